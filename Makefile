@@ -1,0 +1,78 @@
+# The front door. `make` alone lists what there is.
+# Each target sets up what it needs: a virtual environment in .venv, from the locks in requirements/.
+
+PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(if $(shell $(p) -c 'import sys; print("yes" if (3, 11) <= sys.version_info < (3, 14) else "")' 2>/dev/null),$(p))))
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+SIGD := $(BIN)/sigd
+LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast test-gpu check format lint types imports bench fuzz train lock wheel clean
+
+help:  ## this list
+	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.base  ## start a daemon, feed it a synthetic market, see signals and latencies
+	@$(SIGD) demo
+
+test: $(VENV)/.dev  ## all tests that need no GPU
+	$(BIN)/pytest
+
+test-fast: $(VENV)/.dev  ## the tests that take no more than a few seconds
+	$(BIN)/pytest -m "not slow"
+
+test-gpu: $(VENV)/.dev  ## the tests for a machine with an NVIDIA GPU
+	$(BIN)/pytest -m gpu -rs
+
+check: $(VENV)/.dev lint types imports test  ## format, lint, types, import contracts, tests
+
+format: $(VENV)/.dev  ## rewrite the sources in the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+	$(BIN)/mypy tests
+
+imports: $(VENV)/.dev
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.base  ## prove the budget: closed loop, beside the machine's own floor
+	$(SIGD) bench --p99 --closed-loop --floor
+
+fuzz: $(VENV)/.dev  ## a million hostile frames and more against the decoder and a live daemon
+	$(BIN)/python tests/fuzz/fuzz_stream.py
+
+lock:  ## write requirements/*.lock anew (needs uv)
+	$(LOCK) pyproject.toml --output-file requirements/base.lock
+	$(LOCK) pyproject.toml --extra dev --output-file requirements/dev.lock
+	$(LOCK) requirements/build.in --output-file requirements/build.lock
+
+wheel: $(VENV)/.dev  ## build the wheel into dist/
+	rm -rf dist
+	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
+
+clean:  ## remove what these targets made
+	rm -rf $(VENV) dist build out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "sigd needs Python 3.11, 3.12 or 3.13 on PATH, and found none: install one or run make PYTHON=/path/to/python3" >&2; exit 3; }
+	@echo "setting up $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.base: requirements/base.lock requirements/build.lock pyproject.toml | $(VENV)/bin/python
+	@echo "installing what requirements/base.lock names"
+	@$(PIP) install --require-hashes -r requirements/base.lock -r requirements/build.lock
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.lock $(VENV)/.base
+	@echo "installing what requirements/dev.lock names"
+	@$(PIP) install --require-hashes -r requirements/dev.lock
+	@touch $@

@@ -1,0 +1,1 @@
+"""Measuring: schedules, load generators, floors, reports, replay of captures. Never loaded by the serving process."""

@@ -1,0 +1,1 @@
+"""The serving process: command line, listener, sessions, batcher, idle strategies."""

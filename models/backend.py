@@ -1,0 +1,95 @@
+"""The contract of a backend: a model that is loaded, warmed up and ready to run batches.
+
+    open() -> inputs[:rows] = ...; submit(rows) -> ready() -> outputs[:rows] -> ... -> close()
+
+A backend owns its two arrays for life and never replaces them, so a caller may keep views into them. Rows beyond
+`rows` in `inputs` may be computed too (a bucket is padded with whatever stands there) and their outputs mean
+nothing. Between a `submit()` that returned False and the `ready()` that returned True both arrays belong to the
+backend: the caller neither reads nor writes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from sigd.models.spec import ModelSpec
+
+Float32Array = npt.NDArray[np.float32]
+
+
+class Backend(Protocol):
+    """A model on a device, opened with a fixed largest batch.
+
+    Attributes:
+        name: the backend's name on the command line, for example "onnxruntime".
+        spec: what the model is.
+        batch_rows_max: the largest batch, in rows.
+        inputs: float32, shape (batch_rows_max, spec.features), C order; valid after open().
+        outputs: float32, shape (batch_rows_max, spec.outputs), C order; valid after open().
+        synchronous: True where submit() always finishes the batch itself, so that ready() need not be asked.
+    """
+
+    name: str
+    spec: ModelSpec
+    batch_rows_max: int
+    inputs: Float32Array
+    outputs: Float32Array
+    synchronous: bool
+
+    def open(self) -> None:
+        """Load the model, prepare every bucket and run each of them twice, so that no request pays for a first time.
+
+        Raises:
+            BackendUnavailable: this machine or installation cannot run it; the message says how to get it.
+            ModelRefused: the model cannot be served by this backend.
+        """
+
+    def submit(self, rows: int) -> bool:
+        """Start the first `rows` rows of `inputs`, 1 <= rows <= batch_rows_max.
+
+        Returns True where the outputs are there already (CPU backends), False where `ready()` will tell.
+
+        Raises:
+            BackendFailed: the batch could not be run; none of its outputs may be used.
+            BackendClosed: not open.
+        """
+
+    def ready(self) -> bool:
+        """True once the submitted batch has finished and `outputs` may be read. Never blocks.
+
+        Raises:
+            BackendFailed: the batch failed on the device.
+        """
+
+    def bare_call(self, rows: int) -> Callable[[], object]:
+        """The least that runs a batch of `rows` rows on this backend, without our checks: what benchmarks call
+        the floor. Calling it blocks until the outputs are there."""
+
+    def close(self) -> None:
+        """Give everything back. A second close() does nothing; any other call then raises BackendClosed."""
+
+
+def buckets(batch_rows_max: int) -> tuple[int, ...]:
+    """The batch sizes that are prepared: 1, 2, 4, ... and `batch_rows_max` itself.
+
+    >>> buckets(12)
+    (1, 2, 4, 8, 12)
+    """
+    if batch_rows_max < 1:
+        raise ValueError(f"batch_rows_max is {batch_rows_max}, expected at least 1")
+    sizes = []
+    size = 1
+    while size < batch_rows_max:
+        sizes.append(size)
+        size *= 2
+    return (*sizes, batch_rows_max)
+
+
+def bucket_of_rows(batch_rows_max: int) -> tuple[int, ...]:
+    """For each number of rows 0..batch_rows_max the smallest bucket that holds them (0 maps to the smallest)."""
+    sizes = buckets(batch_rows_max)
+    return tuple(next(size for size in sizes if size >= rows) for rows in range(batch_rows_max + 1))
