@@ -1,0 +1,122 @@
+"""One ONNX file as bytes, message and digest: what the spec is read from is exactly what the backends run.
+
+A backend is given the bytes that were hashed, never the path: a file that is replaced or written over while the
+daemon runs can neither change the answers nor take the process down through a mapped page.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sigd.models.errors import ModelRefused
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, TensorProto
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxFile:
+    """A checked ONNX model, whole.
+
+    Attributes:
+        path: where it was read.
+        content: the serialised model with every weight inside it.
+        model: the same, parsed.
+        sha256: 32 bytes, as `sha256sum FILE` shows them. Where weights lie in files of their own it covers those
+            too, in the order of their names: `cat MODEL WEIGHTS... | sha256sum`.
+    """
+
+    path: Path
+    content: bytes
+    model: ModelProto
+    sha256: bytes
+
+
+def read_onnx(path: Path, expected_sha256: bytes | None = None) -> OnnxFile:
+    """Read and check an ONNX file, weights kept in files beside it included.
+
+    Args:
+        path: the file.
+        expected_sha256: the digest that it had when its spec was read; None takes any.
+
+    Raises:
+        ModelRefused: it cannot be read, is no valid ONNX model, lacks a file of weights, or has another digest.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    content = _read_bytes(path)
+    try:
+        model = onnx.load_model_from_string(content)
+    except DecodeError:
+        model = onnx.ModelProto()
+    if not model.ir_version or not model.graph.node:
+        raise ModelRefused(
+            f"{path}: not an ONNX model ({len(content)} bytes), expected a file written by an ONNX exporter"
+        )
+    sha256 = hashlib.sha256(content)
+    weight_names = sorted(set(_external_locations(model.graph)))
+    for weight_name in weight_names:
+        sha256.update(_read_weights(path, weight_name))
+    try:
+        if weight_names:
+            onnx.load_external_data_for_model(model, str(path.parent))
+            content = model.SerializeToString()
+        onnx.checker.check_model(model)
+    except (onnx.checker.ValidationError, ValueError, OSError) as error:
+        raise ModelRefused(f"{path}: not a valid ONNX model: {error}") from error
+    if expected_sha256 is not None and sha256.digest() != expected_sha256:
+        raise ModelRefused(
+            f"{path}: has changed since its spec was read (SHA-256 {sha256.hexdigest()}, expected {expected_sha256.hex()}):"
+            " read the spec again, and replace a model file by renaming a whole one over it"
+        )
+    return OnnxFile(path, content, model, sha256.digest())
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise ModelRefused(f"{path}: no such file, expected an ONNX model") from None
+    except IsADirectoryError:
+        raise ModelRefused(f"{path}: a directory, expected an ONNX file") from None
+    except OSError as error:
+        raise ModelRefused(f"{path}: cannot be read: {error.strerror or error}") from error
+    if not content:
+        raise ModelRefused(f"{path}: empty, expected an ONNX model: was the export or the copy cut short?")
+    return content
+
+
+def _read_weights(path: Path, location: str) -> bytes:
+    """The bytes of one file of weights. Only what lies beside or below the model belongs to it."""
+    if Path(location).is_absolute() or ".." in Path(location).parts:
+        raise ModelRefused(f"{path}: keeps weights in {location!r}, expected a file beside the model")
+    try:
+        return (path.parent / location).read_bytes()
+    except OSError as error:
+        raise ModelRefused(
+            f"{path}: keeps weights in {location!r}, which cannot be read beside it ({error.strerror or error}): copy that"
+            " file too, or save the model in one piece (torch.onnx.export(..., external_data=False))"
+        ) from error
+
+
+def _external_locations(graph: GraphProto) -> Iterator[str]:
+    for tensor in _tensors(graph):
+        if tensor.data_location == tensor.EXTERNAL:
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    yield entry.value
+
+
+def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
+    """Every tensor stored in a graph, in its nodes' attributes and in the graphs inside those."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (*attribute.tensors, *((attribute.t,) if attribute.HasField("t") else ()))
+            for inner in (*attribute.graphs, *((attribute.g,) if attribute.HasField("g") else ())):
+                yield from _tensors(inner)

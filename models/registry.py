@@ -1,0 +1,114 @@
+"""The backends by name, and which of them serves a given file.
+
+A new backend is a factory and one row in `_BACKENDS`. A factory imports its backend when it is called, so that
+nothing here needs a package that only another backend does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sigd.models.backend import Backend
+from sigd.models.errors import ModelRefused
+from sigd.models.spec import read_spec
+
+AUTO = "auto"
+"""The name that lets the file decide."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackendOptions:
+    """How to open a model, whatever the backend; each takes what concerns it.
+
+    Attributes:
+        batch_rows_max: the largest batch, in rows. A model that fixes its batch is opened with that one instead.
+        name: what clients call the model; None takes the file's name without its ending.
+        intra_op_threads: CPU threads that share one batch.
+    """
+
+    batch_rows_max: int = 64
+    name: str | None = None
+    intra_op_threads: int = 1
+
+
+def _onnxruntime(path: Path, options: BackendOptions) -> Backend:
+    from sigd.models.onnxrt import OnnxRuntimeBackend
+
+    return OnnxRuntimeBackend(read_spec(path, options.name), options.batch_rows_max, options.intra_op_threads)
+
+
+def _oracle(path: Path, options: BackendOptions) -> Backend:
+    from sigd.models.oracle import OracleBackend
+
+    return OracleBackend(read_spec(path, options.name), options.batch_rows_max)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    factory: Callable[[Path, BackendOptions], Backend]
+    """Makes the backend of a file, not opened yet."""
+    suffixes: tuple[str, ...]
+    """Endings of the files that "auto" gives to this backend."""
+
+
+_BACKENDS = {
+    "onnxruntime": _Entry(_onnxruntime, (".onnx",)),
+    "oracle": _Entry(_oracle, ()),
+}
+
+
+def backend_names() -> tuple[str, ...]:
+    """What `open_backend` takes for `backend`, "auto" first."""
+    return (AUTO, *_BACKENDS)
+
+
+def open_backend(
+    path: Path | str,
+    backend: str = AUTO,
+    batch_rows_max: int = 64,
+    name: str | None = None,
+    intra_op_threads: int = 1,
+) -> Backend:
+    """Read a model file and open it: every bucket prepared and warmed up.
+
+    Args:
+        path: the model file.
+        backend: one of `backend_names()`; "auto" goes by the file's ending.
+        batch_rows_max: the largest batch, in rows; read the opened backend's own, which a fixed batch overrules.
+        name: what clients call the model, at most 32 UTF-8 bytes; None takes the file's name without its ending.
+        intra_op_threads: CPU threads that share one batch.
+
+    Raises:
+        ModelRefused: the file cannot be served.
+        BackendUnavailable: this installation or machine cannot run that backend.
+        ValueError: no backend has that name, or a number is out of its range.
+    """
+    path = Path(path)
+    if batch_rows_max < 1 or intra_op_threads < 1:
+        raise ValueError(
+            f"batch_rows_max is {batch_rows_max} and intra_op_threads is {intra_op_threads}, expected both to be at least 1"
+        )
+    entry = _entry(_name_for(path) if backend == AUTO else backend)
+    opened = entry.factory(path, BackendOptions(batch_rows_max, name, intra_op_threads))
+    opened.open()
+    return opened
+
+
+def _name_for(path: Path) -> str:
+    for name, entry in _BACKENDS.items():
+        if path.suffix.lower() in entry.suffixes:
+            return name
+    known = ", ".join(f"{suffix} ({name})" for name, entry in _BACKENDS.items() for suffix in entry.suffixes)
+    raise ModelRefused(
+        f"{path}: its ending {path.suffix!r} does not say which backend serves it, expected {known}: rename it, or name the"
+        f" backend: {', '.join(_BACKENDS)}"
+    )
+
+
+def _entry(name: str) -> _Entry:
+    entry = _BACKENDS.get(name)
+    if entry is None:
+        raise ValueError(f"no backend is called {name!r}, expected one of {', '.join(backend_names())}")
+    return entry
