@@ -1,0 +1,80 @@
+"""What can go wrong on the wire, by whose fault it is.
+
+WireError
+├── FrameError               bytes that are no valid frame; carries the RejectCode a daemon answers with
+├── SessionError             the client's side of a conversation that failed
+│   ├── ConnectFailed        nobody listens there, or the socket may not be opened
+│   ├── Rejected             the daemon said Reject: code and reason
+│   ├── SessionClosed        the daemon closed the connection; says how many requests were unanswered
+│   ├── ReceiveTimeout       no answer within the time given
+│   └── ProtocolBroken       the daemon answered something that the contract does not allow
+└── ShapeError               the caller's array or number does not fit what was agreed in Welcome
+"""
+
+from __future__ import annotations
+
+from sigd.wire.status import RejectCode
+
+
+class WireError(Exception):
+    """Base of all errors of `sigd.wire`."""
+
+
+class FrameError(WireError):
+    """Bytes that are no valid frame.
+
+    Attributes:
+        code: what a daemon that meets them says in its Reject.
+    """
+
+    def __init__(self, code: RejectCode, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
+class SessionError(WireError):
+    """A client's conversation failed."""
+
+
+class ConnectFailed(SessionError):
+    """The daemon could not be reached."""
+
+
+class Rejected(SessionError):
+    """The daemon refused the session or ended it.
+
+    Attributes:
+        code: a RejectCode, or the plain number where this side does not know it.
+        reason: the daemon's own words.
+    """
+
+    def __init__(self, code: int, reason: str) -> None:
+        name = RejectCode(code).name if code in RejectCode._value2member_map_ else "unknown code"
+        super().__init__(f"the daemon rejected the session: {reason} (code {code}, {name})")
+        self.code = code
+        self.reason = reason
+
+
+class SessionClosed(SessionError):
+    """The connection is closed.
+
+    Attributes:
+        unanswered: requests sent on it that got no answer.
+    """
+
+    def __init__(self, message: str, *, unanswered: int = 0) -> None:
+        super().__init__(message)
+        self.unanswered = unanswered
+
+
+class ReceiveTimeout(SessionError):
+    """No answer came within the time given; the session is still open and the answer may still come."""
+
+
+class ProtocolBroken(SessionError):
+    """The daemon's bytes break the contract."""
+
+
+class ShapeError(WireError):
+    """The caller's data does not have the shape that the session agreed on."""

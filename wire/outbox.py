@@ -1,0 +1,171 @@
+"""The daemon's end of a response stream: answers are written over prepared frames, then sent as one piece.
+
+The frames stand ready with header and padding; a batch fills in what differs. Nothing is allocated for a response
+but NumPy's short-lived views.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sigd.wire import fields
+from sigd.wire.layout import (
+    REQUEST_DEADLINE_WORD,
+    REQUEST_INSTRUMENT_WORD,
+    RESPONSE_OUTCOME_WORD,
+    RESPONSE_OUTPUTS_OFFSET,
+    RESPONSE_RECEIVE_TIME_WORD,
+    RESPONSE_SEND_TIME_WORD,
+    RESPONSE_SEQUENCE_WORD,
+    WordArray,
+    header_word,
+    outcome_word,
+    response_frame_bytes,
+)
+from sigd.wire.status import Status
+
+_INSTRUMENT_HALF: Final = 10  # u32 column of instrument_id in a response
+_GENERATION_HALF: Final = 11  # u32 column of model_generation
+_REQUEST_INSTRUMENT_HALF: Final = 2 * REQUEST_INSTRUMENT_WORD
+_STATUS_COLUMN: Final = 26  # u16 column of status
+_LONE: Final = struct.Struct("<QQQQQQ")
+
+StatusArray = npt.NDArray[np.uint16]
+
+
+class ResponseOutbox:
+    """Prepared SignalResponse frames of one connection.
+
+    Attributes:
+        rows_max: how many answers fit at once.
+        frame_bytes: bytes of one response.
+        bytes: the frames; the first k * frame_bytes are what to send after encoding k rows.
+    """
+
+    __slots__ = (
+        "_floats",
+        "_halves",
+        "_lone_outputs",
+        "_quarters",
+        "_storage",
+        "_words",
+        "bytes",
+        "frame_bytes",
+        "generation_word",
+        "lone",
+        "rows_max",
+    )
+
+    def __init__(self, outputs: int, rows_max: int, model_generation: int) -> None:
+        """Room for `rows_max` responses of `outputs` outputs each."""
+        self.rows_max = rows_max
+        self.frame_bytes = response_frame_bytes(outputs)
+        self._storage = np.zeros(rows_max * self.frame_bytes, np.uint8)
+        self._words: WordArray = self._storage.view(np.uint64).reshape(rows_max, -1)
+        self._halves = self._storage.view(np.uint32).reshape(rows_max, -1)
+        self._quarters = self._storage.view(np.uint16).reshape(rows_max, -1)
+        first = RESPONSE_OUTPUTS_OFFSET // 4
+        self._floats = self._storage.view(np.float32).reshape(rows_max, -1)[:, first : first + outputs]
+        self._words[:, 0] = header_word(fields.SIGNAL_RESPONSE.template_id, self.frame_bytes)
+        self.bytes = memoryview(self._storage)
+        self.lone = self.bytes[: self.frame_bytes]
+        self._lone_outputs = self.bytes[RESPONSE_OUTPUTS_OFFSET : RESPONSE_OUTPUTS_OFFSET + 4 * outputs]
+        self.generation_word = 0
+        self.set_generation(model_generation)
+
+    def set_generation(self, model_generation: int) -> None:
+        """Responses encoded from now on name this generation."""
+        self._halves[:, _GENERATION_HALF] = model_generation
+        self.generation_word = model_generation << 32
+
+    def encode_lone(
+        self,
+        sequence: int,
+        client_time_ns: int,
+        receive_time_ns: int,
+        send_time_ns: int,
+        instrument_id: int,
+        outcome: int,
+        outputs: memoryview,
+    ) -> None:
+        """One OK answer into `lone`. `outputs` are its 4 * m bytes; `outcome` is layout.outcome_word()."""
+        _LONE.pack_into(
+            self.bytes,
+            8,
+            sequence,
+            client_time_ns,
+            receive_time_ns,
+            send_time_ns,
+            instrument_id | self.generation_word,
+            outcome,
+        )
+        self._lone_outputs[:] = outputs
+
+    def encode(
+        self,
+        requests: WordArray,
+        outputs: npt.NDArray[np.float32] | None,
+        statuses: StatusArray | None,
+        *,
+        send_time_ns: int,
+        infer_ns: int,
+        batch_rows: int,
+    ) -> memoryview:
+        """Answer `requests` (words of k pending rows, see RequestInbox.row_words), k <= rows_max.
+
+        Args:
+            outputs: float32, shape (live, m): the outputs of the rows whose status is OK, in order.
+            statuses: one a row, or None where all are OK.
+            send_time_ns: a row that is OK but whose deadline lies before it becomes EXPIRED.
+            infer_ns: time in the model for the batch; rows that did not run get 0, and 0 batch rows.
+
+        Returns:
+            The bytes to send, a view that is valid until the next encoding.
+        """
+        count = len(requests)
+        words = self._words[:count]
+        # sequence and client_time_ns stand side by side in both frames
+        words[:, RESPONSE_SEQUENCE_WORD:RESPONSE_RECEIVE_TIME_WORD] = requests[:, 1:3]
+        words[:, RESPONSE_RECEIVE_TIME_WORD] = requests[:, 0]
+        words[:, RESPONSE_SEND_TIME_WORD] = send_time_ns
+        halves = self._halves[:count]
+        halves[:, _INSTRUMENT_HALF] = requests.view(np.uint32)[:, _REQUEST_INSTRUMENT_HALF]
+        words[:, RESPONSE_OUTCOME_WORD] = outcome_word(infer_ns, Status.OK, batch_rows)
+        floats = self._floats[:count]
+        if statuses is None:
+            assert outputs is not None
+            floats[:] = outputs
+        else:
+            self._encode_mixed(count, outputs, statuses)
+        deadlines = requests[:, REQUEST_DEADLINE_WORD]
+        if np.count_nonzero(deadlines):
+            self._expire(count, deadlines, send_time_ns)
+        return self.bytes[: count * self.frame_bytes]
+
+    def _encode_mixed(
+        self, count: int, outputs: npt.NDArray[np.float32] | None, statuses: StatusArray
+    ) -> None:
+        live = statuses == Status.OK
+        floats = self._floats[:count]
+        floats[~live] = np.nan
+        if outputs is not None:
+            floats[live] = outputs
+        ran = live | (statuses == Status.MODEL_ERROR)
+        self._words[:count, RESPONSE_OUTCOME_WORD][~ran] = 0
+        self._quarters[:count, _STATUS_COLUMN] = statuses
+
+    def _expire(self, count: int, deadlines: npt.NDArray[np.uint64], send_time_ns: int) -> None:
+        status = self._quarters[:count, _STATUS_COLUMN]
+        late = (deadlines != 0) & (deadlines < send_time_ns) & (status == Status.OK)
+        if late.any():
+            status[late] = Status.EXPIRED
+            self._floats[:count][late] = np.nan
+
+
+assert _INSTRUMENT_HALF * 4 == 40
+assert _GENERATION_HALF * 4 == 44
+assert _STATUS_COLUMN * 2 == 52
