@@ -62,7 +62,7 @@ class RequestInbox:
         capacity_bytes = max(rows_max * self.frame_bytes, 2 * FRAME_BYTES_MAX)
         # np.zeros of this size comes page by page on first touch, and at least 16-byte aligned
         self._storage = np.zeros(capacity_bytes, np.uint8)
-        self.bytes = memoryview(self._storage)
+        self.bytes = self._storage.data
         self.words = self.bytes.cast("Q")
         self._all = self.bytes[:]
         self._header = header_word(fields.SIGNAL_REQUEST.template_id, self.frame_bytes)

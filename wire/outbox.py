@@ -71,7 +71,7 @@ class ResponseOutbox:
         first = RESPONSE_OUTPUTS_OFFSET // 4
         self._floats = self._storage.view(np.float32).reshape(rows_max, -1)[:, first : first + outputs]
         self._words[:, 0] = header_word(fields.SIGNAL_RESPONSE.template_id, self.frame_bytes)
-        self.bytes = memoryview(self._storage)
+        self.bytes = self._storage.data
         self.lone = self.bytes[: self.frame_bytes]
         self._lone_outputs = self.bytes[RESPONSE_OUTPUTS_OFFSET : RESPONSE_OUTPUTS_OFFSET + 4 * outputs]
         self.generation_word = 0
