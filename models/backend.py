@@ -27,7 +27,8 @@ class Backend(Protocol):
     Attributes:
         name: the backend's name on the command line, for example "onnxruntime".
         spec: what the model is.
-        batch_rows_max: the largest batch, in rows.
+        batch_rows_max: the largest batch, in rows: what was asked for, or the batch that the model itself fixes. Read
+            it from here, not from what was asked for.
         inputs: float32, shape (batch_rows_max, spec.features), C order; valid after open().
         outputs: float32, shape (batch_rows_max, spec.outputs), C order; valid after open().
         synchronous: True where submit() always finishes the batch itself, so that ready() need not be asked.
@@ -43,6 +44,8 @@ class Backend(Protocol):
     def open(self) -> None:
         """Load the model, prepare every bucket and run each of them twice, so that no request pays for a first time.
 
+        To be called by the thread that will call `submit`: a CPU backend sets that thread to flush denormals to zero.
+
         Raises:
             BackendUnavailable: this machine or installation cannot run it; the message says how to get it.
             ModelRefused: the model cannot be served by this backend.
@@ -56,6 +59,7 @@ class Backend(Protocol):
         Raises:
             BackendFailed: the batch could not be run; none of its outputs may be used.
             BackendClosed: not open.
+            ValueError: `rows` is out of its range.
         """
 
     def ready(self) -> bool:
@@ -63,6 +67,7 @@ class Backend(Protocol):
 
         Raises:
             BackendFailed: the batch failed on the device.
+            BackendClosed: not open.
         """
 
     def bare_call(self, rows: int) -> Callable[[], object]:
@@ -70,7 +75,8 @@ class Backend(Protocol):
         the floor. Calling it blocks until the outputs are there."""
 
     def close(self) -> None:
-        """Give everything back. A second close() does nothing; any other call then raises BackendClosed."""
+        """Give everything back. A second close() does nothing; any other call then raises BackendClosed. What was in
+        `inputs` and `outputs` may no longer be read or written."""
 
 
 def buckets(batch_rows_max: int) -> tuple[int, ...]:

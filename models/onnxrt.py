@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sigd.models.backend import Float32Array, bucket_of_rows, buckets
+from sigd.models.backend import Float32Array, bucket_of_rows
 from sigd.models.denormals import flush_denormals
 from sigd.models.errors import BackendClosed, BackendFailed, BackendUnavailable, ModelRefused
 from sigd.models.onnx_file import read_onnx
@@ -44,31 +44,23 @@ class OnnxRuntimeBackend:
         self.spec = spec
         self.batch_rows_max = batch_rows_max if spec.batch_rows is None else spec.batch_rows
         self._intra_op_threads = intra_op_threads
-        self._buckets = buckets(self.batch_rows_max) if spec.batch_rows is None else (spec.batch_rows,)
         # For each number of rows the call that runs its bucket; empty while the backend is not open.
         self._runs: dict[int, Callable[[], object]] = {}
 
     def open(self) -> None:
         """Load the model, bind every bucket and run each of them twice. Raises as `Backend.open` says."""
         session = self._session()
+        flush_denormals()
         self.inputs = _aligned(self.batch_rows_max, self.spec.features)
         self.outputs = _aligned(self.batch_rows_max, self.spec.outputs)
-        calls = {size: self._bind(session, size) for size in self._buckets}
-        flush_denormals()
+        if self.spec.batch_rows is None:
+            bucket_of = bucket_of_rows(self.batch_rows_max)
+        else:
+            bucket_of = (self.batch_rows_max,) * (self.batch_rows_max + 1)
+        calls = {size: self._bind(session, size) for size in set(bucket_of)}
         for size, call in calls.items():
-            for _ in range(2):
-                try:
-                    call()
-                except Exception as error:
-                    raise ModelRefused(
-                        f"{self.spec.path}: does not run on a batch of {size} rows of zeros, expected"
-                        f" {(size, *self.spec.output_dims)} from {(size, *self.spec.input_dims)}: {error}"
-                    ) from error
-        bucket = bucket_of_rows(self.batch_rows_max) if self.spec.batch_rows is None else None
-        self._runs = {
-            rows: calls[bucket[rows] if bucket else self.batch_rows_max]
-            for rows in range(1, self.batch_rows_max + 1)
-        }
+            self._warm_up(size, call)
+        self._runs = {rows: calls[bucket_of[rows]] for rows in range(1, self.batch_rows_max + 1)}
 
     def submit(self, rows: int) -> bool:
         """Run the first `rows` rows of `inputs`; True, for the outputs are there. Raises as `Backend.submit` says."""
@@ -91,7 +83,7 @@ class OnnxRuntimeBackend:
         return self._runs[rows]
 
     def close(self) -> None:
-        """Let the session and its bindings go. `inputs` and `outputs` stay readable."""
+        """Let the session and its bindings go."""
         self._runs = {}
 
     def _failure(self, rows: int, error: Exception | None) -> Exception:
@@ -143,16 +135,32 @@ class OnnxRuntimeBackend:
             (binding.bind_ortvalue_output, self.spec.output_name, self.outputs[:size], self.spec.output_dims),
         ):
             bind(name, onnxruntime.OrtValue.ortvalue_from_numpy(rows.reshape(size, *dims)))
-        return _prepared_call(session, binding)
+        run_options = onnxruntime.RunOptions()
+        run_options.log_severity_level = _LOG_FATAL
+        return _prepared_call(session, binding, run_options)
+
+    def _warm_up(self, size: int, call: Callable[[], object]) -> None:
+        try:
+            call()
+            call()
+        except Exception as error:
+            raise ModelRefused(
+                f"{self.spec.path}: does not run on a batch of {size} rows of zeros, expected"
+                f" {(size, *self.spec.output_dims)} from {(size, *self.spec.input_dims)}: {error}"
+            ) from error
 
 
-def _prepared_call(session: Any, binding: Any) -> Callable[[], object]:
-    """Run `binding`. The wrapped objects save the Python layer's checks (2.5 of 8.3 us for a small model); where a
-    release of ONNX Runtime does not have them under these names, its public call does the same."""
+def _prepared_call(session: Any, binding: Any, run_options: Any) -> Callable[[], object]:
+    """The call that runs `binding`.
+
+    The wrapped objects save the checks of the Python layer, and run options of our own save making new ones for every
+    batch: docs/decisions/ has the figures. Where a release of ONNX Runtime does not have the wrapped objects under
+    these names, its public call does the same.
+    """
     try:
-        call = partial(session._sess.run_with_iobinding, binding._iobinding, None)
+        call = partial(session._sess.run_with_iobinding, binding._iobinding, run_options)
     except AttributeError:
-        return partial(session.run_with_iobinding, binding)
+        return partial(session.run_with_iobinding, binding, run_options)
     # The wrapped objects do not keep the arrays that they read and write: the binding does, so it lives with the call.
     call.__dict__["binding"] = binding
     return call

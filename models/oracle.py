@@ -81,7 +81,7 @@ class OracleBackend:
         return partial(self._run, rows)
 
     def close(self) -> None:
-        """Let the evaluator go. `inputs` and `outputs` stay readable."""
+        """Let the evaluator go."""
         self._evaluator = None
 
     def _check(self, rows: int) -> None:

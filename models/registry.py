@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sigd.models.backend import Backend
 from sigd.models.errors import ModelRefused
+from sigd.models.independence import check_rows_independent
 from sigd.models.spec import read_spec
 
 AUTO = "auto"
@@ -71,7 +72,7 @@ def open_backend(
     name: str | None = None,
     intra_op_threads: int = 1,
 ) -> Backend:
-    """Read a model file and open it: every bucket prepared and warmed up.
+    """Read a model file and open it: every bucket prepared and warmed up, its rows found to be independent.
 
     Args:
         path: the model file.
@@ -83,6 +84,7 @@ def open_backend(
     Raises:
         ModelRefused: the file cannot be served.
         BackendUnavailable: this installation or machine cannot run that backend.
+        BackendFailed: it opened, but could not run a batch.
         ValueError: no backend has that name, or a number is out of its range.
     """
     path = Path(path)
@@ -92,7 +94,12 @@ def open_backend(
         )
     entry = _entry(_name_for(path) if backend == AUTO else backend)
     opened = entry.factory(path, BackendOptions(batch_rows_max, name, intra_op_threads))
-    opened.open()
+    try:
+        opened.open()
+        check_rows_independent(opened)
+    except BaseException:
+        opened.close()
+        raise
     return opened
 
 
