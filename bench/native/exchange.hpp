@@ -1,0 +1,96 @@
+// The two files that the load generator exchanges with bench/load_native.py: the plan it reads, the result it writes.
+// Both sides write these structs down; sizes and magics must agree, and a mismatch is refused at start.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+#include "frames.hpp"
+
+namespace sigd {
+
+constexpr char plan_magic[9] = "SGDPLAN1";
+constexpr char result_magic[9] = "SGDRSLT1";
+
+// Followed by: the Hello frame, `rows` request frames of `request_length` bytes, `intended` int64 offsets in ns.
+struct PlanHeader {
+    char magic[8];
+    char socket_path[112];
+    std::uint64_t hello_length;
+    std::uint64_t rows;
+    std::uint64_t request_length;
+    std::uint64_t intended;      // open loop: how many send times follow, below 0 is warm-up; 0 = closed loop
+    std::uint64_t requests;      // closed loop: how many to measure; 0 = as many as duration_ns allows
+    std::int64_t duration_ns;    // closed loop
+    std::int64_t warmup_ns;      // from the first request to the first that is measured
+    std::int64_t stall_ns;       // a request unanswered for so long is lost, and the run ends
+    std::uint64_t connections;
+    std::uint64_t in_flight;     // most requests unanswered on one connection
+    std::int64_t cpu;            // core of this thread; -1 = any
+    std::uint64_t samples_max;   // requests kept one by one; beyond, a uniform reservoir of them
+    std::int64_t late_ns;        // a send this long after its intended time is late
+    std::int64_t gap_ns;         // a gap this long between two looks at the clock is a hiccup
+    std::uint64_t seed;
+};
+static_assert(sizeof(PlanHeader) == 240);
+
+// Latencies are counted as HdrHistogram counts them: 1 ns to 2^36 ns at three significant digits.
+constexpr int sub_bucket_bits = 11;
+constexpr std::size_t histogram_bins = 27 * 1024;
+enum HistogramOf : std::size_t { corrected, uncorrected, queue, model, rest, histogram_count };
+
+constexpr std::size_t slowest_max = 16;
+
+struct Sample {
+    std::int64_t intended_ns;
+    std::int64_t sent_ns;
+    std::int64_t received_ns;
+    std::uint64_t receive_time_ns;
+    std::uint64_t send_time_ns;
+    std::uint32_t infer_ns;
+    std::uint32_t model_generation;
+    std::uint16_t status;
+    std::uint16_t batch_rows;
+    std::uint16_t connection;
+    std::uint16_t reserved;
+};
+static_assert(sizeof(Sample) == 56);
+
+// The kinds a run can end with; the numbers are those of sigd.bench.load.ViolationKind.
+enum class ViolationKind : std::uint64_t {
+    none, closed_early, rejected, header, unsolicited, sequence, client_time, instrument, status, outputs, stamps,
+    no_welcome,
+};
+
+// Followed by: histogram_count * histogram_bins u64 counts, `slowest` Samples, `samples` Samples.
+struct ResultHeader {
+    char magic[8];
+    Welcome welcome;
+    std::int64_t begin_ns;           // CLOCK_MONOTONIC of the first measured send time
+    std::int64_t last_intended_ns;
+    std::int64_t last_sent_ns;
+    std::int64_t last_received_ns;
+    std::uint64_t requests;          // measured ones that were due: sent or not
+    std::uint64_t sent;
+    std::uint64_t received;
+    std::uint64_t statuses[8];
+    std::uint64_t late_sends;
+    std::int64_t late_worst_ns;
+    std::uint64_t hiccups;
+    std::int64_t hiccup_worst_ns;
+    std::int64_t hiccup_sum_ns;
+    std::uint64_t batch_rows_sum;    // over OK answers
+    std::uint64_t generation_first;
+    std::uint64_t generation_last;
+    std::uint64_t slowest;
+    std::uint64_t samples;
+    ViolationKind violation;
+    std::uint64_t violation_connection;
+    std::uint64_t violation_expected;
+    std::uint64_t violation_found;
+    char violation_text[72];
+};
+static_assert(sizeof(ResultHeader) == 8 + 128 + 4 * 8 + 3 * 8 + 64 + 10 * 8 + 4 * 8 + 72);
+
+}  // namespace sigd

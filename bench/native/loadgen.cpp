@@ -1,0 +1,250 @@
+// The load generator: one pinned thread that spins over non-blocking Unix sockets.
+//
+//     loadgen PLAN RESULT        (see exchange.hpp; written and read by sigd.bench.load_native)
+//
+// Open loop: request i goes to connection i mod N when its intended time has come and that connection has fewer than
+// in_flight unanswered; what is late stays in the schedule, so waiting counts. Closed loop: every connection keeps
+// in_flight requests unanswered. Either way what may go goes in one write, and what has come is taken in one read.
+// Prints "measuring" shortly before the first measured request. Exit 0: a result was written, whatever it says.
+
+#include <fstream>
+#include <vector>
+
+#include "exchange.hpp"
+#include "platform.hpp"
+#include "recorder.hpp"
+#include "session.hpp"
+
+namespace {
+
+using namespace sigd;
+
+// The plan as it lies in the mapped file.
+struct Plan {
+    const PlanHeader* header;
+    const std::uint8_t* hello;
+    const std::uint8_t* frames;
+    const std::int64_t* intended;
+};
+
+Plan map_plan(const char* path) {
+    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) die(path);
+    const off_t size = lseek(fd, 0, SEEK_END);
+    if (size < static_cast<off_t>(sizeof(PlanHeader))) {
+        errno = EINVAL;
+        die("the plan is shorter than its header");
+    }
+    void* base = mmap(nullptr, static_cast<std::size_t>(size), PROT_READ, MAP_SHARED | MAP_POPULATE, fd, 0);
+    if (base == MAP_FAILED) die(path);
+    close(fd);
+    const auto* bytes = static_cast<const std::uint8_t*>(base);
+    Plan plan{reinterpret_cast<const PlanHeader*>(bytes), bytes + sizeof(PlanHeader), nullptr, nullptr};
+    const PlanHeader& h = *plan.header;
+    plan.frames = plan.hello + h.hello_length;
+    plan.intended = reinterpret_cast<const std::int64_t*>(plan.frames + h.rows * h.request_length);
+    const std::size_t expected = sizeof h + h.hello_length + h.rows * h.request_length + 8 * h.intended;
+    if (std::memcmp(h.magic, plan_magic, 8) != 0 || static_cast<std::size_t>(size) != expected || h.rows == 0 ||
+        h.connections == 0 || h.in_flight == 0) {
+        errno = EINVAL;
+        die("not a plan of this load generator");
+    }
+    return plan;
+}
+
+class Run {
+public:
+    explicit Run(const Plan& plan)
+        : plan_(plan), header_(*plan.header), recorder_(header_.samples_max, header_.seed),
+          cursors_(header_.connections) {
+        sessions_.reserve(header_.connections);
+        for (std::uint64_t c = 0; c < header_.connections; ++c) {
+            sessions_.emplace_back(c, header_.in_flight, header_.request_length);
+            cursors_[c] = c;
+        }
+        while (warmups_ < header_.intended && plan_.intended[warmups_] < 0) ++warmups_;
+    }
+
+    Recorder& recorder() { return recorder_; }
+    const Violation& violation() const { return violation_; }
+
+    bool connect() {
+        for (auto& session : sessions_) {
+            violation_ = session.open(header_.socket_path, plan_.hello, header_.hello_length, recorder_.result.welcome);
+            if (violation_.kind != ViolationKind::none) return false;
+        }
+        return true;
+    }
+
+    void go() {
+        constexpr std::int64_t lead_ns = 1'000'000;
+        begin_ns_ = clock_ns() + lead_ns + header_.warmup_ns;
+        recorder_.result.begin_ns = begin_ns_;
+        const std::int64_t announce_ns = begin_ns_ - std::min<std::int64_t>(header_.warmup_ns / 2, 50'000'000);
+        bool announced = false;
+        std::int64_t before_ns = clock_ns();
+        bool idle = false;
+        for (std::uint64_t turn = 0;; ++turn) {
+            const std::int64_t now_ns = clock_ns();
+            if (idle && now_ns >= begin_ns_) note_gap(now_ns - before_ns);
+            before_ns = now_ns;
+            if (!announced && now_ns >= announce_ns) {
+                announced = true;
+                std::puts("measuring");
+                std::fflush(stdout);
+            }
+            std::size_t moved = 0;
+            for (std::uint64_t c = 0; c < sessions_.size(); ++c)
+                if (!serve(c, moved)) return;
+            idle = moved == 0;
+            if ((turn & 0xFF) == 0 && over(now_ns)) return;
+        }
+    }
+
+private:
+    // One turn of one connection; false ends the run.
+    bool serve(std::uint64_t c, std::size_t& moved) {
+        Session& session = sessions_[c];
+        std::size_t got = 0;
+        violation_ = session.receive(recorder_, got);
+        if (violation_.kind != ViolationKind::none) return false;
+        const bool pending = session.pending();
+        const bool added = pending ? false : (header_.intended ? add_due(c) : add_to_fill(c));
+        moved += got + (added ? 1 : 0);
+        if (pending || added) {
+            violation_ = session.flush();
+            if (violation_.kind != ViolationKind::none) return false;
+        }
+        return true;
+    }
+
+    bool add_due(std::uint64_t c) {
+        Session& session = sessions_[c];
+        std::uint64_t room = session.room();
+        if (room == 0 || cursors_[c] >= header_.intended) return false;
+        const std::int64_t now_ns = clock_ns();
+        bool added = false;
+        for (; room > 0 && cursors_[c] < header_.intended; --room, cursors_[c] += header_.connections) {
+            const std::uint64_t i = cursors_[c];
+            const std::int64_t due_ns = begin_ns_ + plan_.intended[i];
+            if (due_ns > now_ns) break;
+            const bool measured = i >= warmups_;
+            session.add(frame(measured ? i - warmups_ : i), due_ns, now_ns, measured);
+            if (measured) note_sent(due_ns, now_ns);
+            added = true;
+        }
+        return added;
+    }
+
+    bool add_to_fill(std::uint64_t c) {
+        Session& session = sessions_[c];
+        std::uint64_t room = session.room();
+        if (room == 0) return false;
+        const std::int64_t now_ns = clock_ns();
+        const bool measured = now_ns >= begin_ns_;
+        bool added = false;
+        for (; room > 0 && !closed_loop_ends(now_ns); --room) {
+            session.add(frame(issued_++), now_ns, now_ns, measured);
+            if (measured) note_sent(now_ns, now_ns);
+            added = true;
+        }
+        return added;
+    }
+
+    bool closed_loop_ends(std::int64_t now_ns) const {
+        if (header_.requests) return recorder_.result.sent >= header_.requests;
+        return now_ns >= begin_ns_ + header_.duration_ns;
+    }
+
+    const std::uint8_t* frame(std::uint64_t i) const {
+        return plan_.frames + (i % header_.rows) * header_.request_length;
+    }
+
+    void note_sent(std::int64_t due_ns, std::int64_t now_ns) {
+        ResultHeader& result = recorder_.result;
+        ++result.sent;
+        result.last_intended_ns = std::max(result.last_intended_ns, due_ns);
+        result.last_sent_ns = now_ns;
+        const std::int64_t late_ns = now_ns - due_ns;
+        if (late_ns > header_.late_ns) ++result.late_sends;
+        result.late_worst_ns = std::max(result.late_worst_ns, late_ns);
+    }
+
+    void note_gap(std::int64_t gap_ns) {
+        ResultHeader& result = recorder_.result;
+        result.hiccup_worst_ns = std::max(result.hiccup_worst_ns, gap_ns);
+        if (gap_ns < header_.gap_ns) return;
+        ++result.hiccups;
+        result.hiccup_sum_ns += gap_ns;
+    }
+
+    bool over(std::int64_t now_ns) const {
+        bool unanswered = false;
+        bool unsent = false;
+        for (std::uint64_t c = 0; c < sessions_.size(); ++c) {
+            if (sessions_[c].unanswered() > 0) {
+                unanswered = true;
+                if (now_ns - sessions_[c].oldest_sent_ns() > header_.stall_ns) return true;
+            }
+            unsent |= cursors_[c] < header_.intended;
+        }
+        if (!header_.intended) unsent = !closed_loop_ends(now_ns);
+        return !unanswered && !unsent;
+    }
+
+    const Plan& plan_;
+    const PlanHeader& header_;
+    Recorder recorder_;
+    std::vector<Session> sessions_;
+    std::vector<std::uint64_t> cursors_;  // open loop: the next request of each connection
+    std::uint64_t warmups_ = 0;
+    std::uint64_t issued_ = 0;  // closed loop
+    std::int64_t begin_ns_ = 0;
+    Violation violation_;
+};
+
+void write_result(const char* path, const Plan& plan, Run& run) {
+    Recorder& recorder = run.recorder();
+    ResultHeader& result = recorder.result;
+    std::memcpy(result.magic, result_magic, 8);
+    result.requests = result.sent;
+    if (plan.header->intended) {
+        result.requests = 0;
+        for (std::uint64_t i = 0; i < plan.header->intended; ++i) result.requests += plan.intended[i] >= 0 ? 1 : 0;
+    }
+    result.samples = recorder.samples().size();
+    const Violation& violation = run.violation();
+    result.violation = violation.kind;
+    result.violation_connection = violation.connection;
+    result.violation_expected = violation.expected;
+    result.violation_found = violation.found;
+    std::memcpy(result.violation_text, violation.text, sizeof result.violation_text);
+
+    std::ofstream file(path, std::ios::binary);
+    const auto put = [&](const void* bytes, std::size_t count) {
+        file.write(static_cast<const char*>(bytes), static_cast<std::streamsize>(count));
+    };
+    put(&result, sizeof result);
+    for (const auto& histogram : recorder.histograms())
+        put(histogram.counts().data(), 8 * histogram.counts().size());
+    put(recorder.slowest().data(), sizeof(Sample) * result.slowest);
+    put(recorder.samples().data(), sizeof(Sample) * result.samples);
+    file.close();
+    if (!file) die(path);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    if (argc != 3) {
+        std::fprintf(stderr, "usage: loadgen PLAN RESULT\n");
+        return 2;
+    }
+    const Plan plan = map_plan(argv[1]);
+    pin(plan.header->cpu);
+    Run run(plan);
+    lock_memory();
+    if (run.connect()) run.go();
+    write_result(argv[2], plan, run);
+    return 0;
+}

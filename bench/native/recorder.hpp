@@ -1,0 +1,110 @@
+// What is kept of each answer: counts for every percentile, a bounded set of whole samples, the slowest few.
+// All memory is there before the first request; nothing here allocates.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstdint>
+#include <vector>
+
+#include "exchange.hpp"
+
+namespace sigd {
+
+// The index arithmetic of HdrHistogram (hdrhistogram.org) for 2048 sub-buckets and unit 1.
+class Histogram {
+public:
+    void record(std::int64_t value_ns) { ++counts_[index_of(value_ns)]; }
+    const std::vector<std::uint64_t>& counts() const { return counts_; }
+
+private:
+    static std::size_t index_of(std::int64_t value_ns) {
+        constexpr std::uint64_t mask = (1u << sub_bucket_bits) - 1;
+        constexpr std::uint64_t largest = (std::uint64_t{1} << 36) - 1;
+        const std::uint64_t value = std::min(static_cast<std::uint64_t>(std::max<std::int64_t>(value_ns, 0)), largest);
+        const int bucket = std::bit_width(value | mask) - sub_bucket_bits;
+        return (static_cast<std::size_t>(bucket) << (sub_bucket_bits - 1)) + static_cast<std::size_t>(value >> bucket);
+    }
+
+    std::vector<std::uint64_t> counts_ = std::vector<std::uint64_t>(histogram_bins);
+};
+
+class Recorder {
+public:
+    Recorder(std::size_t samples_max, std::uint64_t seed) : samples_max_(samples_max), random_(seed | 1) {
+        samples_.reserve(samples_max);
+        // Written once now, so that no page is touched for the first time while the run is measured.
+        samples_.resize(samples_max);
+        samples_.clear();
+    }
+
+    void record(const Sample& sample) {
+        ++result.statuses[sample.status & 7];
+        ++result.received;
+        result.last_received_ns = sample.received_ns;
+        if (result.received == 1) result.generation_first = sample.model_generation;
+        result.generation_last = sample.model_generation;
+        if (sample.status == status_ok) record_ok(sample);
+        keep(sample);
+    }
+
+    ResultHeader result{};
+
+    const std::array<Histogram, histogram_count>& histograms() const { return histograms_; }
+    const std::vector<Sample>& samples() const { return samples_; }
+    const std::array<Sample, slowest_max>& slowest() const { return slowest_; }
+
+private:
+    void record_ok(const Sample& sample) {
+        const std::int64_t latency = sample.received_ns - sample.intended_ns;
+        const std::int64_t from_send = sample.received_ns - sample.sent_ns;
+        const auto inside = static_cast<std::int64_t>(sample.send_time_ns - sample.receive_time_ns);
+        histograms_[corrected].record(latency);
+        histograms_[uncorrected].record(from_send);
+        histograms_[queue].record(inside - sample.infer_ns);
+        histograms_[model].record(sample.infer_ns);
+        histograms_[rest].record(from_send - inside);
+        result.batch_rows_sum += sample.batch_rows;
+        if (result.slowest < slowest_max) {
+            slowest_[result.slowest++] = sample;
+            if (result.slowest == slowest_max) find_least_slow();
+        } else if (latency > least_slow_ns_) {
+            slowest_[least_slow_] = sample;
+            find_least_slow();
+        }
+    }
+
+    void find_least_slow() {
+        const auto latency = [](const Sample& s) { return s.received_ns - s.intended_ns; };
+        const auto least = std::min_element(slowest_.begin(), slowest_.end(), [&](const Sample& a, const Sample& b) {
+            return latency(a) < latency(b);
+        });
+        least_slow_ = static_cast<std::size_t>(least - slowest_.begin());
+        least_slow_ns_ = latency(*least);
+    }
+
+    // Algorithm R: once full, sample n replaces a kept one with probability samples_max / n.
+    void keep(const Sample& sample) {
+        if (samples_.size() < samples_max_) {
+            samples_.push_back(sample);
+            return;
+        }
+        if (samples_max_ == 0) return;
+        random_ ^= random_ << 13;
+        random_ ^= random_ >> 7;
+        random_ ^= random_ << 17;
+        const std::uint64_t place = random_ % result.received;
+        if (place < samples_max_) samples_[place] = sample;
+    }
+
+    std::array<Histogram, histogram_count> histograms_;
+    std::array<Sample, slowest_max> slowest_{};
+    std::size_t least_slow_ = 0;
+    std::int64_t least_slow_ns_ = 0;
+    std::vector<Sample> samples_;
+    std::size_t samples_max_;
+    std::uint64_t random_;
+};
+
+}  // namespace sigd
