@@ -1,0 +1,156 @@
+"""The order book of one instrument, rebuilt from a snapshot and the depth messages around it.
+
+Binance's procedure, in the terms of `DepthDiff`: messages that arrive before the snapshot are kept; of these, the
+ones that end at or before the snapshot are dropped, and the first that remains must begin at or before it; from then
+on each message must follow the one before. A book that is rebuilt without the kept messages ends up crossed.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right, insort
+from collections import deque
+
+from sigd.models.market.errors import BookCrossed, BookGap
+from sigd.models.market.events import DepthDiff, DepthSnapshot, Level
+
+DIFFS_KEPT_MAX = 4096
+"""How many diffs wait for a snapshot (minutes' worth). Older ones are dropped; if the snapshot needed one of them,
+the chain is seen to be broken and reported as a gap."""
+
+
+class BookSide:
+    """One side of the book. Ranks are prices times `direction`, so that rank order is best first on both sides."""
+
+    __slots__ = ("_direction", "_ranks", "_sizes")
+
+    def __init__(self, direction: int) -> None:
+        """`direction` is +1 for asks (lowest is best), -1 for bids."""
+        self._direction = direction
+        self._ranks: list[int] = []
+        self._sizes: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._ranks)
+
+    def clear(self) -> None:
+        """Forget all levels."""
+        self._ranks.clear()
+        self._sizes.clear()
+
+    def replace(self, levels: tuple[Level, ...]) -> None:
+        """Take these levels in place of what was there."""
+        self._sizes = {price * self._direction: size for price, size in levels if size}
+        self._ranks = sorted(self._sizes)
+
+    def apply(self, levels: tuple[Level, ...]) -> None:
+        """Set each level to its new size; 0 removes it. Removing a level that is not there is no fault: the
+        exchange reports levels beyond the depth of the snapshot too."""
+        sizes = self._sizes
+        ranks = self._ranks
+        for price, size in levels:
+            rank = price * self._direction
+            if size:
+                if rank not in sizes:
+                    insort(ranks, rank)
+                sizes[rank] = size
+            elif sizes.pop(rank, None) is not None:
+                del ranks[bisect_left(ranks, rank)]
+
+    def best_price_e8(self) -> int:
+        """The best price; 0 where the side is empty."""
+        return self._ranks[0] * self._direction if self._ranks else 0
+
+    def best(self, count: int) -> list[Level]:
+        """At most `count` levels, best first."""
+        return [(rank * self._direction, self._sizes[rank]) for rank in self._ranks[:count]]
+
+    def size_within_e8(self, distance_e8: int, origin_e8: int) -> int:
+        """All that rests no further than `distance_e8` from the price `origin_e8`."""
+        end = bisect_right(self._ranks, origin_e8 * self._direction + distance_e8)
+        return sum(map(self._sizes.__getitem__, self._ranks[:end]))
+
+
+class OrderBook:
+    """L2 book of one instrument.
+
+    Attributes:
+        bids, asks: the sides; read them, do not write them.
+        synchronised: True from a snapshot until a gap; otherwise the sides are empty.
+        update_id: the exchange's update at which the book stands.
+    """
+
+    __slots__ = ("_at_snapshot", "_kept", "asks", "bids", "synchronised", "update_id")
+
+    def __init__(self) -> None:
+        self.bids = BookSide(-1)
+        self.asks = BookSide(+1)
+        self.synchronised = False
+        self.update_id = 0
+        self._at_snapshot = False
+        self._kept: deque[DepthDiff] = deque(maxlen=DIFFS_KEPT_MAX)
+
+    def on_snapshot(self, snapshot: DepthSnapshot) -> None:
+        """Start from a snapshot and replay the kept diffs that are newer. A snapshot that is older than a
+        synchronised book says nothing new and is ignored.
+
+        Raises:
+            BookGap: the kept diffs do not connect to the snapshot: it is too old.
+            BookCrossed: the result is crossed.
+        """
+        if self.synchronised and snapshot.last_update_id <= self.update_id:
+            return
+        self.bids.replace(snapshot.bids)
+        self.asks.replace(snapshot.asks)
+        self.update_id = snapshot.last_update_id
+        self.synchronised = True
+        self._at_snapshot = True
+        kept = list(self._kept)
+        self._kept.clear()
+        for index, diff in enumerate(kept):
+            if diff.last_update_id > self.update_id:
+                try:
+                    self._apply(diff)
+                except BookGap:
+                    self._kept.extend(kept[index:])
+                    raise
+        self._refuse_crossed()
+
+    def on_diff(self, diff: DepthDiff) -> None:
+        """Apply a diff, or keep it where the book awaits a snapshot. A diff that ends at or before where the book
+        stands is ignored (they arrive just after a snapshot).
+
+        Raises:
+            BookGap: messages are missing before this one.
+            BookCrossed: the result is crossed.
+        """
+        if not self.synchronised:
+            self._kept.append(diff)
+        elif diff.last_update_id > self.update_id:
+            try:
+                self._apply(diff)
+            except BookGap:
+                self._kept.append(diff)
+                raise
+            self._refuse_crossed()
+
+    def _apply(self, diff: DepthDiff) -> None:
+        """Only the first diff after a snapshot may begin before where the book stands."""
+        previous = diff.previous_update_id
+        if previous > self.update_id or (previous < self.update_id and not self._at_snapshot):
+            self._desynchronise()
+            raise BookGap(self.update_id, previous)
+        self._at_snapshot = False
+        self.bids.apply(diff.bids)
+        self.asks.apply(diff.asks)
+        self.update_id = diff.last_update_id
+
+    def _refuse_crossed(self) -> None:
+        bid, ask = self.bids.best_price_e8(), self.asks.best_price_e8()
+        if bid >= ask and self.bids and self.asks:
+            self._desynchronise()
+            raise BookCrossed(bid, ask, self.update_id)
+
+    def _desynchronise(self) -> None:
+        self.bids.clear()
+        self.asks.clear()
+        self.synchronised = False
