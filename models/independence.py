@@ -49,4 +49,4 @@ def _answer(backend: Backend, kept: int, kept_row: Float32Array, neighbours: flo
     if not backend.submit(backend.batch_rows_max):
         while not backend.ready():
             pass
-    return backend.outputs[kept].tobytes()
+    return bytes(backend.outputs[kept].data)

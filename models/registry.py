@@ -33,6 +33,14 @@ class BackendOptions:
     name: str | None = None
     intra_op_threads: int = 1
 
+    def __post_init__(self) -> None:
+        for what in ("batch_rows_max", "intra_op_threads"):
+            if getattr(self, what) < 1:
+                raise ValueError(f"{what} is {getattr(self, what)}, expected at least 1")
+
+
+DEFAULT_OPTIONS = BackendOptions()
+
 
 def _onnxruntime(path: Path, options: BackendOptions) -> Backend:
     from sigd.models.onnxrt import OnnxRuntimeBackend
@@ -74,6 +82,8 @@ def open_backend(
 ) -> Backend:
     """Read a model file and open it: every bucket prepared and warmed up, its rows found to be independent.
 
+    To be called by the thread that will run the batches.
+
     Args:
         path: the model file.
         backend: one of `backend_names()`; "auto" goes by the file's ending.
@@ -87,20 +97,24 @@ def open_backend(
         BackendFailed: it opened, but could not run a batch.
         ValueError: no backend has that name, or a number is out of its range.
     """
-    path = Path(path)
-    if batch_rows_max < 1 or intra_op_threads < 1:
-        raise ValueError(
-            f"batch_rows_max is {batch_rows_max} and intra_op_threads is {intra_op_threads}, expected both to be at least 1"
-        )
-    entry = _entry(_name_for(path) if backend == AUTO else backend)
-    opened = entry.factory(path, BackendOptions(batch_rows_max, name, intra_op_threads))
+    made = make_backend(path, backend, BackendOptions(batch_rows_max, name, intra_op_threads))
     try:
-        opened.open()
-        check_rows_independent(opened)
+        made.open()
+        check_rows_independent(made)
     except BaseException:
-        opened.close()
+        made.close()
         raise
-    return opened
+    return made
+
+
+def make_backend(path: Path | str, backend: str = AUTO, options: BackendOptions = DEFAULT_OPTIONS) -> Backend:
+    """Read a model file's spec and make its backend, not opened yet. Raises as `open_backend` does."""
+    path = Path(path)
+    name = _name_for(path) if backend == AUTO else backend
+    entry = _BACKENDS.get(name)
+    if entry is None:
+        raise ValueError(f"no backend is called {name!r}, expected one of {', '.join(backend_names())}")
+    return entry.factory(path, options)
 
 
 def _name_for(path: Path) -> str:
@@ -112,10 +126,3 @@ def _name_for(path: Path) -> str:
         f"{path}: its ending {path.suffix!r} does not say which backend serves it, expected {known}: rename it, or name the"
         f" backend: {', '.join(_BACKENDS)}"
     )
-
-
-def _entry(name: str) -> _Entry:
-    entry = _BACKENDS.get(name)
-    if entry is None:
-        raise ValueError(f"no backend is called {name!r}, expected one of {', '.join(backend_names())}")
-    return entry

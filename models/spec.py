@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 FEATURES_MAX = 16_373
 """The most features that one request frame carries: its length is a 16-bit count of bytes."""
-OUTPUTS_MAX = 16_369
+OUTPUTS_MAX = 16_370
 """The most outputs that one response frame carries."""
 NAME_BYTES_MAX = 32
 """The most UTF-8 bytes of a model's name: the size of the field that carries it to clients."""

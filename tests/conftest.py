@@ -1,0 +1,205 @@
+"""Fixtures that every area's tests may use: small models made on the spot, market captures, a clean thread."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from sigd.models.denormals import float_environment_kept
+
+_OPSET = 17
+_IR_VERSION = 9
+
+
+class ModelMaker:
+    """Writes small ONNX models into one folder. Each method returns the path of a model that can be served.
+
+    Weights are drawn from a seed and scaled by 1/sqrt(inputs), so that outputs stay near 1. `batch` is the first
+    axis of input and output: a name for any batch, a number for a fixed one.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._written = 0
+
+    def mlp(
+        self,
+        features: int = 8,
+        hidden: Sequence[int] = (16,),
+        outputs: int = 3,
+        seed: int = 0,
+        batch: int | str = "N",
+    ) -> Path:
+        """Dense layers with ReLU between them: [batch, features] -> [batch, outputs]."""
+        draw = np.random.default_rng(seed)
+        sizes = (features, *hidden, outputs)
+        nodes, weights, layer_input = [], [], "features"
+        for layer, (size_in, size_out) in enumerate(pairwise(sizes)):
+            last = layer == len(sizes) - 2
+            weights += [
+                _weights(f"w{layer}", draw, size_in, size_out),
+                _weights(f"b{layer}", draw, size_out),
+            ]
+            dense = "logits" if last else f"dense{layer}"
+            nodes.append(helper.make_node("Gemm", [layer_input, f"w{layer}", f"b{layer}"], [dense]))
+            if not last:
+                layer_input = f"relu{layer}"
+                nodes.append(helper.make_node("Relu", [dense], [layer_input]))
+        return self.graph(nodes, [batch, features], [batch, outputs], weights)
+
+    def conv(self, channels: int = 2, length: int = 16, outputs: int = 3, seed: int = 0) -> Path:
+        """A convolution over time with a dense layer: [N, channels, length] -> [N, outputs]."""
+        draw = np.random.default_rng(seed)
+        nodes = [
+            helper.make_node("Conv", ["features", "kernel"], ["convolved"], pads=[1, 1]),
+            helper.make_node("Relu", ["convolved"], ["activated"]),
+            helper.make_node("Flatten", ["activated"], ["flat"]),
+            helper.make_node("Gemm", ["flat", "w", "b"], ["logits"]),
+        ]
+        kernel = numpy_helper.from_array(draw.standard_normal((4, channels, 3)).astype(np.float32), "kernel")
+        weights = [kernel, _weights("w", draw, 4 * length, outputs), _weights("b", draw, outputs)]
+        return self.graph(nodes, ["N", channels, length], ["N", outputs], weights)
+
+    def lstm(
+        self, steps: int = 5, features: int = 4, hidden: int = 8, outputs: int = 2, seed: int = 0
+    ) -> Path:
+        """One LSTM layer, its last state through a dense layer: [N, steps, features] -> [N, outputs]."""
+        draw = np.random.default_rng(seed)
+        nodes = [
+            helper.make_node("Transpose", ["features"], ["by_step"], perm=[1, 0, 2]),
+            helper.make_node("LSTM", ["by_step", "w", "r", "b"], ["", "state"], hidden_size=hidden),
+            helper.make_node("Squeeze", ["state", "first_axis"], ["last"]),
+            helper.make_node("Gemm", ["last", "dense", "bias"], ["logits"]),
+        ]
+
+        def gates(name: str, *shape: int) -> onnx.TensorProto:
+            return numpy_helper.from_array(draw.uniform(-0.4, 0.4, (1, *shape)).astype(np.float32), name)
+
+        weights = [
+            gates("w", 4 * hidden, features),
+            gates("r", 4 * hidden, hidden),
+            gates("b", 8 * hidden),
+            numpy_helper.from_array(np.array([0], np.int64), "first_axis"),
+            _weights("dense", draw, hidden, outputs),
+            _weights("bias", draw, outputs),
+        ]
+        return self.graph(nodes, ["N", steps, features], ["N", outputs], weights)
+
+    def doubled(self, features: int = 4, batch: int | str = "N") -> Path:
+        """Twice the features: answers can be told by looking at them."""
+        two = numpy_helper.from_array(np.array(2.0, np.float32), "two")
+        nodes = [helper.make_node("Mul", ["features", "two"], ["logits"])]
+        return self.graph(nodes, [batch, features], [batch, features], [two])
+
+    def copied(self, features: int = 4) -> Path:
+        """The features themselves: a graph without arithmetic, whose output is its input."""
+        nodes = [helper.make_node("Identity", ["features"], ["logits"])]
+        return self.graph(nodes, ["N", features], ["N", features])
+
+    def summed(self, features: int = 4, batch: int | str = "N") -> Path:
+        """The sum of the features, as an output of one axis: [batch, features] -> [batch]."""
+        axis = numpy_helper.from_array(np.array([1], np.int64), "axis")
+        nodes = [helper.make_node("ReduceSum", ["features", "axis"], ["logits"], keepdims=0)]
+        return self.graph(nodes, [batch, features], [batch], [axis])
+
+    def failing(self, features: int = 4, outputs: int = 2, entries: int = 4) -> Path:
+        """Row `int(first feature)` of a table: the whole batch fails where a first feature is `entries` or more."""
+        table = np.arange(entries * outputs, dtype=np.float32).reshape(entries, outputs)
+        nodes = [
+            helper.make_node("Gather", ["features", "first"], ["chosen"], axis=1),
+            helper.make_node("Cast", ["chosen"], ["entry"], to=TensorProto.INT64),
+            helper.make_node("Gather", ["table", "entry"], ["logits"]),
+        ]
+        weights = [
+            numpy_helper.from_array(np.array(0, np.int64), "first"),
+            numpy_helper.from_array(table, "table"),
+        ]
+        return self.graph(nodes, ["N", features], ["N", outputs], weights)
+
+    def slow(self, features: int = 4, outputs: int = 2, layers: int = 500) -> Path:
+        """`layers` dense layers of 256 x 256, one after the other: about 2 us each for one row."""
+        draw = np.random.default_rng(0)
+        nodes = [helper.make_node("MatMul", ["features", "widen"], ["x0"])]
+        for layer in range(layers):
+            nodes.append(helper.make_node("MatMul", [f"x{layer}", "square"], [f"dense{layer}"]))
+            nodes.append(helper.make_node("Tanh", [f"dense{layer}"], [f"x{layer + 1}"]))
+        nodes.append(helper.make_node("MatMul", [f"x{layers}", "narrow"], ["logits"]))
+        weights = [
+            _weights("widen", draw, features, 256),
+            _weights("square", draw, 256, 256),
+            _weights("narrow", draw, 256, outputs),
+        ]
+        return self.graph(nodes, ["N", features], ["N", outputs], weights)
+
+    def mixing(self, features: int = 4) -> Path:
+        """The features less their mean over the batch: a row's answer depends on its neighbours."""
+        nodes = [
+            helper.make_node("ReduceMean", ["features"], ["mean"], axes=[0]),
+            helper.make_node("Sub", ["features", "mean"], ["logits"]),
+        ]
+        return self.graph(nodes, ["N", features], ["N", features])
+
+    def graph(
+        self,
+        nodes: Sequence[onnx.NodeProto],
+        input_dims: Sequence[int | str | None],
+        output_dims: Sequence[int | str | None] | None,
+        weights: Sequence[onnx.TensorProto] = (),
+    ) -> Path:
+        """Any graph from the input `features` to the output `logits`, both float32."""
+        graph = helper.make_graph(
+            nodes,
+            "model",
+            [helper.make_tensor_value_info("features", TensorProto.FLOAT, input_dims)],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, output_dims)],
+            weights,
+        )
+        return self.save(graph)
+
+    def save(self, graph: onnx.GraphProto, name: str | None = None) -> Path:
+        """Any graph, written as it is: nothing says that it can be served."""
+        opset = helper.make_opsetid("", _OPSET)
+        path = self.new_path() if name is None else self.folder / name
+        onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=_IR_VERSION), path)
+        return path
+
+    def new_path(self) -> Path:
+        """Where the next model goes; nothing is there yet."""
+        self._written += 1
+        return self.folder / f"model-{self._written}.onnx"
+
+
+def _weights(name: str, draw: np.random.Generator, *shape: int) -> onnx.TensorProto:
+    values = draw.standard_normal(shape) / np.sqrt(shape[0])
+    return numpy_helper.from_array(values.astype(np.float32), name)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> ModelMaker:
+    """A maker of small ONNX models."""
+    return ModelMaker(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def capture_dir() -> Path:
+    """The folder of market captures (*.gz), from SIGD_DATA or beside the repository; skips where there is none."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ["SIGD_DATA"]) if "SIGD_DATA" in os.environ else beside
+    captures = sorted(folder.glob("**/*.gz"))
+    if not captures:
+        pytest.skip(f"no market capture under {folder}: set SIGD_DATA to a folder that has some")
+    return captures[0].parent
+
+
+@pytest.fixture(autouse=True)
+def _float_environment() -> Iterator[None]:
+    """Opening a backend makes its thread flush denormals, which other tests must not inherit."""
+    with float_environment_kept():
+        yield
