@@ -43,6 +43,7 @@ class ResponseOutbox:
     Attributes:
         rows_max: how many answers fit at once.
         frame_bytes: bytes of one response.
+        all_ok: True where every row encoded last has the status OK.
         bytes: the frames; the first k * frame_bytes are what to send after encoding k rows.
     """
 
@@ -53,6 +54,7 @@ class ResponseOutbox:
         "_quarters",
         "_storage",
         "_words",
+        "all_ok",
         "bytes",
         "frame_bytes",
         "generation_word",
@@ -75,6 +77,7 @@ class ResponseOutbox:
         self.lone = self.bytes[: self.frame_bytes]
         self._lone_outputs = self.bytes[RESPONSE_OUTPUTS_OFFSET : RESPONSE_OUTPUTS_OFFSET + 4 * outputs]
         self.generation_word = 0
+        self.all_ok = True
         self.set_generation(model_generation)
 
     def set_generation(self, model_generation: int) -> None:
@@ -108,7 +111,7 @@ class ResponseOutbox:
     def encode(
         self,
         requests: WordArray,
-        outputs: npt.NDArray[np.float32] | None,
+        outputs: npt.NDArray[np.float32],
         statuses: StatusArray | None,
         *,
         send_time_ns: int,
@@ -135,10 +138,9 @@ class ResponseOutbox:
         halves = self._halves[:count]
         halves[:, _INSTRUMENT_HALF] = requests.view(np.uint32)[:, _REQUEST_INSTRUMENT_HALF]
         words[:, RESPONSE_OUTCOME_WORD] = outcome_word(infer_ns, Status.OK, batch_rows)
-        floats = self._floats[:count]
+        self.all_ok = statuses is None
         if statuses is None:
-            assert outputs is not None
-            floats[:] = outputs
+            self._floats[:count] = outputs
         else:
             self._encode_mixed(count, outputs, statuses)
         deadlines = requests[:, REQUEST_DEADLINE_WORD]
@@ -146,14 +148,15 @@ class ResponseOutbox:
             self._expire(count, deadlines, send_time_ns)
         return self.bytes[: count * self.frame_bytes]
 
-    def _encode_mixed(
-        self, count: int, outputs: npt.NDArray[np.float32] | None, statuses: StatusArray
-    ) -> None:
+    def statuses(self, count: int) -> StatusArray:
+        """Statuses of the first `count` rows encoded last. A view."""
+        return self._quarters[:count, _STATUS_COLUMN]
+
+    def _encode_mixed(self, count: int, outputs: npt.NDArray[np.float32], statuses: StatusArray) -> None:
         live = statuses == Status.OK
         floats = self._floats[:count]
         floats[~live] = np.nan
-        if outputs is not None:
-            floats[live] = outputs
+        floats[live] = outputs
         ran = live | (statuses == Status.MODEL_ERROR)
         self._words[:count, RESPONSE_OUTCOME_WORD][~ran] = 0
         self._quarters[:count, _STATUS_COLUMN] = statuses
@@ -162,6 +165,7 @@ class ResponseOutbox:
         status = self._quarters[:count, _STATUS_COLUMN]
         late = (deadlines != 0) & (deadlines < send_time_ns) & (status == Status.OK)
         if late.any():
+            self.all_ok = False
             status[late] = Status.EXPIRED
             self._floats[:count][late] = np.nan
 

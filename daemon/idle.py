@@ -1,0 +1,85 @@
+"""What the loop does when there is nothing to do, named as Aeron names it, and the tick that polls for work.
+
+    spin     the loop never sleeps; for an isolated core
+    backoff  it spins for a while after the last batch, then sleeps until the kernel wakes it
+    block    it always sleeps
+
+While the tick is armed the loop polls its sockets without sleeping, and the tick polls what has no descriptor (the
+completion of a batch on a device). Work that waits for a batch keeps it armed under every strategy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from enum import Enum
+
+
+class IdleStrategy(Enum):
+    """See the module."""
+
+    SPIN = "spin"
+    BACKOFF = "backoff"
+    BLOCK = "block"
+
+
+class Ticker:
+    """Calls `poll` once in each round of the loop, for as long as the strategy wants it.
+
+    Args:
+        poll: does what work there is, and says whether there was or is any.
+        last_batch_ns: when the last batch ended, on `clock`.
+        spin_ns: how long "backoff" spins after that.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        strategy: IdleStrategy,
+        poll: Callable[[], bool],
+        last_batch_ns: Callable[[], int],
+        clock: Callable[[], int],
+        spin_ns: int,
+    ) -> None:
+        self._call_soon = loop.call_soon
+        self._strategy = strategy
+        self._poll = poll
+        self._last_batch_ns = last_batch_ns
+        self._clock = clock
+        self._spin_ns = spin_ns
+        self._armed = False
+        self._stopped = False
+
+    def start(self) -> None:
+        """Arm the tick where the strategy wants it always."""
+        if self._strategy is IdleStrategy.SPIN:
+            self.wake()
+
+    def stop(self) -> None:
+        """Tick no more."""
+        self._stopped = True
+
+    def wake(self) -> None:
+        """There is work: poll in the next round."""
+        if not self._armed and not self._stopped:
+            self._armed = True
+            self._call_soon(self._tick_always if self._strategy is IdleStrategy.SPIN else self._tick)
+
+    def _tick_always(self) -> None:
+        if self._stopped:
+            return
+        # Armed before the poll: an error in a batch must not stop the ticking.
+        self._call_soon(self._tick_always)
+        self._poll()
+
+    def _tick(self) -> None:
+        self._armed = False
+        if self._stopped:
+            return
+        if self._poll() or self._spins():
+            self.wake()
+
+    def _spins(self) -> bool:
+        return (
+            self._strategy is IdleStrategy.BACKOFF and self._clock() - self._last_batch_ns() < self._spin_ns
+        )

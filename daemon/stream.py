@@ -1,0 +1,115 @@
+"""The Unix stream transport: a thin shell that moves bytes between a socket and a session.
+
+Answers are written straight to the descriptor, before the loop's round ends; only what the kernel does not take at
+once goes through the transport's buffer, and a client that lets more than `unsent_bytes_max` pile up is cut off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from time import monotonic_ns
+
+from sigd.daemon.session import Session
+
+log = logging.getLogger(__name__)
+
+
+class StreamProtocol(asyncio.BufferedProtocol):
+    """One connection. Implements session.Peer.
+
+    Args:
+        make_session: a new session with this object as its peer.
+        on_open: called with it when the connection is there; False where it is one too many.
+        on_closed: called with it when the connection is gone, and whether it was cut off for not reading.
+        unsent_bytes_max: see daemon.limits.
+    """
+
+    _transport: asyncio.Transport
+
+    def __init__(
+        self,
+        make_session: Callable[[StreamProtocol], Session],
+        on_open: Callable[[StreamProtocol], None],
+        on_closed: Callable[[StreamProtocol], None],
+        unsent_bytes_max: int,
+    ) -> None:
+        self.session = make_session(self)
+        self.cut_off = False
+        self._on_open = on_open
+        self._on_closed = on_closed
+        self._unsent_bytes_max = unsent_bytes_max
+        self._descriptor = -1
+        self._backlogged = False
+
+    # -- asyncio's side ----------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._descriptor = transport.get_extra_info("socket").fileno()
+        self._on_open(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self.session.writable()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.session.arrived(nbytes, monotonic_ns())
+
+    def eof_received(self) -> bool:
+        self.session.ended(monotonic_ns())
+        # Keep the way out open until the session is finished with it.
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._descriptor = -1
+        self.session.lost()
+        self._on_closed(self)
+
+    # -- the session's side ------------------------------------------------------------------------------------
+
+    def send(self, data: memoryview | bytes) -> None:
+        """Write now what the kernel takes; the rest is copied and follows when it takes more."""
+        if self._descriptor < 0:
+            return
+        if self._backlogged and self._transport.get_write_buffer_size():
+            self._queue(data)
+            return
+        self._backlogged = False
+        try:
+            written = os.write(self._descriptor, data)
+        except BlockingIOError:
+            written = 0
+        except OSError:
+            # The peer is gone; connection_lost() will say so.
+            self._abort()
+            return
+        if written != len(data):
+            self._queue(data[written:])
+
+    def _queue(self, data: memoryview | bytes) -> None:
+        self._backlogged = True
+        self._transport.write(bytes(data))
+        if self._transport.get_write_buffer_size() > self._unsent_bytes_max:
+            self.cut_off = True
+            self._abort()
+
+    def finish(self) -> None:
+        """Send what is kept, then close."""
+        self._descriptor = -1
+        self._transport.close()
+
+    def _abort(self) -> None:
+        self._descriptor = -1
+        self._transport.abort()
+
+    def pause_reading(self) -> None:
+        """Leave further bytes in the kernel's buffer."""
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read on."""
+        if self._descriptor >= 0:
+            self._transport.resume_reading()
