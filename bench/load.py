@@ -16,8 +16,9 @@ import numpy.typing as npt
 
 from sigd.bench import histogram
 from sigd.bench.schedule import Int64Array
+from sigd.wire.status import Status
 
-STATUS_NAMES = ("OK", "EXPIRED", "BUSY", "BAD_INPUT", "MODEL_ERROR", "DRAINING", "CONFLATED")
+STATUS_NAMES = tuple(status.name for status in Status)
 
 LATE_NS = 10_000
 HICCUP_NS = 10_000
@@ -152,7 +153,7 @@ class Measurement:
         client: which generator measured: "cpp" or "python".
         welcome: the Welcome frame.
         elapsed_ns: from the start of the measurement to the last answer.
-        intended_span_ns: from the start of the measurement to the last intended send time of those sent.
+        intended_span_ns: from the start of the measurement to the last intended send time; 0 in a closed loop.
         sent_span_ns: from the start of the measurement to the last send.
         requests: meant to be sent; `sent` of them were, and `received` answered.
         statuses: answers by wire status 0..6.

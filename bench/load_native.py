@@ -54,7 +54,6 @@ RESULT_HEADER = np.dtype(
         ("magic", "S8"),
         ("welcome", "V128"),
         ("begin_ns", "<i8"),
-        ("last_intended_ns", "<i8"),
         ("last_sent_ns", "<i8"),
         ("last_received_ns", "<i8"),
         ("requests", "<u8"),
@@ -79,7 +78,7 @@ RESULT_HEADER = np.dtype(
     ]
 )
 assert PLAN_HEADER.itemsize == 240
-assert RESULT_HEADER.itemsize == 440
+assert RESULT_HEADER.itemsize == 432
 
 _COUNTED = ("corrected", "uncorrected", "queue", "model", "rest")
 
@@ -99,7 +98,8 @@ class NativeLoad:
             result_path = Path(directory) / "result"
             _write_plan(plan, plan_path)
             _run_process([self._programs.path("loadgen"), str(plan_path), str(result_path)], on_measuring)
-            return _read_result(result_path)
+            intended_span_ns = int(plan.intended_ns[-1]) if plan.intended_ns is not None else 0
+            return _read_result(result_path, intended_span_ns)
 
 
 def _memory_directory() -> str | None:
@@ -161,7 +161,7 @@ def _write_plan(plan: LoadPlan, path: Path) -> None:
         file.write(np.ascontiguousarray(intended, dtype="<i8").data)
 
 
-def _read_result(path: Path) -> Measurement:
+def _read_result(path: Path, intended_span_ns: int) -> Measurement:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         header = np.frombuffer(mapped, dtype=RESULT_HEADER, count=1)[0].copy()
         if header["magic"] != b"SGDRSLT1":
@@ -179,7 +179,7 @@ def _read_result(path: Path) -> Measurement:
         client=NativeLoad.name,
         welcome=bytes(header["welcome"]),
         elapsed_ns=max(0, int(header["last_received_ns"]) - begin_ns),
-        intended_span_ns=max(0, int(header["last_intended_ns"]) - begin_ns),
+        intended_span_ns=intended_span_ns,
         sent_span_ns=max(0, int(header["last_sent_ns"]) - begin_ns),
         requests=int(header["requests"]),
         sent=int(header["sent"]),

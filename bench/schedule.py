@@ -26,7 +26,8 @@ def constant(rate_hz: float, duration_s: float) -> Int64Array:
     """
     _require_positive(rate_hz=rate_hz, duration_s=duration_s)
     requests = max(1, math.ceil(rate_hz * duration_s - 1e-9))
-    return np.rint(np.arange(requests) * (NS_PER_S / rate_hz)).astype(np.int64)
+    offsets: Int64Array = np.rint(np.arange(requests) * (NS_PER_S / rate_hz)).astype(np.int64)
+    return offsets
 
 
 def poisson(rate_hz: float, duration_s: float, seed: int) -> Int64Array:
@@ -48,7 +49,8 @@ def poisson(rate_hz: float, duration_s: float, seed: int) -> Int64Array:
         more = seconds[-1] + np.cumsum(random.exponential(1 / rate_hz, block))
         seconds = np.concatenate([seconds, more])
     kept = seconds[: max(1, int(np.searchsorted(seconds, duration_s)))]
-    return np.rint(kept * NS_PER_S).astype(np.int64)
+    offsets: Int64Array = np.rint(kept * NS_PER_S).astype(np.int64)
+    return offsets
 
 
 def of_capture(arrivals_ns: Int64Array, speed: float) -> Int64Array:
@@ -68,7 +70,8 @@ def of_capture(arrivals_ns: Int64Array, speed: float) -> Int64Array:
     if arrivals_ns.size == 0:
         raise ValueError("the capture has no events to time requests by")
     since_first = np.maximum.accumulate(arrivals_ns) - arrivals_ns[0]
-    return np.rint(since_first / speed).astype(np.int64)
+    offsets: Int64Array = np.rint(since_first / speed).astype(np.int64)
+    return offsets
 
 
 def with_warmup(offsets_ns: Int64Array, warmup_ns: int) -> Int64Array:

@@ -68,7 +68,6 @@ struct ResultHeader {
     char magic[8];
     Welcome welcome;
     std::int64_t begin_ns;           // CLOCK_MONOTONIC of the first measured send time
-    std::int64_t last_intended_ns;
     std::int64_t last_sent_ns;
     std::int64_t last_received_ns;
     std::uint64_t requests;          // measured ones that were due: sent or not
@@ -91,6 +90,6 @@ struct ResultHeader {
     std::uint64_t violation_found;
     char violation_text[72];
 };
-static_assert(sizeof(ResultHeader) == 8 + 128 + 4 * 8 + 3 * 8 + 64 + 10 * 8 + 4 * 8 + 72);
+static_assert(sizeof(ResultHeader) == 8 + 128 + 3 * 8 + 3 * 8 + 64 + 10 * 8 + 4 * 8 + 72);
 
 }  // namespace sigd
