@@ -93,26 +93,23 @@ def model_name(path: Path, name: str | None = None) -> str:
 def spec_of(file: OnnxFile, name: str) -> ModelSpec:
     """The spec of a model that has been read. Raises ModelRefused as `read_spec` does."""
     path, graph = file.path, file.model.graph
-    weights = {tensor.name for tensor in graph.initializer} | {
-        tensor.values.name for tensor in graph.sparse_initializer
-    }
+    weights = {tensor.name for tensor in graph.initializer}
+    weights |= {tensor.values.name for tensor in graph.sparse_initializer}
     graph_input = _only(path, "input", [value for value in graph.input if value.name not in weights])
     graph_output = _only(path, "output", list(graph.output))
     _check_float32(path, "input", graph_input)
     _check_float32(path, "output", graph_output)
     input_dims = _known_dims(path, "input", graph_input.name, _dims(graph_input))
-    output_dims = _dims(graph_output)
-    if output_dims is None or any(not isinstance(dim, int) for dim in output_dims[1:]):
-        output_dims = _inferred_dims(file, graph_output.name)
-    output_dims = _known_dims(path, "output", graph_output.name, output_dims)
+    output_dims = _checked_output_dims(file, graph_output)
     batch_rows = _batch_rows(path, input_dims, output_dims)
     input_row, output_row = _row(input_dims), _row(output_dims)
     return ModelSpec(
         name=name,
         path=path,
         sha256=file.sha256,
-        input_name=graph_input.name,
-        output_name=graph_output.name,
+        # Text that is no UTF-8 arrives as bytes; shown as such it names nothing, and the backend refuses it.
+        input_name=str(graph_input.name),
+        output_name=str(graph_output.name),
         features=_count(path, "features", input_row, FEATURES_MAX),
         outputs=_count(path, "outputs", output_row, OUTPUTS_MAX),
         input_dims=input_row,
@@ -144,9 +141,11 @@ def _check_float32(path: Path, kind: str, value: ValueInfoProto) -> None:
         )
     element_type = value.type.tensor_type.elem_type
     if element_type != TensorProto.FLOAT:
+        dtype_names = {number: dtype_name for dtype_name, number in TensorProto.DataType.items()}
         raise ModelRefused(
-            f"{path}: {kind} {value.name!r} is {TensorProto.DataType.Name(element_type)}, expected FLOAT (float32): the wire"
-            " carries float32, so put a Cast inside the model at that end; what lies between may have any type"
+            f"{path}: {kind} {value.name!r} is {dtype_names.get(element_type, f'of type {element_type}')}, expected FLOAT"
+            " (float32): the wire carries float32, so put a Cast inside the model at that end; what lies between may"
+            " have any type"
         )
 
 
@@ -160,16 +159,21 @@ def _dims(value: ValueInfoProto) -> tuple[Dim, ...] | None:
     )
 
 
-def _inferred_dims(file: OnnxFile, output_name: str) -> tuple[Dim, ...] | None:
-    """The output's axes worked out from the graph, for a file that does not state them."""
-    import onnx
-    from onnx.shape_inference import InferenceError
+def _checked_output_dims(file: OnnxFile, output: ValueInfoProto) -> tuple[Dim, ...]:
+    """The output's axes, worked out from the graph where it does not state them; the graph is a valid one then."""
+    from onnx.checker import ValidationError, check_model
+    from onnx.shape_inference import InferenceError, infer_shapes
 
+    model, dims = file.model, _dims(output)
     try:
-        inferred = onnx.shape_inference.infer_shapes(file.model, data_prop=True)
-    except InferenceError as error:
-        raise ModelRefused(f"{file.path}: the shapes in the graph contradict each other: {error}") from error
-    return next(_dims(value) for value in inferred.graph.output if value.name == output_name)
+        if dims is None or any(not isinstance(dim, int) for dim in dims[1:]):
+            model = infer_shapes(model, data_prop=True)
+            dims = _dims(model.graph.output[0])
+        known = _known_dims(file.path, "output", output.name, dims)
+        check_model(model)
+    except (InferenceError, ValidationError, ValueError) as error:  # ValueError: names that are no UTF-8
+        raise ModelRefused(f"{file.path}: not a valid ONNX model: {error}") from error
+    return known
 
 
 def _known_dims(path: Path, kind: str, name: str, dims: tuple[Dim, ...] | None) -> tuple[Dim, ...]:

@@ -1,0 +1,137 @@
+"""Reading an ONNX file whole: what is no model, what has changed, weights in files of their own."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx
+import pytest
+
+from sigd.models.errors import ModelRefused
+from sigd.models.onnx_file import read_onnx
+
+if TYPE_CHECKING:
+    from tests.conftest import ModelMaker
+
+
+def split(models: ModelMaker, weights_name: str) -> Path:
+    """A model whose weights lie in a file of their own."""
+    path = models.new_path()
+    onnx.save(
+        onnx.load(models.mlp()), path, save_as_external_data=True, location=weights_name, size_threshold=0
+    )
+    return path
+
+
+def test_content_is_the_file(models: ModelMaker) -> None:
+    path = models.mlp()
+    file = read_onnx(path)
+    assert file.content == path.read_bytes()
+    assert file.sha256 == hashlib.sha256(file.content).digest()
+    assert file.model == onnx.load(path)
+
+
+def test_a_file_that_has_changed_is_refused(models: ModelMaker) -> None:
+    path = models.mlp(seed=1)
+    sha256 = read_onnx(path).sha256
+    assert read_onnx(path, sha256).sha256 == sha256
+    path.write_bytes(models.mlp(seed=2).read_bytes())
+    with pytest.raises(ModelRefused, match=f"has changed since its spec was read.*{sha256.hex()}"):
+        read_onnx(path, sha256)
+
+
+def test_weights_beside_the_model_are_taken_in_and_hashed(models: ModelMaker) -> None:
+    path = split(models, "weights.bin")
+    file = read_onnx(path)
+    assert onnx.load_model_from_string(file.content) == onnx.load(path)
+    both = path.read_bytes() + (models.folder / "weights.bin").read_bytes()
+    assert file.sha256 == hashlib.sha256(both).digest()
+
+
+def test_other_weights_are_another_model(models: ModelMaker) -> None:
+    path = split(models, "changed.bin")
+    sha256 = read_onnx(path).sha256
+    weights = models.folder / "changed.bin"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(ModelRefused, match="has changed"):
+        read_onnx(path, sha256)
+
+
+def test_missing_weights_are_refused_by_name(models: ModelMaker) -> None:
+    path = split(models, "lost.bin")
+    (models.folder / "lost.bin").unlink()
+    with pytest.raises(ModelRefused, match=r"'lost\.bin', which cannot be read.*external_data=False"):
+        read_onnx(path)
+
+
+def test_weights_cut_short_are_refused(models: ModelMaker) -> None:
+    path = split(models, "short.bin")
+    (models.folder / "short.bin").write_bytes(b"\0\0\0")
+    with pytest.raises(ModelRefused, match="files of weights do not fit it"):
+        read_onnx(path)
+
+
+@pytest.mark.parametrize("location", ["../elsewhere.bin", "/etc/hostname"])
+def test_weights_elsewhere_are_refused(models: ModelMaker, location: str) -> None:
+    model = onnx.load(split(models, "here.bin"), load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = location
+    path = models.new_path()
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelRefused, match="expected a file beside the model"):
+        read_onnx(path)
+
+
+def test_weights_inside_attributes_are_found(models: ModelMaker) -> None:
+    """A tensor may also lie in a node's attribute, and in a graph in a node's attribute."""
+    model = onnx.load(models.doubled())
+    tensor = onnx.TensorProto(name="t", data_type=onnx.TensorProto.FLOAT, dims=[1])
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="inner.bin")
+    constant = onnx.helper.make_node("Constant", [], ["c"], value=tensor)
+    inner = onnx.helper.make_graph(
+        [constant], "inner", [], [onnx.helper.make_tensor_value_info("c", onnx.TensorProto.FLOAT, [1])]
+    )
+    condition = onnx.helper.make_tensor("yes", onnx.TensorProto.BOOL, [], [True])
+    model.graph.initializer.append(condition)
+    model.graph.node.append(onnx.helper.make_node("If", ["yes"], ["d"], then_branch=inner, else_branch=inner))
+    path = models.new_path()
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelRefused, match=r"inner\.bin"):
+        read_onnx(path)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ModelRefused, match=r"m\.onnx: no such file, expected an ONNX model"):
+        read_onnx(tmp_path / "m.onnx")
+
+
+def test_a_directory(tmp_path: Path) -> None:
+    with pytest.raises(ModelRefused, match="a directory, expected an ONNX file"):
+        read_onnx(tmp_path)
+
+
+def test_an_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(_: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    with pytest.raises(ModelRefused, match="cannot be read: Permission denied"):
+        read_onnx(tmp_path / "m.onnx")
+
+
+def test_an_empty_file(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").touch()
+    with pytest.raises(ModelRefused, match="empty, expected an ONNX model"):
+        read_onnx(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("content", [b"{}", b"hello, world\n", bytes(1000), b"\x7fELF" * 100])
+def test_something_else(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "m.onnx").write_bytes(content)
+    with pytest.raises(ModelRefused, match="not an ONNX model"):
+        read_onnx(tmp_path / "m.onnx")
