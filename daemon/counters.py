@@ -37,7 +37,7 @@ class LatencyCounts:
             self.fine[bin_index] += count
         else:
             self.coarse[min(duration_ns >> COARSE_SHIFT, BINS - 1)] += count
-        if duration_ns > self.max_ns:
+        if duration_ns > self.max_ns:  # noqa: PLR1730  a call of max() costs more than the branch
             self.max_ns = duration_ns
 
     def sparse(self) -> list[tuple[int, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,3 +33,6 @@ class Limits:
     def in_flight_rows(self, request_bytes: int) -> int:
         """in_flight_max for requests of that size, at least 1."""
         return max(1, min(self.in_flight_max, self.inbox_bytes_max // request_bytes))
+
+
+DEFAULTS: Final = Limits()

@@ -72,7 +72,7 @@ def screen(session: Session, rows: int, inputs: npt.NDArray[np.float32], first: 
     flat = target.reshape(-1)
     # One dot product says that all is finite; it may also overflow on large numbers, so a no is looked at closely.
     if not flat.dot(flat) < inf:
-        finite = np.isfinite(target).all(axis=1)
+        finite = np.asarray(np.isfinite(target).all(axis=1))
         if not finite.all():
             good = target[finite]
             live = len(good)
@@ -103,7 +103,7 @@ def _overtaken(waiting: WordArray, rows: int) -> npt.NDArray[np.bool_]:
 
 def fail_rows_without_a_number(outputs: npt.NDArray[np.float32], segments: list[Segment]) -> None:
     """MODEL_ERROR for the live rows whose outputs, float32 (batch rows, m), are not all finite."""
-    finite = np.isfinite(outputs).all(axis=1)
+    finite = np.asarray(np.isfinite(outputs).all(axis=1))
     if finite.all():
         return
     for segment in segments:

@@ -7,14 +7,14 @@ once goes through the transport's buffer, and a client that lets more than `unse
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import Callable
 from time import monotonic_ns
 
 from sigd.daemon.session import Session
 
-log = logging.getLogger(__name__)
+LINGER_S = 5.0
+"""How long a closed connection is kept for a client that still has answers to read."""
 
 
 class StreamProtocol(asyncio.BufferedProtocol):
@@ -97,9 +97,11 @@ class StreamProtocol(asyncio.BufferedProtocol):
             self._abort()
 
     def finish(self) -> None:
-        """Send what is kept, then close."""
+        """Send what is kept, then close; give up on a client that does not read it within `LINGER_S`."""
         self._descriptor = -1
         self._transport.close()
+        if self._transport.get_write_buffer_size():
+            asyncio.get_running_loop().call_later(LINGER_S, self._transport.abort)
 
     def _abort(self) -> None:
         self._descriptor = -1

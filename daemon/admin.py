@@ -1,0 +1,160 @@
+"""The admin socket: one JSON line asked, one JSON line answered. The daemon hands out its counts as they are;
+percentiles are worked out by the asker, so that a question costs the hot path as little as it can.
+
+    {"op": "status"}  ->  a `Status`
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from sigd.daemon.errors import EnvironmentLacks
+
+REQUEST_BYTES_MAX = 4096
+ANSWER_TIMEOUT_S = 5.0
+
+Bins = list[tuple[int, int]]
+"""Counts of durations that are not zero: (upper edge in ns, count), ascending."""
+
+
+class ModelStatus(msgspec.Struct, frozen=True):
+    """The model that is being served."""
+
+    name: str
+    path: str
+    sha256: str
+    generation: int
+    features: int
+    outputs: int
+    backend: str
+    batch_rows_max: int
+
+
+class LatencyStatus(msgspec.Struct, frozen=True):
+    """Durations since the start, in ns; bins are 128 ns wide up to 1.05 ms, then 131 us."""
+
+    bins: Bins
+    max_ns: int
+
+
+class Status(msgspec.Struct, frozen=True):
+    """A daemon's counters. See daemon.counters for what each one counts."""
+
+    version: str
+    pid: int
+    uptime_ns: int
+    socket: str
+    idle: str
+    model: ModelStatus
+    clients: list[str]
+    connections_open: int
+    connections_accepted: int
+    pending_rows: int
+    heartbeats: int
+    slow_readers: int
+    resident_bytes: int
+    answers: dict[str, int]
+    rejects: dict[str, int]
+    batches_by_rows: dict[int, int]
+    total: LatencyStatus
+    queue: LatencyStatus
+    infer: LatencyStatus
+
+
+class AdminRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """What may be asked."""
+
+    op: str
+
+
+class AdminError(msgspec.Struct):
+    """The answer to a question that could not be answered."""
+
+    error: str
+
+
+class AdminServer:
+    """Answers on an open listener until it is closed."""
+
+    def __init__(self, status: Callable[[], Status]) -> None:
+        self._status = status
+        self._server: asyncio.AbstractServer | None = None
+        self._encoder = msgspec.json.Encoder()
+
+    async def start(self, listener: socket.socket) -> None:
+        """Begin to answer."""
+        self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=REQUEST_BYTES_MAX)
+
+    def close(self) -> None:
+        """Answer no more."""
+        if self._server is not None:
+            self._server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                line = await reader.readline()
+                if line:
+                    writer.write(self._encoder.encode(self._answer(line)) + b"\n")
+                    await writer.drain()
+        except (OSError, ValueError, TimeoutError):
+            # The asker went away, asked for too long or asked too much: nobody is left to tell.
+            pass
+        finally:
+            writer.close()
+
+    def _answer(self, line: bytes) -> Status | AdminError:
+        try:
+            request = msgspec.json.decode(line, type=AdminRequest)
+        except msgspec.DecodeError as error:
+            return AdminError(f'{error}; expected one JSON line such as {{"op": "status"}}')
+        if request.op == "status":
+            return self._status()
+        return AdminError(f"unknown op {request.op!r}, expected: status")
+
+
+def ask_status(admin_socket: Path, timeout_s: float = ANSWER_TIMEOUT_S) -> Status:
+    """Ask a running daemon for its counters.
+
+    Raises:
+        EnvironmentLacks: nobody answers there.
+    """
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(timeout_s)
+            connection.connect(str(admin_socket))
+            connection.sendall(b'{"op": "status"}\n')
+            answer = bytearray()
+            while not answer.endswith(b"\n"):
+                part = connection.recv(1 << 16)
+                if not part:
+                    break
+                answer += part
+    except OSError as error:
+        raise EnvironmentLacks(
+            f"{admin_socket}: no daemon answers there ({error.strerror or error}); start one with: sigd serve"
+        ) from None
+    try:
+        return msgspec.json.decode(answer, type=Status)
+    except msgspec.DecodeError as error:
+        raise EnvironmentLacks(f"{admin_socket}: the answer is not a status: {error}") from None
+
+
+def percentile_ns(bins: Bins, percent: float) -> int:
+    """The upper edge of the bin that holds the given percentile, 0 where nothing was counted.
+
+    >>> percentile_ns([(128, 98), (256, 1), (1024, 1)], 99.0)
+    256
+    """
+    rank = sum(count for _, count in bins) * percent / 100
+    seen = 0
+    for edge_ns, count in bins:
+        seen += count
+        if seen >= rank:
+            return edge_ns
+    return 0

@@ -1,0 +1,83 @@
+"""The command line: a table of commands, each loaded only when it is called, and what errors end with."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Final
+
+import click
+
+from sigd import __version__
+
+COMMANDS: Final = {
+    "serve": ("sigd.daemon.commands.serve:serve", "Serve a model over a Unix socket."),
+    "bench": ("sigd.bench.commands.bench:bench", "Measure latency and prove the budget."),
+    "demo": ("sigd.bench.commands.demo:demo", "See it work: a daemon, a synthetic market, live signals."),
+    "replay": ("sigd.bench.commands.replay:replay", "Run a market capture through a daemon."),
+    "status": ("sigd.daemon.commands.status:status", "Counters and latencies of a running daemon."),
+    "schema": ("sigd.daemon.commands.schema:schema", "Print the SBE schema of the wire."),
+    "build-engine": ("sigd.daemon.commands.build_engine:build_engine", "Build a model file into an engine."),
+    "inspect": ("sigd.daemon.commands.inspect:inspect", "Show what a model file or an engine is."),
+    "compare": ("sigd.bench.commands.compare:compare", "Compare two models on the same rows."),
+    "doctor": ("sigd.daemon.commands.doctor:doctor", "Check this machine and say how to mend it."),
+}
+"""Name to (module:attribute, one line for `sigd --help`). The modules of sigd.bench are named here and imported by
+nobody in sigd.daemon, so a serving process never loads them."""
+
+EXIT_CHECK_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_ENVIRONMENT: Final = 3
+
+
+class LazyGroup(click.Group):
+    """Loads a command's module when the command is called; `--help` needs only the table."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module_name, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command = getattr(importlib.import_module(module_name), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Try `sigd demo` first. Exit codes: 0 done, 1 the check failed, 2 wrong usage or input, 3 the environment"
+    " lacks something.",
+)
+@click.version_option(__version__, prog_name="sigd")
+def cli() -> None:
+    """sigd: trading signals from a model, within microseconds, over a Unix socket."""
+
+
+def main() -> None:
+    """The console script."""
+    from sigd.daemon.errors import DaemonError
+    from sigd.models.errors import BackendUnavailable, ModelError
+    from sigd.wire.errors import ConnectFailed, WireError
+
+    try:
+        cli()
+    except DaemonError as error:
+        _end(error, error.exit_code)
+    except (BackendUnavailable, ConnectFailed) as error:
+        _end(error, EXIT_ENVIRONMENT)
+    except ModelError as error:
+        _end(error, EXIT_USAGE)
+    except WireError as error:
+        _end(error, EXIT_CHECK_FAILED)
+
+
+def _end(error: Exception, exit_code: int) -> None:
+    click.echo(f"sigd: {error}", err=True)
+    sys.exit(exit_code)

@@ -1,0 +1,1 @@
+"""The commands of `sigd` that run or ask a daemon, one file each."""

@@ -1,0 +1,83 @@
+"""`sigd serve`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+import click
+
+from sigd.daemon.config import Config, load_config
+from sigd.daemon.errors import UsageError
+from sigd.daemon.idle import IdleStrategy
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  sigd serve                                        the model that ships with sigd
+  sigd serve --model m.onnx --idle spin --cpu 3     on a core of its own
+  sigd serve --config /etc/sigd/sigd.toml --check   is this configuration good?"""
+)
+@click.option("--config", "config_file", type=click.Path(path_type=Path), help="Configuration, TOML.")
+@click.option("--model", help="Model file.  [default: the one that ships with sigd]")
+@click.option("--backend", help="What runs the model: auto, or a backend's name.  [default: auto]")
+@click.option("--socket", help="Where clients connect.  [default: /run/sigd/sigd.sock, or the user's own]")
+@click.option("--admin-socket", help="Where `sigd status` asks.  [default: the socket's path + .admin]")
+@click.option(
+    "--idle",
+    type=click.Choice([strategy.value for strategy in IdleStrategy]),
+    help="What the loop does with nothing to do.  [default: backoff]",
+)
+@click.option("--cpu", type=click.IntRange(min=0), help="The core to run on.")
+@click.option("--batch-rows-max", type=click.IntRange(1, 4096), help="The largest batch.  [default: 64]")
+@click.option(
+    "--in-flight-max", type=click.IntRange(min=1), help="Unanswered requests a client.  [default: 256]"
+)
+@click.option("--linger-us", type=click.IntRange(min=0), help="Wait for a fuller batch.  [default: 0]")
+@click.option("--check", is_flag=True, help="Check configuration and model, run it once, and exit.")
+@click.option("--verbose", is_flag=True, help="Log more.")
+def serve(config_file: Path | None, check: bool, verbose: bool, **overrides: object) -> None:
+    """Serve a model over a Unix socket until SIGTERM, which drains: everything accepted is answered."""
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.DEBUG if verbose else logging.INFO,
+        format="sigd %(levelname)s %(message)s",
+    )
+    sys.exit(run(load_config(config_file, overrides), check=check))
+
+
+def run(config: Config, *, check: bool) -> int:
+    """Open the model and serve it; the exit code."""
+    import uvloop
+
+    from sigd.daemon.process import allow_descriptors, pin_to_cpu
+    from sigd.daemon.service import Service
+    from sigd.models.registry import backend_names, open_backend
+    from sigd.models.zoo import default_model_path
+
+    if config.backend not in backend_names():
+        raise UsageError(f"no backend is called {config.backend!r}: choose from {', '.join(backend_names())}")
+    if config.cpu is not None:
+        pin_to_cpu(config.cpu)
+    backend = open_backend(
+        Path(config.model) if config.model else default_model_path(),
+        config.backend,
+        config.batch_rows_max,
+        intra_op_threads=config.intra_op_threads,
+    )
+    if check:
+        spec = backend.spec
+        backend.close()
+        click.echo(
+            f"good: {spec.path} ({spec.features} -> {spec.outputs}) runs on {backend.name}; it would serve at"
+            f" {config.socket_path}"
+        )
+        return 0
+    allow_descriptors(config.connections_max)
+
+    async def main() -> int:
+        return await Service(config, backend).run()
+
+    return uvloop.run(main())

@@ -1,0 +1,83 @@
+"""`sigd status`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from sigd.daemon.admin import LatencyStatus, Status, ask_status, percentile_ns
+from sigd.daemon.config import admin_path_of, default_socket_path
+
+PERCENTS = (50.0, 90.0, 99.0, 99.9, 99.99)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  sigd status
+  sigd status --socket /run/sigd/sigd.sock --json | jq .answers"""
+)
+@click.option("--socket", type=click.Path(path_type=Path), help="The daemon's socket.")
+@click.option(
+    "--admin-socket", type=click.Path(path_type=Path), help="Its admin socket, where it is elsewhere."
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="The counters as JSON, with the percentiles worked out."
+)
+def status(socket: Path | None, admin_socket: Path | None, as_json: bool) -> None:
+    """Counters and latency percentiles of a running daemon, since its start."""
+    answer = ask_status(admin_socket or admin_path_of(socket or default_socket_path()))
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(_with_percentiles(answer))).decode())
+    else:
+        _show(answer)
+
+
+def _with_percentiles(answer: Status) -> dict[str, object]:
+    fields: dict[str, object] = msgspec.to_builtins(answer)
+    for name in ("total", "queue", "infer"):
+        latency: LatencyStatus = getattr(answer, name)
+        fields[name] = {
+            "count": sum(count for _, count in latency.bins),
+            **{f"p{percent:g}_us": percentile_ns(latency.bins, percent) / 1000 for percent in PERCENTS},
+            "max_us": latency.max_ns / 1000,
+        }
+    return fields
+
+
+def _show(answer: Status) -> None:
+    console = Console(highlight=False)
+    model = answer.model
+    console.print(
+        f"sigd {answer.version}, pid {answer.pid}, up {answer.uptime_ns / 1e9:,.0f} s, idle strategy {answer.idle},"
+        f" {answer.resident_bytes / 2**20:.1f} MiB resident"
+    )
+    console.print(
+        f"model {model.name} ({model.features} -> {model.outputs}) generation {model.generation} on"
+        f" {model.backend}, sha256 {model.sha256[:16]}"
+    )
+    console.print(
+        f"connections {answer.connections_open} open, {answer.connections_accepted} accepted;"
+        f" {answer.pending_rows} requests pending; {answer.slow_readers} slow readers cut off"
+    )
+    answers = ", ".join(f"{name} {count:,}" for name, count in answer.answers.items() if count)
+    console.print(f"answers: {answers or 'none yet'}")
+    if answer.rejects:
+        console.print("rejects: " + ", ".join(f"{name} {count:,}" for name, count in answer.rejects.items()))
+    batches = sum(answer.batches_by_rows.values())
+    if not batches:
+        return
+    rows = sum(size * count for size, count in answer.batches_by_rows.items())
+    console.print(f"batches: {batches:,}, {rows / batches:.2f} rows on average")
+    table = Table("microseconds", *(f"p{percent:g}" for percent in PERCENTS), "max")
+    for name, latency in (("total", answer.total), ("queue", answer.queue), ("model", answer.infer)):
+        table.add_row(
+            name,
+            *(f"{percentile_ns(latency.bins, percent) / 1000:.1f}" for percent in PERCENTS),
+            f"{latency.max_ns / 1000:.1f}",
+        )
+    console.print(table)

@@ -1,0 +1,134 @@
+"""Configuration: a TOML file, every value of which a flag can overrule. Unknown names are errors, not comments."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from sigd.daemon.errors import UsageError
+from sigd.daemon.idle import IdleStrategy
+from sigd.daemon.limits import DEFAULTS, Limits
+
+_SOCKET_PATH_BYTES_MAX = 107
+"""What fits sockaddr_un.sun_path with its closing zero."""
+
+Positive = Annotated[int, Meta(ge=1)]
+NotNegative = Annotated[int, Meta(ge=0)]
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything that can be set. Paths are taken as they stand; those of a file, relative to that file.
+
+    Attributes:
+        socket: where clients connect.
+        admin_socket: where `sigd status` asks; "" is the socket's path with ".admin" at its end.
+        socket_mode: permissions of both, octal; the group of the process decides who else may connect.
+        model: the model file; "" is the one that ships with sigd.
+        backend: "auto" goes by the file.
+        batch_rows_max: the largest batch.
+        intra_op_threads: CPU threads that share one batch; more than one pays for large models only.
+        idle: spin, backoff or block.
+        backoff_spin_us: how long "backoff" spins after the last batch before it sleeps.
+        linger_us: how long a batch that is not full waits for more rows; 0 never waits.
+        cpu: the core to run on; None leaves it to the kernel.
+        lock_memory: keep all memory resident where the limits allow it.
+    """
+
+    socket: str = ""
+    admin_socket: str = ""
+    socket_mode: Annotated[str, Meta(pattern="^0?[0-7]{3}$")] = "0660"
+    model: str = ""
+    backend: str = "auto"
+    batch_rows_max: Annotated[int, Meta(ge=1, le=4096)] = 64
+    intra_op_threads: Positive = 1
+    idle: IdleStrategy = IdleStrategy.BACKOFF
+    backoff_spin_us: NotNegative = 200
+    linger_us: NotNegative = 0
+    cpu: NotNegative | None = None
+    lock_memory: bool = True
+    in_flight_max: Annotated[int, Meta(ge=1, le=65536)] = DEFAULTS.in_flight_max
+    rows_pending_max: Positive = DEFAULTS.rows_pending_max
+    unsent_bytes_max: Annotated[int, Meta(ge=4096)] = DEFAULTS.unsent_bytes_max
+    connections_max: Positive = DEFAULTS.connections_max
+    hello_timeout_s: Annotated[float, Meta(gt=0)] = DEFAULTS.hello_timeout_s
+    drain_timeout_s: Annotated[float, Meta(gt=0)] = DEFAULTS.drain_timeout_s
+
+    @property
+    def socket_path(self) -> Path:
+        """Where clients connect, the default worked out."""
+        return Path(self.socket) if self.socket else default_socket_path()
+
+    @property
+    def admin_socket_path(self) -> Path:
+        """Where `sigd status` asks."""
+        return Path(self.admin_socket) if self.admin_socket else admin_path_of(self.socket_path)
+
+    def limits(self) -> Limits:
+        """The bounds of admission."""
+        return Limits(
+            in_flight_max=self.in_flight_max,
+            rows_pending_max=self.rows_pending_max,
+            unsent_bytes_max=self.unsent_bytes_max,
+            connections_max=self.connections_max,
+            hello_timeout_s=self.hello_timeout_s,
+            drain_timeout_s=self.drain_timeout_s,
+            daemon_pid=os.getpid(),
+        )
+
+
+def default_socket_path() -> Path:
+    """/run/sigd/sigd.sock where that directory may be written to, else one in the user's own runtime directory."""
+    for directory in (Path("/run/sigd"), Path(os.environ.get("XDG_RUNTIME_DIR", "/nonexistent"))):
+        if os.access(directory, os.W_OK | os.X_OK):
+            return directory / "sigd.sock"
+    return Path(f"/tmp/sigd-{os.getuid()}") / "sigd.sock"
+
+
+def admin_path_of(socket_path: Path) -> Path:
+    """The admin socket that belongs to a socket, unless the configuration says otherwise."""
+    return socket_path.with_name(socket_path.name + ".admin")
+
+
+def load_config(file: Path | None, overrides: dict[str, Any]) -> Config:
+    """Read `file`, if any, and lay `overrides` (names to values; None is no override) over it.
+
+    Raises:
+        UsageError: the file cannot be read, is no TOML, has an unknown name or a value out of its range.
+    """
+    values: dict[str, Any] = {}
+    if file is not None:
+        values = _read_toml(file)
+    values.update({name: value for name, value in overrides.items() if value is not None})
+    source = f"{file}: " if file is not None else ""
+    try:
+        config = msgspec.convert(values, Config)
+    except msgspec.ValidationError as error:
+        known = ", ".join(Config.__struct_fields__)
+        hint = f"; known names are: {known}" if "unknown field" in str(error) else ""
+        raise UsageError(f"{source}{error}{hint}") from None
+    for path in (config.socket_path, config.admin_socket_path):
+        if len(os.fsencode(path)) > _SOCKET_PATH_BYTES_MAX:
+            raise UsageError(
+                f"{source}the socket path {path} is longer than the {_SOCKET_PATH_BYTES_MAX} bytes"
+                " that a Unix socket's address holds: choose a shorter one"
+            )
+    return config
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        with file.open("rb") as stream:
+            values = tomllib.load(stream)
+    except OSError as error:
+        raise UsageError(f"{file}: the configuration cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file}: no TOML: {error}") from None
+    for name in ("model", "socket", "admin_socket"):
+        if isinstance(values.get(name), str) and values[name]:
+            values[name] = str(file.parent / values[name])
+    return values

@@ -1,0 +1,33 @@
+"""What can go wrong with the daemon itself; the message says what was wrong, what was expected and what to do.
+
+DaemonError               exit code of the command
+├── UsageError            2: the configuration or a flag is wrong
+├── EnvironmentLacks      3: this machine lacks something (a right, a directory, a package)
+└── AlreadyServed         3: another daemon listens there
+"""
+
+from __future__ import annotations
+
+
+class DaemonError(Exception):
+    """Base; `exit_code` is what the command ends with."""
+
+    exit_code = 1
+
+
+class UsageError(DaemonError):
+    """The configuration or a flag is wrong."""
+
+    exit_code = 2
+
+
+class EnvironmentLacks(DaemonError):
+    """The machine lacks something."""
+
+    exit_code = 3
+
+
+class AlreadyServed(DaemonError):
+    """Another daemon listens on the socket."""
+
+    exit_code = 3

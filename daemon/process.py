@@ -1,0 +1,87 @@
+"""Making the process fit for the hot path: its core, its memory, its garbage collector, its descriptors."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import logging
+import os
+import resource
+
+from sigd.daemon.errors import UsageError
+
+log = logging.getLogger(__name__)
+
+_MCL_CURRENT = 1
+_MCL_FUTURE = 2
+_SPARE_DESCRIPTORS = 64
+
+
+def pin_to_cpu(cpu: int) -> None:
+    """Run on this core only.
+
+    Raises:
+        UsageError: there is no such core, or it is not among those this process may use.
+    """
+    try:
+        os.sched_setaffinity(0, {cpu})
+    except OSError:
+        allowed = ", ".join(map(str, sorted(os.sched_getaffinity(0))))
+        raise UsageError(
+            f"cpu {cpu} is not one that this process may run on; it may use: {allowed}"
+        ) from None
+
+
+def lock_memory() -> bool:
+    """Keep every page resident, now and later. False, with a word in the log, where the limits do not allow it."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    # With a finite limit the next allocation past it would fail, which is worse than a page fault.
+    if soft != resource.RLIM_INFINITY and os.geteuid() != 0:
+        log.info(
+            "memory is not locked: RLIMIT_MEMLOCK is %d KiB; LimitMEMLOCK=infinity in the unit allows it",
+            soft // 1024,
+        )
+        return False
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mlockall(_MCL_CURRENT | _MCL_FUTURE) != 0:
+        log.warning("memory is not locked: mlockall: %s", os.strerror(ctypes.get_errno()))
+        return False
+    return True
+
+
+def freeze_garbage() -> None:
+    """Take all that exists now out of the collector's sight, and stop it from running by itself.
+
+    What the hot path leaves behind is freed by reference counts; `collect_garbage` sees to the rest.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+
+
+def collect_garbage() -> None:
+    """Free the cycles that closed connections leave. Cheap, for what existed at start-up is not looked at."""
+    gc.collect()
+
+
+def allow_descriptors(connections_max: int) -> None:
+    """Raise the soft limit of open files to what `connections_max` clients need, as far as the hard limit goes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections_max + _SPARE_DESCRIPTORS
+    if soft >= wanted:
+        return
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < wanted:
+        log.warning(
+            "connections_max of %d needs %d open files, the hard limit is %d: raise LimitNOFILE in the unit",
+            connections_max,
+            wanted,
+            hard,
+        )
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process."""
+    with open("/proc/self/statm", "rb") as statm:
+        return int(statm.read().split()[1]) * resource.getpagesize()
