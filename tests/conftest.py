@@ -94,9 +94,13 @@ class ModelMaker:
 
     def doubled(self, features: int = 4, batch: int | str = "N") -> Path:
         """Twice the features: answers can be told by looking at them."""
-        two = numpy_helper.from_array(np.array(2.0, np.float32), "two")
-        nodes = [helper.make_node("Mul", ["features", "two"], ["logits"])]
-        return self.graph(nodes, [batch, features], [batch, features], [two])
+        return self.scaled(2.0, features, batch)
+
+    def scaled(self, factor: float, features: int = 4, batch: int | str = "N") -> Path:
+        """The features times `factor`: with a large one even a denormal would show."""
+        weight = numpy_helper.from_array(np.array(factor, np.float32), "factor")
+        nodes = [helper.make_node("Mul", ["features", "factor"], ["logits"])]
+        return self.graph(nodes, [batch, features], [batch, features], [weight])
 
     def copied(self, features: int = 4) -> Path:
         """The features themselves: a graph without arithmetic, whose output is its input."""
