@@ -28,6 +28,8 @@ _FLUSH_BITS = {
     "aarch64": (0, 1 << 24),
 }
 
+_DENORMAL_BITS = 1 << 16
+_SMALLEST_NORMAL_BITS = 1 << 23
 _C_LIBRARY = ctypes.CDLL(None)
 _Environment = ctypes.c_uint32 * _ENVIRONMENT_WORDS
 
@@ -53,10 +55,9 @@ def flush_denormals() -> None:
 
 def denormals_flushed() -> bool:
     """Whether float32 arithmetic on the calling thread takes denormals for zero, both as operands and as results."""
-    denormal, smallest_normal = np.float32(1e-40), np.float32(2.0**-126)
-    factors = np.array([2.0**20, 0.5], np.float32)
-    products = np.array([denormal, smallest_normal], np.float32) * factors
-    # Read as bits: under the setting in question a denormal compares equal to zero.
+    # Made and read as bits: under the setting in question a conversion gives zero, and a denormal compares equal to it.
+    operands = np.array([_DENORMAL_BITS, _SMALLEST_NORMAL_BITS], np.uint32).view(np.float32)
+    products = operands * np.array([2.0**20, 0.5], np.float32)
     return not products.view(np.uint32).any()
 
 
