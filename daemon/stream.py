@@ -10,6 +10,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from time import monotonic_ns
+from typing import cast
 
 from sigd.daemon.session import Session
 
@@ -47,8 +48,8 @@ class StreamProtocol(asyncio.BufferedProtocol):
     # -- asyncio's side ----------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports have asyncio.Transport's methods, not its class
+        self._transport = cast(asyncio.Transport, transport)
         self._descriptor = transport.get_extra_info("socket").fileno()
         self._on_open(self)
 

@@ -55,14 +55,13 @@ def run(config: Config, *, check: bool) -> int:
     from sigd.daemon.process import allow_descriptors, pin_to_cpu
     from sigd.daemon.service import Service
     from sigd.models.registry import backend_names, open_backend
-    from sigd.models.zoo import default_model_path
 
     if config.backend not in backend_names():
         raise UsageError(f"no backend is called {config.backend!r}: choose from {', '.join(backend_names())}")
     if config.cpu is not None:
         pin_to_cpu(config.cpu)
     backend = open_backend(
-        Path(config.model) if config.model else default_model_path(),
+        Path(config.model) if config.model else _shipped_model(),
         config.backend,
         config.batch_rows_max,
         intra_op_threads=config.intra_op_threads,
@@ -81,3 +80,9 @@ def run(config: Config, *, check: bool) -> int:
         return await Service(config, backend).run()
 
     return uvloop.run(main())
+
+
+def _shipped_model() -> Path:
+    from sigd.models.zoo import default_model_path
+
+    return default_model_path()
