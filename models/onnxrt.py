@@ -135,9 +135,7 @@ class OnnxRuntimeBackend:
             (binding.bind_ortvalue_output, self.spec.output_name, self.outputs[:size], self.spec.output_dims),
         ):
             bind(name, onnxruntime.OrtValue.ortvalue_from_numpy(rows.reshape(size, *dims)))
-        run_options = onnxruntime.RunOptions()
-        run_options.log_severity_level = _LOG_FATAL
-        return _prepared_call(session, binding, run_options)
+        return _prepared_call(session, binding, onnxruntime.RunOptions())
 
     def _warm_up(self, size: int, call: Callable[[], object]) -> None:
         try:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from sigd.models.backend import buckets
 from sigd.models.errors import BackendClosed, BackendFailed, ModelRefused
-from sigd.models.registry import BackendOptions, backend_names, make_backend
+from sigd.models.registry import BackendOptions, backend_names, make_backend, open_backend
 
 if TYPE_CHECKING:
     from tests.conformance.conftest import Answers, Float32Array, OpenBackend
@@ -216,8 +216,8 @@ def test_the_bare_call_runs_the_same_batch(
         assert backend.outputs[:rows].tobytes() == expected.tobytes()
 
 
-def test_a_bare_call_outlives_its_backend(open_model: OpenBackend, models: ModelMaker) -> None:
-    backend = open_model(models.doubled())
+def test_a_bare_call_outlives_its_backend(backend_name: str, models: ModelMaker) -> None:
+    backend = open_backend(models.doubled(), backend_name)
     backend.inputs[0] = 3.0
     call, outputs = backend.bare_call(1), backend.outputs
     del backend

@@ -50,6 +50,23 @@ def test_weights_beside_the_model_are_taken_in_and_hashed(models: ModelMaker) ->
     assert file.sha256 == hashlib.sha256(both).digest()
 
 
+def test_several_files_of_weights_are_hashed_in_the_order_of_their_names(
+    models: ModelMaker, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(
+        onnx.load(models.mlp(hidden=[4, 4, 4])),
+        path,
+        save_as_external_data=True,
+        all_tensors_to_one_file=False,
+        size_threshold=0,
+    )
+    weights = sorted(tmp_path.glob("[!m]*"))
+    assert len(weights) == 8
+    together = b"".join(file.read_bytes() for file in (path, *weights))
+    assert read_onnx(path).sha256 == hashlib.sha256(together).digest()
+
+
 def test_other_weights_are_another_model(models: ModelMaker) -> None:
     path = split(models, "changed.bin")
     sha256 = read_onnx(path).sha256

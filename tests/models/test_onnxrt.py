@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
@@ -163,3 +165,28 @@ def test_the_answers_outlive_a_model_file_that_is_overwritten(models: ModelMaker
     backend.inputs[:] = 1.0
     backend.submit(1)
     assert backend.outputs.tolist() == [[2.0] * 4]
+
+
+def test_a_prepared_call_keeps_the_arrays_that_it_writes_to(models: ModelMaker) -> None:
+    backend = OnnxRuntimeBackend(read_spec(models.doubled()), batch_rows_max=1)
+    backend.open()
+    call = backend.bare_call(1)
+    arrays = [
+        weakref.ref(array.base) for array in (backend.inputs, backend.outputs) if array.base is not None
+    ]
+    del backend
+    gc.collect()
+    assert [array() is not None for array in arrays] == [True, True]
+    del call
+    gc.collect()
+    assert [array() for array in arrays] == [None, None]
+
+
+def test_denormals_are_flushed_on_the_sessions_own_threads(models: ModelMaker) -> None:
+    """Enough work for a batch to be shared out."""
+    path = models.scaled(2.0**100, features=16_000)
+    backend = OnnxRuntimeBackend(read_spec(path), batch_rows_max=64, intra_op_threads=3)
+    backend.open()
+    backend.inputs.view(np.uint32)[:] = 1 << 16
+    backend.submit(64)
+    assert not backend.outputs.any()

@@ -106,6 +106,7 @@ def test_the_largest_row_is_served(models: ModelMaker) -> None:
         ),
         (["N", None, 4], ["N", None, 4], r"\[N, \?, 4\], expected a size on every axis"),
         ([5, "N", 4], [5, "N", 4], "free size is axis 1, expected the batch to be axis 0"),
+        ([5, "N", "M"], [5, "N", "M"], r"\[5, N, M\], expected a size on every axis"),
         (["N", 0], ["N", 0], "sizes of at least 1"),
         ([0, 4], [0, 4], "sizes of at least 1"),
         ([-1, 4], [-1, 4], "sizes of at least 1"),
