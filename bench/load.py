@@ -22,6 +22,8 @@ STATUS_NAMES = tuple(status.name for status in Status)
 
 LATE_NS = 10_000
 HICCUP_NS = 10_000
+#: While a client sends or receives, its own work passes for no hiccup until it takes this long.
+HICCUP_BUSY_NS = 100_000
 SLOWEST_MAX = 16
 
 #: One answered request. Times are CLOCK_MONOTONIC in ns: the first three are the client's, the next two the daemon's.
@@ -158,8 +160,8 @@ class Measurement:
         requests: meant to be sent; `sent` of them were, and `received` answered.
         statuses: answers by wire status 0..6.
         late_sends: sent more than LATE_NS after the intended time; `late_worst_ns` is the worst of all.
-        hiccups: gaps of HICCUP_NS or more between two looks at the clock of the spinning client while nothing
-            moved; their sum and the worst.
+        hiccups: gaps between two looks at the clock of the spinning client, of HICCUP_NS or more while it waited,
+            and many times that while it sent or received; their sum and the worst.
         batch_rows_sum: over the OK answers.
         samples: SAMPLE array: every request while they fit, beyond that a uniform sample.
         slowest: SAMPLE array: the SLOWEST_MAX slowest OK answers, slowest first.

@@ -13,6 +13,7 @@ import numpy as np
 from sigd.bench import histogram
 from sigd.bench.errors import PeerFailed
 from sigd.bench.load import (
+    HICCUP_BUSY_NS,
     HICCUP_NS,
     LATE_NS,
     SAMPLE,
@@ -46,6 +47,7 @@ PLAN_HEADER = np.dtype(
         ("samples_max", "<u8"),
         ("late_ns", "<i8"),
         ("gap_ns", "<i8"),
+        ("busy_gap_ns", "<i8"),
         ("seed", "<u8"),
     ]
 )
@@ -77,7 +79,7 @@ RESULT_HEADER = np.dtype(
         ("violation_text", "S72"),
     ]
 )
-assert PLAN_HEADER.itemsize == 240
+assert PLAN_HEADER.itemsize == 248
 assert RESULT_HEADER.itemsize == 432
 
 _COUNTED = ("corrected", "uncorrected", "queue", "model", "rest")
@@ -150,6 +152,7 @@ def _write_plan(plan: LoadPlan, path: Path) -> None:
         "samples_max": plan.samples_max,
         "late_ns": LATE_NS,
         "gap_ns": HICCUP_NS,
+        "busy_gap_ns": HICCUP_BUSY_NS,
         "seed": plan.seed,
     }
     for name, value in values.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -49,15 +48,12 @@ def random_frames(features: int, seed: int, rows: int = RANDOM_ROWS) -> npt.NDAr
     return encode(values, (np.arange(rows) % _INSTRUMENTS).astype(np.uint32))
 
 
-def capture_requests(
-    path: Path, model_features: int, on_event: Callable[[], None]
-) -> tuple[Int64Array, npt.NDArray[np.uint8]]:
+def capture_requests(path: Path, model_features: int) -> tuple[Int64Array, npt.NDArray[np.uint8]]:
     """The requests that an engine would have sent while the capture was taken: one for each feature sample.
 
     Args:
         path: a capture, as `sigd.models.market.capture` reads it.
         model_features: what the served model takes.
-        on_event: called for each event read, for a progress bar.
 
     Returns:
         (arrivals, frames): int64, shape (requests,), the local receive times in ns; uint8, shape (requests, bytes).
@@ -79,7 +75,6 @@ def capture_requests(
     rows: list[bytes] = []
     try:
         for event in read_capture(path):
-            on_event()
             if stream.on_event(event):
                 arrivals.append(event.receive_ns)
                 rows.append(stream.features.tobytes())

@@ -30,10 +30,11 @@ struct PlanHeader {
     std::int64_t cpu;            // core of this thread; -1 = any
     std::uint64_t samples_max;   // requests kept one by one; beyond, a uniform reservoir of them
     std::int64_t late_ns;        // a send this long after its intended time is late
-    std::int64_t gap_ns;         // a gap this long between two looks at the clock is a hiccup
+    std::int64_t gap_ns;         // a gap this long between two looks at the clock while nothing moved is a hiccup
+    std::int64_t busy_gap_ns;    // the same while something was sent or received, which takes time of its own
     std::uint64_t seed;
 };
-static_assert(sizeof(PlanHeader) == 240);
+static_assert(sizeof(PlanHeader) == 248);
 
 // Latencies are counted as HdrHistogram counts them: 1 ns to 2^36 ns at three significant digits.
 constexpr int sub_bucket_bits = 11;

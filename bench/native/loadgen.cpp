@@ -84,10 +84,10 @@ public:
         const std::int64_t announce_ns = begin_ns_ - std::min<std::int64_t>(header_.warmup_ns / 2, 50'000'000);
         bool announced = false;
         std::int64_t before_ns = clock_ns();
-        bool idle = false;
+        bool idle = true;
         for (std::uint64_t turn = 0;; ++turn) {
             const std::int64_t now_ns = clock_ns();
-            if (idle && now_ns >= begin_ns_) note_gap(now_ns - before_ns);
+            if (now_ns >= begin_ns_) note_gap(now_ns - before_ns, idle ? header_.gap_ns : header_.busy_gap_ns);
             before_ns = now_ns;
             if (!announced && now_ns >= announce_ns) {
                 announced = true;
@@ -170,10 +170,10 @@ private:
         result.late_worst_ns = std::max(result.late_worst_ns, late_ns);
     }
 
-    void note_gap(std::int64_t gap_ns) {
+    void note_gap(std::int64_t gap_ns, std::int64_t threshold_ns) {
+        if (gap_ns < threshold_ns) return;
         ResultHeader& result = recorder_.result;
         result.hiccup_worst_ns = std::max(result.hiccup_worst_ns, gap_ns);
-        if (gap_ns < header_.gap_ns) return;
         ++result.hiccups;
         result.hiccup_sum_ns += gap_ns;
     }

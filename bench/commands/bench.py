@@ -1,0 +1,217 @@
+"""`sigd bench`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from sigd.bench.errors import BadRequest, BenchError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sigd.bench.rig import Settings
+
+_DEFAULT_RATE_HZ = 10_000.0
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  sigd bench --p99                                       10,000 requests/s with Poisson arrivals, budget 100 us
+  sigd bench --p99 --closed-loop --floor --idle spin     beside the floor of this machine
+  sigd bench --p99 --capture btcusdt.gz --speed 50       the arrivals of a real market, 50 times as fast
+  sigd bench --p99 --socket /run/sigd/sigd.sock --rate 2000 --json p99.json --hgrm p99.hgrm
+
+\b
+Open loop: latency counts from the intended send time, so that a stall counts for every request that it held up.
+Exit codes: 0 passed; 1 over the budget, or not valid (replies lost, rate missed, contract broken): the files
+are then named NAME.FAIL.json and NAME.FAIL.hgrm; 2 wrong usage or input; 3 the environment lacks something."""
+)
+@click.option(
+    "--p99/--no-p99", default=True, show_default=True, help="Hold p99 to the budget, or only measure."
+)
+@click.option("--budget-us", type=click.FloatRange(0, min_open=True), default=100.0, show_default=True)
+@click.option("--socket", help="Measure the daemon that listens there.  [default: start one]")
+@click.option("--model", help="Model of the daemon that is started.  [default: the one that ships with sigd]")
+@click.option("--backend", help="Backend of the daemon that is started.  [default: auto]")
+@click.option(
+    "--idle",
+    type=click.Choice(["spin", "backoff", "block"]),
+    help="Idle strategy of the daemon that is started.  [default: the daemon's own]",
+)
+@click.option(
+    "--rate", type=click.FloatRange(0, min_open=True), help="Open loop, requests/s.  [default: 10000]"
+)
+@click.option(
+    "--arrivals", type=click.Choice(["poisson", "constant"]), help="With --rate.  [default: poisson]"
+)
+@click.option(
+    "--capture",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Open loop with the arrivals and the features of a market capture.",
+)
+@click.option("--speed", type=click.FloatRange(0, min_open=True), help="Of the capture.  [default: 1]")
+@click.option("--closed-loop", is_flag=True, help="Send as soon as an answer makes room.")
+@click.option("--connections", type=click.IntRange(1, 1024), default=1, show_default=True)
+@click.option(
+    "--in-flight",
+    type=click.IntRange(min=1),
+    help="Most requests unanswered on a connection.  [default: 1 in a closed loop, else what the daemon grants]",
+)
+@click.option(
+    "--duration",
+    type=click.FloatRange(0, min_open=True),
+    help="Seconds.  [default: 10; a capture: all of it]",
+)
+@click.option("--requests", type=click.IntRange(min=1), help="Measure this many requests instead.")
+@click.option("--warmup", type=click.FloatRange(0), default=1.0, show_default=True, help="Seconds.")
+@click.option("--floor", is_flag=True, help="Measure the machine's own floor in turns, and print the ratios.")
+@click.option(
+    "--client",
+    type=click.Choice(["auto", "cpp", "python"]),
+    default="auto",
+    show_default=True,
+    help="The load generator: cpp is built with the compiler at hand; python is for machines without one.",
+)
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path, allow_dash=True),
+    help="Write the result; - prints it.",
+)
+@click.option(
+    "--hgrm", "hgrm_file", type=click.Path(path_type=Path), help="Write the percentile distribution (.hgrm)."
+)
+def bench(json_file: Path | None, hgrm_file: Path | None, **options: Any) -> None:
+    """Measure the latency of a daemon and prove the budget.
+
+    Without --socket a daemon is started for the run, on a core of its own where there are two.
+    """
+    # Told to end: leave by an exception, so that a daemon of ours is not left behind.
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        passed = _measure(options, json_file, hgrm_file)
+    except BenchError as error:
+        click.echo(f"sigd: {error}", err=True)
+        sys.exit(error.exit_code)
+    sys.exit(0 if passed else 1)
+
+
+def _terminated(number: int, _frame: object) -> NoReturn:
+    sys.exit(128 + number)
+
+
+def _measure(options: dict[str, Any], json_file: Path | None, hgrm_file: Path | None) -> bool:
+    import msgspec
+    from rich.console import Console
+
+    from sigd.bench import histogram, report, rig
+    from sigd.bench.document import document
+    from sigd.bench.verdict import named_by_verdict
+
+    settings = settings_of(**options)
+    _check_writable(json_file, hgrm_file)
+    json_to_stdout = json_file is not None and str(json_file) == "-"
+    console = Console(stderr=json_to_stdout, soft_wrap=True, highlight=False)
+    outcome = rig.run(settings, lambda line: console.print(line, style="dim"))
+    result = document(outcome)
+    report.render(result, console)
+    written = msgspec.json.format(msgspec.json.encode(result), indent=2)
+    if json_to_stdout:
+        click.echo(written.decode())
+    elif json_file is not None:
+        _write(named_by_verdict(json_file, result.passed), written + b"\n", console)
+    if hgrm_file is not None:
+        text = histogram.hgrm(outcome.measurement.counts.corrected)
+        _write(named_by_verdict(hgrm_file, result.passed), text.encode(), console)
+    return result.passed
+
+
+def settings_of(
+    *,
+    p99: bool,
+    budget_us: float,
+    socket: str | None,
+    model: str | None,
+    backend: str | None,
+    idle: str | None,
+    rate: float | None,
+    arrivals: str | None,
+    capture: Path | None,
+    speed: float | None,
+    closed_loop: bool,
+    connections: int,
+    in_flight: int | None,
+    duration: float | None,
+    requests: int | None,
+    warmup: float,
+    floor: bool,
+    client: str,
+    seed: int,
+) -> Settings:
+    """The options as settings.
+
+    Raises:
+        BadRequest: they contradict each other.
+    """
+    from sigd.bench.daemon_process import ServeOptions
+    from sigd.bench.rig import Mode, Settings
+
+    chosen = {"--rate": rate is not None, "--capture": capture is not None, "--closed-loop": closed_loop}
+    if sum(chosen.values()) > 1:
+        named = " and ".join(name for name, is_chosen in chosen.items() if is_chosen)
+        raise BadRequest(f"{named} exclude each other: choose what decides when a request is sent")
+    _refuse("--socket measures a running daemon", socket, model=model, backend=backend, idle=idle)
+    _refuse("--closed-loop has no schedule", closed_loop or None, arrivals=arrivals, speed=speed)
+    _refuse("--capture brings its own arrivals", capture, arrivals=arrivals)
+    _refuse("--floor is measured with --closed-loop or --rate", floor or None, capture=capture)
+    if capture is None:
+        _refuse("without --capture there is nothing to speed up", True, speed=speed)
+        _refuse("--requests says how long to measure", requests, duration=duration)
+    mode = Mode.CAPTURE if capture is not None else Mode.CLOSED_LOOP if closed_loop else Mode.RATE
+    return Settings(
+        mode=mode,
+        socket_path=socket,
+        serve=ServeOptions(model=model, backend=backend, idle=idle),
+        rate_hz=rate or _DEFAULT_RATE_HZ,
+        arrivals=arrivals or "poisson",
+        capture=capture,
+        speed=speed or 1.0,
+        connections=connections,
+        in_flight=in_flight,
+        duration_s=duration,
+        requests=requests,
+        warmup_s=warmup,
+        floor=floor,
+        client=client,
+        budget_ns=round(budget_us * 1000) if p99 else None,
+        seed=seed,
+    )
+
+
+def _refuse(because: str, given: object, **others: object) -> None:
+    """Refuse each of `others` that was given (is not None) if `given` was."""
+    if given is None:
+        return
+    for name, value in others.items():
+        if value is not None:
+            raise BadRequest(f"{because}: leave out --{name.replace('_', '-')}")
+
+
+def _check_writable(*files: Path | None) -> None:
+    """A run of minutes must not end with a result that cannot be written."""
+    for file in files:
+        if file is not None and str(file) != "-" and not os.access(file.absolute().parent, os.W_OK):
+            raise BadRequest(f"{file}: its folder does not exist or may not be written to")
+
+
+def _write(file: Path, content: bytes, console: Console) -> None:
+    file.write_bytes(content)
+    console.print(f"wrote    {file}")

@@ -1,0 +1,166 @@
+"""The daemon under measurement as a process of its own: started at a socket of its own, paused, watched, stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from sigd.bench.errors import BadRequest, BenchError, EnvironmentLacks, PeerFailed
+from sigd.wire.client import connect
+from sigd.wire.errors import ConnectFailed, SessionError
+from sigd.wire.messages import Welcome
+
+_START_TIMEOUT_S = 120.0
+_STOP_TIMEOUT_S = 15.0
+_CLIENT_NAME = "sigd bench"
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """What `sigd serve` is started with; None leaves it the daemon's own default."""
+
+    model: str | None = None
+    backend: str | None = None
+    idle: str | None = None
+    cpu: int | None = None
+
+    def arguments(self, socket_path: str) -> list[str]:
+        """The command line after `sigd`."""
+        command = ["serve", "--socket", socket_path]
+        for flag, value in (
+            ("--model", self.model),
+            ("--backend", self.backend),
+            ("--idle", self.idle),
+            ("--cpu", self.cpu),
+        ):
+            if value is not None:
+                command += [flag, str(value)]
+        return command
+
+
+class OwnDaemon:
+    """`sigd serve` as a child process, for use in a `with` block; leaving the block stops it.
+
+    Attributes:
+        socket_path: where it listens.
+        welcome: what it told the first client.
+    """
+
+    def __init__(self, options: ServeOptions) -> None:
+        """Start it and wait until it answers.
+
+        Raises:
+            BadRequest: it refused its options or its model; the message has its words.
+            EnvironmentLacks: its backend cannot run here.
+            PeerFailed: it ended, or was not ready in time.
+        """
+        self._directory = tempfile.TemporaryDirectory(prefix="sigd-bench-")
+        self.socket_path = os.path.join(self._directory.name, "sigd.sock")
+        self._said = Path(self._directory.name) / "output"
+        with self._said.open("wb") as said:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "sigd.daemon", *options.arguments(self.socket_path)],
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            self.welcome = self._wait_until_ready()
+        except BaseException:
+            self._kill()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._kill()
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def pause(self) -> None:
+        """Stop it in its tracks, so that its core is free; its connections stay open."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        self._process.send_signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        """Ask it to drain and wait for it.
+
+        Raises:
+            PeerFailed: it did not end in time, or not with exit code 0.
+        """
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            code = self._process.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            raise PeerFailed(f"the daemon did not end within {_STOP_TIMEOUT_S:.0f} s of SIGTERM") from None
+        if code != 0:
+            raise PeerFailed(f"the daemon ended with {code} after SIGTERM, expected 0:\n{self._tail()}")
+
+    def _wait_until_ready(self) -> Welcome:
+        deadline_s = time.monotonic() + _START_TIMEOUT_S
+        while time.monotonic() < deadline_s:
+            code = self._process.poll()
+            if code is not None:
+                raise self._ended(code)
+            try:
+                return ask_welcome(self.socket_path)
+            except ConnectFailed:
+                time.sleep(0.02)
+        raise PeerFailed(f"the daemon was not ready within {_START_TIMEOUT_S:.0f} s:\n{self._tail()}")
+
+    def _ended(self, code: int) -> BenchError:
+        kinds: dict[int, type[BenchError]] = {2: BadRequest, 3: EnvironmentLacks}
+        return kinds.get(code, PeerFailed)(
+            f"the daemon ended with {code} before it was ready:\n{self._tail()}"
+        )
+
+    def _tail(self) -> str:
+        return self._said.read_text(errors="replace")[-2000:].strip() or "it said nothing"
+
+    def _kill(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        self._directory.cleanup()
+
+
+def ask_welcome(socket_path: str) -> Welcome:
+    """Connect, take the Welcome, and leave.
+
+    Raises:
+        ConnectFailed: nobody listens there (yet).
+        PeerFailed: somebody does, but gives no Welcome.
+    """
+    try:
+        with connect(socket_path, client_name=_CLIENT_NAME) as client:
+            return client.welcome
+    except ConnectFailed:
+        raise
+    except SessionError as error:
+        raise PeerFailed(f"{socket_path}: {error}") from error
+
+
+def resident_bytes(pid: int) -> int | None:
+    """Resident memory of a process in bytes; None where it is not a process of this machine that may be read."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")

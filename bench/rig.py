@@ -1,0 +1,346 @@
+"""The run, from its options to its verdict: warm up, measure, drain, judge.
+
+hiccups -> daemon -> requests and schedule -> load (with --floor: rounds of echo, backend, daemon) -> hiccups -> verdict
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from sigd.bench import environment, hiccup, native, requests, schedule, verdict
+from sigd.bench.bare_backend import BareBackend
+from sigd.bench.daemon_process import OwnDaemon, ServeOptions, ask_welcome, resident_bytes
+from sigd.bench.errors import BadRequest, EnvironmentLacks
+from sigd.bench.floor import ROUNDS, FloorRound, pool, run_round
+from sigd.bench.load import LoadGenerator, LoadPlan, Measurement
+from sigd.bench.load_native import NativeLoad
+from sigd.bench.load_python import PythonLoad
+from sigd.bench.native import NativePrograms
+from sigd.bench.pinning import allowed_cpus, choose_cores
+from sigd.bench.schedule import NS_PER_S, Int64Array
+from sigd.wire.errors import ConnectFailed
+from sigd.wire.messages import Hello, Welcome
+
+_HICCUP_SECONDS = 1.0
+_BATCH_ROWS_MAX = 64
+_BARE_SHARE = 0.15
+
+Say = Callable[[str], None]
+
+
+class Mode(enum.Enum):
+    """What decides when a request is sent."""
+
+    CLOSED_LOOP = "closed loop"
+    RATE = "rate"
+    CAPTURE = "capture"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to measure, as the command line says it.
+
+    Attributes:
+        socket_path: of a daemon that runs; None starts one of our own with `serve`.
+        requests: how many to measure; None = as many as `duration_s` gives.
+        in_flight: most unanswered on a connection; None = 1 in a closed loop, else what the daemon grants.
+        client: "auto", "cpp" or "python".
+        budget_ns: for p99; None = only measure.
+        arrivals: "poisson" or "constant", for Mode.RATE.
+    """
+
+    mode: Mode
+    socket_path: str | None = None
+    serve: ServeOptions = field(default_factory=ServeOptions)
+    rate_hz: float = 10_000.0
+    arrivals: str = "poisson"
+    capture: Path | None = None
+    speed: float = 1.0
+    connections: int = 1
+    in_flight: int | None = None
+    duration_s: float | None = None
+    requests: int | None = None
+    warmup_s: float = 1.0
+    floor: bool = False
+    client: str = "auto"
+    budget_ns: int | None = None
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Resident memory of the daemon in bytes."""
+
+    after_warmup: int
+    at_end: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything that was found out.
+
+    Attributes:
+        client_note: why the generator is not the native one; "" where it is.
+        in_flight: most unanswered on a connection, as used.
+        cpus: the cores of the daemon and of the client; None = not pinned by us.
+        memory: None where the daemon's memory cannot be read from here.
+        rounds: of the floor; empty without it.
+    """
+
+    settings: Settings
+    welcome: Welcome
+    client_note: str
+    in_flight: int
+    cpus: tuple[int | None, int | None]
+    environment: environment.Environment
+    hiccups_before: list[hiccup.Hiccups]
+    hiccups_after: list[hiccup.Hiccups]
+    measurement: Measurement
+    memory: Memory | None
+    rounds: list[FloorRound]
+    verdict: verdict.Verdict
+
+
+@dataclass(frozen=True)
+class _Target:
+    """The daemon that is measured; `own` where we started it."""
+
+    socket_path: str
+    welcome: Welcome
+    own: OwnDaemon | None
+
+
+def run(settings: Settings, say: Say) -> Outcome:
+    """Measure. `say` is told what is being done, a line at a time.
+
+    Raises:
+        BadRequest: the settings do not fit each other, the daemon or the capture.
+        EnvironmentLacks: a compiler or a backend is missing.
+        PeerFailed: a process that the measurement needs failed.
+    """
+    generator, programs, note = _choose_client(settings)
+    daemon_cpu, client_cpu = choose_cores(allowed_cpus())
+    if settings.socket_path is not None:
+        daemon_cpu = None
+    watched = sorted({daemon_cpu, client_cpu} - {None}, key=lambda cpu: cpu or 0) or [None]
+    say(f"watching the machine itself for {_HICCUP_SECONDS:g} s")
+    before = hiccup.measure(watched, _HICCUP_SECONDS, programs)
+    facts = environment.read(watched, before[0].clock_cost_ns, programs.compiler if programs else None)
+    with _target(settings, daemon_cpu, say) as target:
+        plans = _plans(settings, target, client_cpu, say)
+        memory = _MemoryWatch(target.welcome.daemon_pid)
+        rounds: list[FloorRound] = []
+        if settings.floor:
+            assert programs is not None
+            rounds = _rounds(settings, target, plans, generator, programs, daemon_cpu, memory, say)
+            measurement = pool(rounds).sigd
+        else:
+            say(_measuring_line(settings, plans[0]))
+            measurement = generator.run(plans[0], memory.warmed_up)
+        found = memory.found()
+        if target.own is not None:
+            target.own.stop()
+    after = hiccup.measure(watched, _HICCUP_SECONDS, programs)
+    return Outcome(
+        settings=settings,
+        welcome=target.welcome,
+        client_note=note,
+        in_flight=plans[0].in_flight,
+        cpus=(daemon_cpu, client_cpu),
+        environment=facts,
+        hiccups_before=before,
+        hiccups_after=after,
+        measurement=measurement,
+        memory=found,
+        rounds=rounds,
+        verdict=verdict.judge(measurement, settings.budget_ns),
+    )
+
+
+def _choose_client(settings: Settings) -> tuple[LoadGenerator, NativePrograms | None, str]:
+    if settings.client == "python":
+        if settings.floor:
+            raise BadRequest("--floor is measured with the native client: leave out --client python")
+        return PythonLoad(), None, "asked for with --client python; its own work is part of each latency"
+    try:
+        programs = native.build()
+    except EnvironmentLacks as error:
+        if settings.client == "cpp" or settings.floor:
+            raise
+        note = f"there is no native one: {error}. Its own work is part of each latency"
+        return PythonLoad(), None, note
+    return NativeLoad(programs), programs, ""
+
+
+@contextmanager
+def _target(settings: Settings, daemon_cpu: int | None, say: Say) -> Iterator[_Target]:
+    if settings.socket_path is None:
+        say("starting a daemon: sigd " + " ".join(settings.serve.arguments("SOCKET")))
+        with OwnDaemon(replace(settings.serve, cpu=daemon_cpu)) as own:
+            yield _Target(own.socket_path, own.welcome, own)
+        return
+    if settings.floor:
+        raise BadRequest(
+            "--floor stops the daemon while the floor is measured, which would harm the clients of a running one: "
+            "leave out --socket, and a daemon is started for it"
+        )
+    try:
+        welcome = ask_welcome(settings.socket_path)
+    except ConnectFailed as error:
+        raise EnvironmentLacks(str(error)) from error
+    yield _Target(settings.socket_path, welcome, None)
+
+
+def _plans(settings: Settings, target: _Target, client_cpu: int | None, say: Say) -> list[LoadPlan]:
+    """One plan, or with the floor one for each round."""
+    welcome = target.welcome
+    in_flight = settings.in_flight
+    if in_flight is None:
+        in_flight = 1 if settings.mode is Mode.CLOSED_LOOP else welcome.in_flight_max
+    if in_flight > welcome.in_flight_max:
+        raise BadRequest(
+            f"--in-flight {in_flight} is more than the daemon grants a connection ({welcome.in_flight_max}); "
+            "beyond that it answers BUSY"
+        )
+    base = LoadPlan(
+        socket_path=target.socket_path,
+        hello=Hello(welcome.features, welcome.outputs, client_name="sigd bench").encode(),
+        frames=np.empty((0, 0), dtype=np.uint8),
+        outputs=welcome.outputs,
+        connections=settings.connections,
+        in_flight=in_flight,
+        cpu=client_cpu,
+        warmup_ns=round(settings.warmup_s * NS_PER_S),
+        seed=settings.seed,
+    )
+    if settings.mode is Mode.CAPTURE:
+        return [_capture_plan(settings, base, welcome.features, say)]
+    base = replace(base, frames=requests.random_frames(welcome.features, settings.seed))
+    parts = ROUNDS if settings.floor else 1
+    if parts > 1:
+        warmup_ns = max(base.warmup_ns // parts, min(base.warmup_ns, NS_PER_S // 5))
+        base = replace(base, warmup_ns=warmup_ns, samples_max=base.samples_max // parts)
+    return [_part(settings, base, part, parts) for part in range(parts)]
+
+
+def _part(settings: Settings, base: LoadPlan, part: int, parts: int) -> LoadPlan:
+    """The plan of one of the equal parts that a run is divided into."""
+    count = (
+        None if settings.requests is None else settings.requests // parts + (part < settings.requests % parts)
+    )
+    duration_s = (settings.duration_s or 10.0) / parts
+    seed = settings.seed + part
+    if settings.mode is Mode.CLOSED_LOOP:
+        return replace(base, requests=count or 0, duration_ns=round(duration_s * NS_PER_S), seed=seed)
+    if count is not None:
+        # A little longer than it takes on average, then cut to the number asked for.
+        duration_s = (count + 10 * count**0.5 + 10) / settings.rate_hz
+    if settings.arrivals == "poisson":
+        offsets = schedule.poisson(settings.rate_hz, duration_s, seed)
+    else:
+        offsets = schedule.constant(settings.rate_hz, duration_s)
+    return replace(base, intended_ns=schedule.with_warmup(offsets[:count], base.warmup_ns), seed=seed)
+
+
+def _capture_plan(settings: Settings, base: LoadPlan, features: int, say: Say) -> LoadPlan:
+    assert settings.capture is not None
+    say(f"computing the features of {settings.capture.name}")
+    arrivals_ns, frames = requests.capture_requests(settings.capture, features)
+    offsets, frames = _cut(schedule.of_capture(arrivals_ns, settings.speed), frames, settings)
+    return replace(base, frames=frames, intended_ns=schedule.with_warmup(offsets, base.warmup_ns))
+
+
+def _cut(
+    offsets: Int64Array, frames: npt.NDArray[np.uint8], settings: Settings
+) -> tuple[Int64Array, npt.NDArray[np.uint8]]:
+    """The beginning of a capture, as far as --requests or --duration goes."""
+    count = offsets.size if settings.requests is None else min(settings.requests, offsets.size)
+    if settings.duration_s is not None:
+        count = min(count, max(1, int(np.searchsorted(offsets, round(settings.duration_s * NS_PER_S)))))
+    return offsets[:count], frames[:count]
+
+
+def _rounds(
+    settings: Settings,
+    target: _Target,
+    plans: list[LoadPlan],
+    generator: LoadGenerator,
+    programs: NativePrograms,
+    daemon_cpu: int | None,
+    memory: _MemoryWatch,
+    say: Say,
+) -> list[FloorRound]:
+    own = target.own
+    if own is None:
+        raise BadRequest("--floor needs a daemon of its own: leave out --socket")
+    model = settings.serve.model or _shipped_model()
+    backend = settings.serve.backend or "auto"
+    bare_seconds = max(0.2, _BARE_SHARE * (settings.duration_s or 10.0) / len(plans))
+    rounds: list[FloorRound] = []
+    with ExitStack() as stack:
+        own.pause()
+        stack.callback(own.resume)
+        bare = stack.enter_context(BareBackend(model, backend, _BATCH_ROWS_MAX, daemon_cpu))
+        for number, plan in enumerate(plans):
+            say(f"round {number + 1} of {len(plans)}: echo, bare backend, sigd")
+
+            def run_sigd(plan: LoadPlan = plan) -> Measurement:
+                own.resume()
+                try:
+                    return generator.run(plan, memory.warmed_up)
+                finally:
+                    own.pause()
+
+            rounds.append(run_round(plan, generator, programs, bare, daemon_cpu, bare_seconds, run_sigd))
+    return rounds
+
+
+def _shipped_model() -> str:
+    from sigd.models.zoo import default_model_path
+
+    return str(default_model_path())
+
+
+def _measuring_line(settings: Settings, plan: LoadPlan) -> str:
+    if plan.intended_ns is not None:
+        seconds = f"{plan.intended_ns[-1] / NS_PER_S:,.1f} s"
+    elif plan.requests:
+        seconds = f"{plan.requests:,} requests"
+    else:
+        seconds = f"{plan.duration_ns / NS_PER_S:g} s"
+    return f"warming up for {settings.warmup_s:g} s, then measuring for {seconds}"
+
+
+class _MemoryWatch:
+    """Reads the daemon's resident memory when the warm-up ends, and again when asked."""
+
+    def __init__(self, daemon_pid: int) -> None:
+        self._pid = daemon_pid if _is_sigd(daemon_pid) else None
+        self._after_warmup: int | None = None
+
+    def warmed_up(self) -> None:
+        """The warm-up has ended; only the first call counts."""
+        if self._pid is not None and self._after_warmup is None:
+            self._after_warmup = resident_bytes(self._pid)
+
+    def found(self) -> Memory | None:
+        """What there was after the warm-up and what there is now."""
+        now = resident_bytes(self._pid) if self._pid is not None else None
+        if self._after_warmup is None or now is None:
+            return None
+        return Memory(self._after_warmup, now)
+
+
+def _is_sigd(pid: int) -> bool:
+    """Whether that process of this machine is a sigd: at the far end of a tunnel the number means another one."""
+    try:
+        return b"sigd" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False

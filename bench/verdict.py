@@ -1,0 +1,116 @@
+"""Whether a run may be quoted, and whether it kept the budget. Pure: a measurement in, reasons out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sigd.bench import histogram
+from sigd.bench.load import STATUS_NAMES, Measurement
+from sigd.bench.schedule import NS_PER_S
+from sigd.wire.status import Status
+
+RATE_TOLERANCE = 0.01
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The end of a run.
+
+    Attributes:
+        valid: nothing was lost, the contract was kept and the rate was met: the figures may be quoted.
+        within_budget: p99 was within the budget; None where none was set.
+        p99_ns: of the corrected latency.
+        rate_intended_hz: 0 in a closed loop.
+        rate_achieved_hz: requests sent in a second.
+        reasons: why it is not valid, or why over budget; empty for a run that passed.
+    """
+
+    valid: bool
+    within_budget: bool | None
+    p99_ns: int
+    rate_intended_hz: float
+    rate_achieved_hz: float
+    reasons: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Valid, and within the budget if there was one."""
+        return self.valid and self.within_budget is not False
+
+
+def judge(measurement: Measurement, budget_ns: int | None) -> Verdict:
+    """Hold a measurement to the rules of measuring and to its budget.
+
+    A request that was answered without a signal (BUSY, EXPIRED, ...) has no latency, and counts as over the budget.
+    """
+    intended_hz, achieved_hz = _rates(measurement)
+    invalid = _invalid(measurement, intended_hz, achieved_hz)
+    p99_ns = histogram.percentiles_ns(measurement.counts.corrected, [99.0])[0]
+    within_budget = None
+    over = []
+    if budget_ns is not None:
+        over = _over_budget(measurement, p99_ns, budget_ns)
+        within_budget = not over and measurement.statuses[Status.OK] > 0
+    return Verdict(
+        valid=not invalid,
+        within_budget=within_budget,
+        p99_ns=p99_ns,
+        rate_intended_hz=intended_hz,
+        rate_achieved_hz=achieved_hz,
+        reasons=(*invalid, *over),
+    )
+
+
+def named_by_verdict(path: Path, passed: bool) -> Path:
+    """Where a result is written: as asked if the run passed, else with .FAIL before the ending, so that a bad run
+    cannot be quoted by accident."""
+    return path if passed else path.with_name(f"{path.stem}.FAIL{path.suffix}")
+
+
+def _rates(measurement: Measurement) -> tuple[float, float]:
+    intended_ns = measurement.intended_span_ns
+    if intended_ns == 0:
+        span_ns = measurement.sent_span_ns
+        return 0.0, measurement.sent * NS_PER_S / span_ns if span_ns else 0.0
+    span_ns = max(intended_ns, measurement.sent_span_ns)
+    return measurement.requests * NS_PER_S / intended_ns, measurement.sent * NS_PER_S / span_ns
+
+
+def _invalid(measurement: Measurement, intended_hz: float, achieved_hz: float) -> list[str]:
+    reasons = []
+    if measurement.violation is not None:
+        reasons.append(str(measurement.violation))
+    if measurement.lost:
+        reasons.append(f"{measurement.lost:,} of {measurement.sent:,} requests were never answered")
+    unsent = measurement.requests - measurement.sent
+    if unsent:
+        reasons.append(
+            f"{unsent:,} of {measurement.requests:,} requests could not be sent before the run ended"
+        )
+    if measurement.received == 0:
+        reasons.append("not one request was answered")
+    if intended_hz and achieved_hz < (1 - RATE_TOLERANCE) * intended_hz:
+        reasons.append(
+            f"the rate was missed: {achieved_hz:,.0f}/s sent of {intended_hz:,.0f}/s intended "
+            f"(at most {RATE_TOLERANCE:.0%} less is allowed)"
+        )
+    return reasons
+
+
+def _over_budget(measurement: Measurement, p99_ns: int, budget_ns: int) -> list[str]:
+    reasons = []
+    if p99_ns > budget_ns:
+        reasons.append(f"p99 {p99_ns / 1000:,.1f} us exceeds the budget of {budget_ns / 1000:,.1f} us")
+    without = measurement.received - measurement.statuses[Status.OK]
+    if measurement.received and without > 0.01 * measurement.received:
+        named = ", ".join(
+            f"{count:,} {name}"
+            for name, count in zip(STATUS_NAMES, measurement.statuses, strict=True)
+            if count and name != Status.OK.name
+        )
+        reasons.append(
+            f"{without / measurement.received:.1%} of the answers had no signal ({named}): "
+            "the 99th percentile is over any budget"
+        )
+    return reasons
