@@ -10,9 +10,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper
 
 from sigd.models.denormals import float_environment_kept
+
+# How long an example takes says something about the machine and nothing about the code.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 _OPSET = 17
 _IR_VERSION = 9

@@ -1,0 +1,92 @@
+"""Fixtures for the tests of the wire: one way to feed a reader in every cut, and a maker of frames."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+import numpy as np
+import pytest
+
+from sigd.wire import fields
+from sigd.wire.layout import frame_dtype, request_frame_bytes
+from sigd.wire.messages import Heartbeat
+
+
+class Reader(Protocol):
+    """What takes bytes in: Framer, RequestInbox, ResponseInbox."""
+
+    def writable(self) -> memoryview:
+        """Where the next bytes belong."""
+
+    def arrived(self, count_bytes: int) -> None:
+        """They are there."""
+
+
+R = TypeVar("R", bound=Reader)
+T = TypeVar("T")
+
+
+def _deliver(reader: Reader, data: bytes) -> None:
+    while data:
+        room = reader.writable()
+        assert len(room), "the reader has no room, and nothing that would make any"
+        part = data[: len(room)]
+        room[: len(part)] = part
+        reader.arrived(len(part))
+        data = data[len(part) :]
+
+
+def _three_ways(make: Callable[[], R], take: Callable[[R], list[T]], data: bytes) -> list[T]:
+    whole = make()
+    _deliver(whole, data)
+    items = take(whole)
+    assert take(whole) == [], "everything was taken at once"
+
+    bytewise = make()
+    one_by_one = []
+    for index in range(len(data)):
+        _deliver(bytewise, data[index : index + 1])
+        one_by_one += take(bytewise)
+    assert one_by_one == items
+
+    trailed = make()
+    tail = Heartbeat(0x0102030405060708).encode()
+    _deliver(trailed, data + tail[:9])
+    assert take(trailed) == items
+    _deliver(trailed, tail[9:])
+    assert len(take(trailed)) == 1, "the frame behind is complete now"
+    return items
+
+
+@pytest.fixture(scope="session")
+def three_ways() -> Callable[..., list[object]]:
+    """three_ways(make, take, data): what `take` finds where the bytes come whole, byte by byte, and with half of a
+    Heartbeat behind them, which is then completed. `take` gives what is there and empties the reader of it."""
+    return _three_ways
+
+
+@pytest.fixture(scope="session")
+def request_frame() -> Callable[..., bytes]:
+    """request_frame(features, sequence=..., version=1, longer_bytes=0, ...): a SignalRequest built field by field
+    from the table, not by the code under test; `longer_bytes` are appended to the block, as a newer version would."""
+
+    def make(
+        features: np.ndarray[tuple[int], np.dtype[np.float32]],
+        *,
+        version: int = 1,
+        longer_bytes: int = 0,
+        **others: int,
+    ) -> bytes:
+        assert longer_bytes % 8 == 0
+        frame = np.zeros((), frame_dtype(fields.SIGNAL_REQUEST, features=len(features)))
+        frame["block_length"] = request_frame_bytes(len(features)) - 8 + longer_bytes
+        frame["template_id"] = 10
+        frame["schema_id"] = 91
+        frame["version"] = version
+        for name, value in others.items():
+            frame[name] = value
+        frame["features"] = features
+        return frame.tobytes() + b"\xee" * longer_bytes
+
+    return make
