@@ -81,7 +81,7 @@ def swap(host: Host) -> Finding:
     return Finding(
         check,
         "warn",
-        f"{', '.join(area[0] for area in areas)} in use with {used_mib:,.0f} MiB, swappiness"
+        f"{used_mib:,.0f} MiB on {', '.join(area[0] for area in areas)}, swappiness"
         f" {'unknown' if swappiness is None else swappiness}, expected at most {SWAPPINESS_MAX}",
         "A page that went to the disk costs milliseconds when it is needed again. Locked memory is safe from it;"
         " the engine's may not be locked.",

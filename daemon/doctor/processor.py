@@ -11,6 +11,8 @@ from sigd.daemon.doctor.host import CPUS, Host, format_cpus, parse_cpus
 EXIT_LATENCY_US_MAX = 10
 """A tenth of a budget of 100 us: waking up may not cost more."""
 
+_ANOTHER_CPU = "# give the daemon another core, for example: sigd serve --cpu 1"
+
 
 def governor(host: Host) -> Finding:
     """The clock of the core follows its load, unless its governor is "performance"."""
@@ -71,16 +73,12 @@ def sleep_states(host: Host) -> Finding:
 
 def _resume_limit_us(host: Host) -> int | None:
     """What this CPU has been told to wake within, in us; None where nobody told it."""
-    limits = []
     text = host.read(host.of_cpu("power/pm_qos_resume_latency_us"))
     if text == "n/a":  # the kernel's word for "no latency at all"; its 0 means "no limit"
-        limits.append(0)
-    elif text is not None and text.isdecimal() and int(text) > 0:
-        limits.append(int(text))
-    for parameter in ("intel_idle.max_cstate", "processor.max_cstate"):
-        if host.boot_parameter(parameter) == "0":
-            limits.append(0)
-    return min(limits, default=None)
+        return 0
+    if text is not None and text.isdecimal() and int(text) > 0:
+        return int(text)
+    return None
 
 
 def isolation(host: Host) -> Finding:
@@ -95,7 +93,7 @@ def isolation(host: Host) -> Finding:
             "warn",
             "CPU 0 is not isolated, and cannot be well: the kernel does its housekeeping there",
             "Every task that is scheduled on this core takes it from the daemon, for milliseconds at a time.",
-            ("sigd doctor --cpu 1",),
+            (_ANOTHER_CPU,),
         )
     return Finding(
         check,
@@ -135,7 +133,7 @@ def tick(host: Host) -> Finding:
         f"the kernel's tick runs on CPU {host.cpu}: {missing} not set for it",
         "The tick and the kernel's deferred work interrupt the daemon 250 to 1000 times a second, for some"
         " microseconds each time.",
-        ("sigd doctor --cpu 1",) if host.cpu == 0 else boot_parameters("isolation", *_isolating(host)),
+        (_ANOTHER_CPU,) if host.cpu == 0 else boot_parameters("isolation", *_isolating(host)),
     )
 
 
@@ -174,7 +172,7 @@ def interrupts(host: Host) -> Finding:
         check,
         "warn",
         f"devices interrupt CPU {host.cpu}: {named}{more}",
-        "Each interrupt stops the daemon for 2 to 20 us, and its network or disk work after it for longer.",
+        "Each interrupt stops the daemon for microseconds, and the network or disk work that follows it for longer.",
         tuple(mend),
     )
 
@@ -215,8 +213,8 @@ def sibling(host: Host) -> Finding:
         check,
         "warn",
         f"CPU {named} shares the physical core with CPU {host.cpu} and takes any task",
-        "While the sibling works, the two divide the core's execution units and caches, and inference takes up to"
-        " twice as long.",
+        "While the sibling works, the two divide the core's execution units and caches, and inference takes"
+        " longer by whatever the sibling takes.",
         tuple(f"echo 0 | sudo tee /{CPUS}/cpu{cpu}/online" for cpu in sorted(others)),
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 
 from sigd.daemon.doctor.finding import Finding, boot_parameters, sysctl
 from sigd.daemon.doctor.host import Host
@@ -63,9 +62,11 @@ def realtime(host: Host) -> Finding:
     period_us = host.number("proc/sys/kernel/sched_rt_period_us")
     if limit is None and not allowed:
         return Finding(check, "skip", "/proc/self/limits may not be read here")
+    if host.cpu in host.isolated():
+        return Finding(
+            check, "ok", f"{'' if allowed else 'not '}allowed, and not needed: CPU {host.cpu} is isolated"
+        )
     if not allowed:
-        if host.cpu in host.isolated():
-            return Finding(check, "ok", f"not allowed, and not needed: CPU {host.cpu} is isolated")
         return Finding(
             check,
             "warn",
@@ -83,7 +84,7 @@ def realtime(host: Host) -> Finding:
             "warn",
             f"allowed, but limited to {runtime_us:,} us in every {period_us:,} us",
             f"Should the daemon spin at real-time priority, the kernel may stop it for {stopped_ms:g} ms out of"
-            f" every {period_us / 1000:g} ms. At ordinary priority on an isolated core this does not matter.",
+            f" every {period_us / 1000:g} ms. At ordinary priority this does not matter.",
             sysctl("realtime", "kernel.sched_rt_runtime_us", "-1"),
         )
     return Finding(check, "ok", "allowed")
@@ -164,4 +165,4 @@ def kernel(host: Host) -> Finding:
     model = next(
         (word for word in ("PREEMPT_RT", "PREEMPT_DYNAMIC", "PREEMPT") if word in version), "no preemption"
     )
-    return Finding("kernel", "ok", f"{release}, {model}, {platform.machine()}")
+    return Finding("kernel", "ok", f"{release}, {model}")

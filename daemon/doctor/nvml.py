@@ -1,0 +1,404 @@
+"""The graphics cards as NVML tells it: one reading of everything, which the checks then judge.
+
+NVML is reached through the package nvidia-ml-py (its module is `pynvml`), which needs no CUDA. Whatever a card does
+not support (GeForce cards lack much), an older driver does not know or the user may not see becomes None.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sigd.daemon.doctor.finding import Finding
+from sigd.daemon.doctor.host import Host
+
+SLOWDOWNS: Final = {
+    "nvmlClocksEventReasonSwPowerCap": "power cap",
+    "nvmlClocksEventReasonSwThermalSlowdown": "thermal slowdown by the driver",
+    "nvmlClocksThrottleReasonHwSlowdown": "hardware slowdown",
+    "nvmlClocksThrottleReasonHwThermalSlowdown": "thermal slowdown by the hardware",
+    "nvmlClocksThrottleReasonHwPowerBrakeSlowdown": "power brake (power supply)",
+}
+"""The library's constant for each reason that a card runs slower than it is asked to, and our word for it."""
+
+FUNCTIONS: Final = {
+    "nvmlInit": 0,
+    "nvmlShutdown": 0,
+    "nvmlSystemGetDriverVersion": 0,
+    "nvmlSystemGetCudaDriverVersion_v2": 0,
+    "nvmlSystemGetProcessName": 1,
+    "nvmlDeviceGetCount": 0,
+    "nvmlDeviceGetHandleByIndex": 1,
+    "nvmlDeviceGetName": 1,
+    "nvmlDeviceGetPciInfo": 1,
+    "nvmlDeviceGetCudaComputeCapability": 1,
+    "nvmlDeviceGetMemoryInfo": 1,
+    "nvmlDeviceGetPersistenceMode": 1,
+    "nvmlDeviceGetComputeMode": 1,
+    "nvmlDeviceGetDisplayActive": 1,
+    "nvmlDeviceGetClockInfo": 2,
+    "nvmlDeviceGetMaxClockInfo": 2,
+    "nvmlDeviceGetPerformanceState": 1,
+    "nvmlDeviceGetCurrentClocksEventReasons": 1,
+    "nvmlDeviceGetCurrPcieLinkGeneration": 1,
+    "nvmlDeviceGetMaxPcieLinkGeneration": 1,
+    "nvmlDeviceGetCurrPcieLinkWidth": 1,
+    "nvmlDeviceGetMaxPcieLinkWidth": 1,
+    "nvmlDeviceGetNvLinkState": 2,
+    "nvmlDeviceGetPowerUsage": 1,
+    "nvmlDeviceGetPowerManagementLimit": 1,
+    "nvmlDeviceGetPowerManagementDefaultLimit": 1,
+    "nvmlDeviceGetTemperature": 2,
+    "nvmlDeviceGetTemperatureThreshold": 2,
+    "nvmlDeviceGetEccMode": 1,
+    "nvmlDeviceGetTotalEccErrors": 3,
+    "nvmlDeviceGetComputeRunningProcesses": 1,
+    "nvmlDeviceGetGraphicsRunningProcesses": 1,
+}
+"""Every function of the library that is called here, with its number of arguments; a test holds it against the real
+package."""
+
+CONSTANTS: Final = (
+    *SLOWDOWNS,
+    "nvmlClocksEventReasonGpuIdle",
+    "NVML_CLOCK_SM",
+    "NVML_COMPUTEMODE_PROHIBITED",
+    "NVML_COMPUTEMODE_EXCLUSIVE_PROCESS",
+    "NVML_NVLINK_MAX_LINKS",
+    "NVML_TEMPERATURE_GPU",
+    "NVML_TEMPERATURE_THRESHOLD_SLOWDOWN",
+    "NVML_MEMORY_ERROR_TYPE_UNCORRECTED",
+    "NVML_VOLATILE_ECC",
+    "NVML_ERROR_NOT_SUPPORTED",
+    "NVML_ERROR_NO_PERMISSION",
+    "NVML_ERROR_NOT_FOUND",
+    "NVML_ERROR_INVALID_ARGUMENT",
+    "NVML_ERROR_FUNCTION_NOT_FOUND",
+    "NVML_ERROR_DRIVER_NOT_LOADED",
+    "NVML_ERROR_LIBRARY_NOT_FOUND",
+    "NVML_ERROR_LIB_RM_VERSION_MISMATCH",
+)
+"""Every constant of the library that is read here."""
+
+_UNANSWERABLE = (
+    "NVML_ERROR_NOT_SUPPORTED",
+    "NVML_ERROR_NO_PERMISSION",
+    "NVML_ERROR_NOT_FOUND",
+    "NVML_ERROR_INVALID_ARGUMENT",
+    "NVML_ERROR_FUNCTION_NOT_FOUND",
+)
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """A process that has a context on a card.
+
+    Attributes:
+        program: its command line where it may be read, else the name that the driver has.
+        memory_bytes: what it holds of the card's memory; None where the driver does not say.
+        graphics: a display server or the like, not a computation.
+    """
+
+    pid: int
+    program: str
+    memory_bytes: int | None
+    graphics: bool
+
+
+@dataclass(frozen=True)
+class Card:
+    """One card at one moment. None is what it does not tell.
+
+    Attributes:
+        bus_id: where it is on the PCI bus, in the kernel's form, for example "0000:01:00.0".
+        compute_mode: "prohibited", "exclusive" or "default".
+        slowdowns: why it runs slower than it is asked to, in the words of SLOWDOWNS.
+        idle: the driver says that the clocks are down because nothing runs.
+        nvlinks: for each link whether it is up; empty where the card has none.
+        ecc: whether memory errors are corrected.
+        ecc_uncorrected: errors since the driver was loaded that could not be.
+        lost: the driver's words where the card no longer answers; all else is then None.
+    """
+
+    index: int
+    name: str = "a card that does not answer"
+    bus_id: str = ""
+    compute_capability: tuple[int, int] | None = None
+    memory_total_bytes: int | None = None
+    memory_free_bytes: int | None = None
+    persistence: bool | None = None
+    compute_mode: str | None = None
+    display: bool | None = None
+    sm_clock_mhz: int | None = None
+    sm_clock_max_mhz: int | None = None
+    performance_state: int | None = None
+    slowdowns: tuple[str, ...] | None = None
+    idle: bool | None = None
+    pcie_generation: int | None = None
+    pcie_generation_max: int | None = None
+    pcie_width: int | None = None
+    pcie_width_max: int | None = None
+    nvlinks: tuple[bool, ...] = ()
+    power_w: float | None = None
+    power_limit_w: float | None = None
+    power_limit_default_w: float | None = None
+    temperature_c: int | None = None
+    slowdown_c: int | None = None
+    ecc: bool | None = None
+    ecc_uncorrected: int | None = None
+    tenants: tuple[Tenant, ...] = ()
+    lost: str | None = None
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """All cards and what drives them.
+
+    Attributes:
+        driver: the driver's version, for example "580.95.05".
+        cuda: the newest CUDA version that the driver can run, as (major, minor).
+    """
+
+    driver: str | None
+    cuda: tuple[int, int] | None
+    cards: tuple[Card, ...]
+
+
+class NoCards(Exception):
+    """NVML cannot be asked.
+
+    Attributes:
+        finding: what to report for it.
+    """
+
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(finding.what)
+        self.finding = finding
+
+
+def load(host: Host) -> Any:
+    """The module `pynvml`.
+
+    Raises:
+        NoCards: it is not installed.
+    """
+    try:
+        return importlib.import_module("pynvml")
+    except ImportError:
+        raise NoCards(_no_package(host)) from None
+
+
+def _no_package(host: Host) -> Finding:
+    what = "the package nvidia-ml-py is not installed"
+    if not has_nvidia_card(host):
+        return Finding("NVML", "skip", f"no NVIDIA card on the PCI bus, and {what}")
+    return Finding(
+        "NVML",
+        "warn",
+        f"there is an NVIDIA card, and {what}",
+        "Nothing can be said about the card: its clocks, its memory, its other tenants.",
+        ("pip install nvidia-ml-py",),
+    )
+
+
+def read(library: Any, host: Host) -> Gpus:
+    """Everything that the checks want to know, read once. Changes nothing on any card.
+
+    Args:
+        library: the module `pynvml`, or what stands in for it.
+        host: where the command lines of the processes on the cards are read.
+
+    Raises:
+        NoCards: there is no driver, or it does not answer.
+    """
+    try:
+        library.nvmlInit()
+    except library.NVMLError as error:
+        raise NoCards(_no_driver(library, error, host)) from None
+    try:
+        reader = _Reader(library, host)
+        cuda = reader.ask("nvmlSystemGetCudaDriverVersion_v2")
+        cards = tuple(reader.card(index) for index in range(library.nvmlDeviceGetCount()))
+        return Gpus(
+            driver=reader.ask("nvmlSystemGetDriverVersion"),
+            cuda=None if cuda is None else (cuda // 1000, cuda % 1000 // 10),
+            cards=cards,
+        )
+    except library.NVMLError as error:
+        raise NoCards(
+            Finding(
+                "NVML",
+                "fail",
+                f"the driver answered: {error}",
+                "A driver that does not say which cards it has will not run a model on one.",
+                ("sudo dmesg | grep -i nvrm",),
+            )
+        ) from None
+    finally:
+        library.nvmlShutdown()
+
+
+def _no_driver(library: Any, error: Any, host: Host) -> Finding:
+    if error.value == library.NVML_ERROR_LIB_RM_VERSION_MISMATCH:
+        return Finding(
+            "NVML",
+            "fail",
+            "the driver in the kernel is of another version than its libraries (an update without a reboot)",
+            "No process can open a card until both are of one version.",
+            ("sudo reboot",),
+        )
+    if not has_nvidia_card(host):
+        return Finding("NVML", "skip", f"no NVIDIA card on the PCI bus ({error})")
+    return Finding(
+        "NVML",
+        "fail",
+        f"there is an NVIDIA card, but its driver is not loaded: {error}",
+        "Without the driver the model runs on the CPU or not at all.",
+        ("sudo ubuntu-drivers install && sudo reboot", "# already installed? sudo dmesg | grep -i nvidia"),
+    )
+
+
+def has_nvidia_card(host: Host) -> bool:
+    """Whether the PCI bus holds a display or 3D controller (class 03) of NVIDIA (vendor 10de)."""
+    devices = "sys/bus/pci/devices"
+    return any(
+        host.read(f"{devices}/{name}/vendor") == "0x10de"
+        and (host.read(f"{devices}/{name}/class") or "").startswith("0x03")
+        for name in host.names(devices)
+    )
+
+
+class _Reader:
+    """Asks the library, and turns its answers into plain values."""
+
+    def __init__(self, library: Any, host: Host) -> None:
+        self._library = library
+        self._host = host
+        self._unanswerable = {getattr(library, name) for name in _UNANSWERABLE}
+
+    def ask(self, function: str, *arguments: Any) -> Any:
+        """The library's answer; None where it has none.
+
+        Raises:
+            NVMLError: the card or the driver is in trouble.
+        """
+        call: Callable[..., Any] | None = getattr(self._library, function, None)
+        if call is None:  # an older or a newer nvidia-ml-py
+            return None
+        try:
+            return call(*arguments)
+        except self._library.NVMLError as error:
+            if error.value in self._unanswerable:
+                return None
+            raise
+
+    def card(self, index: int) -> Card:
+        """All of one card."""
+        try:
+            handle = self._library.nvmlDeviceGetHandleByIndex(index)
+            return self._whole_card(index, handle)
+        except self._library.NVMLError as error:
+            return Card(index, lost=str(error))
+
+    def _whole_card(self, index: int, handle: Any) -> Card:
+        library = self._library
+
+        def of(function: str, *arguments: Any) -> Any:
+            return self.ask(function, handle, *arguments)
+
+        memory = of("nvmlDeviceGetMemoryInfo")
+        reasons = of("nvmlDeviceGetCurrentClocksEventReasons")
+        ecc = of("nvmlDeviceGetEccMode")
+        capability = of("nvmlDeviceGetCudaComputeCapability")
+        return Card(
+            index=index,
+            name=of("nvmlDeviceGetName") or "an unnamed card",
+            bus_id=_bus_id(of("nvmlDeviceGetPciInfo")),
+            compute_capability=None if capability is None else (capability[0], capability[1]),
+            memory_total_bytes=None if memory is None else memory.total,
+            memory_free_bytes=None if memory is None else memory.free,
+            persistence=_truth(of("nvmlDeviceGetPersistenceMode")),
+            compute_mode=self._compute_mode(of("nvmlDeviceGetComputeMode")),
+            display=_truth(of("nvmlDeviceGetDisplayActive")),
+            sm_clock_mhz=of("nvmlDeviceGetClockInfo", library.NVML_CLOCK_SM),
+            sm_clock_max_mhz=of("nvmlDeviceGetMaxClockInfo", library.NVML_CLOCK_SM),
+            performance_state=of("nvmlDeviceGetPerformanceState"),
+            slowdowns=None if reasons is None else self._slowdowns(reasons),
+            idle=None if reasons is None else bool(reasons & library.nvmlClocksEventReasonGpuIdle),
+            pcie_generation=of("nvmlDeviceGetCurrPcieLinkGeneration"),
+            pcie_generation_max=of("nvmlDeviceGetMaxPcieLinkGeneration"),
+            pcie_width=of("nvmlDeviceGetCurrPcieLinkWidth"),
+            pcie_width_max=of("nvmlDeviceGetMaxPcieLinkWidth"),
+            nvlinks=self._nvlinks(handle),
+            power_w=_watts(of("nvmlDeviceGetPowerUsage")),
+            power_limit_w=_watts(of("nvmlDeviceGetPowerManagementLimit")),
+            power_limit_default_w=_watts(of("nvmlDeviceGetPowerManagementDefaultLimit")),
+            temperature_c=of("nvmlDeviceGetTemperature", library.NVML_TEMPERATURE_GPU),
+            slowdown_c=of("nvmlDeviceGetTemperatureThreshold", library.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN),
+            ecc=None if ecc is None else bool(ecc[0]),
+            ecc_uncorrected=of(
+                "nvmlDeviceGetTotalEccErrors",
+                library.NVML_MEMORY_ERROR_TYPE_UNCORRECTED,
+                library.NVML_VOLATILE_ECC,
+            ),
+            tenants=self._tenants(handle),
+        )
+
+    def _compute_mode(self, mode: int | None) -> str | None:
+        if mode is None:
+            return None
+        names = {
+            self._library.NVML_COMPUTEMODE_PROHIBITED: "prohibited",
+            self._library.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS: "exclusive",
+        }
+        return names.get(mode, "default")
+
+    def _slowdowns(self, reasons: int) -> tuple[str, ...]:
+        return tuple(word for name, word in SLOWDOWNS.items() if reasons & getattr(self._library, name))
+
+    def _nvlinks(self, handle: Any) -> tuple[bool, ...]:
+        states = []
+        for link in range(self._library.NVML_NVLINK_MAX_LINKS):
+            state = self.ask("nvmlDeviceGetNvLinkState", handle, link)
+            if state is None:  # the card has no more links
+                break
+            states.append(bool(state))
+        return tuple(states)
+
+    def _tenants(self, handle: Any) -> tuple[Tenant, ...]:
+        """Each process once; one that computes and draws counts as computing."""
+        by_pid: dict[int, Tenant] = {}
+        for function, graphics in (
+            ("nvmlDeviceGetGraphicsRunningProcesses", True),
+            ("nvmlDeviceGetComputeRunningProcesses", False),
+        ):
+            for process in self.ask(function, handle) or ():
+                by_pid[process.pid] = Tenant(
+                    process.pid, self._program(process.pid), process.usedGpuMemory, graphics
+                )
+        return tuple(by_pid.values())
+
+    def _program(self, pid: int) -> str:
+        """Separated by blanks, as `ps` shows it."""
+        command_line = (self._host.read(f"proc/{pid}/cmdline") or "").replace("\0", " ").strip()
+        name: str | None = command_line or self.ask("nvmlSystemGetProcessName", pid)
+        return name or "unknown"
+
+
+def _bus_id(pci: Any) -> str:
+    """ "00000000:01:00.0" of NVML as the kernel writes it: a domain of four digits, lower case."""
+    if pci is None:
+        return ""
+    bus_id = pci.busId.decode() if isinstance(pci.busId, bytes) else pci.busId
+    domain, _, rest = bus_id.lower().partition(":")
+    return f"{domain[-4:]}:{rest}"
+
+
+def _truth(state: int | None) -> bool | None:
+    return None if state is None else bool(state)
+
+
+def _watts(milliwatts: int | None) -> float | None:
+    return None if milliwatts is None else milliwatts / 1000
