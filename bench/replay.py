@@ -55,7 +55,7 @@ class Signals:
     @property
     def classes(self) -> npt.NDArray[np.int64]:
         """The class with the largest output, int64; -1 where the status is not OK."""
-        chosen = np.argmax(self.answers["outputs"], axis=1).astype(np.int64)
+        chosen = np.asarray(np.argmax(self.answers["outputs"], axis=1), np.int64)
         chosen[self.answers["status"] != Status.OK] = UNKNOWN
         return chosen
 
@@ -110,7 +110,9 @@ class Replayer:
             self._take(_ANSWER_TIMEOUT_S)
         on_progress(count, len(self._times))
         if not self._times:
-            raise ValueError("not one event gave features: is the market's book complete, and longer than 10 s?")
+            raise ValueError(
+                "not one event gave features: is the market's book complete, and longer than 10 s?"
+            )
         return self._signals(count, time.monotonic_ns() - started_ns)
 
     def _wait_until(self, due_ns: int) -> None:
@@ -186,5 +188,8 @@ def worth_of(signals: Signals, horizon_ns: int, flat_bps: float) -> Worth | None
         return None
     confusion = np.zeros((UP + 1, UP + 1), np.int64)
     np.add.at(confusion, (outcomes[known], said[known]), 1)
-    means = [float(moves[known & (said == kind)].mean()) if (said[known] == kind).any() else np.nan for kind in range(3)]
+    means = [
+        float(moves[known & (said == kind)].mean()) if (said[known] == kind).any() else np.nan
+        for kind in range(3)
+    ]
     return Worth(confusion, np.array(means))

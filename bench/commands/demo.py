@@ -1,0 +1,162 @@
+"""`sigd demo`."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import msgspec
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from sigd.bench.daemon_process import OwnDaemon, ServeOptions
+from sigd.bench.demo import WARMUP_NS, DemoState, run_demo
+from sigd.bench.errors import BadRequest
+from sigd.bench.market import SyntheticMarket
+from sigd.bench.pinning import allowed_cpus, choose_cores, pinned
+from sigd.models.features.catalogue import FEATURE_COUNT
+from sigd.models.market.capture import read_capture
+from sigd.models.market.errors import MarketError
+from sigd.models.market.events import MarketEvent
+from sigd.models.training.outcome import CLASSES
+from sigd.wire.client import connect
+from sigd.wire.messages import Welcome
+from sigd.wire.status import Status
+
+PERCENTS = (50.0, 90.0, 99.0, 99.9)
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_STYLES = {"down": "red", "flat": "dim", "up": "green"}
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  sigd demo
+  sigd demo --capture usdm_btcusdt.gz --duration 30
+  sigd demo --model my.onnx"""
+)
+@click.option(
+    "--duration",
+    "duration_s",
+    type=click.FloatRange(1, 3600),
+    default=10.0,
+    show_default=True,
+    help="Seconds.",
+)
+@click.option(
+    "--capture",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A real market's events instead.",
+)
+@click.option("--model", help="A model of the 64 market features.  [default: the one that ships with sigd]")
+@click.option("--seed", type=int, default=7, show_default=True, help="Of the synthetic market.")
+@click.option(
+    "--budget-us",
+    type=click.FloatRange(min=0, min_open=True),
+    default=100.0,
+    show_default=True,
+    help="For p99.",
+)
+def demo(duration_s: float, capture: Path | None, model: str | None, seed: int, budget_us: float) -> None:
+    """See it work: a daemon, a market, live signals, and the verdict on their latency.
+
+    The market is synthetic and seeded, as bursty as a real one (a Hawkes process); nothing needs to be downloaded.
+    """
+    daemon_cpu, client_cpu = choose_cores(allowed_cpus())
+    idle = "spin" if daemon_cpu is not None else "backoff"
+    console = Console(highlight=False)
+    console.print(f"Starting a daemon ({idle}{f', core {daemon_cpu}' if daemon_cpu is not None else ''}) ...")
+    with (
+        OwnDaemon(ServeOptions(model=model, idle=idle, cpu=daemon_cpu)) as daemon,
+        pinned(client_cpu),
+        connect(daemon.socket_path, client_name="sigd demo", spin=True) as client,
+    ):
+        welcome = client.welcome
+        if welcome.features != FEATURE_COUNT:
+            raise BadRequest(
+                f"the model takes {welcome.features} features, the demo's market gives {FEATURE_COUNT}"
+            )
+        source = capture.name if capture is not None else f"synthetic market, seed {seed}"
+        head = f"{source}  →  {FEATURE_COUNT} features  →  {welcome.model_name} {welcome.model_sha256.hex()[:12]}"
+        with Live(console=console, auto_refresh=False) as live:
+            try:
+                state = run_demo(
+                    client,
+                    _events(capture, seed),
+                    duration_s,
+                    lambda state: live.update(_picture(state, head, welcome), refresh=True),
+                )
+            except (MarketError, OSError, EOFError) as error:
+                raise BadRequest(f"{capture}: {error}") from error
+        daemon.stop()
+    sys.exit(_verdict(console, state, budget_us))
+
+
+def _events(capture: Path | None, seed: int) -> Iterator[MarketEvent]:
+    if capture is None:
+        yield from SyntheticMarket(seed).events()
+        return
+    first_ns = None
+    for event in read_capture(capture):
+        if first_ns is None:
+            first_ns = event.receive_ns
+        # The demo's clock counts from 0.
+        event = msgspec.structs.replace(event, receive_ns=event.receive_ns - first_ns)
+        yield event
+
+
+def _picture(state: DemoState, head: str, welcome: Welcome) -> Group:
+    lines: list[Text | Table] = [Text(head, style="bold"), Text()]
+    if state.mids:
+        lines.append(
+            Text.assemble("mid  ", (sparkline(list(state.mids)), "cyan"), f"  {state.mids[-1]:,.2f}")
+        )
+    if len(state.probabilities) == len(CLASSES):
+        for name, probability in zip(CLASSES, state.probabilities, strict=True):
+            bar = "" if math.isnan(probability) else "█" * round(40 * probability)
+            lines.append(Text.assemble(f"{name:<5}", (f"{bar:<40}", _STYLES[name]), f" {probability:6.1%}"))
+    lines.append(Text())
+    table = Table(
+        "us from request to signal", *(f"p{percent:g}" for percent in PERCENTS), "signals", "events/s"
+    )
+    table.add_row(
+        f"after {state.market_s:.1f} s",
+        *(f"{value:.1f}" for value in state.percentiles_us(PERCENTS)),
+        f"{state.signals:,}",
+        f"{state.events / state.market_s:,.0f}" if state.market_s else "",
+    )
+    lines += [table, Text()]
+    return Group(*lines)
+
+
+def sparkline(values: list[float]) -> str:
+    """Values as a line of blocks, the lowest the shortest."""
+    low, high = min(values), max(values)
+    scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_BLOCKS[round((value - low) * scale)] for value in values)
+
+
+def _verdict(console: Console, state: DemoState, budget_us: float) -> int:
+    """Say what came of it; the exit code."""
+    if not state.signals:
+        console.print(f"no signal: the market has to last longer than {WARMUP_NS / 1e9:g} s")
+        return 1
+    failed = {status.name: n for status in Status if (n := state.by_status[status]) and status != Status.OK}
+    (p99_us,) = state.percentiles_us((99.0,))
+    within = p99_us <= budget_us and not failed
+    console.print(
+        f"[{'green' if within else 'red'}]{'✔' if within else '✘'}[/] {state.signals:,} signals, p99 {p99_us:.1f} us,"
+        f" {'within' if p99_us <= budget_us else 'over'} the budget of {budget_us:g} us"
+        + (f"; not answered OK: {failed}" if failed else "")
+    )
+    console.print(
+        "Measured by a Python client from each request's send. Next: [bold]sigd bench --p99 --closed-loop --floor[/]"
+        " measures beside what this machine can do at best;\n[bold]sigd serve[/] and sigd.wire.client connect your own"
+        " engine."
+    )
+    return 0 if within else 1
