@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sigd.daemon.doctor.finding import Finding
-from sigd.daemon.doctor.nvml import Card, Gpus
+from sigd.daemon.doctor.gpus import Card, Gpus
 from sigd.models.errors import BackendUnavailable, ModelRefused
 
 if TYPE_CHECKING:  # NumPy and ONNX come with them, and a check of the machine alone does without

@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from sigd.daemon.doctor import cards, engine, memory, nvml, processor, system
+from sigd.daemon.doctor import card_errors, card_speed, cards, engine, memory, nvml, processor, system
 from sigd.daemon.doctor.expect import Expected, cards_expected
 from sigd.daemon.doctor.finding import Finding
+from sigd.daemon.doctor.gpus import Card, Gpus
 from sigd.daemon.doctor.host import Host
-from sigd.daemon.doctor.nvml import Card, Gpus, NoCards
+from sigd.daemon.doctor.nvml import NoCards
 
 if TYPE_CHECKING:
     from sigd.models.manifest import RuntimeName
@@ -41,13 +42,13 @@ CARD_CHECKS: Final[tuple[Callable[[Card], Finding], ...]] = (
     cards.tenants,
     cards.compute_mode,
     cards.persistence,
-    cards.clocks,
-    cards.throttling,
-    cards.power,
-    cards.temperature,
-    cards.pcie,
-    cards.nvlink,
-    cards.memory_errors,
+    card_speed.clocks,
+    card_speed.throttling,
+    card_speed.power,
+    card_speed.temperature,
+    card_speed.pcie,
+    card_speed.nvlink,
+    card_errors.memory_errors,
 )
 
 
@@ -94,11 +95,11 @@ def _one_card(
     card: Card, host: Host, kernel_log: Sequence[str] | None, needed_bytes: int | None
 ) -> list[Finding]:
     if card.lost is not None:
-        return [cards.identity(card), cards.driver_errors(card, kernel_log)]
+        return [card_errors.identity(card), card_errors.driver_errors(card, kernel_log)]
     return [
-        cards.identity(card),
+        card_errors.identity(card),
         cards.free_memory(card, needed_bytes),
         *(check(card) for check in CARD_CHECKS),
-        cards.driver_errors(card, kernel_log),
+        card_errors.driver_errors(card, kernel_log),
         cards.placement(card, host),
     ]

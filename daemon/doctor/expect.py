@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sigd.daemon.doctor.finding import Finding
-from sigd.daemon.doctor.nvml import Card
+from sigd.daemon.doctor.gpus import Card
 from sigd.daemon.errors import UsageError
 
 _SUFFIXES = frozenset({"ti", "super", "d", "laptop", "max-q", "mobile"})
