@@ -49,6 +49,12 @@ bench: $(VENV)/.base  ## prove the budget: closed loop, beside the machine's own
 fuzz: $(VENV)/.dev  ## a million hostile frames and more against the decoder and a live daemon
 	$(BIN)/python tests/fuzz/fuzz_stream.py
 
+TRAIN = $(BIN)/python -m sigd.models.training $(if $(SIGD_DATA),--data "$(SIGD_DATA)") $(if $(CAPTURE),--capture "$(CAPTURE)") --out "$(or $(OUT),models/zoo)"
+train: $(VENV)/.base  ## train the shipped model anew: make train SIGD_DATA=FOLDER (or CAPTURE=FILE, OUT=FOLDER)
+	@$(TRAIN) --dry-run
+	@$(MAKE) --no-print-directory $(VENV)/.train
+	$(TRAIN)
+
 lock:  ## write requirements/*.lock anew (needs uv)
 	$(LOCK) pyproject.toml --output-file requirements/base.lock
 	$(LOCK) pyproject.toml --extra dev --output-file requirements/dev.lock
@@ -75,4 +81,11 @@ $(VENV)/.base: requirements/base.lock requirements/build.lock pyproject.toml | $
 $(VENV)/.dev: requirements/dev.lock $(VENV)/.base
 	@echo "installing what requirements/dev.lock names"
 	@$(PIP) install --require-hashes -r requirements/dev.lock
+	@touch $@
+
+# On its own the index's default build of PyTorch may bring gigabytes of CUDA; for the small one give
+# TORCH_INDEX=https://download.pytorch.org/whl/cpu
+$(VENV)/.train: $(VENV)/.base
+	@echo "installing PyTorch"
+	@$(PIP) install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --no-build-isolation --editable '.[train]'
 	@touch $@

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sigd.models.onnx_file import read_onnx
+from sigd.models.training.errors import CannotTrain
 from sigd.models.training.samples import Float64Array, Int64Array, Samples
 
 CLASSES = ("down", "flat", "up")
@@ -57,14 +58,15 @@ def classes_of(moves_bps: Float64Array, flat_bps: float) -> Int64Array:
 def shares_of(classes: Int64Array) -> Float64Array:
     """The share of each class among the known ones, shape (3,)."""
     counts = np.bincount(classes[classes != UNKNOWN], minlength=len(CLASSES))
-    return counts / max(1, counts.sum())
+    shares: Float64Array = counts / max(1, counts.sum())
+    return shares
 
 
 def choose_outcome(samples: Samples, allowed: npt.NDArray[np.bool_]) -> Outcome:
     """The outcome by the rule of this module. `allowed` marks the samples whose outcomes may be looked at.
 
     Raises:
-        ValueError: at no horizon is every class short of a majority: the market hardly moved.
+        CannotTrain: at no horizon is every class short of a majority: the market hardly moved.
     """
     for horizon_ms in HORIZONS_MS:
         moves_bps = samples.moves_bps(horizon_ms * 1_000_000)[allowed]
@@ -75,7 +77,7 @@ def choose_outcome(samples: Samples, allowed: npt.NDArray[np.bool_]) -> Outcome:
                 balanced.append((abs(float(shares[FLAT]) - 1 / 3), flat_bps))
         if balanced:
             return Outcome(horizon_ms * 1_000_000, min(balanced)[1])
-    raise ValueError(
+    raise CannotTrain(
         f"at no horizon up to {HORIZONS_MS[-1]} ms is every class short of a majority; expected a capture in which "
         "the mid moves, and a few minutes of it"
     )
