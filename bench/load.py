@@ -164,7 +164,8 @@ class Measurement:
             and many times that while it sent or received; their sum and the worst.
         batch_rows_sum: over the OK answers.
         samples: SAMPLE array: every request while they fit, beyond that a uniform sample.
-        slowest: SAMPLE array: the SLOWEST_MAX slowest OK answers, slowest first.
+        slowest: SAMPLE array: the SLOWEST_MAX slowest OK answers, slowest first; only one of those that one read
+            brought, for what one stall held up would fill it alone.
         violation: what ended the run, if something did.
     """
 
@@ -197,8 +198,6 @@ class Measurement:
 
     def plus(self, other: Measurement) -> Measurement:
         """Both runs as one: counts and spans add up, the worst of each is kept."""
-        slowest = np.concatenate([self.slowest, other.slowest])
-        order = np.argsort(slowest["received_ns"] - slowest["intended_ns"])[::-1][:SLOWEST_MAX]
         return replace(
             self,
             elapsed_ns=self.elapsed_ns + other.elapsed_ns,
@@ -217,9 +216,16 @@ class Measurement:
             generation_last=other.generation_last,
             counts=self.counts.plus(other.counts),
             samples=np.concatenate([self.samples, other.samples]),
-            slowest=slowest[order],
+            slowest=slowest_of(np.concatenate([self.slowest, other.slowest])),
             violation=self.violation or other.violation,
         )
+
+
+def slowest_of(samples: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
+    """The slowest of SAMPLE rows, as `Measurement.slowest` has them."""
+    ordered = samples[np.argsort(samples["intended_ns"] - samples["received_ns"], kind="stable")]
+    first_of_read = np.unique(ordered["received_ns"], return_index=True)[1]
+    return ordered[np.sort(first_of_read)[:SLOWEST_MAX]]
 
 
 class LoadGenerator(Protocol):

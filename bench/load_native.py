@@ -23,6 +23,7 @@ from sigd.bench.load import (
     Measurement,
     Violation,
     ViolationKind,
+    slowest_of,
 )
 from sigd.bench.native import NativePrograms
 
@@ -176,7 +177,6 @@ def _read_result(path: Path, intended_span_ns: int) -> Measurement:
         slowest = np.frombuffer(mapped, SAMPLE, int(header["slowest"]), at).copy()
         at += slowest.nbytes
         samples = np.frombuffer(mapped, SAMPLE, int(header["samples"]), at).copy()
-    order = np.argsort(slowest["received_ns"] - slowest["intended_ns"])[::-1]
     begin_ns = int(header["begin_ns"])
     return Measurement(
         client=NativeLoad.name,
@@ -198,7 +198,7 @@ def _read_result(path: Path, intended_span_ns: int) -> Measurement:
         generation_last=int(header["generation_last"]),
         counts=LatencyCounts(**dict(zip(_COUNTED, counts, strict=True))),
         samples=samples,
-        slowest=slowest[order],
+        slowest=slowest_of(slowest),
         violation=_violation(header),
     )
 

@@ -17,13 +17,13 @@ from sigd.bench.load import (
     HICCUP_BUSY_NS,
     HICCUP_NS,
     SAMPLE,
-    SLOWEST_MAX,
     STATUS_NAMES,
     LatencyCounts,
     LoadPlan,
     Measurement,
     Violation,
     ViolationKind,
+    slowest_of,
 )
 from sigd.bench.pacing import Asked, Pacer
 from sigd.bench.pinning import pinned
@@ -142,8 +142,6 @@ class _Findings:
         self._flush()
         samples = np.concatenate(self._blocks)
         ok = samples[samples["status"] == Status.OK]
-        latency_ns = ok["received_ns"] - ok["intended_ns"]
-        slowest = ok[np.argsort(latency_ns)[::-1][:SLOWEST_MAX]]
         received = len(samples)
         begin_ns = self._pacer.begin_ns
         kept = samples
@@ -172,7 +170,7 @@ class _Findings:
             generation_last=int(samples["model_generation"][-1]) if received else 0,
             counts=latency_counts(samples),
             samples=kept,
-            slowest=slowest,
+            slowest=slowest_of(ok),
             violation=violation,
         )
 

@@ -28,11 +28,13 @@ class NativePrograms:
 
     Attributes:
         directory: where the executables `loadgen`, `echo` and `hiccup` lie.
-        compiler: its first line of `--version`.
+        command: the compiler's path.
+        compiler: the first line of its `--version`.
         flags: what it was given.
     """
 
     directory: Path
+    command: str
     compiler: str
     flags: tuple[str, ...]
 
@@ -50,7 +52,7 @@ def build() -> NativePrograms:
     compiler = _find_compiler()
     version = _version(compiler)
     directory = _cache() / "native" / _digest(compiler, version)
-    programs = NativePrograms(directory, version, FLAGS)
+    programs = NativePrograms(directory, compiler, version, FLAGS)
     if all(os.access(programs.path(name), os.X_OK) for name in PROGRAMS):
         return programs
     directory.parent.mkdir(parents=True, exist_ok=True)

@@ -182,8 +182,9 @@ def _choose_client(settings: Settings) -> tuple[LoadGenerator, NativePrograms | 
 @contextmanager
 def _target(settings: Settings, daemon_cpu: int | None, say: Say) -> Iterator[_Target]:
     if settings.socket_path is None:
-        say("starting a daemon: sigd " + " ".join(settings.serve.arguments("SOCKET")))
-        with OwnDaemon(replace(settings.serve, cpu=daemon_cpu)) as own:
+        serve = replace(settings.serve, cpu=daemon_cpu)
+        say("starting a daemon: sigd " + " ".join(serve.arguments("SOCKET")))
+        with OwnDaemon(serve) as own:
             yield _Target(own.socket_path, own.welcome, own)
         return
     if settings.floor:

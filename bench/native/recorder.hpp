@@ -57,7 +57,7 @@ public:
 
 private:
     void record_ok(const Sample& sample) {
-        const std::int64_t latency = sample.received_ns - sample.intended_ns;
+        const std::int64_t latency = latency_of(sample);
         const std::int64_t from_send = sample.received_ns - sample.sent_ns;
         const auto inside = static_cast<std::int64_t>(sample.send_time_ns - sample.receive_time_ns);
         histograms_[corrected].record(latency);
@@ -66,22 +66,32 @@ private:
         histograms_[model].record(sample.infer_ns);
         histograms_[rest].record(from_send - inside);
         result.batch_rows_sum += sample.batch_rows;
-        if (result.slowest < slowest_max) {
-            slowest_[result.slowest++] = sample;
-            if (result.slowest == slowest_max) find_least_slow();
-        } else if (latency > least_slow_ns_) {
-            slowest_[least_slow_] = sample;
-            find_least_slow();
-        }
+        note_slow(sample, latency);
     }
 
+    // The slowest, but only one of each read: what one stall held up would fill the table alone.
+    void note_slow(const Sample& sample, std::int64_t latency_ns) {
+        if (result.slowest > 0 && slowest_[newest_slow_].received_ns == sample.received_ns) {
+            if (latency_ns <= latency_of(slowest_[newest_slow_])) return;
+        } else if (result.slowest < slowest_max) {
+            newest_slow_ = result.slowest++;
+        } else if (latency_ns > least_slow_ns_) {
+            newest_slow_ = least_slow_;
+        } else {
+            return;
+        }
+        slowest_[newest_slow_] = sample;
+        if (result.slowest == slowest_max) find_least_slow();
+    }
+
+    static std::int64_t latency_of(const Sample& sample) { return sample.received_ns - sample.intended_ns; }
+
     void find_least_slow() {
-        const auto latency = [](const Sample& s) { return s.received_ns - s.intended_ns; };
-        const auto least = std::min_element(slowest_.begin(), slowest_.end(), [&](const Sample& a, const Sample& b) {
-            return latency(a) < latency(b);
+        const auto least = std::min_element(slowest_.begin(), slowest_.end(), [](const Sample& a, const Sample& b) {
+            return latency_of(a) < latency_of(b);
         });
         least_slow_ = static_cast<std::size_t>(least - slowest_.begin());
-        least_slow_ns_ = latency(*least);
+        least_slow_ns_ = latency_of(*least);
     }
 
     // Algorithm R: once full, sample n replaces a kept one with probability samples_max / n.
@@ -100,6 +110,7 @@ private:
 
     std::array<Histogram, histogram_count> histograms_;
     std::array<Sample, slowest_max> slowest_{};
+    std::size_t newest_slow_ = 0;
     std::size_t least_slow_ = 0;
     std::int64_t least_slow_ns_ = 0;
     std::vector<Sample> samples_;

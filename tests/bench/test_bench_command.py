@@ -1,0 +1,246 @@
+"""`sigd bench` from its command line to its exit code and files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from click.testing import CliRunner, Result
+from hdrh.histogram import HdrHistogram
+
+from sigd.bench import native, rig, verdict
+from sigd.bench.commands.bench import bench, settings_of
+from sigd.bench.document import Document
+from sigd.bench.errors import BadRequest, EnvironmentLacks
+from sigd.bench.rig import Mode
+
+StartPeer = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def short_looks_at_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rig, "_HICCUP_SECONDS", 0.01)
+    monkeypatch.setenv("COLUMNS", "160")
+
+
+@pytest.fixture(params=["cpp", "python"])
+def client(request: pytest.FixtureRequest) -> str:
+    if request.param == "cpp":
+        request.getfixturevalue("programs")
+    return str(request.param)
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(bench, ["--warmup", "0.01", *map(str, arguments)])
+
+
+def test_help_has_an_example_and_the_exit_codes() -> None:
+    result = CliRunner().invoke(bench, ["--help"])
+    assert result.exit_code == 0
+    assert "sigd bench --p99 --closed-loop --floor" in result.output
+    assert "Exit codes" in result.output
+
+
+def test_a_run_that_passes_writes_what_it_shows(
+    client: str, start_peer: StartPeer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A busy machine misses the rate of so short a run, which is not what is tested here.
+    monkeypatch.setattr(verdict, "RATE_TOLERANCE", 0.99)
+    json_file, hgrm_file = tmp_path / "p99.json", tmp_path / "p99.hgrm"
+    result = run(
+        *("--p99", "--budget-us", "1e6", "--socket", start_peer().path, "--client", client),
+        *("--rate", "2000", "--requests", "200", "--json", json_file, "--hgrm", hgrm_file),
+    )
+    assert result.exit_code == 0, result.output
+    document = msgspec.json.decode(json_file.read_bytes(), type=Document)
+    assert document.valid
+    assert document.passed
+    assert document.reasons == []
+    assert document.accounting.requests == document.accounting.answered == 200
+    assert document.accounting.by_status["OK"] == 200
+    assert document.load.client == client
+    assert (document.load.mode, document.load.arrivals) == ("open loop", "poisson")
+    assert 0 < document.load.rate_achieved_hz <= document.load.rate_intended_hz
+    assert document.load.in_flight == 64, "what the daemon grants"
+    assert document.model.name == "test"
+    assert document.memory is None, "process 1 is no sigd"
+    assert document.latency.p50_us <= document.latency.p99_us <= document.latency.max_us
+    assert document.latency.p50_us >= document.uncorrected.p50_us
+    assert [facts.when for facts in document.hiccups].count("during") == 1
+    decoded = HdrHistogram.decode(document.hdr)
+    assert decoded.get_total_count() == 200
+    assert decoded.get_value_at_percentile(99) / 1000 == pytest.approx(document.latency.p99_us, abs=0.001)
+    assert hgrm_file.read_text().startswith("       Value     Percentile")
+    assert "PASS" in result.output
+    assert ("the client is in Python" in result.output) == (client == "python")
+
+
+def test_over_the_budget_is_exit_1_and_named_so(client: str, start_peer: StartPeer, tmp_path: Path) -> None:
+    json_file, hgrm_file = tmp_path / "p99.json", tmp_path / "p99.hgrm"
+    result = run(
+        *("--p99", "--budget-us", "0.001", "--socket", start_peer().path, "--client", client),
+        *("--closed-loop", "--requests", "100", "--json", json_file, "--hgrm", hgrm_file),
+    )
+    assert result.exit_code == 1
+    assert sorted(path.name for path in tmp_path.glob("p99*")) == ["p99.FAIL.hgrm", "p99.FAIL.json"]
+    document = msgspec.json.decode((tmp_path / "p99.FAIL.json").read_bytes(), type=Document)
+    assert document.valid
+    assert not document.passed
+    assert "exceeds the budget" in document.reasons[0]
+    assert "FAIL" in result.output
+
+
+def test_a_peer_that_loses_a_reply_makes_the_run_invalid(
+    client: str, start_peer: StartPeer, tmp_path: Path
+) -> None:
+    result = run(
+        *("--no-p99", "--socket", start_peer(fault="lost", at=150).path, "--client", client),
+        *("--closed-loop", "--in-flight", "4", "--duration", "2", "--warmup", "0"),
+        *("--json", tmp_path / "run.json"),
+    )
+    assert result.exit_code == 1, result.output
+    document = msgspec.json.decode((tmp_path / "run.FAIL.json").read_bytes(), type=Document)
+    assert not document.valid
+    assert document.accounting.lost > 0
+    assert any("protocol violation (sequence)" in reason for reason in document.reasons)
+    assert "may not be quoted" in result.output
+
+
+def test_a_missed_rate_makes_the_run_invalid(client: str, start_peer: StartPeer, tmp_path: Path) -> None:
+    peer = start_peer(fault="stall", at=60, stall_s=0.5)
+    result = run(
+        *("--no-p99", "--socket", peer.path, "--client", client, "--rate", "1000", "--arrivals", "constant"),
+        *("--duration", "0.2", "--in-flight", "1", "--warmup", "0", "--json", tmp_path / "run.json"),
+    )
+    assert result.exit_code == 1
+    document = msgspec.json.decode((tmp_path / "run.FAIL.json").read_bytes(), type=Document)
+    assert not document.valid
+    assert any("the rate was missed" in reason for reason in document.reasons)
+    assert document.accounting.lost == 0
+    assert document.late_sends.count > 100
+
+
+def test_json_to_standard_output_is_json_alone(start_peer: StartPeer) -> None:
+    result = run(
+        *("--budget-us", "1e6", "--socket", start_peer().path, "--client", "python"),
+        *("--closed-loop", "--requests", "50", "--json", "-"),
+    )
+    assert result.exit_code == 0
+    assert msgspec.json.decode(result.stdout.encode(), type=Document).accounting.answered == 50
+    assert "PASS" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--rate", "10", "--closed-loop"], "exclude each other"),
+        (["--closed-loop", "--arrivals", "poisson"], "leave out --arrivals"),
+        (["--speed", "2"], "leave out --speed"),
+        (["--requests", "5", "--duration", "1"], "leave out --duration"),
+        (["--socket", "s", "--model", "m"], "leave out --model"),
+        (["--socket", "s", "--idle", "spin"], "leave out --idle"),
+        (["--floor", "--client", "python", "--closed-loop"], "leave out --client python"),
+        (["--json", "/nonexistent/run.json"], "does not exist"),
+    ],
+)
+def test_options_that_contradict_each_other_are_exit_2(arguments: list[str], words: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert words in result.stderr
+
+
+def test_no_daemon_is_exit_3(tmp_path: Path) -> None:
+    result = run("--socket", tmp_path / "absent.sock", "--client", "python")
+    assert result.exit_code == 3
+    assert "absent.sock" in result.stderr
+
+
+def test_more_in_flight_than_granted_is_exit_2(start_peer: StartPeer) -> None:
+    result = run("--socket", start_peer().path, "--client", "python", "--closed-loop", "--in-flight", "65")
+    assert result.exit_code == 2
+    assert "grants a connection (64)" in result.stderr
+
+
+def test_the_floor_of_a_running_daemon_is_refused(programs: object, start_peer: StartPeer) -> None:
+    result = run("--socket", start_peer().path, "--floor", "--closed-loop")
+    assert result.exit_code == 2
+    assert "harm the clients" in result.stderr
+
+
+def test_a_daemon_that_refuses_its_model_is_quoted(tmp_path: Path) -> None:
+    model = tmp_path / "no-model.onnx"
+    model.write_bytes(b"not onnx")
+    result = run("--model", model, "--client", "python")
+    assert result.exit_code == 2, result.output
+    assert "no-model.onnx" in result.stderr
+
+
+class TestWithoutACompiler:
+    """What changes where nothing native can be built."""
+
+    @pytest.fixture(autouse=True)
+    def no_compiler(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def build() -> native.NativePrograms:
+            raise EnvironmentLacks("no C++ compiler: none is on PATH")
+
+        monkeypatch.setattr(native, "build", build)
+
+    def test_the_python_client_measures_and_says_so(self, start_peer: StartPeer) -> None:
+        result = run("--budget-us", "1e6", "--socket", start_peer().path, "--closed-loop", "--requests", "50")
+        assert result.exit_code == 0
+        assert "the client is in Python: there is no native one: no C++ compiler" in result.output
+
+    @pytest.mark.parametrize("asked", [["--client", "cpp"], ["--floor"]])
+    def test_what_needs_it_is_exit_3(self, start_peer: StartPeer, asked: list[str]) -> None:
+        result = run("--closed-loop", "--requests", "50", *asked)
+        assert result.exit_code == 3
+        assert "no C++ compiler" in result.stderr
+
+
+def options(**changes: Any) -> dict[str, Any]:
+    defaults: dict[str, Any] = {parameter.name: None for parameter in bench.params if parameter.name}
+    for name in ("json_file", "hgrm_file"):
+        del defaults[name]
+    given = {"p99": True, "budget_us": 100.0, "closed_loop": False, "connections": 1, "warmup": 1.0}
+    return defaults | given | {"floor": False, "client": "auto", "seed": 1} | changes
+
+
+def test_without_a_mode_it_is_an_open_loop_of_ten_thousand_a_second() -> None:
+    settings = settings_of(**options())
+    assert settings.mode is Mode.RATE
+    assert (settings.rate_hz, settings.arrivals) == (10_000.0, "poisson")
+    assert settings.budget_ns == 100_000
+
+
+def test_a_capture_takes_a_speed_and_no_floor(tmp_path: Path) -> None:
+    settings = settings_of(**options(capture=tmp_path / "c.gz", speed=50.0, duration=3.0))
+    assert (settings.mode, settings.speed, settings.duration_s) == (Mode.CAPTURE, 50.0, 3.0)
+    with pytest.raises(BadRequest, match="leave out --capture"):
+        settings_of(**options(capture=tmp_path / "c.gz", floor=True))
+
+
+@pytest.mark.slow
+def test_the_floor_beside_a_daemon_of_our_own(programs: object, models: Any, tmp_path: Path) -> None:
+    json_file = tmp_path / "floor.json"
+    result = CliRunner().invoke(
+        bench,
+        [
+            *("--budget-us", "1e6", "--model", str(models.mlp(features=8)), "--closed-loop", "--floor"),
+            *("--duration", "1", "--warmup", "0.1", "--json", str(json_file)),
+        ],
+    )
+    assert result.exit_code == 0, result.output
+    document = msgspec.json.decode(json_file.read_bytes(), type=Document)
+    assert document.memory is not None
+    assert document.memory.after_warmup_kib > 10_000
+    assert document.floor is not None
+    assert document.floor.rounds == rig.ROUNDS
+    for ratio in document.floor.ratios:
+        assert ratio.floor_us == pytest.approx(ratio.echo_us + ratio.bare_us, abs=0.002)
+        assert ratio.ratio_pooled == pytest.approx(ratio.sigd_us / ratio.floor_us, abs=0.001)
+    assert document.floor.signals_per_s > 0
+    assert document.floor.bare_rows_per_s > document.floor.signals_per_s
+    assert "against the floor" in result.output
