@@ -129,7 +129,7 @@ class RequestOutbox:
         words[:, REQUEST_DEADLINE_WORD] = columns[2]
         words[:, REQUEST_INSTRUMENT_WORD] = columns[3]  # flags and reserved, its high half, are 0
         self._feature_columns(words)[:] = features
-        return words.data.cast("B")
+        return self._rows.data.cast("B")[: rows * self.frame_bytes]
 
     def _flatten(self, features: npt.NDArray[np.float32], rows: int | None) -> npt.NDArray[np.float32]:
         shape = (self.features,) if rows is None else (rows, self.features)

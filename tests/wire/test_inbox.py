@@ -157,44 +157,54 @@ def test_a_receive_time_that_looks_like_a_header_is_no_header(request_frame: Mak
     assert inbox.row_words(0, 1)[0, 0] == header
 
 
-class TestLoneRequest:
-    """The fast path takes exactly one whole request of the usual kind, and otherwise touches nothing."""
+def alone(inbox: RequestInbox, data: bytes) -> bool:
+    """As feed(), and whether what is there now is one request alone."""
+    inbox.writable()[: len(data)] = data
+    return inbox.arrived_alone(len(data))
 
-    def test_taken(self, request_frame: MakeFrame) -> None:
+
+class TestArrivedAlone:
+    """The shortest way is for exactly one whole request of the usual kind, and otherwise changes nothing."""
+
+    def test_taken_and_answered_without_a_scan(self, request_frame: MakeFrame) -> None:
         inbox = RequestInbox(64, 8)
-        values = row(64, 3)
-        feed(inbox, request_frame(values, sequence=9, client_time_ns=8, deadline_ns=7, instrument_id=6))
-        assert inbox.lone_request(NOW_NS)
-        assert read_rows(inbox) == [expected_row(values, 9, 8, 7, 6)]
-        assert inbox.scan(NOW_NS) is None
-        assert inbox.rows == 1
-        inbox.answered(1)
-        assert inbox.head == inbox.unscanned_bytes == 0
+        for seed in range(3):
+            frame = request_frame(row(64, seed), sequence=9, client_time_ns=8, deadline_ns=7, instrument_id=6)
+            assert alone(inbox, frame)
+            assert (inbox.head, inbox.rows) == (0, 0)
+            assert inbox.words[1:5].tolist() == [9, 8, 7, 6]
+            assert bytes(inbox.bytes[40:296]) == row(64, seed).tobytes()
+            inbox.clear()
+            assert inbox.unscanned_bytes == 0
+
+    def test_scanned_like_any_other(self, request_frame: MakeFrame) -> None:
+        inbox = RequestInbox(64, 8)
+        assert alone(inbox, request_frame(row(64, 3), sequence=9))
+        assert take_requests(inbox) == [expected_row(row(64, 3), 9)]
 
     def test_not_while_another_is_pending(self, request_frame: MakeFrame) -> None:
         inbox = RequestInbox(64, 8)
-        feed(inbox, request_frame(row(64, 3)))
-        assert inbox.lone_request(1)
-        assert not inbox.lone_request(2)
-        feed(inbox, request_frame(row(64, 4)))
-        assert not inbox.lone_request(2)
-        assert inbox.rows == 1
+        frames = [request_frame(row(64, seed), sequence=seed) for seed in (1, 2, 3)]
+        assert alone(inbox, frames[0])
+        inbox.scan(NOW_NS)
+        assert not alone(inbox, frames[1])
+        inbox.scan(NOW_NS)
+        inbox.answered(1)
+        assert not alone(inbox, frames[2])
+        assert take_requests(inbox) == [expected_row(row(64, seed), seed) for seed in (2, 3)]
 
     @pytest.mark.parametrize("cut", [1, 8, 40, 295])
-    def test_not_half_a_frame(self, request_frame: MakeFrame, cut: int) -> None:
+    def test_once_it_is_whole(self, request_frame: MakeFrame, cut: int) -> None:
         inbox = RequestInbox(64, 8)
         frame = request_frame(row(64, 3))
-        feed(inbox, frame[:cut])
-        assert not inbox.lone_request(1)
+        assert not alone(inbox, frame[:cut])
         assert inbox.scan(1) is None
         assert inbox.rows == 0
-        feed(inbox, frame[cut:])
-        assert inbox.lone_request(2)
+        assert alone(inbox, frame[cut:])
 
     def test_not_two_frames(self, request_frame: MakeFrame) -> None:
         inbox = RequestInbox(64, 8)
-        feed(inbox, 2 * request_frame(row(64, 3)))
-        assert not inbox.lone_request(1)
+        assert not alone(inbox, 2 * request_frame(row(64, 3)))
         inbox.scan(1)
         assert inbox.rows == 2
 
@@ -202,8 +212,7 @@ class TestLoneRequest:
         inbox = RequestInbox(64, 8)
         frame = bytearray(request_frame(row(64, 3)))
         frame[2] = 11
-        feed(inbox, bytes(frame))
-        assert not inbox.lone_request(1)
+        assert not alone(inbox, bytes(frame))
         scanned = inbox.scan(1)
         assert scanned is not None
         assert scanned.header.template_id == 11
@@ -211,13 +220,11 @@ class TestLoneRequest:
     def test_of_a_newer_version_once_that_is_what_comes(self, request_frame: MakeFrame) -> None:
         inbox = RequestInbox(64, 8)
         frame = request_frame(row(64, 3), version=2, longer_bytes=16, sequence=5)
-        feed(inbox, frame)
-        assert not inbox.lone_request(1)
+        assert not alone(inbox, frame)
         inbox.scan(1)
         inbox.answered(1)
-        feed(inbox, frame)
-        assert inbox.lone_request(NOW_NS)
-        assert read_rows(inbox) == [expected_row(row(64, 3), 5)]
+        assert alone(inbox, frame)
+        assert take_requests(inbox) == [expected_row(row(64, 3), 5)]
 
 
 def test_another_version_waits_for_the_rows_before_it(request_frame: MakeFrame) -> None:
