@@ -10,9 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from sigd.models.accuracy import check_golden
 from sigd.models.backend import Backend
+from sigd.models.engine import ENGINE_SUFFIX, check_engine, cpu_environment, read_manifest
 from sigd.models.errors import ModelRefused
 from sigd.models.independence import check_rows_independent
+from sigd.models.manifest import RuntimeName
 from sigd.models.spec import read_spec
 
 AUTO = "auto"
@@ -45,7 +48,17 @@ DEFAULT_OPTIONS = BackendOptions()
 def _onnxruntime(path: Path, options: BackendOptions) -> Backend:
     from sigd.models.onnxrt import OnnxRuntimeBackend
 
-    return OnnxRuntimeBackend(read_spec(path, options.name), options.batch_rows_max, options.intra_op_threads)
+    if path.suffix == ENGINE_SUFFIX:
+        spec = check_engine(path, environment=cpu_environment(), name=options.name)
+    else:
+        spec = read_spec(path, options.name)
+    return OnnxRuntimeBackend(spec, options.batch_rows_max, options.intra_op_threads)
+
+
+def _tensorrt(path: Path, options: BackendOptions) -> Backend:
+    from sigd.models.tensorrt import tensorrt_backend
+
+    return tensorrt_backend(path, options.batch_rows_max, options.name)
 
 
 def _oracle(path: Path, options: BackendOptions) -> Backend:
@@ -58,13 +71,16 @@ def _oracle(path: Path, options: BackendOptions) -> Backend:
 class _Entry:
     factory: Callable[[Path, BackendOptions], Backend]
     """Makes the backend of a file, not opened yet."""
-    suffixes: tuple[str, ...]
+    suffixes: tuple[str, ...] = ()
     """Endings of the files that "auto" gives to this backend."""
+    runtimes: tuple[RuntimeName, ...] = ()
+    """Runtimes whose engines "auto" gives to this backend."""
 
 
 _BACKENDS = {
-    "onnxruntime": _Entry(_onnxruntime, (".onnx",)),
-    "oracle": _Entry(_oracle, ()),
+    "onnxruntime": _Entry(_onnxruntime, (".onnx",), ("onnxruntime",)),
+    "tensorrt": _Entry(_tensorrt, (), ("tensorrt", "tensorrt-rtx")),
+    "oracle": _Entry(_oracle),
 }
 
 
@@ -80,13 +96,14 @@ def open_backend(
     name: str | None = None,
     intra_op_threads: int = 1,
 ) -> Backend:
-    """Read a model file and open it: every bucket prepared and warmed up, its rows found to be independent.
+    """Read a model file and open it: every bucket prepared and warmed up, its rows found to be independent, and an
+    engine's answers to its golden rows found to be what they were when it was built.
 
     To be called by the thread that will run the batches.
 
     Args:
         path: the model file.
-        backend: one of `backend_names()`; "auto" goes by the file's ending.
+        backend: one of `backend_names()`; "auto" goes by the file's ending, for an engine by its manifest.
         batch_rows_max: the largest batch, in rows; read the opened backend's own, which a fixed batch overrules.
         name: what clients call the model, at most 32 UTF-8 bytes; None takes the file's name without its ending.
         intra_op_threads: CPU threads that share one batch.
@@ -100,6 +117,8 @@ def open_backend(
     made = make_backend(path, backend, BackendOptions(batch_rows_max, name, intra_op_threads))
     try:
         made.open()
+        if made.spec.path.suffix == ENGINE_SUFFIX:
+            check_golden(made, read_manifest(made.spec.path))
         check_rows_independent(made)
     except BaseException:
         made.close()
@@ -118,11 +137,14 @@ def make_backend(path: Path | str, backend: str = AUTO, options: BackendOptions 
 
 
 def _name_for(path: Path) -> str:
+    if path.suffix == ENGINE_SUFFIX:
+        runtime = read_manifest(path).runtime
+        return next(name for name, entry in _BACKENDS.items() if runtime in entry.runtimes)
     for name, entry in _BACKENDS.items():
         if path.suffix.lower() in entry.suffixes:
             return name
     known = ", ".join(f"{suffix} ({name})" for name, entry in _BACKENDS.items() for suffix in entry.suffixes)
     raise ModelRefused(
-        f"{path}: its ending {path.suffix!r} does not say which backend serves it, expected {known}: rename it, or name the"
-        f" backend: {', '.join(_BACKENDS)}"
+        f"{path}: its ending {path.suffix!r} does not say which backend serves it, expected {known} or {ENGINE_SUFFIX}: rename"
+        f" it, or name the backend: {', '.join(_BACKENDS)}"
     )

@@ -1,0 +1,138 @@
+"""How far one model's answers lie from another's, and how far an engine's may lie from the oracle's."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sigd.models.backend import Backend, Float32Array
+from sigd.models.errors import ModelRefused
+from sigd.models.manifest import NOT_MEASURED, Accuracy, Golden, Manifest, PrecisionName
+
+_SMALL_SHARE: Final = 1e-3
+"""Answers below this share of the largest count as that large in a relative error: next to 0 it says nothing."""
+_MARGIN: Final = 2.0
+"""The largest error over some rows is exceeded by other rows; not by much more than this, for rows of their kind."""
+_ROUNDING: Final = 1e-4
+"""Another processor or another batch size sums in another order; as a share of the largest answer."""
+_UNMEASURED: Final[dict[PrecisionName, float]] = {"fp32": 1e-4, "tf32": 5e-3, "fp16": 1e-2, "int8": 1e-2}
+"""What a builder may add to the error of the graph it was given, as a share of the largest answer, where the engine
+itself could not be run. Generous: it is to find a wrong engine, not to grade a right one."""
+
+
+def run_rows(backend: Backend, rows: Float32Array) -> Float32Array:
+    """The answers to any number of rows, in batches as large as the backend takes.
+
+    Args:
+        backend: open, with no batch under way.
+        rows: float32, shape (n, features).
+
+    Returns:
+        float32, shape (n, outputs).
+
+    Raises:
+        BackendFailed: a batch could not be run.
+    """
+    answers = np.empty((len(rows), backend.spec.outputs), np.float32)
+    for start in range(0, len(rows), backend.batch_rows_max):
+        batch = rows[start : start + backend.batch_rows_max]
+        backend.inputs[: len(batch)] = batch
+        if not backend.submit(len(batch)):
+            while not backend.ready():
+                pass
+        answers[start : start + len(batch)] = backend.outputs[: len(batch)]
+    return answers
+
+
+def labels(outputs: Float32Array) -> npt.NDArray[np.intp]:
+    """What each row's answer says: the index of the largest output; with one output, whether it is above 0."""
+    if outputs.shape[1] == 1:
+        return (outputs[:, 0] > 0).astype(np.intp)
+    return np.asarray(np.argmax(outputs, axis=1), np.intp)
+
+
+def relative_errors(outputs: Float32Array, reference: Float32Array) -> npt.NDArray[np.float64]:
+    """|outputs - reference| / max(|reference|, 1e-3 * the largest |reference|), float64, the same shape."""
+    truth = reference.astype(np.float64)
+    scale = np.maximum(np.abs(truth), _SMALL_SHARE * np.abs(truth).max(initial=0.0))
+    return np.abs(outputs - truth) / np.where(scale > 0, scale, 1.0)
+
+
+def cosine(outputs: Float32Array, reference: Float32Array) -> float:
+    """Cosine of the angle between the two, each taken as one long vector; 1.0 where both are zero, 0.0 where one is."""
+    left, right = outputs.astype(np.float64).ravel(), reference.astype(np.float64).ravel()
+    lengths = float(np.linalg.norm(left) * np.linalg.norm(right))
+    if lengths == 0.0:
+        return float(not left.any() and not right.any())
+    return float(np.clip(left @ right / lengths, -1.0, 1.0))
+
+
+def measure(outputs: Float32Array, reference: Float32Array, measured_on: str) -> Accuracy:
+    """The accuracy of `outputs` against `reference`, both float32 of shape (rows, outputs), at least one row.
+
+    Raises:
+        ModelRefused: an answer is NaN or infinite where the reference is finite.
+    """
+    wrong = ~np.isfinite(outputs) & np.isfinite(reference)
+    if wrong.any():
+        raise ModelRefused(
+            f"{measured_on} answers NaN or infinity in {int(wrong.any(axis=1).sum())} of {len(outputs)} rows where the oracle"
+            " is finite: values inside leave the range of the precision, so build with a wider one (--precision fp32)"
+        )
+    return Accuracy(
+        measured_on=measured_on,
+        rows=len(outputs),
+        max_abs=float(np.abs(outputs.astype(np.float64) - reference).max()),
+        max_rel=float(relative_errors(outputs, reference).max()),
+        cosine=cosine(outputs, reference),
+        label_agreement=float(np.mean(labels(outputs) == labels(reference))),
+    )
+
+
+def allowed_error(
+    precision: PrecisionName, reference: Float32Array, accuracy: Accuracy | str, conversion: Accuracy | str
+) -> float:
+    """The most that an engine's answer to a golden row may differ from the oracle's.
+
+    Twice what was measured on the engine, plus a share of the largest answer for rounding. Where the engine was not
+    measured: twice what was measured on the graph it was built from, plus what the precision may add.
+    """
+    scale = float(np.abs(reference).max(initial=0.0))
+    if isinstance(accuracy, Accuracy):
+        return _MARGIN * accuracy.max_abs + _ROUNDING * scale
+    measured = conversion.max_abs if isinstance(conversion, Accuracy) else 0.0
+    return _MARGIN * measured + _UNMEASURED[precision] * scale
+
+
+def check_golden(backend: Backend, manifest: Manifest) -> float:
+    """Run the golden rows through an engine that has just been opened.
+
+    Returns:
+        The largest difference from the oracle's answers.
+
+    Raises:
+        ModelRefused: an answer differs by more than the manifest allows, or is not finite.
+        BackendFailed: the rows could not be run.
+    """
+    golden: Golden = manifest.golden
+    expected = golden.output_rows()
+    differences = np.abs(run_rows(backend, golden.feature_rows()).astype(np.float64) - expected)
+    largest = float(differences.max())
+    if not largest <= golden.max_abs_allowed:
+        raise ModelRefused(
+            f"{backend.spec.path}: answers its golden rows with an error of {largest:.3g}, expected at most"
+            f" {golden.max_abs_allowed:.3g}: the engine does not do here what it did when it was built, so build it again"
+        )
+    return largest
+
+
+def shown(accuracy: Accuracy | str) -> str:
+    """One line for people."""
+    if not isinstance(accuracy, Accuracy):
+        return NOT_MEASURED
+    return (
+        f"max abs {accuracy.max_abs:.3g}, max rel {accuracy.max_rel:.3g}, cosine {accuracy.cosine:.8f}, labels agree"
+        f" {accuracy.label_agreement:.2%} ({accuracy.rows} rows, {accuracy.measured_on})"
+    )

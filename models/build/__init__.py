@@ -1,0 +1,1 @@
+"""Building engines: a model file in, an engine with its manifest out."""

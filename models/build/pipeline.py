@@ -1,0 +1,258 @@
+"""From a model file to a published engine: read, convert, build, measure, publish.
+
+Everything happens in a staging folder beside the target. An exception at any point, a KeyboardInterrupt included,
+leaves what was there before and nothing else.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Final, Literal
+
+import msgspec
+
+from sigd.models.accuracy import measure, run_rows
+from sigd.models.backend import Float32Array
+from sigd.models.build.nvidia import BuiltPlan, PlanRequest, build_plan
+from sigd.models.build.optimised import DEFAULT_LEVEL, optimise
+from sigd.models.build.precision import to_fp16, to_int8
+from sigd.models.build.progress import BuildProgress, Unwatched, phase
+from sigd.models.build.record import Findings, describe
+from sigd.models.build.request import BuildRequest, check_runtime_options
+from sigd.models.build.runtimes import Machine, choose_runtime, load, this_machine
+from sigd.models.denormals import float_environment_kept
+from sigd.models.engine import publish_engine, stage_engine, stage_file, staging_folder, write_whole
+from sigd.models.errors import BackendUnavailable, ModelError, ModelRefused
+from sigd.models.independence import check_rows_independent
+from sigd.models.manifest import NOT_MEASURED, Accuracy, Manifest, RuntimeName
+from sigd.models.onnx_file import OnnxFile, read_onnx
+from sigd.models.oracle import OracleBackend
+from sigd.models.registry import BackendOptions, make_backend
+from sigd.models.rows import read_rows, seeded_rows
+from sigd.models.spec import ModelSpec, spec_of
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+MEASURED_ROWS: Final = 128
+"""Rows that accuracy is measured on."""
+CALIBRATION_ROWS_MAX: Final = 1024
+"""Rows that int8 ranges are taken from."""
+_ORACLE_BATCH_ROWS: Final = 32
+
+
+class AccuracyTooLow(ModelError):
+    """The engine was built and not written: its labels agree with the oracle's less often than was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """Rows to judge the engine by.
+
+    Attributes:
+        rows: float32, (MEASURED_ROWS at most, features).
+        answers: float32, (the same, outputs): the oracle's.
+    """
+
+    rows: Float32Array
+    answers: Float32Array
+
+
+def build_engine(
+    request: BuildRequest, progress: BuildProgress | None = None, machine: Machine | None = None
+) -> Manifest:
+    """Build an engine and publish it with its manifest.
+
+    Args:
+        request: what to build.
+        progress: told how far it is; None tells nobody.
+        machine: what there is to build with; None looks.
+
+    Returns:
+        The manifest that was written.
+
+    Raises:
+        ModelRefused: the model cannot be built that way, or answers NaN or infinity.
+        AccuracyTooLow: less agreement than `request.agreement_min`.
+        BackendUnavailable: the runtime, the GPU or the driver is not here; with the way to get it.
+        BackendFailed: the builder or the engine failed.
+        EngineNotWritten: the file system refused it.
+        RowsRefused: the calibration file does not fit the model.
+        ValueError: the options contradict each other, or the runtime does not have one of them.
+    """
+    started_ns = time.monotonic_ns()
+    progress = progress or Unwatched()
+    machine = machine or this_machine()
+    runtime = choose_runtime(request, machine).runtime
+    gpu = machine.gpu if runtime != "onnxruntime" else None
+    if gpu is not None and request.compute_capability is None:
+        request = replace(request, compute_capability=gpu.compute_capability)
+    check_runtime_options(request, runtime)
+    module = load(runtime)
+    with staging_folder(request.engine) as folder, float_environment_kept():
+        with phase(progress, "Reading the model"):
+            file = read_onnx(request.model)
+            spec = spec_of(file, request.model.stem)
+            profiles = request.batches.profiles_for(spec)
+            rows = _rows(request, spec)
+        with phase(progress, f"Converting to {request.precision}"):
+            converted = _converted(file, spec, rows, request)
+        plan = _plan(module, runtime, converted, spec, request, progress)
+        with phase(progress, "Asking the oracle"):
+            sample = _sample(spec, rows)
+        with phase(progress, "Measuring accuracy"):
+            findings = Findings(
+                plan=plan,
+                profiles=profiles,
+                rows=sample.rows,
+                answers=sample.answers,
+                conversion_accuracy=_conversion_accuracy(folder, request.engine, converted, sample),
+            )
+            manifest = describe(request, spec, runtime, module, gpu, findings)
+            staged = stage_engine(folder, request.engine, plan.content, manifest)
+            here = gpu is not None and gpu.compute_capability == request.compute_capability
+            if runtime == "onnxruntime" or here:
+                findings = replace(findings, accuracy=_accuracy(staged, manifest, sample))
+                manifest = describe(request, spec, runtime, module, gpu, findings)
+        _check_agreement(manifest, request)
+        with phase(progress, "Writing"):
+            seconds = (time.monotonic_ns() - started_ns) / 1e9
+            manifest = msgspec.structs.replace(manifest, build_seconds=seconds)
+            staged = stage_engine(folder, request.engine, plan.content, manifest)
+            if request.timing_cache is not None and plan.timing_cache is not None:
+                write_whole(request.timing_cache, plan.timing_cache)
+            publish_engine(staged, request.engine)
+    return manifest
+
+
+def _rows(request: BuildRequest, spec: ModelSpec) -> Float32Array:
+    if request.calibration is not None:
+        return read_rows(request.calibration, spec, CALIBRATION_ROWS_MAX)
+    return seeded_rows(spec, MEASURED_ROWS, request.seed)
+
+
+def _converted(file: OnnxFile, spec: ModelSpec, rows: Float32Array, request: BuildRequest) -> ModelProto:
+    """The graph in the precision that was asked for, every node named, so that whoever refuses one can name it."""
+    if request.precision == "fp16":
+        model = to_fp16(file.model, spec.path)
+    elif request.precision == "int8":
+        model = to_int8(file.model, spec, rows, request.calibration_method)
+    else:
+        model = type(file.model)()
+        model.CopyFrom(file.model)
+    taken = {node.name for node in model.graph.node}
+    for number, node in enumerate(model.graph.node):
+        if not node.name:
+            name = f"{node.op_type}_{number}"
+            node.name = name if name not in taken else f"{name}_unnamed"
+    return model
+
+
+def _plan(
+    module: ModuleType,
+    runtime: RuntimeName,
+    model: ModelProto,
+    spec: ModelSpec,
+    request: BuildRequest,
+    progress: BuildProgress,
+) -> BuiltPlan:
+    if runtime == "onnxruntime":
+        level = DEFAULT_LEVEL if request.optimization_level is None else request.optimization_level
+        with phase(progress, "Optimising"):
+            content = optimise(module, model, spec.path, level)
+        return BuiltPlan(content, {"optimization_level": level})
+    assert request.compute_capability is not None
+    return build_plan(
+        module,
+        model,
+        spec,
+        PlanRequest(
+            runtime=runtime,
+            compute_capability=request.compute_capability,
+            profiles=request.batches.profiles_for(spec),
+            precision=request.precision,
+            optimization_level=request.optimization_level,
+            workspace_bytes_max=request.workspace_bytes_max,
+            timing_cache=_timing_cache(request.timing_cache),
+        ),
+        progress,
+    )
+
+
+def _timing_cache(path: Path | None) -> bytes | None:
+    """The serialised cache, empty where there is none yet."""
+    if path is None:
+        return None
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise ModelRefused(f"{path}: the timing cache cannot be read: {error.strerror or error}") from error
+
+
+def _sample(spec: ModelSpec, rows: Float32Array) -> _Sample:
+    """The oracle's answers, and its word that rows do not depend on each other."""
+    chosen = rows[:: max(1, len(rows) // MEASURED_ROWS)][:MEASURED_ROWS]
+    oracle = OracleBackend(spec, min(_ORACLE_BATCH_ROWS, len(chosen)))
+    oracle.open()
+    try:
+        check_rows_independent(oracle)
+        return _Sample(chosen, run_rows(oracle, chosen))
+    finally:
+        oracle.close()
+
+
+def _conversion_accuracy(
+    folder: Path, engine: Path, model: ModelProto, sample: _Sample
+) -> Accuracy | Literal["not measured"]:
+    """What the precision costs: the converted graph on ONNX Runtime, where that has the operators."""
+    path = folder / "converted.onnx"
+    stage_file(path, engine, model.SerializeToString())
+    try:
+        answers = _answers(path, len(sample.rows), sample.rows)
+    except ModelRefused:
+        return NOT_MEASURED
+    return measure(
+        answers, sample.answers, f"onnxruntime {metadata.version('onnxruntime')}, before the build"
+    )
+
+
+def _accuracy(staged: Path, manifest: Manifest, sample: _Sample) -> Accuracy | Literal["not measured"]:
+    """The accuracy of the engine, on the backend that is to serve it, where that is installed."""
+    try:
+        answers = _answers(staged, manifest.batch_rows_max, sample.rows)
+    except BackendUnavailable:
+        return NOT_MEASURED
+    return measure(answers, sample.answers, f"{manifest.runtime} {manifest.runtime_version}")
+
+
+def _answers(path: Path, batch_rows_max: int, rows: Float32Array) -> Float32Array:
+    backend = make_backend(path, options=BackendOptions(batch_rows_max=batch_rows_max))
+    try:
+        backend.open()
+        return run_rows(backend, rows)
+    finally:
+        backend.close()
+
+
+def _check_agreement(manifest: Manifest, request: BuildRequest) -> None:
+    if request.agreement_min is None:
+        return
+    measured = manifest.accuracy if isinstance(manifest.accuracy, Accuracy) else manifest.conversion_accuracy
+    if not isinstance(measured, Accuracy):
+        raise AccuracyTooLow(
+            f"{request.model}: neither the engine nor its {request.precision} graph runs on this machine, so that labels agree"
+            f" with the oracle's for {request.agreement_min:.2%} of rows cannot be shown: build where it runs, or leave"
+            " --agreement-min out"
+        )
+    if measured.label_agreement < request.agreement_min:
+        raise AccuracyTooLow(
+            f"{request.model}: in {request.precision} its labels agree with the oracle's for {measured.label_agreement:.2%} of"
+            f" {measured.rows} rows, expected at least {request.agreement_min:.2%}: nothing was written. Calibrate with rows"
+            " nearer to what it will see, or give a wider --precision"
+        )

@@ -1,0 +1,150 @@
+"""The precision of a model is set in its graph: TensorRT 11 and TensorRT-RTX obey the graph's types and nothing else.
+
+fp16 by ONNX Runtime's float16 converter, int8 by its static quantiser. Input and output stay float32.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from sigd.models.backend import Float32Array
+from sigd.models.build.request import CalibrationMethod
+from sigd.models.errors import ModelRefused
+from sigd.models.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+_QUANTISED: Final = ["Conv", "Gemm", "MatMul"]
+"""Where the time goes. Their inputs are quantised and nothing else: every further quantisation costs accuracy, and
+constants that are not weights (a scale, a mask) are refused by TensorRT when they are quantised."""
+_OPSET_MIN: Final = 13
+"""Ranges for each channel came with opset 13."""
+_CALIBRATION_BATCH_ROWS: Final = 64
+
+
+def to_fp16(model: ModelProto, path: Path) -> ModelProto:
+    """The model with float16 inside and casts at both ends; `path` names it in errors.
+
+    Raises:
+        ModelRefused: it cannot be converted.
+    """
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    try:
+        converted = convert_float_to_float16(copy, keep_io_types=True)
+        # The converter appends the casts of the inputs at the end, and a graph must be in order.
+        OnnxModel(converted).topological_sort()
+        onnx.checker.check_model(converted, full_check=True)
+    except Exception as error:
+        raise ModelRefused(
+            f"{path}: cannot be converted to fp16 ({error}): build it with --precision fp32 or tf32"
+        ) from error
+    assert isinstance(converted, onnx.ModelProto)
+    return converted
+
+
+def to_int8(model: ModelProto, spec: ModelSpec, rows: Float32Array, method: CalibrationMethod) -> ModelProto:
+    """The model with the inputs of its dense layers and convolutions quantised, symmetrically, weights by channel.
+
+    Args:
+        model: the float32 model.
+        spec: of the same.
+        rows: float32, shape (n, features): what the model will really see.
+        method: how a range is taken from the values seen: all of them, or without their extremes.
+
+    Raises:
+        ModelRefused: nothing in it can be quantised, or it cannot be run on the rows.
+    """
+    import onnx
+    from onnxruntime import quantization
+    from onnxruntime.quantization.quant_utils import add_pre_process_metadata
+
+    if (spec.opset or 0) < _OPSET_MIN:
+        raise ModelRefused(
+            f"{spec.path}: opset {spec.opset}, int8 needs {_OPSET_MIN} or newer: export it anew, or run"
+            " onnx.version_converter"
+        )
+    inferred = onnx.shape_inference.infer_shapes(model)
+    # Says that shapes have been inferred, which is all that the quantiser's own preparation would add here.
+    add_pre_process_metadata(inferred)
+    methods = {
+        "minmax": quantization.CalibrationMethod.MinMax,
+        "percentile": quantization.CalibrationMethod.Percentile,
+        "entropy": quantization.CalibrationMethod.Entropy,
+    }
+    with tempfile.TemporaryDirectory(prefix="sigd-int8-") as folder, _quiet_logging():
+        target = Path(folder) / "int8.onnx"
+        try:
+            quantization.quantize_static(
+                inferred,
+                target,
+                _Rows(spec, rows),
+                quant_format=quantization.QuantFormat.QDQ,
+                op_types_to_quantize=_QUANTISED,
+                per_channel=True,
+                activation_type=quantization.QuantType.QInt8,
+                weight_type=quantization.QuantType.QInt8,
+                calibrate_method=methods[method],
+                extra_options={
+                    # TensorRT takes no zero point but 0, and biases in float.
+                    "ActivationSymmetric": True,
+                    "WeightSymmetric": True,
+                    "QuantizeBias": False,
+                    "OpTypesToExcludeOutputQuantization": _QUANTISED,
+                },
+            )
+        except Exception as error:
+            raise ModelRefused(
+                f"{spec.path}: cannot be quantised to int8 ({error}): build it with --precision fp16 or fp32"
+            ) from error
+        quantised = onnx.load(target)
+    if not any(node.op_type == "QuantizeLinear" for node in quantised.graph.node):
+        raise ModelRefused(
+            f"{spec.path}: has no {', '.join(_QUANTISED)} with constant weights, so nothing of it can run in int8: build it"
+            " with --precision fp16 or fp32"
+        )
+    assert isinstance(quantised, onnx.ModelProto)
+    return quantised
+
+
+class _Rows:
+    """The rows as the quantiser reads them: a dictionary for each batch, then None. Rows that do not fill the batch of
+    a model that fixes one are left out."""
+
+    def __init__(self, spec: ModelSpec, rows: Float32Array) -> None:
+        batch_rows = spec.batch_rows or min(_CALIBRATION_BATCH_ROWS, len(rows))
+        whole = len(rows) // batch_rows * batch_rows
+        if not whole:
+            raise ModelRefused(
+                f"{spec.path}: {len(rows)} rows to calibrate with, expected at least the {batch_rows} of one batch"
+            )
+        batches = rows[:whole].reshape(-1, batch_rows, *spec.input_dims)
+        self._batches = iter([{spec.input_name: np.ascontiguousarray(batch)} for batch in batches])
+
+    def get_next(self) -> dict[str, Float32Array] | None:
+        return next(self._batches, None)
+
+
+@contextmanager
+def _quiet_logging() -> Iterator[None]:
+    """The quantiser reports to the root logger, in terms of its own files, and sets that logger up; undo both."""
+    root = logging.getLogger()
+    handlers, disabled = list(root.handlers), root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
+        root.handlers[:] = handlers

@@ -1,0 +1,98 @@
+"""Rows of features to calibrate, check and compare models with: from a file, or drawn from a seed."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from sigd.models.backend import Float32Array
+from sigd.models.errors import ModelError
+from sigd.models.spec import ModelSpec
+
+CAPTURE_STRIDE: Final = 50
+"""Of a capture every 50th sample is taken: its neighbours, microseconds away, are nearly the same row."""
+
+
+class RowsRefused(ModelError):
+    """The file does not hold rows for that model; the message says what was expected."""
+
+
+def seeded_rows(spec: ModelSpec, rows: int, seed: int) -> Float32Array:
+    """Standard normal features, float32, shape (rows, features); the same for the same seed."""
+    return np.random.default_rng(seed).standard_normal((rows, spec.features), np.float32)
+
+
+def read_rows(path: Path, spec: ModelSpec, rows_max: int) -> Float32Array:
+    """The rows in a file, at most `rows_max`, spread evenly where there are more.
+
+    Args:
+        path: `.npy` of float32 or float64, shape (n, features) or (n, *input_dims); or a market capture (`.gz`) for a
+            model that reads the features of sigd's own catalogue.
+        spec: the model that is to read them.
+        rows_max: the most rows.
+
+    Returns:
+        float32, shape (rows, features), every value finite.
+
+    Raises:
+        RowsRefused: not such a file, or rows of another shape, or a value that is not finite.
+    """
+    try:
+        rows = _read_capture(path, spec, rows_max) if path.suffix == ".gz" else _read_npy(path, spec)
+    except OSError as error:
+        raise RowsRefused(f"{path}: cannot be read: {error.strerror or error}") from error
+    if not len(rows):
+        raise RowsRefused(f"{path}: holds no row, expected at least one")
+    chosen = np.linspace(0, len(rows) - 1, min(rows_max, len(rows))).astype(np.intp)
+    rows = np.ascontiguousarray(rows[chosen], np.float32)
+    bad = ~np.isfinite(rows).all(axis=1)
+    if bad.any():
+        raise RowsRefused(
+            f"{path}: {int(bad.sum())} rows of {len(rows)} hold a NaN or an infinity (the first is row"
+            f" {chosen[bad.argmax()]}), expected finite float32 features: drop those rows"
+        )
+    return rows
+
+
+def _read_npy(path: Path, spec: ModelSpec) -> Float32Array:
+    try:
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise RowsRefused(
+            f"{path}: not a .npy file ({error}), expected one as numpy.save writes it, or a capture (.gz)"
+        ) from error
+    shapes = {(spec.features,), spec.input_dims}
+    if not isinstance(rows, np.ndarray) or rows.dtype.kind != "f" or rows.shape[1:] not in shapes:
+        found = f"{rows.dtype} {rows.shape}" if isinstance(rows, np.ndarray) else "several arrays"
+        raise RowsRefused(
+            f"{path}: holds {found}, expected floats of shape {' or '.join(str(('n', *shape)) for shape in shapes)}: one row"
+            f" for each vector of features that {spec.path.name} reads"
+        )
+    return rows.reshape(len(rows), spec.features)
+
+
+def _read_capture(path: Path, spec: ModelSpec, rows_max: int) -> Float32Array:
+    from sigd.models.features.catalogue import FEATURE_COUNT
+    from sigd.models.features.stream import FeatureStream
+    from sigd.models.market.capture import read_capture
+    from sigd.models.market.errors import CaptureError
+
+    if spec.features != FEATURE_COUNT:
+        raise RowsRefused(
+            f"{path}: a market capture gives {FEATURE_COUNT} features a row, {spec.path.name} reads {spec.features}: save its"
+            " own features with numpy.save and give that file"
+        )
+    stream = FeatureStream()
+    rows: list[Float32Array] = []
+    try:
+        for event in read_capture(path):
+            if stream.on_event(event) and stream.samples % CAPTURE_STRIDE == 1:
+                rows.append(stream.features.copy())
+                if len(rows) == rows_max:
+                    break
+    except (CaptureError, gzip.BadGzipFile) as error:
+        raise RowsRefused(f"{path}: {error}") from error
+    return np.array(rows, np.float32).reshape(len(rows), spec.features)
