@@ -15,6 +15,7 @@ from sigd.bench import native, rig, verdict
 from sigd.bench.commands.bench import bench, settings_of
 from sigd.bench.document import Document
 from sigd.bench.errors import BadRequest, EnvironmentLacks
+from sigd.bench.floor import ROUNDS
 from sigd.bench.rig import Mode
 
 StartPeer = Callable[..., Any]
@@ -237,7 +238,7 @@ def test_the_floor_beside_a_daemon_of_our_own(programs: object, models: Any, tmp
     assert document.memory is not None
     assert document.memory.after_warmup_kib > 10_000
     assert document.floor is not None
-    assert document.floor.rounds == rig.ROUNDS
+    assert document.floor.rounds == ROUNDS
     for ratio in document.floor.ratios:
         assert ratio.floor_us == pytest.approx(ratio.echo_us + ratio.bare_us, abs=0.002)
         assert ratio.ratio_pooled == pytest.approx(ratio.sigd_us / ratio.floor_us, abs=0.001)
