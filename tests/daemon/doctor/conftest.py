@@ -6,6 +6,7 @@ for the daemon. The cards have the limits and clocks that RTX 3090 report. A tes
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -174,13 +175,14 @@ def _rtx_3090(bus_id: str, vllm_pid: int) -> dict[str, Any]:
 
 
 class RecordedNvml:
-    """Stands in for the module `pynvml`: answers from a record, and knows no name that is not in it.
+    """Stands in for the module `pynvml`: answers from a record; what is not in it is an error.
 
     Attributes:
         system: function to answer, for those without a card.
         cards: the same for each card. A list under nvmlDeviceGetNvLinkState holds one answer for each link. An answer
             that is an exception is raised.
         opened: nvmlInit() calls that no nvmlShutdown() has closed.
+        asked: every function that was looked up.
     """
 
     NVMLError = NvmlError
@@ -195,32 +197,35 @@ class RecordedNvml:
         }
         self.cards = [_rtx_3090("00000000:01:00.0", 2101), _rtx_3090("00000000:02:00.0", 2102)]
         self.opened = 0
-
-    def nvmlInit(self) -> None:  # noqa: N802
-        _answer(self.system["nvmlInit"])
-        self.opened += 1
-
-    def nvmlShutdown(self) -> None:  # noqa: N802
-        self.opened -= 1
-
-    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
-        return len(self.cards)
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> dict[str, Any]:  # noqa: N802
-        return self.cards[index]
-
-    def nvmlDeviceGetNvLinkState(self, card: dict[str, Any], link: int) -> Any:  # noqa: N802
-        links = card["nvmlDeviceGetNvLinkState"]
-        return links[link] if link < len(links) else _answer(NvmlError(2, "Invalid Argument"))
+        self.asked: set[str] = set()
 
     def __getattr__(self, name: str) -> Any:
         if name in _CONSTANTS:
             return _CONSTANTS[name]
-        if name in self.system:
-            return lambda *arguments: _answer(self.system[name])
-        if any(name in card for card in self.cards):
-            return lambda card, *arguments: _answer(card[name])
-        raise AttributeError(name)
+        self.asked.add(name)
+        return functools.partial(self._call, name)
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        match name, arguments:
+            case "nvmlInit", ():
+                _answer(self.system[name])
+                self.opened += 1
+                return None
+            case "nvmlShutdown", ():
+                self.opened -= 1
+                return None
+            case "nvmlDeviceGetCount", ():
+                return len(self.cards)
+            case "nvmlDeviceGetHandleByIndex", (index,):
+                return self.cards[index]
+            case "nvmlDeviceGetNvLinkState", (card, link):
+                links = card[name]
+                return links[link] if link < len(links) else _answer(NvmlError(2, "Invalid Argument"))
+            case _ if name in self.system:
+                return _answer(self.system[name])
+            case _, (card, *_):
+                return _answer(card[name])
+        raise AssertionError(f"{name}{arguments}")
 
 
 def _answer(recorded: Any) -> Any:
@@ -230,11 +235,11 @@ def _answer(recorded: Any) -> Any:
 
 
 @pytest.fixture
-def nvml() -> Iterator[RecordedNvml]:
+def library() -> Iterator[RecordedNvml]:
     """The recorded NVML of the two cards; whoever opens it has to close it."""
-    library = RecordedNvml()
-    yield library
-    assert library.opened == 0
+    recorded = RecordedNvml()
+    yield recorded
+    assert recorded.opened == 0
 
 
 @pytest.fixture

@@ -135,6 +135,16 @@ SICK: list[tuple[Check, Changes, str, str, str]] = [
         "vm.swappiness = 1",
     ),
     (
+        memory.swap,
+        {
+            "proc/swaps": "Filename Type Size Used Priority\n/swap.img file 8388604 2048 -2\n",
+            "proc/sys/vm/swappiness": "1",
+        },
+        "warn",
+        "2 MiB on /swap.img, swappiness 1",
+        "swapoff",
+    ),
+    (
         memory.numa,
         {"sys/devices/system/node/node1/cpulist": "8-15", "proc/sys/kernel/numa_balancing": "1"},
         "warn",
@@ -212,7 +222,14 @@ GOOD: list[tuple[Check, Changes, str]] = [
     (system.realtime, {"proc/self/limits": LIMITED}, "not needed: CPU 6 is isolated"),
     (system.realtime, {**NOT_ISOLATED, "proc/sys/kernel/sched_rt_runtime_us": "-1"}, "allowed"),
     (system.container, {".dockerenv": ""}, "docker"),
-    (system.container, {"run/systemd/container": "lxc"}, "lxc"),
+    (system.container, {"run/.containerenv": ""}, "podman"),
+    (system.container, {"run/systemd/container": "lxc", ".dockerenv": ""}, "lxc"),
+    (system.container, {}, "none"),
+    (
+        processor.sleep_states,
+        {f"{OURS}/cpuidle/state2/latency": "10"},
+        "C6, 10 us to wake, by a limit of 10 us",
+    ),
 ]
 
 
