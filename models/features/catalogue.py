@@ -1,12 +1,9 @@
 """What the 64 features are: name, formula, bounds, and the published work that each family is taken from.
 
-The order here is the order in the vector. `docs/features.md` is printed from this table:
+The order here is the order in the vector. `docs/features.md` is printed from this table; it also defines the symbols of
+the formulas:
 
-    python -m sigd.models.features.catalogue > docs/features.md
-
-Symbols of the formulas: P and q are a price and the size resting there, b the bid and a the ask; mid m = (Pb + Pa)/2;
-a sum over W runs over the events received in (now - W, now]; x' is the value at now - W. A quotient whose
-divisor is 0 (nothing happened in the window) counts as 0 unless it says otherwise. `ln` is natural.
+    python -m sigd.models.features.document > docs/features.md
 """
 
 from __future__ import annotations
@@ -34,7 +31,7 @@ class Feature:
 
     Attributes:
         name: unique, in the vector's order.
-        formula: in the symbols of the module's docstring, with its unit where it has one.
+        formula: in the symbols that `sigd.models.features.document` defines.
         lower, upper: the value is clipped to these.
         mirror: what exchanging the two sides of the market does to the value: -1 changes its sign, +1 leaves it.
     """

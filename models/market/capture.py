@@ -78,14 +78,14 @@ def read_capture(path: Path | str) -> Iterator[MarketEvent]:
     try:
         with gzip.open(path) as lines:
             yield from parse_lines(lines, path.name)
-    except FileNotFoundError:
-        raise CaptureError(str(path), 0, "no such file; expected a gzip capture") from None
     except (gzip.BadGzipFile, zlib.error) as error:
         raise CaptureError(path.name, 0, f"not a gzip file ({error}); expected a gzip capture") from error
     except EOFError as error:
         raise CaptureError(
             path.name, 0, "the gzip stream ends too soon: the file was cut short, copy it again"
         ) from error
+    except OSError as error:
+        raise CaptureError(str(path), 0, f"{error.strerror}; expected a gzip capture") from error
 
 
 def parse_lines(lines: Iterable[bytes], source: str = "<lines>") -> Iterator[MarketEvent]:
