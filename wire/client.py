@@ -469,7 +469,9 @@ def _shake_hands(connection: socket.socket, hello: Hello, deadline_s: float) -> 
     framer = Framer()
     try:
         connection.settimeout(_left_s(deadline_s))
-        connection.sendall(hello.encode())
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            # a daemon that is full says so and closes without waiting for Hello: what it said is still to be read
+            connection.sendall(hello.encode())
         while (frame := framer.next_frame()) is None:
             connection.settimeout(_left_s(deadline_s))
             count_bytes = connection.recv_into(framer.writable())

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sigd.wire import client as client_module
 from sigd.wire.client import Client, connect
 from sigd.wire.errors import (
     ConnectFailed,
@@ -87,7 +88,8 @@ class Daemon:
     def _play(self) -> None:
         with self._listener:
             connection, _ = self._listener.accept()
-        with connection:
+        # a client that leaves in the middle of a scene ends it
+        with connection, contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._scene(connection)
 
     def check(self) -> None:
@@ -208,6 +210,26 @@ class TestConnect:
         with pytest.raises(Rejected, match="no model is called 'x'") as caught:
             connect(daemon(scene), model_name="x")
         assert caught.value.code == RejectCode.UNKNOWN_MODEL
+
+    def test_rejected_by_a_daemon_that_is_full_and_reads_no_hello(self, tmp_path: Path) -> None:
+        """The connection is closed before Hello goes out; why stands in what the daemon left to read."""
+        path = str(tmp_path / "full.sock")
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path)
+            listener.listen()
+
+            def reject() -> None:
+                connection, _ = listener.accept()
+                connection.sendall(Reject(RejectCode.TOO_MANY_CONNECTIONS, "64 are open").encode())
+                connection.close()
+
+            thread = threading.Thread(target=reject)
+            thread.start()
+            connection = socket.socket(socket.AF_UNIX)
+            connection.connect(path)
+            thread.join()
+            with connection, pytest.raises(Rejected, match="64 are open"):
+                client_module._shake_hands(connection, Hello(), time.monotonic() + 10)
 
     def test_a_newer_daemons_longer_welcome(self, daemon: StartDaemon) -> None:
         def scene(connection: socket.socket) -> None:

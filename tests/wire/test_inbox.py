@@ -301,6 +301,16 @@ def test_a_wrong_header_waits_for_the_rows_before_it(
     assert inbox.rows == 0
 
 
+def test_a_wrong_header_is_found_before_its_frame_is_whole() -> None:
+    inbox = RequestInbox(64, 8)
+    header = struct.pack("<HHHH", 288, 10, 92, 1)
+    feed(inbox, header[:7])
+    assert inbox.scan(1) is None
+    feed(inbox, header[7:])
+    with pytest.raises(FrameError, match="schema 92"):
+        inbox.scan(1)
+
+
 def test_frames_that_a_client_may_not_send_are_handed_over_whole() -> None:
     inbox = RequestInbox(64, 8)
     feed(inbox, Hello(features=3).encode() + Welcome(1, 1, 1, 1, 1, 1, bytes(32), "").encode())
