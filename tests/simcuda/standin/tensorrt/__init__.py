@@ -1,0 +1,63 @@
+"""A stand-in for TensorRT at its Python API, for machines without a GPU.
+
+It has the names, signatures and manners of the real one as far as sigd uses them (a test compares them): calls answer
+None or False and log the reason; a context must be given its memory, profile, shapes and addresses; its first run
+allocates, so that it cannot be captured before. Its "kernel" is ONNX Runtime, run as a host function on the stream of
+the simulated driver, on device memory.
+
+A plan made here is the ONNX model with a header, and is read only here.
+"""
+
+from __future__ import annotations
+
+from tensorrt.build import (
+    Builder,
+    BuilderFlag,
+    IBuilderConfig,
+    INetworkDefinition,
+    IOptimizationProfile,
+    IProgressMonitor,
+    MemoryPoolType,
+    NetworkDefinitionCreationFlag,
+    OnnxParser,
+)
+from tensorrt.logger import ILogger
+from tensorrt.run import (
+    DataType,
+    Dims,
+    ExecutionContextAllocationStrategy,
+    ICudaEngine,
+    IExecutionContext,
+    IHostMemory,
+    IRuntimeConfig,
+    Runtime,
+    TensorFormat,
+    TensorIOMode,
+    TensorLocation,
+)
+
+__version__ = "11.4.0.106"
+
+__all__ = [
+    "Builder",
+    "BuilderFlag",
+    "DataType",
+    "Dims",
+    "ExecutionContextAllocationStrategy",
+    "IBuilderConfig",
+    "ICudaEngine",
+    "IExecutionContext",
+    "IHostMemory",
+    "ILogger",
+    "INetworkDefinition",
+    "IOptimizationProfile",
+    "IProgressMonitor",
+    "IRuntimeConfig",
+    "MemoryPoolType",
+    "NetworkDefinitionCreationFlag",
+    "OnnxParser",
+    "Runtime",
+    "TensorFormat",
+    "TensorIOMode",
+    "TensorLocation",
+]
