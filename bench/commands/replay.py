@@ -198,7 +198,9 @@ def _show(signals: Signals, worth: Worth | None, horizon_ns: int, flat_bps: floa
         for name, row in zip(CLASSES, worth.confusion, strict=True):
             table.add_row(name, *(f"{count:,}" for count in row))
         table.add_section()
-        table.add_row("mean move, bps", *(f"{move:+.3f}" for move in worth.mean_move_bps))
+        table.add_row(
+            "mean move, bps", *("" if np.isnan(move) else f"{move:+.3f}" for move in worth.mean_move_bps)
+        )
         console.print(table)
         console.print(
             f"balanced accuracy {worth.balanced_accuracy:.3f} (a guess: 0.333); accuracy {worth.accuracy:.3f}"
