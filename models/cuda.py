@@ -198,6 +198,8 @@ class Gpu:
             finally:
                 self._context.pop()
 
+        if threading.get_ident() == self._owner_ident:
+            return inside()
         return self._owner.submit(inside).result()
 
     def make_current(self) -> None:
@@ -236,6 +238,7 @@ class Gpu:
         return CudaError(self.error_name(code), int(code)) if int(code) in _STICKY else None
 
     def _retain(self) -> Any:
+        self._owner_ident = threading.get_ident()
         flags = self.driver.CUctx_flags
         spinning = int(flags.CU_CTX_SCHED_SPIN) | int(flags.CU_CTX_MAP_HOST)
         (code,) = self.driver.cuDevicePrimaryCtxSetFlags(self.facts.index, spinning)

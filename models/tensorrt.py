@@ -8,6 +8,7 @@ come back within `device_timeout_ms`, is a fatal `BackendFailed`, and from then 
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -229,21 +230,17 @@ class TensorRtBackend:
         """Launch, record, and ask until it has finished."""
         if rows not in self._batches:
             raise self._refusal(rows)
-        opened, graph = self._opened, self._batches[rows][1]
-        launch, handle, record, stream, query = (
-            self._launch,
-            self._handle,
-            self._record,
-            self._stream,
-            self._query,
-        )
+        opened, graph, launch = self._opened, self._batches[rows][1], self._launch
+        assert opened is not None
 
-        def call() -> object:
-            launch(graph, handle)
-            record(stream)
+        def call() -> None:
+            lane = opened.prepared.lane
+            event = lane.event
+            launch(graph, lane.handle)
+            event.record(lane.stream)
+            query = event.query
             while not query():
                 pass
-            return opened
 
         return call
 
@@ -253,6 +250,10 @@ class TensorRtBackend:
         self._forget()
         if opened is not None and self._failure is None:
             opened.close()
+
+    def __del__(self) -> None:
+        # What belongs to the opened engine goes before it.
+        self._forget()
 
     # -- not on the way of a batch that succeeds ---------------------------------------------------------------
 
@@ -348,12 +349,13 @@ class TensorRtBackend:
         )
 
 
-@dataclass(frozen=True, slots=True)
 class _Opened:
-    """An engine and the GPU that it is on."""
+    """An engine and the GPU that it is on. Closed with the last that holds it, where nobody closed it before."""
 
-    gpu: Gpu
-    prepared: PreparedEngine
+    def __init__(self, gpu: Gpu, prepared: PreparedEngine) -> None:
+        self.gpu = gpu
+        self.prepared = prepared
+        self._held = True
 
     def close(self, error: BaseException | None = None) -> None:
         """Free everything, once what runs has finished; also what the frames of an error hold."""
@@ -367,6 +369,7 @@ class _Opened:
                 self.prepared.lane.finish(_CLOSE_TIMEOUT_MS)
             self.prepared.close()
 
+        self._held = False
         try:
             self.gpu.run(free)
         except CudaError as failure:
@@ -379,4 +382,9 @@ class _Opened:
 
     def abandon(self) -> None:
         """Leave everything to the end of the process: freeing fails on a dead GPU, and never returns on a hung one."""
+        self._held = False
         self.gpu.abandon(self.prepared)
+
+    def __del__(self) -> None:
+        if self._held and not sys.is_finalizing():
+            self.close()

@@ -13,7 +13,9 @@ import pytest
 from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper
 
+from sigd.models.build.runtimes import this_machine
 from sigd.models.denormals import float_environment_kept
+from sigd.models.engine import INSTALL
 
 # How long an example takes says something about the machine and nothing about the code.
 settings.register_profile("untimed", deadline=None)
@@ -205,6 +207,17 @@ def capture_dir() -> Path:
     if not captures:
         pytest.skip(f"no market capture under {folder}: set SIGD_DATA to a folder that has some")
     return captures[0].parent
+
+
+@pytest.fixture(scope="session")
+def no_gpu_because() -> str:
+    """Why TensorRT does not run here; empty where it does: on a GPU, or on the simulated one of `make test-simcuda`."""
+    machine = this_machine()
+    if machine.gpu is None:
+        return f"needs a GPU ({machine.no_gpu_because}); `make test-simcuda` runs it on a simulated one"
+    if "tensorrt" not in machine.installed:
+        return f"needs TensorRT: {INSTALL['tensorrt']}"
+    return ""
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,23 +11,67 @@ import numpy.typing as npt
 import pytest
 
 from sigd.models.backend import Backend
+from sigd.models.build.pipeline import build_engine
+from sigd.models.build.request import Batches, BuildRequest
 from sigd.models.registry import open_backend
+from sigd.models.spec import read_spec
 
 Float32Array = npt.NDArray[np.float32]
 OpenBackend = Callable[..., Backend]
 Answers = Callable[[Backend, Float32Array], Float32Array]
+Served = Callable[..., Path]
 
 BACKENDS: dict[str, tuple[pytest.MarkDecorator, ...]] = {
     "onnxruntime": (),
+    "tensorrt": (pytest.mark.gpu,),
     "oracle": (),
 }
 """Every backend by its name in the registry, with the marks that it runs under (`pytest.mark.gpu`)."""
+SERVE_ENGINES = frozenset({"tensorrt"})
+"""Those that are given an engine, built from the model."""
+CHECK_NO_INDEX = frozenset({"tensorrt"})
+"""Those on which an index out of its range is not an error: a GPU reads whatever is there."""
 
 
 @pytest.fixture(params=[pytest.param(name, marks=marks) for name, marks in BACKENDS.items()])
-def backend_name(request: pytest.FixtureRequest) -> str:
-    """Each backend in turn."""
-    return str(request.param)
+def backend_name(request: pytest.FixtureRequest, no_gpu_because: str) -> str:
+    """Each backend in turn, those that need a GPU where there is one."""
+    name = str(request.param)
+    if name in SERVE_ENGINES and no_gpu_because:
+        pytest.skip(no_gpu_because)
+    return name
+
+
+@pytest.fixture
+def checked_backend_name(backend_name: str) -> str:
+    """Each backend on which a batch can fail without harm to the next."""
+    if backend_name in CHECK_NO_INDEX:
+        pytest.skip(f"{backend_name}: an index out of its range is not an error on a GPU")
+    return backend_name
+
+
+@pytest.fixture(scope="session")
+def engine_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Engines that were built, each named by what it was built from, for all tests together."""
+    return tmp_path_factory.mktemp("engines")
+
+
+@pytest.fixture
+def served(backend_name: str, engine_folder: Path) -> Served:
+    """The file that a backend serves for a model: (path, batch_rows_max=12, backend under test) -> path."""
+
+    def served(path: Path, batch_rows_max: int = 12, backend: str = backend_name) -> Path:
+        if backend not in SERVE_ENGINES:
+            return path
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+        engine = engine_folder / f"{digest}-{batch_rows_max}.engine"
+        if not engine.exists():
+            fixed = read_spec(path).batch_rows is not None
+            batches = Batches() if fixed else Batches(rows_max=batch_rows_max)
+            build_engine(BuildRequest(model=path, engine=engine, batches=batches))
+        return engine
+
+    return served
 
 
 @pytest.fixture(scope="session")
@@ -36,12 +81,13 @@ def covered_backends() -> set[str]:
 
 
 @pytest.fixture
-def open_model(backend_name: str) -> Iterator[OpenBackend]:
+def open_model(backend_name: str, served: Served) -> Iterator[OpenBackend]:
     """Opens a model on the backend under test, and closes it at the end: (path, batch_rows_max=12) -> Backend."""
     opened: list[Backend] = []
 
     def open_model(path: Path, batch_rows_max: int = 12, backend: str = backend_name) -> Backend:
-        opened.append(open_backend(path, backend, batch_rows_max=batch_rows_max))
+        file = served(path, batch_rows_max, backend)
+        opened.append(open_backend(file, backend, batch_rows_max=batch_rows_max))
         return opened[-1]
 
     yield open_model

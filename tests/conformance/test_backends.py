@@ -19,7 +19,7 @@ from sigd.models.errors import BackendClosed, BackendFailed, ModelRefused
 from sigd.models.registry import BackendOptions, backend_names, make_backend, open_backend
 
 if TYPE_CHECKING:
-    from tests.conformance.conftest import Answers, Float32Array, OpenBackend
+    from tests.conformance.conftest import Answers, Float32Array, OpenBackend, Served
     from tests.conftest import ModelMaker
 
 TOLERANCE = 1e-5
@@ -216,8 +216,8 @@ def test_the_bare_call_runs_the_same_batch(
         assert backend.outputs[:rows].tobytes() == expected.tobytes()
 
 
-def test_a_bare_call_outlives_its_backend(backend_name: str, models: ModelMaker) -> None:
-    backend = open_backend(models.doubled(), backend_name)
+def test_a_bare_call_outlives_its_backend(backend_name: str, served: Served, models: ModelMaker) -> None:
+    backend = open_backend(served(models.doubled(), 1), backend_name, batch_rows_max=1)
     backend.inputs[0] = 3.0
     call, outputs = backend.bare_call(1), backend.outputs
     del backend
@@ -237,9 +237,9 @@ def test_a_batch_out_of_range_is_refused(
 
 
 def test_a_batch_that_fails_says_why_and_the_next_one_runs(
-    open_model: OpenBackend, answers: Answers, models: ModelMaker
+    checked_backend_name: str, open_model: OpenBackend, answers: Answers, models: ModelMaker
 ) -> None:
-    backend = open_model(models.failing(entries=4, outputs=2))
+    backend = open_model(models.failing(entries=4, outputs=2), backend=checked_backend_name)
     good = np.array([[3, 0, 0, 0]], np.float32)
     for rows in (1, 3):
         bad = np.zeros((rows, 4), np.float32)
@@ -253,8 +253,8 @@ def test_a_batch_that_fails_says_why_and_the_next_one_runs(
         assert answers(backend, good).tolist() == [[6.0, 7.0]]
 
 
-def test_nothing_runs_before_open(backend_name: str, models: ModelMaker) -> None:
-    backend = make_backend(models.mlp(), backend_name)
+def test_nothing_runs_before_open(backend_name: str, served: Served, models: ModelMaker) -> None:
+    backend = make_backend(served(models.mlp()), backend_name, BackendOptions(batch_rows_max=ROWS))
     for call in (lambda: backend.submit(1), backend.ready, lambda: backend.bare_call(1)):
         with pytest.raises(BackendClosed, match=r"call open\(\) first"):
             call()
@@ -286,10 +286,12 @@ def test_a_model_that_mixes_rows_is_served_one_row_at_a_time(
 
 
 def test_a_file_that_changed_since_its_spec_was_read_is_refused(
-    backend_name: str, models: ModelMaker
+    backend_name: str, served: Served, models: ModelMaker
 ) -> None:
-    path = models.mlp(seed=1)
+    path, other = (served(models.mlp(seed=seed), 2) for seed in (101, 102))
     backend = make_backend(path, backend_name, BackendOptions(batch_rows_max=2))
-    path.write_bytes(models.mlp(seed=2).read_bytes())
-    with pytest.raises(ModelRefused, match="has changed since its spec was read"):
+    path.write_bytes(other.read_bytes())
+    with pytest.raises(
+        ModelRefused, match=r"has changed since its spec was read|not the engine that its manifest describes"
+    ):
         backend.open()
