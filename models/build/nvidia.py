@@ -10,8 +10,7 @@ import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from sigd.models.build.progress import BuildProgress, progress_monitor
 from sigd.models.errors import BackendFailed, BackendUnavailable, ModelRefused
@@ -20,6 +19,19 @@ from sigd.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     from onnx import ModelProto
+
+    from sigd.models.build.builder_types import (
+        Builder,
+        BuilderConfig,
+        Module,
+        Network,
+        ParserError,
+        RtxBuilderConfig,
+        RtxModule,
+        TimingCache,
+    )
+
+Made = TypeVar("Made")
 
 _TF32_CAPABILITY: Final = (8, 0)
 """The first with tensor cores that take TF32 (Ampere)."""
@@ -70,7 +82,7 @@ class BuiltPlan:
 
 
 def build_plan(
-    trt: ModuleType, model: ModelProto, spec: ModelSpec, request: PlanRequest, progress: BuildProgress
+    trt: Module, model: ModelProto, spec: ModelSpec, request: PlanRequest, progress: BuildProgress
 ) -> BuiltPlan:
     """Build the plan of a model.
 
@@ -113,13 +125,13 @@ def _check_precision(spec: ModelSpec, request: PlanRequest) -> None:
 class _Build:
     """One build; the objects of the builder live as long as it does."""
 
-    def __init__(self, trt: ModuleType, model: ModelProto, spec: ModelSpec, request: PlanRequest) -> None:
+    def __init__(self, trt: Module, model: ModelProto, spec: ModelSpec, request: PlanRequest) -> None:
         self._trt = trt
         self._model = model
         self._spec = spec
         self._request = request
         self._log: deque[str] = deque(maxlen=_LOG_LINES)
-        self._logger = _recording_logger(trt, self._log)
+        self._logger = recording_logger(trt, self._log)
         self._tool = f"{request.runtime} {trt.__version__}"
 
     def run(self, progress: BuildProgress, cancelled: threading.Event) -> BuiltPlan:
@@ -132,21 +144,22 @@ class _Build:
         )
         self._parse(network)
         config = self._made(builder.create_builder_config())
-        timing_cache = self._configure(builder, network, config)
+        timing_cache = self._configure(builder, config)
         config.progress_monitor = progress_monitor(trt, progress, cancelled)
         plan = builder.build_serialized_network(network, config)
         if plan is None:
             raise self._failure()
+        content = bytes(plan)
         cache_content = None if timing_cache is None else bytes(self._made(timing_cache.serialize()))
-        return BuiltPlan(bytes(plan), self._flags(config), cache_content, self._device_memory(plan))
+        return BuiltPlan(content, self._flags(config), cache_content, self._device_memory(content))
 
-    def _device_memory(self, plan: Any) -> int | None:
+    def _device_memory(self, plan: bytes) -> int | None:
         if self._request.runtime == "tensorrt-rtx":
             return None
         runtime = self._trt.Runtime(self._logger)
         return int(self._made(runtime.deserialize_cuda_engine(plan)).device_memory_size_v2)
 
-    def _parse(self, network: Any) -> None:
+    def _parse(self, network: Network) -> None:
         parser = self._trt.OnnxParser(network, self._logger)
         if parser.parse(self._model.SerializeToString()):
             return
@@ -156,7 +169,7 @@ class _Build:
             " model without it, or serve it with ONNX Runtime (--runtime onnxruntime)"
         )
 
-    def _refused_node(self, error: Any) -> str:
+    def _refused_node(self, error: ParserError) -> str:
         nodes = self._model.graph.node
         if not 0 <= error.node() < len(nodes):
             return str(error.desc())
@@ -165,7 +178,7 @@ class _Build:
         # A check inside the parser that fails is described by the value it had.
         return text if error.desc() in ("", "false") else f"{text}: {error.desc()}"
 
-    def _configure(self, builder: Any, network: Any, config: Any) -> Any:
+    def _configure(self, builder: Builder, config: BuilderConfig) -> TimingCache | None:
         """Set everything up; the timing cache, or None."""
         trt, request = self._trt, self._request
         # Anything else is set in the graph. On by default, and then float32 is not what it says.
@@ -175,17 +188,18 @@ class _Build:
         if request.workspace_bytes_max is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_bytes_max)
         if request.runtime == "tensorrt-rtx":
-            config.num_compute_capabilities = 1
-            self._checked(config.set_compute_capability(self._capability(), 0), "set_compute_capability")
+            rtx = cast("RtxBuilderConfig", config)
+            rtx.num_compute_capabilities = 1
+            self._checked(rtx.set_compute_capability(self._capability(), 0), "set_compute_capability")
         if self._spec.batch_rows is None:
-            self._add_profiles(builder, network, config)
+            self._add_profiles(builder, config)
         if request.timing_cache is None:
             return None
         cache = self._made(config.create_timing_cache(request.timing_cache))
         self._checked(config.set_timing_cache(cache, False), "set_timing_cache")
         return cache
 
-    def _add_profiles(self, builder: Any, network: Any, config: Any) -> None:
+    def _add_profiles(self, builder: Builder, config: BuilderConfig) -> None:
         dims = self._spec.input_dims
         for rows in self._request.profiles:
             profile = self._made(builder.create_optimization_profile())
@@ -196,7 +210,7 @@ class _Build:
 
     def _capability(self) -> Any:
         wanted = self._request.compute_capability
-        known = vars(self._trt.ComputeCapability)
+        known = vars(cast("RtxModule", self._trt).ComputeCapability)
         capability = known.get("SM" + wanted.replace(".", ""))
         if capability is None:
             names = sorted((name[2:] for name in known if re.fullmatch(r"SM\d+", name)), key=int)
@@ -206,7 +220,7 @@ class _Build:
             )
         return capability
 
-    def _flags(self, config: Any) -> dict[str, bool | int | str]:
+    def _flags(self, config: BuilderConfig) -> dict[str, bool | int | str]:
         trt = self._trt
         return {
             "strongly_typed": True,
@@ -232,7 +246,7 @@ class _Build:
             )
         return BackendFailed(f"{self._spec.path}: {self._tool} could not build it: {words}")
 
-    def _made(self, made: Any) -> Any:
+    def _made(self, made: Made | None) -> Made:
         if made is None:
             raise self._failure()
         return made
@@ -245,15 +259,18 @@ class _Build:
         return "; ".join(self._log) or "it logged nothing"
 
 
-def _recording_logger(trt: ModuleType, log: deque[str]) -> Any:
+def recording_logger(trt: Module, log: deque[str]) -> Any:
     """A logger that keeps errors in `log` and prints nothing."""
 
-    class Recorder(trt.ILogger):  # type: ignore[name-defined,misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
+    interface: Any = trt.ILogger
+    worst_kept = int(interface.Severity.ERROR)
 
-        def log(self, severity: Any, message: str) -> None:
-            if int(severity) <= int(trt.ILogger.Severity.ERROR):
-                log.append(message)
+    class Recorder(interface):  # type: ignore[misc]
+        def __init__(self) -> None:
+            interface.__init__(self)
+
+        def log(self, severity: Any, msg: str) -> None:
+            if int(severity) <= worst_kept:
+                log.append(msg)
 
     return Recorder()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, cast
 
 import msgspec
 
@@ -37,6 +37,8 @@ from sigd.models.spec import ModelSpec, spec_of
 
 if TYPE_CHECKING:
     from onnx import ModelProto
+
+    from sigd.models.build.builder_types import Module as BuilderModule
 
 MEASURED_ROWS: Final = 128
 """Rows that accuracy is measured on."""
@@ -100,7 +102,7 @@ def build_engine(
             profiles = request.batches.profiles_for(spec)
             rows = _rows(request, spec)
         with phase(progress, f"Converting to {request.precision}"):
-            converted = _converted(file, spec, rows, request)
+            converted = _converted(file, spec, rows, request, runtime)
         plan = _plan(module, runtime, converted, spec, request, progress)
         with phase(progress, "Asking the oracle"):
             sample = _sample(spec, rows)
@@ -135,12 +137,14 @@ def _rows(request: BuildRequest, spec: ModelSpec) -> Float32Array:
     return seeded_rows(spec, MEASURED_ROWS, request.seed)
 
 
-def _converted(file: OnnxFile, spec: ModelSpec, rows: Float32Array, request: BuildRequest) -> ModelProto:
+def _converted(
+    file: OnnxFile, spec: ModelSpec, rows: Float32Array, request: BuildRequest, runtime: RuntimeName
+) -> ModelProto:
     """The graph in the precision that was asked for, every node named, so that whoever refuses one can name it."""
     if request.precision == "fp16":
         model = to_fp16(file.model, spec.path)
     elif request.precision == "int8":
-        model = to_int8(file.model, spec, rows, request.calibration_method)
+        model = to_int8(file.model, spec, rows, request.calibration_method, runtime)
     else:
         model = type(file.model)()
         model.CopyFrom(file.model)
@@ -167,7 +171,7 @@ def _plan(
         return BuiltPlan(content, {"optimization_level": level})
     assert request.compute_capability is not None
     return build_plan(
-        module,
+        cast("BuilderModule", module),
         model,
         spec,
         PlanRequest(

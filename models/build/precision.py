@@ -17,6 +17,7 @@ import numpy as np
 from sigd.models.backend import Float32Array
 from sigd.models.build.request import CalibrationMethod
 from sigd.models.errors import ModelRefused
+from sigd.models.manifest import RuntimeName
 from sigd.models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -55,14 +56,18 @@ def to_fp16(model: ModelProto, path: Path) -> ModelProto:
     return converted
 
 
-def to_int8(model: ModelProto, spec: ModelSpec, rows: Float32Array, method: CalibrationMethod) -> ModelProto:
-    """The model with the inputs of its dense layers and convolutions quantised, symmetrically, weights by channel.
+def to_int8(
+    model: ModelProto, spec: ModelSpec, rows: Float32Array, method: CalibrationMethod, runtime: RuntimeName
+) -> ModelProto:
+    """The model with the inputs of its dense layers and convolutions quantised, weights by channel.
 
     Args:
         model: the float32 model.
         spec: of the same.
         rows: float32, shape (n, features): what the model will really see.
         method: how a range is taken from the values seen: all of them, or without their extremes.
+        runtime: what is to run it. TensorRT takes no zero point but 0, and biases in float; ONNX Runtime has whole
+            integer kernels only for unsigned inputs and integer biases, and otherwise dequantises for every batch.
 
     Raises:
         ModelRefused: nothing in it can be quantised, or it cannot be run on the rows.
@@ -84,6 +89,7 @@ def to_int8(model: ModelProto, spec: ModelSpec, rows: Float32Array, method: Cali
         "percentile": quantization.CalibrationMethod.Percentile,
         "entropy": quantization.CalibrationMethod.Entropy,
     }
+    on_cpu = runtime == "onnxruntime"
     with tempfile.TemporaryDirectory(prefix="sigd-int8-") as folder, _quiet_logging():
         target = Path(folder) / "int8.onnx"
         try:
@@ -94,14 +100,13 @@ def to_int8(model: ModelProto, spec: ModelSpec, rows: Float32Array, method: Cali
                 quant_format=quantization.QuantFormat.QDQ,
                 op_types_to_quantize=_QUANTISED,
                 per_channel=True,
-                activation_type=quantization.QuantType.QInt8,
+                activation_type=quantization.QuantType.QUInt8 if on_cpu else quantization.QuantType.QInt8,
                 weight_type=quantization.QuantType.QInt8,
                 calibrate_method=methods[method],
                 extra_options={
-                    # TensorRT takes no zero point but 0, and biases in float.
-                    "ActivationSymmetric": True,
+                    "ActivationSymmetric": not on_cpu,
                     "WeightSymmetric": True,
-                    "QuantizeBias": False,
+                    "QuantizeBias": on_cpu,
                     "OpTypesToExcludeOutputQuantization": _QUANTISED,
                 },
             )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from sigd.models.build.builder_types import Module
 
 
 class BuildProgress(Protocol):
@@ -46,16 +48,17 @@ def phase(progress: BuildProgress, name: str) -> Iterator[None]:
         progress.phase_finished(name)
 
 
-def progress_monitor(trt: ModuleType, progress: BuildProgress, cancelled: threading.Event) -> Any:
+def progress_monitor(trt: Module, progress: BuildProgress, cancelled: threading.Event) -> Any:
     """An `IProgressMonitor` of that TensorRT module that tells `progress`, and stops the build once `cancelled` is set.
 
     The builder calls it from its own threads and must see no exception.
     """
     lock = threading.Lock()
+    interface: Any = trt.IProgressMonitor
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined,misc]
+    class Monitor(interface):  # type: ignore[misc]
         def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
+            interface.__init__(self)
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             with lock:

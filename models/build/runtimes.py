@@ -80,7 +80,7 @@ def choose_runtime(request: BuildRequest, machine: Machine) -> Choice:
         )
     if runtime == "tensorrt" and gpu is None:
         raise BackendUnavailable(
-            f"TensorRT builds only on the GPU that is to run the engine, and there is none ({machine.no_gpu_because}): build on"
+            f"TensorRT builds only on the GPU that is to run the engine, and none can be used here ({machine.no_gpu_because}): build on"
             " the machine that has it, or for it from here: --runtime tensorrt-rtx --compute-capability 8.6"
         )
     if runtime == "tensorrt" and gpu and request.compute_capability not in (None, gpu.compute_capability):
@@ -104,7 +104,7 @@ def _auto(request: BuildRequest, machine: Machine) -> Choice:
     if gpu is None:
         if wanted is not None:
             return Choice("tensorrt-rtx", f"it builds for compute capability {wanted} without a GPU")
-        return Choice("onnxruntime", f"there is no GPU here ({machine.no_gpu_because})")
+        return Choice("onnxruntime", f"no GPU can be used here ({machine.no_gpu_because})")
     if wanted not in (None, gpu.compute_capability):
         return Choice(
             "tensorrt-rtx", f"it builds for compute capability {wanted}, and {gpu.name} has another"

@@ -1,0 +1,179 @@
+"""`sigd compare`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sigd.bench.errors import BadRequest, BenchError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sigd.bench.comparison import Comparison, Samples
+    from sigd.models.backend import Backend
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  sigd compare m.onnx m.engine                        the model and what was built from it
+  sigd compare fp16.engine m.onnx --data rows.npy --agreement-min 0.999
+  sigd compare m.onnx m.onnx --backend-b oracle       this backend against the reference
+  sigd compare old.onnx new.onnx --data btcusdt.gz --plot compare.svg"""
+)
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Rows: .npy, or a market capture (.gz).  [default: drawn from the seed]",
+)
+@click.option(
+    "--rows", type=click.IntRange(1, 1_000_000), default=4096, show_default=True, help="At most so many."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the rows that are drawn.")
+@click.option("--backend-a", default="auto", show_default=True, help="What runs A.")
+@click.option("--backend-b", default="auto", show_default=True, help="What runs B.")
+@click.option(
+    "--batch",
+    "batch_rows",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Rows a timed call.",
+)
+@click.option(
+    "--calls", type=click.IntRange(min=1), default=2000, show_default=True, help="Timed calls of each."
+)
+@click.option(
+    "--agreement-min",
+    type=click.FloatRange(0, 1),
+    help="Exit 1 where labels agree for fewer rows (0.999: 99.9%).",
+)
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw errors and times into an SVG.")
+@click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
+def compare(
+    a: Path,
+    b: Path,
+    data: Path | None,
+    rows: int,
+    seed: int,
+    backend_a: str,
+    backend_b: str,
+    batch_rows: int,
+    calls: int,
+    agreement_min: float | None,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    """Run the models or engines A and B on the same rows; B is the reference.
+
+    Labels are the index of the largest output, with one output its sign. Times are of a whole batch, taken in turns.
+    Exit code 1 where labels agree less than --agreement-min asks.
+    """
+    import msgspec
+    from rich.console import Console
+
+    try:
+        comparison, samples = _compare((a, backend_a), (b, backend_b), data, rows, seed, batch_rows, calls)
+        if plot is not None:
+            _draw(plot, comparison, samples)
+    except BenchError as error:
+        click.echo(f"sigd: {error}", err=True)
+        sys.exit(error.exit_code)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(comparison)).decode())
+    else:
+        _show(Console(highlight=False), comparison, samples)
+    if agreement_min is not None and comparison.label_agreement < agreement_min:
+        click.echo(
+            f"sigd: labels agree for {comparison.label_agreement:.4%} of rows, expected at least {agreement_min:.4%}",
+            err=True,
+        )
+        sys.exit(1)
+
+
+def _compare(
+    a: tuple[Path, str],
+    b: tuple[Path, str],
+    data: Path | None,
+    rows_max: int,
+    seed: int,
+    batch_rows: int,
+    calls: int,
+) -> tuple[Comparison, Samples]:
+    from contextlib import closing
+
+    from sigd.bench.comparison import check_comparable
+    from sigd.bench.comparison import compare as measure
+    from sigd.models.rows import read_rows, seeded_rows
+
+    with closing(_open(*a, batch_rows)) as backend_a, closing(_open(*b, batch_rows)) as backend_b:
+        check_comparable(backend_a, backend_b)
+        spec = backend_b.spec
+        rows = seeded_rows(spec, rows_max, seed) if data is None else read_rows(data, spec, rows_max)
+        source = f"standard normal, seed {seed}" if data is None else str(data)
+        return measure(backend_a, backend_b, rows, source, batch_rows, calls)
+
+
+def _open(path: Path, name: str, batch_rows: int) -> Backend:
+    from sigd.models.registry import open_backend
+
+    try:
+        backend = open_backend(path, name, max(64, batch_rows), name="compared")
+    except ValueError as error:
+        raise BadRequest(str(error)) from error
+    if backend.batch_rows_max < batch_rows:
+        backend.close()
+        raise BadRequest(
+            f"{path}: its batch is fixed to {backend.batch_rows_max} rows, {batch_rows} were asked for: give --batch"
+            f" {backend.batch_rows_max} at most"
+        )
+    return backend
+
+
+def _draw(path: Path, comparison: Comparison, samples: Samples) -> None:
+    from sigd.bench.comparison_plot import svg
+
+    try:
+        path.write_text(svg(comparison, samples))
+    except OSError as error:
+        raise BadRequest(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _show(console: Console, comparison: Comparison, samples: Samples) -> None:
+    from rich.table import Table
+
+    from sigd.bench.comparison_plot import error_bars
+
+    for name, side in (("a", comparison.a), ("b", comparison.b)):
+        console.print(
+            f"{name}  {side.file}, {side.backend}, sha256 {side.sha256[:16]}", markup=False, soft_wrap=True
+        )
+    console.print(
+        f"labels agree for {comparison.label_agreement:.4%} of {comparison.rows:,} rows ({comparison.data});"
+        f" {comparison.bit_equal:.2%} of outputs are equal to the bit; cosine {comparison.cosine:.9f}",
+        markup=False,
+        soft_wrap=True,
+    )
+    for name, count in (("a", comparison.not_finite_a), ("b", comparison.not_finite_b)):
+        if count:
+            console.print(f"{name} answers NaN or infinity in {count:,} rows, which the errors leave out")
+    if comparison.errors:
+        errors = Table("outputs within", *(f"{quantile.share:.1%}" for quantile in comparison.errors))
+        errors.add_row("|a - b|", *(f"{quantile.abs_error:.3g}" for quantile in comparison.errors))
+        errors.add_row("relative to b", *(f"{quantile.rel_error:.3g}" for quantile in comparison.errors))
+        console.print(errors)
+        for bar in error_bars(samples.abs_errors):
+            console.print(f"{bar.label:>14}  {'█' * bar.cells} {bar.count:,}")
+    times = Table(f"us a call of {comparison.batch_rows}", "p50", "p99", "max")
+    for name, side in (("a", comparison.a), ("b", comparison.b)):
+        times.add_row(name, f"{side.p50_us:.1f}", f"{side.p99_us:.1f}", f"{side.max_us:.1f}")
+    console.print(times)
+    console.print(
+        f"a takes {comparison.latency_ratio:.2f} times as long as b (medians of {comparison.calls:,} calls in turns)"
+    )
