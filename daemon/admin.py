@@ -17,6 +17,8 @@ from sigd.daemon.errors import EnvironmentLacks
 
 REQUEST_BYTES_MAX = 4096
 ANSWER_TIMEOUT_S = 5.0
+ASKERS_MAX = 16
+"""Who asks while so many are waiting for their answer is turned away."""
 
 Bins = list[tuple[int, int]]
 """Counts of durations that are not zero: (upper edge in ns, count), ascending."""
@@ -79,10 +81,21 @@ class AdminError(msgspec.Struct):
 
 
 class AdminServer:
-    """Answers on an open listener until it is closed."""
+    """Answers on an open listener until it is closed.
 
-    def __init__(self, status: Callable[[], Status]) -> None:
+    Args:
+        status: the daemon's counters now.
+        on_closed: called when a question's connection is gone.
+        timeout_s: for one question and its answer.
+    """
+
+    def __init__(
+        self, status: Callable[[], Status], on_closed: Callable[[], None], timeout_s: float = ANSWER_TIMEOUT_S
+    ) -> None:
         self._status = status
+        self._on_closed = on_closed
+        self._timeout_s = timeout_s
+        self._askers = 0
         self._server: asyncio.AbstractServer | None = None
         self._encoder = msgspec.json.Encoder()
 
@@ -96,22 +109,30 @@ class AdminServer:
             self._server.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._askers += 1
         try:
-            async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                line = await reader.readline()
-                if line:
-                    writer.write(self._encoder.encode(self._answer(line)) + b"\n")
+            if self._askers <= ASKERS_MAX:
+                async with asyncio.timeout(self._timeout_s):
+                    writer.write(self._encoder.encode(await self._answer(reader)) + b"\n")
                     await writer.drain()
-        except (OSError, ValueError, TimeoutError):
-            # The asker went away, asked for too long or asked too much: nobody is left to tell.
+                    writer.close()
+                    await writer.wait_closed()
+        except (OSError, TimeoutError):
+            # The asker went away, or keeps silent: nobody is left to tell.
             pass
         finally:
-            writer.close()
+            self._askers -= 1
+            writer.transport.abort()
+            self._on_closed()
 
-    def _answer(self, line: bytes) -> Status | AdminError:
+    async def _answer(self, reader: asyncio.StreamReader) -> Status | AdminError:
+        try:
+            line = await reader.readline()
+        except ValueError:
+            return AdminError(f"a line of more than {REQUEST_BYTES_MAX} bytes")
         try:
             request = msgspec.json.decode(line, type=AdminRequest)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             return AdminError(f'{error}; expected one JSON line such as {{"op": "status"}}')
         if request.op == "status":
             return self._status()

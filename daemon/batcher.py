@@ -11,8 +11,12 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from math import inf, isfinite
 from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import numpy.typing as npt
 
 from sigd.daemon.screening import Segment, fail_all, fail_rows_without_a_number, screen
 from sigd.models.errors import BackendFailed
@@ -35,6 +39,7 @@ log = logging.getLogger(__name__)
 
 _FAILURE_LOG_INTERVAL_NS: Final = 1_000_000_000
 _LONE_OUTCOME: Final = outcome_word(0, Status.OK, 1)
+_SUM_IN_PYTHON_MAX: Final = 8
 _U32: Final = 0xFFFF_FFFF
 SEGMENT_ROWS_MIN: Final = 16
 """Least that a busy connection may put into a batch before the next one's turn: each turn costs about 10 us of
@@ -86,57 +91,48 @@ class Batcher:
         self._ready: deque[Session] = deque()
         self._segments: list[Segment] = []
         self._submitted_ns = 0
-        self._last_talker: Session | None = None
+        # Whose lone request runs at once: the one that had the last batch to itself, while nobody else waits.
+        self._alone: Session | None = None
+        self._may_be_alone = backend.synchronous and not linger_ns
         self._failure_logged_ns = -_FAILURE_LOG_INTERVAL_NS
-        # What the shortest way needs at hand: row 0 of the model's arrays, as bytes and as a vector.
+        # What the shortest way needs at hand: row 0 of the model's arrays, as bytes and as vectors.
         self._submit = backend.submit
         self._lone_input = backend.inputs[0]
         self._lone_input_bytes = backend.inputs[:1].data.cast("B")
         self._lone_input_dot = self._lone_input.dot
         self._lone_output_bytes = backend.outputs[:1].data.cast("B")
-        self._lone_output_floats = self._lone_output_bytes.cast("f")
+        self._lone_output_sum = _summing(backend.outputs[0])
+        self._count_lone = counters.count_lone
 
     # -- the sessions' side ------------------------------------------------------------------------------------
 
-    def lone(self, session: Session, now_ns: int) -> None:
-        """The session's one pending row has just arrived, stamped `now_ns`, and nothing stands before or behind it.
+    def lone(self, session: Session, now_ns: int) -> bool:
+        """A request has arrived alone at `now_ns`: run and answer it at once, in the fewest steps.
 
-        It runs at once where that keeps nobody from joining: nobody else waits, and nobody else talked last.
+        False, with nothing done, where somebody might join its batch, or where there is anything unusual about it:
+        then it goes the full way.
         """
-        if (
-            session is not self._last_talker
-            or self._ready
-            or self._segments
-            or not self._backend.synchronous
-            or self._linger_ns
-        ):
-            session.admit(1)
-            self.enqueue(session)
-            return
-        words = session.inbox.words
+        if session is not self._alone:
+            return False
+        inbox = session.inbox
+        words = inbox.words
         self._lone_input_bytes[:] = session.lone_features
         deadline_ns = words[REQUEST_DEADLINE_WORD]
-        # float() of a NumPy scalar costs more than comparing it; an overflow to inf is sorted out by the full way
+        # A dot product is finite only if all features are. It may overflow, too: the full way tells the two apart.
         if not self._lone_input_dot(self._lone_input) < inf or (deadline_ns and deadline_ns < now_ns):
-            session.admit(1)
-            self.enqueue(session)
-            return
+            return False
         clock = self._clock
         start_ns = clock()
         try:
             self._submit(1)
-        except BackendFailed as error:
-            session.admit(1)
+        except Exception as error:  # noqa: BLE001  whatever it was, the rows must be answered
+            session.take_lone(now_ns)
             self._fail([Segment(session, 1, None, 0, 1)], error)
-            return
+            return True
         end_ns = clock()
         infer_ns = end_ns - start_ns
-        if not isfinite(sum(self._lone_output_floats)) or (deadline_ns and deadline_ns < end_ns):
-            session.admit(1)
-            self._submitted_ns = start_ns
-            self._segments = [Segment(session, 1, None, 0, 1)]
-            self._complete(end_ns)
-            return
+        if not isfinite(self._lone_output_sum()) or (deadline_ns and deadline_ns < end_ns) or infer_ns > _U32:
+            return False
         outbox = session.outbox
         outbox.encode_lone(
             words[REQUEST_SEQUENCE_WORD],
@@ -144,17 +140,19 @@ class Batcher:
             now_ns,
             end_ns,
             words[REQUEST_INSTRUMENT_WORD] & _U32,
-            _LONE_OUTCOME | infer_ns if infer_ns <= _U32 else outcome_word(infer_ns, Status.OK, 1),
+            _LONE_OUTCOME | infer_ns,
             self._lone_output_bytes,
         )
         session.peer.send(outbox.lone)
-        # From here on the answer is under way: what is counted now costs nobody's latency.
-        session.lone_answered()
+        # The answer is under way: what follows costs nobody's latency, as long as it is shorter than a client's turn.
+        inbox.clear()
         self.last_batch_ns = end_ns
-        self._counters.count_lone(end_ns - now_ns, infer_ns)
+        self._count_lone(end_ns - now_ns, infer_ns)
+        return True
 
     def enqueue(self, session: Session) -> None:
         """The session has waiting rows: it shall have a part in one of the next batches."""
+        self._alone = None
         if not session.queued:
             session.queued = True
             if not self._ready:
@@ -167,10 +165,18 @@ class Batcher:
         if session.queued:
             session.queued = False
             self._ready.remove(session)
-        if self._last_talker is session:
-            self._last_talker = None
+        self.no_longer_alone(session)
+
+    def no_longer_alone(self, session: Session) -> None:
+        """The session's requests go the full way from now on."""
+        if self._alone is session:
+            self._alone = None
 
     # -- the loop's side ---------------------------------------------------------------------------------------
+
+    def rest(self) -> None:
+        """The loop goes to sleep: the next request goes the full way, which wakes it."""
+        self._alone = None
 
     @property
     def idle(self) -> bool:
@@ -183,7 +189,7 @@ class Batcher:
             try:
                 if not self._backend.ready():
                     return True
-            except BackendFailed as error:
+            except Exception as error:  # noqa: BLE001  whatever it was, the rows must be answered
                 segments, self._segments = self._segments, []
                 self._fail(segments, error)
                 return True
@@ -212,21 +218,26 @@ class Batcher:
             session = ready.popleft()
             session.queued = False
             take = min(session.waiting_rows, room, share if ready else room)
-            segment = screen(session, take, inputs, rows, now_ns)
+            try:
+                segment = screen(session, take, inputs, rows, now_ns)
+            except Exception:  # noqa: BLE001  _give_up() logs it
+                _give_up(session)
+                continue
             segments.append(segment)
             session.in_batch_rows = take
             rows += segment.live
             room -= take
             if not room:
                 break
-        self._last_talker = segments[0].session if len(segments) == 1 else None
+        if self._may_be_alone and len(segments) == 1 and not ready and segments[0].session.serving:
+            self._alone = segments[0].session
         self._segments = segments
         self._submitted_ns = self._clock()
         if rows:
             try:
                 if not self._submit(rows):
                     return
-            except BackendFailed as error:
+            except Exception as error:  # noqa: BLE001  whatever it was, the rows must be answered
                 self._segments = []
                 self._fail(segments, error)
                 return
@@ -245,8 +256,14 @@ class Batcher:
             self._counters.batches_by_rows[rows] += 1
             self._counters.model.add(infer_ns)
         self.last_batch_ns = end_ns
+        self._answer_all(segments, infer_ns, rows)
+
+    def _answer_all(self, segments: list[Segment], infer_ns: int, batch_rows: int) -> None:
         for segment in segments:
-            self._answer(segment, infer_ns, rows)
+            try:
+                self._answer(segment, infer_ns, batch_rows)
+            except Exception:  # noqa: BLE001  _give_up() logs it
+                _give_up(segment.session)
 
     def _answer(self, segment: Segment, infer_ns: int, batch_rows: int) -> None:
         session = segment.session
@@ -274,15 +291,35 @@ class Batcher:
             self._counters.count_answers(words[:, 0], statuses, send_ns, infer_ns)
             session.answered(segment.rows, send_ns)
 
-    def _fail(self, segments: list[Segment], error: BackendFailed) -> None:
+    def _fail(self, segments: list[Segment], error: Exception) -> None:
         """Every row of the batch gets its answer, MODEL_ERROR; then, where the process cannot go on, it ends."""
         now_ns = self._clock()
-        if error.fatal or now_ns - self._failure_logged_ns >= _FAILURE_LOG_INTERVAL_NS:
+        failure = error if isinstance(error, BackendFailed) else None
+        if now_ns - self._failure_logged_ns >= _FAILURE_LOG_INTERVAL_NS:
             self._failure_logged_ns = now_ns
-            log.error("model %s failed on a batch: %s", self.spec.name, error)
-        rows = sum(segment.live for segment in segments)
+            log.error(
+                "model %s failed on a batch: %s", self.spec.name, error, exc_info=None if failure else error
+            )
         fail_all(segments)
-        for segment in segments:
-            self._answer(segment, 0, rows)
-        if error.fatal:
-            self._on_fatal(error)
+        self._answer_all(segments, 0, sum(segment.live for segment in segments))
+        if failure is not None and failure.fatal:
+            self._submit = self._refuse
+            self._on_fatal(failure)
+
+    def _refuse(self, rows: int) -> bool:
+        """Stands for `Backend.submit` once the device cannot be used any more."""
+        raise BackendFailed("its device has failed before and is not used any more")
+
+
+def _give_up(session: Session) -> None:
+    """An error of this daemon's own, caught: it ends one connection, not its neighbours' and not the batching."""
+    log.exception("client %r: an error of the daemon itself ends its connection", session.client_name)
+    session.close()
+
+
+def _summing(row: npt.NDArray[np.float32]) -> Callable[[], float]:
+    """A sum of `row`, float32 (m,), as it stands when called: finite if every element is, unless it overflows."""
+    if len(row) <= _SUM_IN_PYTHON_MAX:
+        floats = row.data
+        return partial(sum, floats)
+    return lambda: float(row.sum(dtype=np.float64))

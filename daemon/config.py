@@ -17,8 +17,9 @@ from sigd.daemon.limits import DEFAULTS, Limits
 _SOCKET_PATH_BYTES_MAX = 107
 """What fits sockaddr_un.sun_path with its closing zero."""
 
-Positive = Annotated[int, Meta(ge=1)]
-NotNegative = Annotated[int, Meta(ge=0)]
+_PATHS = ("model", "socket", "admin_socket")
+
+Seconds = Annotated[float, Meta(gt=0, le=3600)]
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -45,18 +46,18 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     model: str = ""
     backend: str = "auto"
     batch_rows_max: Annotated[int, Meta(ge=1, le=4096)] = 64
-    intra_op_threads: Positive = 1
+    intra_op_threads: Annotated[int, Meta(ge=1, le=1024)] = 1
     idle: IdleStrategy = IdleStrategy.BACKOFF
-    backoff_spin_us: NotNegative = 200
-    linger_us: NotNegative = 0
-    cpu: NotNegative | None = None
+    backoff_spin_us: Annotated[int, Meta(ge=0, le=10_000_000)] = 200
+    linger_us: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    cpu: Annotated[int, Meta(ge=0, le=65_535)] | None = None
     lock_memory: bool = True
     in_flight_max: Annotated[int, Meta(ge=1, le=65536)] = DEFAULTS.in_flight_max
-    rows_pending_max: Positive = DEFAULTS.rows_pending_max
-    unsent_bytes_max: Annotated[int, Meta(ge=4096)] = DEFAULTS.unsent_bytes_max
-    connections_max: Positive = DEFAULTS.connections_max
-    hello_timeout_s: Annotated[float, Meta(gt=0)] = DEFAULTS.hello_timeout_s
-    drain_timeout_s: Annotated[float, Meta(gt=0)] = DEFAULTS.drain_timeout_s
+    rows_pending_max: Annotated[int, Meta(ge=1, le=1 << 24)] = DEFAULTS.rows_pending_max
+    unsent_bytes_max: Annotated[int, Meta(ge=4096, le=1 << 30)] = DEFAULTS.unsent_bytes_max
+    connections_max: Annotated[int, Meta(ge=1, le=65_536)] = DEFAULTS.connections_max
+    hello_timeout_s: Seconds = DEFAULTS.hello_timeout_s
+    drain_timeout_s: Seconds = DEFAULTS.drain_timeout_s
 
     @property
     def socket_path(self) -> Path:
@@ -111,6 +112,11 @@ def load_config(file: Path | None, overrides: dict[str, Any]) -> Config:
         known = ", ".join(Config.__struct_fields__)
         hint = f"; known names are: {known}" if "unknown field" in str(error) else ""
         raise UsageError(f"{source}{error}{hint}") from None
+    for name in _PATHS:
+        if "\0" in getattr(config, name):
+            raise UsageError(f"{source}{name} holds a zero byte, which no path can")
+    if config.admin_socket_path == config.socket_path:
+        raise UsageError(f"{source}socket and admin_socket are both {config.socket_path}, expected two paths")
     for path in (config.socket_path, config.admin_socket_path):
         if len(os.fsencode(path)) > _SOCKET_PATH_BYTES_MAX:
             raise UsageError(
@@ -128,7 +134,7 @@ def _read_toml(file: Path) -> dict[str, Any]:
         raise UsageError(f"{file}: the configuration cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{file}: no TOML: {error}") from None
-    for name in ("model", "socket", "admin_socket"):
+    for name in _PATHS:
         if isinstance(values.get(name), str) and values[name]:
             values[name] = str(file.parent / values[name])
     return values

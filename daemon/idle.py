@@ -30,6 +30,7 @@ class Ticker:
         poll: does what work there is, and says whether there was or is any.
         last_batch_ns: when the last batch ended, on `clock`.
         spin_ns: how long "backoff" spins after that.
+        on_sleep: called when "backoff" stops to spin; whoever has work then calls `wake()`.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Ticker:
         last_batch_ns: Callable[[], int],
         clock: Callable[[], int],
         spin_ns: int,
+        on_sleep: Callable[[], None],
     ) -> None:
         self._call_soon = loop.call_soon
         self._strategy = strategy
@@ -47,8 +49,10 @@ class Ticker:
         self._last_batch_ns = last_batch_ns
         self._clock = clock
         self._spin_ns = spin_ns
+        self._on_sleep = on_sleep
         self._armed = False
         self._stopped = False
+        self._tick_always = self._make_tick_always()
 
     def start(self) -> None:
         """Arm the tick where the strategy wants it always."""
@@ -65,12 +69,17 @@ class Ticker:
             self._armed = True
             self._call_soon(self._tick_always if self._strategy is IdleStrategy.SPIN else self._tick)
 
-    def _tick_always(self) -> None:
-        if self._stopped:
-            return
-        # Armed before the poll: an error in a batch must not stop the ticking.
-        self._call_soon(self._tick_always)
-        self._poll()
+    def _make_tick_always(self) -> Callable[[], None]:
+        """The tick of "spin". It runs in every round of the loop, so it is a closure: no attribute is looked up."""
+        call_soon, poll = self._call_soon, self._poll
+
+        def tick() -> None:
+            if not self._stopped:
+                # Armed before the poll: an error in a batch must not stop the ticking.
+                call_soon(tick)
+                poll()
+
+        return tick
 
     def _tick(self) -> None:
         self._armed = False
@@ -78,6 +87,8 @@ class Ticker:
             return
         if self._poll() or self._spins():
             self.wake()
+        elif self._strategy is IdleStrategy.BACKOFF:
+            self._on_sleep()
 
     def _spins(self) -> bool:
         return (

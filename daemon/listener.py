@@ -2,61 +2,140 @@
 
 from __future__ import annotations
 
-import contextlib
+import fcntl
 import os
 import socket
 import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
 
 from sigd.daemon.errors import AlreadyServed, EnvironmentLacks, UsageError
 
-BACKLOG = 1024
+BACKLOG: Final = 1024
+_LOCK_TIMEOUT_S: Final = 2.0
+_LOCK_RETRY_S: Final = 0.01
 
 
-def open_listener(path: Path, mode: int) -> socket.socket:
-    """A listening stream socket at `path` with permissions `mode`.
+class Listener:
+    """A listening Unix socket with permissions `mode`, for use in a `with` block: leaving it removes the file.
 
     A socket left over from a daemon that is gone is replaced. The permissions are made by the umask while it is
     bound, so there is no moment at which others may connect.
 
-    Raises:
-        AlreadyServed: somebody answers there.
-        UsageError: something that is no socket stands there.
-        EnvironmentLacks: the directory is missing or may not be written to.
+    Attributes:
+        socket: open from entering the block on; whoever serves it closes it.
     """
-    _make_directory(path.parent)
-    _clear_stale(path)
+
+    socket: socket.socket
+
+    def __init__(self, path: Path, mode: int) -> None:
+        self._path = path
+        self._mode = mode
+        self._inode: int | None = None
+
+    def __enter__(self) -> Self:
+        """
+        Raises:
+            AlreadyServed: somebody answers there.
+            UsageError: something that is no socket stands there.
+            EnvironmentLacks: the directory is missing, or cannot be used.
+        """
+        directory = self._path.absolute().parent
+        try:
+            _make_directory(directory)
+            _refuse_foreign(directory)
+            with _locked(directory):
+                _clear_stale(self._path)
+                self.socket = _listen(self._path, self._mode)
+                self._inode = self._path.stat().st_ino
+        except OSError as error:
+            raise EnvironmentLacks(
+                f"{self._path}: the socket cannot be made: {error.strerror}; choose another place with --socket"
+            ) from None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+        self.socket.close()
+
+    def remove(self) -> None:
+        """Remove the socket's file, if it still is this one's: nobody finds the way here any more.
+
+        To be called while the socket is open: then no other file can have got its inode number.
+        """
+        inode, self._inode = self._inode, None
+        try:
+            if inode is not None and self._path.lstat().st_ino == inode:
+                self._path.unlink()
+        except FileNotFoundError:
+            pass
+
+
+def _listen(path: Path, mode: int) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     umask = os.umask(0o777 & ~mode)
     try:
         listener.bind(str(path))
-    except OSError as error:
+        listener.listen(BACKLOG)
+    except OSError:
         listener.close()
-        raise EnvironmentLacks(
-            f"{path}: the socket cannot be made: {error.strerror}; choose another place with --socket"
-        ) from None
+        raise
     finally:
         os.umask(umask)
-    listener.listen(BACKLOG)
     return listener
 
 
-def remove_socket(path: Path, listener_inode: int) -> None:
-    """Remove the socket file, if it still is the one that was made with this inode."""
-    with contextlib.suppress(FileNotFoundError):
-        if path.stat().st_ino == listener_inode:
-            path.unlink()
-
-
 def _make_directory(directory: Path) -> None:
-    if directory.is_dir():
-        return
     try:
         directory.mkdir(mode=0o750)
+    except FileExistsError:
+        if directory.is_dir():
+            return
+        raise UsageError(f"{directory}: the socket's directory is no directory") from None
     except OSError as error:
         raise EnvironmentLacks(
             f"{directory}: the socket's directory is missing and cannot be made: {error.strerror}"
         ) from None
+
+
+def _refuse_foreign(directory: Path) -> None:
+    """Below a directory that all may write to, such as /tmp, anybody can have made the socket's directory first, and
+    would then own what clients connect to."""
+    owner = directory.stat().st_uid
+    if directory.parent.stat().st_mode & stat.S_IWOTH and owner not in (0, os.geteuid()):
+        raise EnvironmentLacks(
+            f"{directory}: the socket's directory belongs to user {owner}, who could put another socket there:"
+            " choose another place with --socket"
+        )
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """One daemon at a time looks what stands there and puts its own socket: or of two that start at once, the second
+    could take the first one's new socket for a stale one."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        deadline_s = time.monotonic() + _LOCK_TIMEOUT_S
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline_s:
+                    raise EnvironmentLacks(
+                        f"{directory}: another process has held its lock for {_LOCK_TIMEOUT_S:g} s (a daemon that is"
+                        " starting?): try again, or choose another place with --socket"
+                    ) from None
+                time.sleep(_LOCK_RETRY_S)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _clear_stale(path: Path) -> None:

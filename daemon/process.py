@@ -25,7 +25,7 @@ def pin_to_cpu(cpu: int) -> None:
     """
     try:
         os.sched_setaffinity(0, {cpu})
-    except OSError:
+    except (OSError, OverflowError, ValueError):
         allowed = ", ".join(map(str, sorted(os.sched_getaffinity(0))))
         raise UsageError(
             f"cpu {cpu} is not one that this process may run on; it may use: {allowed}"
@@ -64,21 +64,28 @@ def collect_garbage() -> None:
     gc.collect()
 
 
-def allow_descriptors(connections_max: int) -> None:
-    """Raise the soft limit of open files to what `connections_max` clients need, as far as the hard limit goes."""
+def allow_descriptors(connections_max: int) -> int:
+    """Raise the soft limit of open files to what `connections_max` clients need, as far as the hard limit goes.
+
+    Returns how many clients can be served: with a low hard limit fewer, so that one too many is told so, which
+    running out of descriptors in the middle of it could not.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = connections_max + _SPARE_DESCRIPTORS
-    if soft >= wanted:
-        return
-    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-    if allowed < wanted:
-        log.warning(
-            "connections_max of %d needs %d open files, the hard limit is %d: raise LimitNOFILE in the unit",
-            connections_max,
-            wanted,
-            hard,
-        )
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        if soft < wanted:
+            log.warning(
+                "connections_max of %d needs %d open files, the hard limit is %d: raise LimitNOFILE in the unit;"
+                " until then it is %d",
+                connections_max,
+                wanted,
+                hard,
+                max(1, hard - _SPARE_DESCRIPTORS),
+            )
+            return max(1, hard - _SPARE_DESCRIPTORS)
+    return connections_max
 
 
 def resident_bytes() -> int:

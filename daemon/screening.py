@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
-from sigd.wire.layout import REQUEST_DEADLINE_WORD, REQUEST_INSTRUMENT_WORD, WordArray
+from sigd.wire.layout import REQUEST_DEADLINE_WORD, REQUEST_INSTRUMENT_WORD
 from sigd.wire.outbox import StatusArray
 from sigd.wire.status import Status
 
@@ -57,7 +57,7 @@ def screen(session: Session, rows: int, inputs: npt.NDArray[np.float32], first: 
         if passed.any():
             statuses = _mark(statuses, passed, Status.EXPIRED)
     if session.conflate:
-        overtaken = _overtaken(inbox.row_words(0, inbox.rows), rows)
+        overtaken = _overtaken(session, rows, now_ns)
         if overtaken.any():
             statuses = _mark(statuses, overtaken, Status.CONFLATED)
     features = inbox.row_features(0, rows)
@@ -90,15 +90,20 @@ def _mark(statuses: StatusArray | None, rows: npt.NDArray[np.bool_], status: Sta
     return statuses
 
 
-def _overtaken(waiting: WordArray, rows: int) -> npt.NDArray[np.bool_]:
-    """Which of the first `rows` waiting rows have a later one for the same instrument anywhere behind them."""
-    instruments = waiting.view(np.uint32)[:, _INSTRUMENT_HALF]
-    newest: dict[int, int] = {instrument: row for row, instrument in enumerate(instruments.tolist())}
-    return np.fromiter(
-        (newest[instrument] > row for row, instrument in enumerate(instruments[:rows].tolist())),
-        np.bool_,
-        rows,
-    )
+def _overtaken(session: Session, rows: int, now_ns: int) -> npt.NDArray[np.bool_]:
+    """Which of the oldest `rows` waiting rows have a later one for the same instrument anywhere behind them.
+
+    A row that will not run itself (busy, draining, expired) overtakes none: or an instrument would get no signal.
+    """
+    inbox = session.inbox
+    waiting = inbox.row_words(0, inbox.rows)
+    deadlines = waiting[:, REQUEST_DEADLINE_WORD]
+    runs = (deadlines == 0) | (deadlines >= now_ns)
+    if session.has_marks:
+        runs &= session.marked_statuses(inbox.rows) == Status.OK
+    instruments = waiting.view(np.uint32)[:, _INSTRUMENT_HALF].tolist()
+    newest = {instruments[row]: row for row in np.flatnonzero(runs).tolist()}
+    return np.fromiter((newest.get(instruments[row], -1) > row for row in range(rows)), np.bool_, rows)
 
 
 def fail_rows_without_a_number(outputs: npt.NDArray[np.float32], segments: list[Segment]) -> None:

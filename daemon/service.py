@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
-import socket
+import sys
 from pathlib import Path
 from time import monotonic_ns
 
@@ -15,7 +16,7 @@ from sigd.daemon.batcher import Batcher
 from sigd.daemon.config import Config
 from sigd.daemon.counters import Counters, LatencyCounts
 from sigd.daemon.idle import Ticker
-from sigd.daemon.listener import open_listener, remove_socket
+from sigd.daemon.listener import BACKLOG, Listener
 from sigd.daemon.process import collect_garbage, freeze_garbage, lock_memory, resident_bytes
 from sigd.daemon.session import Session, State
 from sigd.daemon.stream import StreamProtocol
@@ -40,7 +41,8 @@ class Service:
         self._backend = backend
         self._limits = config.limits()
         self._counters = Counters(backend.batch_rows_max)
-        self._connections: set[StreamProtocol] = set()
+        # Each with the timer that waits for its Hello.
+        self._connections: dict[StreamProtocol, asyncio.TimerHandle] = {}
         self._closed_since_collect = 0
         self._started_ns = monotonic_ns()
         self._stop = asyncio.Event()
@@ -70,25 +72,28 @@ class Service:
             lambda: self._batcher.last_batch_ns,
             monotonic_ns,
             config.backoff_spin_us * 1000,
+            self._batcher.rest,
         )
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
         mode = int(config.socket_mode, 8)
         with (
-            _Listening(config.socket_path, mode) as listener,
-            _Listening(config.admin_socket_path, mode) as admin_listener,
+            Listener(config.socket_path, mode) as listener,
+            Listener(config.admin_socket_path, mode) as asked,
         ):
-            admin = AdminServer(self._status)
-            await admin.start(admin_listener)
-            server = await loop.create_unix_server(self._accept, sock=listener, backlog=1024)
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, self._stop.set)
+            admin = AdminServer(self._status, self._tidy)
+            await admin.start(asked.socket)
+            server = await loop.create_unix_server(self._accept, sock=listener.socket, backlog=BACKLOG)
             if config.lock_memory:
                 lock_memory()
             freeze_garbage()
             self._ticker.start()
             self._say_ready()
             await self._stop.wait()
+            listener.remove()
             server.close()
             complete = await self._drain()
+            asked.remove()
             admin.close()
         self._ticker.stop()
         self._backend.close()
@@ -111,23 +116,27 @@ class Service:
         return self._batcher if name in ("", self._batcher.spec.name) else None
 
     def _opened(self, connection: StreamProtocol) -> None:
+        limits = self._limits
         self._counters.connections_accepted += 1
-        self._connections.add(connection)
+        self._connections[connection] = asyncio.get_running_loop().call_later(
+            limits.hello_timeout_s, self._check_hello, connection.session
+        )
         self._counters.connections_open = len(self._connections)
-        if len(self._connections) > self._limits.connections_max:
-            connection.session.reject(
-                RejectCode.TOO_MANY_CONNECTIONS, f"{self._limits.connections_max} clients are served already"
-            )
-            return
-        asyncio.get_running_loop().call_later(self._limits.hello_timeout_s, self._check_hello, connection)
-
-    def _check_hello(self, connection: StreamProtocol) -> None:
-        if connection.session.state is State.HELLO:
-            log.info("a connection sent no Hello within %g s and is closed", self._limits.hello_timeout_s)
+        if self._stop.is_set():
             connection.session.close()
+        elif len(self._connections) > limits.connections_max:
+            connection.session.reject(
+                RejectCode.TOO_MANY_CONNECTIONS, f"{limits.connections_max} clients are served already"
+            )
+
+    def _check_hello(self, session: Session) -> None:
+        if session.state is State.HELLO:
+            session.reject(
+                RejectCode.PROTOCOL_VIOLATION, f"no Hello came within {self._limits.hello_timeout_s:g} s"
+            )
 
     def _closed(self, connection: StreamProtocol) -> None:
-        self._connections.discard(connection)
+        self._connections.pop(connection).cancel()
         self._counters.connections_open = len(self._connections)
         if connection.cut_off:
             self._counters.slow_readers += 1
@@ -138,6 +147,10 @@ class Service:
             )
         if not self._connections:
             self._gone.set()
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """A connection is gone, of a client or of somebody who asked for the status."""
         self._closed_since_collect += 1
         if self._closed_since_collect >= COLLECT_AFTER_CLOSED and self._batcher.idle:
             self._closed_since_collect = 0
@@ -154,12 +167,11 @@ class Service:
         for connection in list(self._connections):
             connection.session.drain(GoodbyeCode.DRAINING)
         await self._wait_until_gone(DRAIN_GRACE_S)
-        if self._batcher.pending_rows:
-            await self._wait_until_gone(self._limits.drain_timeout_s)
-        unanswered = self._batcher.pending_rows
+        now_ns = monotonic_ns()
         for connection in list(self._connections):
-            connection.session.close()
+            connection.session.wind_up(now_ns)
         await self._wait_until_gone(self._limits.drain_timeout_s)
+        unanswered = self._batcher.pending_rows
         if unanswered:
             log.error("%d requests were not answered within %g s", unanswered, self._limits.drain_timeout_s)
         return not unanswered
@@ -177,11 +189,17 @@ class Service:
     def _say_ready(self) -> None:
         spec = self._backend.spec
         core = "" if self._config.cpu is None else f" cpu={self._config.cpu}"
-        print(
-            f"sigd ready: socket={self._config.socket_path} model={spec.name} ({spec.features} -> {spec.outputs})"
-            f" sha256={spec.sha256.hex()[:16]} backend={self._backend.name} idle={self._config.idle.value}{core}",
-            flush=True,
+        line = (
+            f"sigd ready: socket={_printable(self._config.socket_path)} model={_printable(spec.name)}"
+            f" ({spec.features} -> {spec.outputs}) sha256={spec.sha256.hex()[:16]} backend={self._backend.name}"
+            f" idle={self._config.idle.value}{core}"
         )
+        try:
+            print(line, flush=True)
+        except OSError as error:
+            log.warning("standard output cannot be written to: %s", error.strerror)
+            # What is still buffered would fail once more at the exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def _status(self) -> Status:
         spec = self._backend.spec
@@ -190,11 +208,11 @@ class Service:
             version=__version__,
             pid=self._limits.daemon_pid,
             uptime_ns=monotonic_ns() - self._started_ns,
-            socket=str(self._config.socket_path),
+            socket=_printable(self._config.socket_path),
             idle=self._config.idle.value,
             model=ModelStatus(
-                name=spec.name,
-                path=str(spec.path),
+                name=_printable(spec.name),
+                path=_printable(spec.path),
                 sha256=spec.sha256.hex(),
                 generation=self._batcher.generation,
                 features=spec.features,
@@ -202,7 +220,11 @@ class Service:
                 backend=self._backend.name,
                 batch_rows_max=self._backend.batch_rows_max,
             ),
-            clients=sorted(connection.session.client_name for connection in self._connections),
+            clients=sorted(
+                connection.session.client_name
+                for connection in self._connections
+                if connection.session.state is not State.HELLO
+            ),
             connections_open=counters.connections_open,
             connections_accepted=counters.connections_accepted,
             pending_rows=self._batcher.pending_rows,
@@ -218,20 +240,9 @@ class Service:
         )
 
 
-class _Listening:
-    """An open listener whose socket file goes when it does."""
-
-    def __init__(self, path: Path, mode: int) -> None:
-        self._path = path
-        self._mode = mode
-
-    def __enter__(self) -> socket.socket:
-        listener = open_listener(self._path, self._mode)
-        self._inode = self._path.stat().st_ino
-        return listener
-
-    def __exit__(self, *_: object) -> None:
-        remove_socket(self._path, self._inode)
+def _printable(path: Path | str) -> str:
+    """A path may hold bytes that are no UTF-8; they are shown as U+FFFD."""
+    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def _latency(counts: LatencyCounts) -> LatencyStatus:

@@ -14,13 +14,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from sigd.wire import fields
 from sigd.wire.errors import FrameError
-from sigd.wire.framer import Frame, Framer
+from sigd.wire.framer import FRAME_BYTES_MAX, Frame, Framer
 from sigd.wire.inbox import RequestInbox
 from sigd.wire.layout import REQUEST_FEATURES_OFFSET, request_frame_bytes
 from sigd.wire.messages import Goodbye, Heartbeat, Hello, Reject, Welcome
@@ -31,25 +31,13 @@ if TYPE_CHECKING:
     from sigd.daemon.batcher import Batcher
     from sigd.daemon.counters import Counters
     from sigd.daemon.limits import Limits
+    from sigd.daemon.peer import Peer
 
 EXCESS_ROWS: Final = 64
 """Room for requests past in_flight_max, so that they can be answered BUSY; what comes past that waits unread."""
-
-
-class Peer(Protocol):
-    """The transport's side of a session."""
-
-    def send(self, data: memoryview | bytes) -> None:
-        """Send now, or keep a copy until the peer reads; past its bound the transport aborts the connection."""
-
-    def finish(self) -> None:
-        """Send what is kept, then close."""
-
-    def pause_reading(self) -> None:
-        """Hand over no more bytes until resume_reading()."""
-
-    def resume_reading(self) -> None:
-        """Go on after pause_reading()."""
+CONTROL_FRAMES_A_TURN: Final = 16
+"""A client that sends nothing but Heartbeats gets this many answers in one round of the loop; a buffer holds
+thousands, which would hold up everybody else for tens of milliseconds."""
 
 
 class State(Enum):
@@ -81,6 +69,7 @@ class Session:
         "_limits",
         "_marks",
         "_paused",
+        "_yielded",
         "batcher",
         "client_name",
         "conflate",
@@ -107,11 +96,12 @@ class Session:
         self._find_model = find_model
         self._limits = limits
         self._counters = counters
-        self._framer: Framer | None = Framer()
+        self._framer: Framer | None = Framer(FRAME_BYTES_MAX)
         self._marks: deque[tuple[int, int, Status]] = deque()
         self._answered_rows = 0
         self._ended = False
         self._paused = False
+        self._yielded = False
         self.state = State.HELLO
         self.queued = False
         self.in_batch_rows = 0
@@ -130,14 +120,13 @@ class Session:
     def arrived(self, count_bytes: int, now_ns: int) -> None:
         """`count_bytes` were written at the start of `writable()`, and read at `now_ns`."""
         if self._framer is not None:
-            self._framer.arrived(count_bytes)
-            self._greet(now_ns)
+            if self.state is State.HELLO:
+                self._framer.arrived(count_bytes)
+                self._greet(now_ns)
             return
-        inbox = self.inbox
-        inbox.arrived(count_bytes)
-        if self.state is State.SERVING and inbox.lone_request(now_ns):
-            self.batcher.lone(self, now_ns)
-        else:
+        if self.inbox.arrived_alone(count_bytes) and self.batcher.lone(self, now_ns):
+            return
+        if self.state is not State.CLOSED:
             self._scan(now_ns)
 
     def ended(self, now_ns: int) -> None:
@@ -148,10 +137,18 @@ class Session:
         else:
             self._go_on(now_ns)
 
+    def turn(self, now_ns: int) -> None:
+        """The loop's next round has come, see `Peer.yield_turn`."""
+        self._yielded = False
+        self._read_on()
+        self._go_on(now_ns)
+
     def lost(self) -> None:
-        """The connection is gone; nothing can be answered any more."""
+        """The connection is gone; nothing can be answered any more. The last call that a transport makes."""
         if self.state is not State.CLOSED:
             self._forget()
+        # Peer and session hold each other: let go, for the collector does not run where every microsecond counts.
+        del self.peer
 
     # -- the service's side ------------------------------------------------------------------------------------
 
@@ -161,7 +158,15 @@ class Session:
             self._close()
         elif self.state is State.SERVING:
             self.state = State.DRAINING
+            self.batcher.no_longer_alone(self)
             self.peer.send(Goodbye(code).encode())
+
+    def wind_up(self, now_ns: int) -> None:
+        """Read no more; answer what was read, then close."""
+        if self.state is not State.CLOSED:
+            self._paused = True
+            self.peer.pause_reading()
+            self.ended(now_ns)
 
     def close(self) -> None:
         """Close now, whatever is pending."""
@@ -176,6 +181,11 @@ class Session:
             self._close()
 
     # -- the batcher's side ------------------------------------------------------------------------------------
+
+    @property
+    def serving(self) -> bool:
+        """True between the Welcome and the first Goodbye."""
+        return self.state is State.SERVING
 
     @property
     def closed(self) -> bool:
@@ -213,9 +223,7 @@ class Session:
         self._answered_rows += count
         while self._marks and self._marks[0][1] <= self._answered_rows:
             self._marks.popleft()
-        if self._paused:
-            self._paused = False
-            self.peer.resume_reading()
+        self._read_on()
         self._go_on(now_ns)
 
     def admit(self, count: int) -> None:
@@ -231,10 +239,10 @@ class Session:
         elif excess > 0:
             self._marks.append((end - min(excess, count), end, Status.BUSY))
 
-    def lone_answered(self) -> None:
-        """As `answered(1)` for a row that was never admitted to wait: nothing stands behind it."""
-        self.inbox.answered(1)
-        self._answered_rows += 1
+    def take_lone(self, now_ns: int) -> None:
+        """The request that arrived alone becomes a pending row, whose answer is on its way."""
+        self.inbox.scan(now_ns)
+        self.admit(1)
 
     # -- inside ------------------------------------------------------------------------------------------------
 
@@ -269,7 +277,9 @@ class Session:
         """Check what is asked for and make ready to serve it. Raises FrameError with the code that refuses it."""
         batcher = self._find_model(hello.model_name)
         if batcher is None:
-            raise FrameError(RejectCode.UNKNOWN_MODEL, f"no model is called {hello.model_name!r} here")
+            default = self._find_model("")
+            instead = f"{default.spec.name!r} is served, " if default is not None else ""
+            raise FrameError(RejectCode.UNKNOWN_MODEL, f"{instead}not {hello.model_name!r}")
         if hello.transport != Transport.STREAM:
             raise FrameError(
                 RejectCode.TRANSPORT_UNAVAILABLE, f"transport {hello.transport} is not offered, 0 (stream) is"
@@ -307,7 +317,7 @@ class Session:
         """Take in what arrived: admit requests, act on other frames, stop reading where there is no more room."""
         inbox = self.inbox
         try:
-            while True:
+            for _ in range(CONTROL_FRAMES_A_TURN):
                 before = inbox.rows
                 frame = inbox.scan(now_ns)
                 if inbox.rows > before:
@@ -317,12 +327,15 @@ class Session:
                 self._act(frame, now_ns)
                 if self.state is State.CLOSED:
                     return
+            else:
+                self._yielded = True
+                self.peer.yield_turn()
         except FrameError as error:
             self.reject(error.code, error.reason)
             return
         if self.waiting_rows:
             self.batcher.enqueue(self)
-        if not self._paused and not inbox.writable():
+        if not self._paused and (self._yielded or not inbox.writable()):
             self._paused = True
             self.peer.pause_reading()
 
@@ -343,13 +356,21 @@ class Session:
             )
 
     def _go_on(self, now_ns: int) -> None:
-        """Look at what waited behind answered rows; close where the client has ended and nothing is left."""
+        """Look at what waited for rows to be answered or for its turn; close where nothing more can come."""
+        if self.state is State.CLOSED:
+            return
         if self.inbox.unscanned_bytes:
             self._scan(now_ns)
         elif self.waiting_rows:
             self.batcher.enqueue(self)
-        if self._ended and self.state is not State.CLOSED and not self.inbox.rows:
+        if self._ended and not (self.closed or self.inbox.rows or self._yielded):
             self._close()
+
+    def _read_on(self) -> None:
+        """There may be room again, or it is this session's turn: go on reading, unless nothing more shall come."""
+        if self._paused and not self._ended and self.state is not State.CLOSED:
+            self._paused = False
+            self.peer.resume_reading()
 
     def _close(self) -> None:
         self._forget()

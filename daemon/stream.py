@@ -14,12 +14,14 @@ from typing import cast
 
 from sigd.daemon.session import Session
 
+_write = os.write
+
 LINGER_S = 5.0
 """How long a closed connection is kept for a client that still has answers to read."""
 
 
 class StreamProtocol(asyncio.BufferedProtocol):
-    """One connection. Implements session.Peer.
+    """One connection. Implements daemon.peer.Peer.
 
     Args:
         make_session: a new session with this object as its peer.
@@ -43,7 +45,7 @@ class StreamProtocol(asyncio.BufferedProtocol):
         self._on_closed = on_closed
         self._unsent_bytes_max = unsent_bytes_max
         self._descriptor = -1
-        self._backlogged = False
+        self._detour = True  # send() must not write straight to the descriptor
 
     # -- asyncio's side ----------------------------------------------------------------------------------------
 
@@ -51,6 +53,7 @@ class StreamProtocol(asyncio.BufferedProtocol):
         # uvloop's transports have asyncio.Transport's methods, not its class
         self._transport = cast(asyncio.Transport, transport)
         self._descriptor = transport.get_extra_info("socket").fileno()
+        self._detour = False
         self._on_open(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -65,7 +68,7 @@ class StreamProtocol(asyncio.BufferedProtocol):
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._descriptor = -1
+        self._end_writing()
         self.session.lost()
         self._on_closed(self)
 
@@ -73,14 +76,11 @@ class StreamProtocol(asyncio.BufferedProtocol):
 
     def send(self, data: memoryview | bytes) -> None:
         """Write now what the kernel takes; the rest is copied and follows when it takes more."""
-        if self._descriptor < 0:
+        if self._detour:
+            self._send_behind(data)
             return
-        if self._backlogged and self._transport.get_write_buffer_size():
-            self._queue(data)
-            return
-        self._backlogged = False
         try:
-            written = os.write(self._descriptor, data)
+            written = _write(self._descriptor, data)
         except BlockingIOError:
             written = 0
         except OSError:
@@ -90,8 +90,18 @@ class StreamProtocol(asyncio.BufferedProtocol):
         if written != len(data):
             self._queue(data[written:])
 
+    def _send_behind(self, data: memoryview | bytes) -> None:
+        """Send where something is unsent already, or the connection has ended."""
+        if self._descriptor < 0:
+            return
+        if self._transport.get_write_buffer_size():
+            self._queue(data)
+        else:
+            self._detour = False
+            self.send(data)
+
     def _queue(self, data: memoryview | bytes) -> None:
-        self._backlogged = True
+        self._detour = True
         self._transport.write(bytes(data))
         if self._transport.get_write_buffer_size() > self._unsent_bytes_max:
             self.cut_off = True
@@ -99,13 +109,18 @@ class StreamProtocol(asyncio.BufferedProtocol):
 
     def finish(self) -> None:
         """Send what is kept, then close; give up on a client that does not read it within `LINGER_S`."""
-        self._descriptor = -1
+        self._end_writing()
         self._transport.close()
         if self._transport.get_write_buffer_size():
             asyncio.get_running_loop().call_later(LINGER_S, self._transport.abort)
 
-    def _abort(self) -> None:
+    def _end_writing(self) -> None:
+        """The descriptor's number may soon be another file's."""
         self._descriptor = -1
+        self._detour = True
+
+    def _abort(self) -> None:
+        self._end_writing()
         self._transport.abort()
 
     def pause_reading(self) -> None:
@@ -114,5 +129,11 @@ class StreamProtocol(asyncio.BufferedProtocol):
 
     def resume_reading(self) -> None:
         """Read on."""
-        if self._descriptor >= 0:
-            self._transport.resume_reading()
+        self._transport.resume_reading()
+
+    def yield_turn(self) -> None:
+        """Let the others have theirs first."""
+        asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self.session.turn(monotonic_ns())

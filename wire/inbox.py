@@ -22,7 +22,6 @@ from sigd.wire.fields import FRAME_ALIGNMENT_BYTES, HEADER_BYTES
 from sigd.wire.framer import FRAME_BYTES_MAX, Frame, check_header, check_length
 from sigd.wire.layout import (
     REQUEST_FEATURES_OFFSET,
-    REQUEST_HEADER_WORD,
     WordArray,
     header_word,
     request_frame_bytes,
@@ -93,16 +92,19 @@ class RequestInbox:
         """Bytes that arrived and are not part of a pending row yet."""
         return self._tail - self.head - self.rows * self.frame_bytes
 
-    def lone_request(self, now_ns: int) -> bool:
-        """The common case in the fewest steps: the buffer holds one whole request and nothing else.
+    def arrived_alone(self, count_bytes: int) -> bool:
+        """As `arrived`; True where the buffer now holds one request and nothing else, the common case.
 
-        True makes it the one pending row, at offset 0; False changes nothing, `scan()` will tell.
+        It stands at offset 0 and is not pending: the caller answers it at once and calls `clear()`, or calls `scan()`
+        as for any other bytes.
         """
-        if self._tail != self.frame_bytes or self.rows or self.head or self.words[0] != self._header:
-            return False
-        self.words[REQUEST_HEADER_WORD] = now_ns
-        self.rows = 1
-        return True
+        tail = self._tail + count_bytes
+        self._tail = tail
+        return tail == self.frame_bytes and not self.head and self.words[0] == self._header
+
+    def clear(self) -> None:
+        """The request that arrived alone is answered."""
+        self._tail = 0
 
     def scan(self, now_ns: int) -> Frame | None:
         """Turn arrived bytes into pending rows, all of them stamped as received at `now_ns`.

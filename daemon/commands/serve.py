@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 
 import click
+import msgspec
 
 from sigd.daemon.config import Config, load_config
 from sigd.daemon.errors import UsageError
@@ -50,6 +52,8 @@ def serve(config_file: Path | None, check: bool, verbose: bool, **overrides: obj
 
 def run(config: Config, *, check: bool) -> int:
     """Open the model and serve it; the exit code."""
+    # Before NumPy loads it: its threads would share what is too small to share, and wake-ups cost more than the sums.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     import uvloop
 
     from sigd.daemon.process import allow_descriptors, pin_to_cpu
@@ -74,7 +78,7 @@ def run(config: Config, *, check: bool) -> int:
             f" {config.socket_path}"
         )
         return 0
-    allow_descriptors(config.connections_max)
+    config = msgspec.structs.replace(config, connections_max=allow_descriptors(config.connections_max))
 
     async def main() -> int:
         return await Service(config, backend).run()

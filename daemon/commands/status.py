@@ -50,7 +50,7 @@ def _with_percentiles(answer: Status) -> dict[str, object]:
 
 
 def _show(answer: Status) -> None:
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     model = answer.model
     console.print(
         f"sigd {answer.version}, pid {answer.pid}, up {answer.uptime_ns / 1e9:,.0f} s, idle strategy {answer.idle},"
