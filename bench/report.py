@@ -29,7 +29,7 @@ def render(document: Document, console: Console) -> None:
     console.print(_latency_table(document))
     console.print(_stage_table(document))
     _accounting(document, console)
-    console.print(_hiccup_table(document))
+    _hiccups(document, console)
     if document.slowest:
         console.print(_slowest_table(document))
     if document.floor is not None:
@@ -162,6 +162,19 @@ def _share(part: int, whole: int) -> str:
     return f"{part / whole:.2%}" if whole else "0%"
 
 
+def _hiccups(document: Document, console: Console) -> None:
+    console.print(_hiccup_table(document))
+    worst_us = max(facts.worst_us for facts in document.hiccups)
+    if document.budget_us is not None and worst_us > document.budget_us:
+        console.print(
+            Text(
+                f"         the machine alone took a core away for {_us(worst_us)} us, more than the budget: "
+                "the tail above is its as well as the daemon's",
+                style="yellow",
+            )
+        )
+
+
 def _hiccup_table(document: Document) -> Table:
     table = Table(
         title="hiccups: times of 10 us or more that the machine took a core away, microseconds",
@@ -234,9 +247,14 @@ def _floor(document: Document, console: Console) -> None:
 
 
 def _verdict(document: Document, console: Console) -> None:
+    p99 = f"p99 {_us(document.latency.p99_us)} us"
+    if document.passed and document.budget_us is None:
+        console.print(Text(f"VALID    {p99}, held to no budget", style="bold"))
+        return
     if document.passed:
-        budget = f" within the budget of {document.budget_us:g} us" if document.budget_us is not None else ""
-        console.print(Text(f"PASS     p99 {_us(document.latency.p99_us)} us{budget}", style="bold green"))
+        console.print(
+            Text(f"PASS     {p99} within the budget of {document.budget_us:g} us", style="bold green")
+        )
         return
     word = "FAIL" if document.valid else "INVALID, the figures may not be quoted"
     console.print(Text(word, style="bold red"))

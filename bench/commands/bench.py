@@ -27,6 +27,7 @@ Examples:
   sigd bench --p99 --closed-loop --floor --idle spin     beside the floor of this machine
   sigd bench --p99 --capture btcusdt.gz --speed 50       the arrivals of a real market, 50 times as fast
   sigd bench --p99 --socket /run/sigd/sigd.sock --rate 2000 --json p99.json --hgrm p99.hgrm
+  sigd bench --no-p99 --closed-loop --connections 4 --in-flight 64 --floor --idle spin     throughput
 
 \b
 Open loop: latency counts from the intended send time, so that a stall counts for every request that it held up.
@@ -95,12 +96,14 @@ def bench(json_file: Path | None, hgrm_file: Path | None, **options: Any) -> Non
     Without --socket a daemon is started for the run, on a core of its own where there are two.
     """
     # Told to end: leave by an exception, so that a daemon of ours is not left behind.
-    signal.signal(signal.SIGTERM, _terminated)
+    before = signal.signal(signal.SIGTERM, _terminated)
     try:
         passed = _measure(options, json_file, hgrm_file)
     except BenchError as error:
         click.echo(f"sigd: {error}", err=True)
         sys.exit(error.exit_code)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     sys.exit(0 if passed else 1)
 
 
