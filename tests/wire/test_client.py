@@ -737,6 +737,15 @@ class TestControl:
             assert caught.value.unanswered == 1
             assert client.receive().sequence == 0, "what came can still be taken"
 
+    def test_goodbye_to_a_daemon_that_rejects(self, daemon: StartDaemon) -> None:
+        def scene(connection: socket.socket) -> None:
+            greet(connection)
+            read_exactly(connection, 16)
+            connection.sendall(Reject(RejectCode.PROTOCOL_VIOLATION, "not like this").encode())
+
+        with connect(daemon(scene)) as client, pytest.raises(Rejected, match="not like this"):
+            client.goodbye()
+
     def test_goodbye_to_a_daemon_that_has_just_drained(self, daemon: StartDaemon) -> None:
         closed = threading.Event()
 

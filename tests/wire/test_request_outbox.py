@@ -107,6 +107,15 @@ def test_rows_of_another_shape(values: Any, expected: str) -> None:
         RequestOutbox(4).as_rows(values)
 
 
+def test_one_feature_is_a_row_of_one() -> None:
+    outbox = RequestOutbox(1)
+    with pytest.raises(ShapeError, match=r"\(\), expected \(1,\)"):
+        outbox.encode_lone(5.0, 0, 0, 0, 0)
+    with pytest.raises(ShapeError, match=r"\(4,\), expected \(4, 1\)"):
+        outbox.as_rows(np.zeros(4))
+    assert outbox.as_rows(np.zeros((4, 1))).shape == (4, 1)
+
+
 @pytest.mark.parametrize(
     ("position", "name", "largest"),
     [
