@@ -15,8 +15,10 @@ import ctypes
 import os
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
+from queue import SimpleQueue
 from time import monotonic_ns
 from types import ModuleType
 from typing import Any, Final, TypeVar
@@ -129,6 +131,42 @@ def _modules() -> tuple[Any, Any]:
     return pycuda, driver
 
 
+class _Owner:
+    """A thread that does one piece of work after the other.
+
+    A process that ends does not wait for it: it may hang in the driver, and PyCUDA aborts the process when a thread
+    ends normally after its context has died.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._work: SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
+        self._thread.start()
+
+    def run(self, work: Callable[[], Result]) -> Result:
+        """Do it there, and wait for it; at once where this is that thread."""
+        if threading.current_thread() is self._thread:
+            return work()
+        done: Future[Result] = Future()
+        self._work.put((work, done))
+        return done.result()
+
+    def end(self) -> None:
+        """End the thread."""
+        self._work.put(None)
+        self._thread.join()
+
+    def _loop(self) -> None:
+        while (item := self._work.get()) is not None:
+            work, done = item
+            try:
+                done.set_result(work())
+            except BaseException as error:  # noqa: BLE001
+                done.set_exception(error)
+            # Nothing of it may be held until the next piece comes.
+            del item, work, done
+
+
 class Gpu:
     """The primary context of one GPU, shared by everybody in this process who works on it."""
 
@@ -143,11 +181,11 @@ class Gpu:
         self.facts = gpu_facts(index)
         self.pycuda, self.driver = _modules()
         self._users = 0
-        self._owner = ThreadPoolExecutor(1, thread_name_prefix=f"sigd-gpu-{index}")
+        self._owner = _Owner(f"sigd-gpu-{index}")
         try:
-            self._context = self._owner.submit(self._retain).result()
+            self._context = self._owner.run(self._retain)
         except BaseException:
-            self._owner.shutdown()
+            self._owner.end()
             raise
 
     @classmethod
@@ -169,8 +207,8 @@ class Gpu:
             if self._users == 0 and self._acquired.get(self.facts.index) is self:
                 del self._acquired[self.facts.index]
                 self.driver.cuCtxSetCurrent(0)
-                self._owner.submit(self._context.detach).result()
-                self._owner.shutdown()
+                self._owner.run(self._context.detach)
+                self._owner.end()
 
     def abandon(self, *kept: object) -> None:
         """Leave everything as it is, for ever: on a device that died or hangs, freeing fails or never returns.
@@ -190,17 +228,21 @@ class Gpu:
         """
 
         def inside() -> Result:
-            self._context.push()
             try:
-                return work()
+                self._context.push()
+                try:
+                    result = work()
+                except BaseException:
+                    # On a dead context this may fail too, and what failed first says more.
+                    with suppress(self.pycuda.Error):
+                        self._context.pop()
+                    raise
+                self._context.pop()
+                return result
             except self.pycuda.Error as error:
                 raise self.error_of(error) from error
-            finally:
-                self._context.pop()
 
-        if threading.get_ident() == self._owner_ident:
-            return inside()
-        return self._owner.submit(inside).result()
+        return self._owner.run(inside)
 
     def make_current(self) -> None:
         """Let the calling thread launch, record and query. Cheap, and may be repeated."""
@@ -238,7 +280,6 @@ class Gpu:
         return CudaError(self.error_name(code), int(code)) if int(code) in _STICKY else None
 
     def _retain(self) -> Any:
-        self._owner_ident = threading.get_ident()
         flags = self.driver.CUctx_flags
         spinning = int(flags.CU_CTX_SCHED_SPIN) | int(flags.CU_CTX_MAP_HOST)
         (code,) = self.driver.cuDevicePrimaryCtxSetFlags(self.facts.index, spinning)

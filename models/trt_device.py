@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sigd.models.backend import Float32Array, buckets
@@ -89,6 +90,7 @@ class PreparedEngine:
         self._batch_rows_max = batch_rows_max
         self._mapped = mapped
         self._timeout_ms = timeout_ms
+        self._engine: Engine | None = None
         self._memory: list[Any] = []
         self._pinned: list[Float32Array] = []
         self._contexts: list[ExecutionContext] = []
@@ -102,12 +104,12 @@ class PreparedEngine:
             ModelRefused: the engine is not one for that spec.
         """
         self.lane = Lane(self._gpu)
-        engine = self._trt.deserialize(plan)
-        self._input, self._output = self._checked_tensors(engine)
-        batches = self._batches(engine)
-        self._scratch = self._allocate(self._trt.scratch_bytes(engine))
+        self._engine = self._trt.deserialize(plan)
+        self._input, self._output = self._checked_tensors(self._engine)
+        batches = self._batches(self._engine)
+        self._scratch = self._allocate(self._trt.scratch_bytes(self._engine))
         self.arrays = self._make_arrays(max(size for size, _ in batches.values()))
-        prepared = {batch: self._prepare(engine, *batch) for batch in sorted(set(batches.values()))}
+        prepared = {batch: self._prepare(*batch) for batch in sorted(set(batches.values()))}
         for rows in range(1, self._batch_rows_max + 1):
             bucket = next(bucket for bucket in batches if bucket >= rows)
             self.graphs[rows] = prepared[batches[bucket]]
@@ -121,7 +123,7 @@ class PreparedEngine:
         """Free everything there is. To be called when nothing runs any more."""
         executables, self._executables = self._executables, []
         self.graphs, self.keep_warm_graph = {}, None
-        self._contexts = []
+        self._contexts, self._engine = [], None
         memory, self._memory = self._memory, []
         pinned, self._pinned = self._pinned, []
         if hasattr(self, "lane"):
@@ -174,10 +176,11 @@ class PreparedEngine:
             return Arrays(inputs, outputs, mapped_address(inputs), mapped_address(outputs))
         return Arrays(inputs, outputs, self._allocate(inputs.nbytes)[0], self._allocate(outputs.nbytes)[0])
 
-    def _prepare(self, engine: Engine, size: int, profile: int) -> Any:
+    def _prepare(self, size: int, profile: int) -> Any:
         """The graph of one batch size, run twice."""
         stream = self.lane.stream.handle
-        context = self._trt.context(engine, self._scratch, stream, profile)
+        assert self._engine is not None
+        context = self._trt.context(self._engine, self._scratch, stream, profile)
         self._contexts.append(context)
         self._bind(context, size, self.arrays)
         # What a context does once, at its first run, must be over before it is captured.
@@ -186,20 +189,21 @@ class PreparedEngine:
         return self._capture(context, size, self.arrays)
 
     def _capture(self, context: ExecutionContext, size: int, arrays: Arrays) -> Any:
-        def record(stream: int) -> None:
-            self._trt.check_capturable(context, stream)
-            if not self._mapped:
-                self.lane.copy_in(arrays.inputs_address, arrays.inputs[:size], stream)
-            self._trt.enqueue(context, stream)
-            if not self._mapped:
-                self.lane.copy_out(arrays.outputs[:size], arrays.outputs_address, stream)
-
-        executable = self.lane.capture(record)
+        executable = self.lane.capture(partial(self._record, context, size, arrays))
         self._executables.append(executable)
         for _ in range(2):
             self.lane.launch(executable)
             self.lane.finish(self._timeout_ms)
         return executable
+
+    def _record(self, context: ExecutionContext, size: int, arrays: Arrays, stream: int) -> None:
+        """What a batch does, in the order of a stream."""
+        self._trt.check_capturable(context, stream)
+        if not self._mapped:
+            self.lane.copy_in(arrays.inputs_address, arrays.inputs[:size], stream)
+        self._trt.enqueue(context, stream)
+        if not self._mapped:
+            self.lane.copy_out(arrays.outputs[:size], arrays.outputs_address, stream)
 
     def _capture_apart(self, context: ExecutionContext, size: int) -> Any:
         """A graph of a context that touches none of the caller's rows."""

@@ -93,6 +93,7 @@ CUresult sim_enter(enum sim_call_number number) {
         code = fault_of(number);
         if (kills_context(code)) sim->sticky = code;
     }
+    if (sim->sticky) sim_drop_work();
     return code;
 }
 

@@ -102,6 +102,8 @@ struct stream *sim_stream(CUstream handle);
 CUresult sim_queue(struct stream *stream, struct work work, int64_t cost_ns);
 /* Let everything that is due take effect. Call it locked; host functions run unlocked. */
 void sim_advance(void);
+/* The context is dead: what is queued never runs. Call it unlocked. */
+void sim_drop_work(void);
 /* Wait for all work of a stream (NULL: of all streams). Call it unlocked. Never returns while the device hangs. */
 CUresult sim_wait(struct stream *stream);
 int64_t sim_kernel_cost_ns(const struct work *work);

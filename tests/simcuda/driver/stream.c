@@ -91,6 +91,13 @@ void sim_advance(void) {
     } while (moved);
 }
 
+void sim_drop_work(void) {
+    sim_lock();
+    for (struct stream *stream = streams; stream != NULL; stream = stream->next)
+        if (!stream->running) stream->first = stream->last;
+    sim_unlock();
+}
+
 static void sleep_ns(int64_t ns) {
     struct timespec pause = {ns / 1000000000, ns % 1000000000};
     nanosleep(&pause, NULL);

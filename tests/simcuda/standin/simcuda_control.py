@@ -58,9 +58,19 @@ class Control(ctypes.Structure):
         free.name, free.code, free.nth = name.encode(), code, nth
         self.faults_armed += 1
 
+    def stop_clock(self) -> None:
+        """From now on device time stands still, but for `advance` and for calls that wait."""
+        self.now_ns = time.monotonic_ns()
+        self.manual_clock = 1
+
+    def advance(self, ns: int) -> None:
+        """Let device time pass."""
+        self.now_ns += ns
+
     def mend(self) -> None:
-        """No trouble any more. A real context that is dead stays so; here the next test wants a living one."""
+        """No trouble, no device time. A real context that is dead stays so; here the next test wants a living one."""
         self.stall_ns = self.hang = self.kernel_fault = self.sticky = self.faults_armed = 0
+        self.manual_clock = self.launch_ns = self.copy_ns = self.kernel_ns = self.cotenant_bytes = 0
         for fault in self.faults:
             fault.nth = 0
 
