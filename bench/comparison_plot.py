@@ -86,7 +86,7 @@ def _panel(left: int, x_label: str, y_label: str, curves: Sequence[tuple[str, Fl
     for exponent in range(int(low), int(high) + 1, step):
         x = left + _WIDTH * (exponent - low) / (high - low)
         yield f'<line x1="{x:.1f}" y1="{top}" x2="{x:.1f}" y2="{bottom}" stroke="#ddd"/>'
-        yield f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">1e{exponent}</text>'
+        yield f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{10.0**exponent:g}</text>'
     for share in (0.0, 0.5, 0.9, 1.0):
         y = bottom - _HEIGHT * share
         yield f'<line x1="{left}" y1="{y:.1f}" x2="{left + _WIDTH}" y2="{y:.1f}" stroke="#ddd"/>'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -20,6 +21,8 @@ from sigd.wire.messages import Welcome
 
 _START_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 15.0
+_PR_SET_PDEATHSIG = 1
+_prctl = ctypes.CDLL(None).prctl  # looked up here: little may be done between fork and exec
 _CLIENT_NAME = "sigd bench"
 
 
@@ -71,6 +74,7 @@ class OwnDaemon:
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=subprocess.STDOUT,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509  no thread of ours runs yet, and it takes no lock
             )
         try:
             self.welcome = self._wait_until_ready()
@@ -139,6 +143,11 @@ class OwnDaemon:
             self._process.kill()
             self._process.wait()
         self._directory.cleanup()
+
+
+def _die_with_parent() -> None:
+    """In the child: a daemon that spins must not outlive a bench that was killed."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def ask_welcome(socket_path: str) -> Welcome:
