@@ -157,10 +157,11 @@ def _pass(
     batch_rows = min(batch_rows, len(rows))
     batches = len(rows) // batch_rows
     begin = time.perf_counter()
-    for batch in order[: batches * batch_rows].split(batch_rows):
+    for first in range(0, batches * batch_rows, batch_rows):
+        batch = order[first : first + batch_rows]
         loss = torch.nn.functional.cross_entropy(model(rows[batch]), classes[batch])
         optimiser.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimiser.step()
     return batches * batch_rows / (time.perf_counter() - begin)
 

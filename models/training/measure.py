@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sigd.models.training.errors import CannotTrain
-from sigd.models.training.outcome import CLASSES, DOWN, FLAT, UP, Outcome
+from sigd.models.training.outcome import CLASSES, DOWN, FLAT, UP, Outcome, shares_of
 from sigd.models.training.samples import Float64Array, Int64Array, Samples
 from sigd.models.training.split import BoolArray
 
@@ -169,7 +169,7 @@ def evaluate(
     return Evaluation(
         name=name,
         samples=len(classes),
-        shares=tuple(np.bincount(classes, minlength=len(CLASSES)) / len(classes)),
+        shares=tuple(float(share) for share in shares_of(classes)),
         scores={predictor: score(probabilities, classes) for predictor, probabilities in taken.items()},
         apart={
             predictor: score(probabilities[spaced], classes[spaced])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -31,6 +32,8 @@ from sigd.models.training.split import BoolArray, Split, split_by_time
 
 MODEL_NAME = "lob-mlp"
 NETWORK_NAME, LOGISTIC_NAME, FLAT_NAME = "network", "logistic regression", "always flat"
+
+_CHECKED_ROWS = 256
 
 
 class Progress(Protocol):
@@ -83,6 +86,7 @@ class Report:
     torch_version: str
     error_max: float
     model_bytes: int
+    model_sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,55 +126,71 @@ def train(plan: Plan, progress: Progress) -> Report:
     outcome = choose_outcome(samples, split_by_time(samples, HORIZONS_MS[-1] * 1_000_000).training)
     split = split_by_time(samples, outcome.horizon_ns)
     classes = outcome.classes(samples)
-    standardisation = standardisation_of(samples.features[split.training])
+    training, validation, held_out = (
+        part & (classes >= 0) for part in (split.training, split.validation, split.held_out)
+    )
+    standardisation = standardisation_of(samples.features[training])
     standardised = standardisation.apply(samples.features)
 
     def fitted(name: str, recipe: Recipe, seed: int) -> Fitted:
         done = progress.stage(f"fitting {name}", recipe.epochs_max)
-        parts = [(standardised[part], classes[part]) for part in (split.training, split.validation)]
+        parts = [(standardised[part], classes[part]) for part in (training, validation)]
         return fit(recipe, parts[0], parts[1], seed, plan.threads, lambda epoch, loss: done(1))
 
     logistic = fitted("logistic regression", plan.logistic, plan.seed).network.folded(standardisation)
-    fits = [
-        fitted(f"network, seed {seed}", plan.network, seed)
-        for seed in range(plan.seed, plan.seed + plan.seeds)
-    ]
-    network = fits[0].network.folded(standardisation)
-    path = plan.out / f"{MODEL_NAME}.onnx"
-    plan.out.mkdir(parents=True, exist_ok=True)
-    write_model(onnx_model(network, outcome, plan.seed), path)
-    error_max = check_model_file(path, network, _spread(samples.features, 256))
-    held_out = split.held_out & (classes >= 0)
+    seeds = range(plan.seed, plan.seed + plan.seeds)
+    fits = {seed: fitted(f"network, seed {seed}", plan.network, seed) for seed in seeds}
+    network = fits[plan.seed].network.folded(standardisation)
+    evaluations = _evaluations(samples, split, transfers, network, logistic, outcome, classes)
     held_out_classes = classes[held_out]
     probabilities = softmax(network.logits(samples.features[held_out]))
     moves_bps = samples.moves_bps(outcome.horizon_ns)[held_out]
+    path, error_max = _export(plan, network, outcome, samples)
     return Report(
         capture=samples.name,
         outcome=outcome,
         gap_ns=split.gap_ns,
-        parts=_parts(samples, classes, split),
+        parts=_parts(
+            samples, classes, {"training": training, "validation": validation, "held-out": held_out}
+        ),
         feature_version=FEATURE_VERSION,
         seed=plan.seed,
         recipe=plan.network,
-        epochs=fits[0].epochs,
-        seeds=tuple(
-            SeedScore(
-                plan.seed + number,
-                fit_.epoch,
-                fit_.validation_loss,
-                score(softmax(fit_.network.logits(standardised[held_out])), held_out_classes),
-            )
-            for number, fit_ in enumerate(fits)
-        ),
-        evaluations=_evaluations(samples, split, transfers, network, logistic, outcome, classes),
+        epochs=fits[plan.seed].epochs,
+        seeds=_seed_scores(fits, standardised[held_out], held_out_classes),
+        evaluations=evaluations,
         calibration=tuple(calibration(probabilities, held_out_classes)),
         calls=tuple(calls(probabilities, held_out_classes, moves_bps)),
-        samples_per_s=float(np.median([fit_.samples_per_s for fit_ in fits])),
+        samples_per_s=float(np.median([fit_.samples_per_s for fit_ in fits.values()])),
         threads=plan.threads,
         machine=_processor(),
         torch_version=importlib.metadata.version("torch"),
         error_max=error_max,
         model_bytes=path.stat().st_size,
+        model_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+    )
+
+
+def _export(plan: Plan, network: Network, outcome: Outcome, samples: Samples) -> tuple[Path, float]:
+    """Write the file and check it on rows from all over the capture; its path and the largest error of a logit."""
+    path = plan.out / f"{MODEL_NAME}.onnx"
+    plan.out.mkdir(parents=True, exist_ok=True)
+    write_model(onnx_model(network, outcome, plan.seed), path)
+    rows = samples.features[:: max(1, len(samples) // _CHECKED_ROWS)][:_CHECKED_ROWS]
+    return path, check_model_file(path, network, rows)
+
+
+def _seed_scores(
+    fits: Mapping[int, Fitted], standardised: Float32Array, classes: Int64Array
+) -> tuple[SeedScore, ...]:
+    return tuple(
+        SeedScore(
+            seed,
+            found.epoch,
+            found.validation_loss,
+            score(softmax(found.network.logits(standardised)), classes),
+        )
+        for seed, found in fits.items()
     )
 
 
@@ -178,19 +198,13 @@ def _read(path: Path, progress: Progress) -> Samples:
     return read_samples(path, progress.stage(f"reading {path.name}", 0))
 
 
-def _spread(features: Float32Array, rows: int) -> Float32Array:
-    """At most `rows` rows from all over the capture."""
-    return features[:: max(1, len(features) // rows)][:rows]
-
-
-def _parts(samples: Samples, classes: Int64Array, split: Split) -> tuple[Part, ...]:
-    parts = []
-    for name in ("training", "validation", "held_out"):
-        chosen = getattr(split, name) & (classes >= 0)
+def _parts(samples: Samples, classes: Int64Array, parts: Mapping[str, BoolArray]) -> tuple[Part, ...]:
+    found = []
+    for name, chosen in parts.items():
         times_ns = samples.receive_ns[chosen]
         shares = tuple(float(share) for share in shares_of(classes[chosen]))
-        parts.append(Part(name, len(times_ns), float(times_ns[-1] - times_ns[0]) / 1e9, shares))
-    return tuple(parts)
+        found.append(Part(name, len(times_ns), float(times_ns[-1] - times_ns[0]) / 1e9, shares))
+    return tuple(found)
 
 
 def _evaluations(

@@ -21,8 +21,8 @@ def diff(previous: int, last: int, bids: tuple[Level, ...] = (), asks: tuple[Lev
 
 
 def test_a_snapshot_alone() -> None:
+    assert not OrderBook().synchronised
     book = OrderBook()
-    assert not book.synchronised
     book.on_snapshot(SNAPSHOT)
     assert book.synchronised
     assert book.update_id == 100
