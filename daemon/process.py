@@ -8,6 +8,8 @@ import logging
 import os
 import resource
 
+import numpy as np
+
 from sigd.daemon.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -47,6 +49,11 @@ def lock_memory() -> bool:
         log.warning("memory is not locked: mlockall: %s", os.strerror(ctypes.get_errno()))
         return False
     return True
+
+
+def ignore_overflow() -> None:
+    """Let NumPy not warn of overflows and NaN in this context: features may be any numbers, and are checked."""
+    np.seterr(over="ignore", invalid="ignore")
 
 
 def freeze_garbage() -> None:

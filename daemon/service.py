@@ -17,7 +17,7 @@ from sigd.daemon.config import Config
 from sigd.daemon.counters import Counters, LatencyCounts
 from sigd.daemon.idle import Ticker
 from sigd.daemon.listener import BACKLOG, Listener
-from sigd.daemon.process import collect_garbage, freeze_garbage, lock_memory, resident_bytes
+from sigd.daemon.process import collect_garbage, freeze_garbage, ignore_overflow, lock_memory, resident_bytes
 from sigd.daemon.session import Session, State
 from sigd.daemon.stream import StreamProtocol
 from sigd.models.backend import Backend
@@ -57,6 +57,7 @@ class Service:
         """
         loop = asyncio.get_running_loop()
         config = self._config
+        ignore_overflow()
         self._batcher = Batcher(
             self._backend,
             self._counters,

@@ -3,7 +3,7 @@ decides, and clients whose transport is a list of bytes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import pytest
 from sigd.daemon.batcher import Batcher
 from sigd.daemon.counters import Counters
 from sigd.daemon.limits import Limits
+from sigd.daemon.process import ignore_overflow
 from sigd.daemon.session import Session
 from sigd.models.errors import BackendFailed
 from sigd.models.spec import ModelSpec
@@ -336,12 +337,11 @@ class Rig:
     def run(self, rounds: int = 10_000) -> None:
         """Rounds of the loop until nothing is left to do; an asynchronous batch finishes in the next round."""
         for _ in range(rounds):
-            delivered = sum(client.deliver() for client in self.clients)
-            turns = sum(client.turns for client in self.clients)
             for client in self.clients:
                 client.take_turn()
+            delivered = sum(client.deliver() for client in self.clients)
             self.backend.finished = True
-            if not (self.batcher.poll() or delivered or turns):
+            if not (self.batcher.poll() or delivered or any(client.turns for client in self.clients)):
                 return
         raise AssertionError("the loop does not come to rest")
 
@@ -370,6 +370,14 @@ class Rig:
     def requests(cls, sequences: Sequence[int], **fields_of_all: Any) -> bytes:
         """Requests whose first feature is their sequence."""
         return b"".join(cls.request(sequence, sequence, **fields_of_all) for sequence in sequences)
+
+
+@pytest.fixture(autouse=True)
+def _overflow_is_no_event() -> Iterator[None]:
+    """As in the serving process, see `sigd.daemon.process.ignore_overflow`."""
+    with np.errstate():
+        ignore_overflow()
+        yield
 
 
 @pytest.fixture(scope="session")
