@@ -78,7 +78,7 @@ def measure(outputs: Float32Array, reference: Float32Array, measured_on: str) ->
     wrong = ~np.isfinite(outputs) & np.isfinite(reference)
     if wrong.any():
         raise ModelRefused(
-            f"{measured_on} answers NaN or infinity in {int(wrong.any(axis=1).sum())} of {len(outputs)} rows where the oracle"
+            f"on {measured_on}: NaN or infinity in {int(wrong.any(axis=1).sum())} of {len(outputs)} rows in which the oracle"
             " is finite: values inside leave the range of the precision, so build with a wider one (--precision fp32)"
         )
     return Accuracy(

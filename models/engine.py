@@ -39,7 +39,7 @@ _BATCH_OPTIONS: Final = "--batch-"
 
 
 class EngineNotWritten(ModelError):
-    """The engine could not be written where it was to go; nothing was left there and what stood there still does."""
+    """The engine could not be written where it was to go, or the disk does not confirm it; the message says which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,9 +282,9 @@ def publish_engine(staged: Path, engine: Path) -> None:
     try:
         staged.replace(engine)
         manifest_path(staged).replace(manifest_path(engine))
-        _sync_folder(engine.parent)
     except OSError as error:
         raise _not_written(engine, error) from error
+    _sync_folder(engine)
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -293,9 +293,9 @@ def write_whole(path: Path, content: bytes) -> None:
         try:
             _write_synced(folder / path.name, content)
             (folder / path.name).replace(path)
-            _sync_folder(path.parent)
         except OSError as error:
             raise _not_written(path, error) from error
+        _sync_folder(path)
 
 
 def _write_synced(path: Path, content: bytes) -> None:
@@ -305,12 +305,19 @@ def _write_synced(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _sync_folder(path: Path) -> None:
+    """Make the renames last. What was renamed is whole whether this succeeds or not."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise EngineNotWritten(
+            f"{path}: is there, but the disk does not confirm it ({error.strerror or error}), so it may be gone after a power"
+            " cut: look at the disk, and build it again"
+        ) from error
 
 
 def _not_written(path: Path, error: OSError) -> EngineNotWritten:

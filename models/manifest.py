@@ -141,8 +141,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         flags: settings of the builder as they were in force.
         timing_cache_sha256: of the timing cache after the build; None without one.
         accuracy: of the engine itself, or "not measured" where it cannot run on the machine that built it.
-        conversion_accuracy: of the ONNX graph that went into the builder, run by ONNX Runtime: what the precision
-            costs before the builder adds its own.
+        conversion_accuracy: of the ONNX graph that went into the builder, on the CPU: what the precision costs before
+            the builder adds its own.
         built_at: UTC, ISO 8601.
         rebuild: the command that builds it again, word by word.
     """

@@ -14,9 +14,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Final, Literal, cast
 
 import msgspec
+import numpy as np
 
 from sigd.models.accuracy import measure, run_rows
-from sigd.models.backend import Float32Array
+from sigd.models.backend import Backend, Float32Array
 from sigd.models.build.nvidia import BuiltPlan, PlanRequest, build_plan
 from sigd.models.build.optimised import DEFAULT_LEVEL, optimise
 from sigd.models.build.precision import to_fp16, to_int8
@@ -40,11 +41,12 @@ if TYPE_CHECKING:
 
     from sigd.models.build.builder_types import Module as BuilderModule
 
-MEASURED_ROWS: Final = 128
-"""Rows that accuracy is measured on."""
-CALIBRATION_ROWS_MAX: Final = 1024
-"""Rows that int8 ranges are taken from."""
-_ORACLE_BATCH_ROWS: Final = 32
+ROWS_MAX: Final = 1024
+"""Rows that int8 ranges are taken from, and accuracy is measured on where the model is quick enough."""
+_ORACLE_BATCH_ROWS: Final = 16
+_ORACLE_SECONDS: Final = 0.5
+"""The oracle is hundreds of times slower than a backend: it answers as many rows as it can in this time, and at least
+one batch. `sigd compare` takes as many as one has patience for."""
 
 
 class AccuracyTooLow(ModelError):
@@ -56,8 +58,8 @@ class _Sample:
     """Rows to judge the engine by.
 
     Attributes:
-        rows: float32, (MEASURED_ROWS at most, features).
-        answers: float32, (the same, outputs): the oracle's.
+        rows: float32, (n, features).
+        answers: float32, (n, outputs): the oracle's.
     """
 
     rows: Float32Array
@@ -112,7 +114,7 @@ def build_engine(
                 profiles=profiles,
                 rows=sample.rows,
                 answers=sample.answers,
-                conversion_accuracy=_conversion_accuracy(folder, request.engine, converted, sample),
+                conversion_accuracy=_conversion_accuracy(folder, request, runtime, converted, sample),
             )
             manifest = describe(request, spec, runtime, module, gpu, findings)
             staged = stage_engine(folder, request.engine, plan.content, manifest)
@@ -132,9 +134,11 @@ def build_engine(
 
 
 def _rows(request: BuildRequest, spec: ModelSpec) -> Float32Array:
-    if request.calibration is not None:
-        return read_rows(request.calibration, spec, CALIBRATION_ROWS_MAX)
-    return seeded_rows(spec, MEASURED_ROWS, request.seed)
+    """Rows to calibrate and measure with, in an order of no meaning, for the oracle may not come to the last."""
+    if request.calibration is None:
+        return seeded_rows(spec, ROWS_MAX, request.seed)
+    rows = read_rows(request.calibration, spec, ROWS_MAX)
+    return rows[np.random.default_rng(request.seed).permutation(len(rows))]
 
 
 def _converted(
@@ -201,47 +205,64 @@ def _timing_cache(path: Path | None) -> bytes | None:
 
 def _sample(spec: ModelSpec, rows: Float32Array) -> _Sample:
     """The oracle's answers, and its word that rows do not depend on each other."""
-    chosen = rows[:: max(1, len(rows) // MEASURED_ROWS)][:MEASURED_ROWS]
-    oracle = OracleBackend(spec, min(_ORACLE_BATCH_ROWS, len(chosen)))
+    oracle = OracleBackend(spec, min(_ORACLE_BATCH_ROWS, len(rows)))
     oracle.open()
     try:
         check_rows_independent(oracle)
-        return _Sample(chosen, run_rows(oracle, chosen))
+        answers = _answers_in_time(oracle, rows)
     finally:
         oracle.close()
+    return _Sample(rows[: len(answers)], answers)
+
+
+def _answers_in_time(oracle: Backend, rows: Float32Array) -> Float32Array:
+    """The oracle's answers to the first rows, as many as there is time for."""
+    deadline_ns = time.monotonic_ns() + int(_ORACLE_SECONDS * 1e9)
+    answers = []
+    for start in range(0, len(rows), oracle.batch_rows_max):
+        answers.append(run_rows(oracle, rows[start : start + oracle.batch_rows_max]))
+        if time.monotonic_ns() > deadline_ns:
+            break
+    return np.concatenate(answers)
 
 
 def _conversion_accuracy(
-    folder: Path, engine: Path, model: ModelProto, sample: _Sample
+    folder: Path, request: BuildRequest, runtime: RuntimeName, model: ModelProto, sample: _Sample
 ) -> Accuracy | Literal["not measured"]:
-    """What the precision costs: the converted graph on ONNX Runtime, where that has the operators."""
+    """What the precision costs: the converted graph against the original, where something here runs it.
+
+    ONNX Runtime computes most of a float16 graph in float32 on a CPU, so what a GPU will make of that is measured on
+    the reference evaluator, which rounds after every operator; it is slow, so on fewer rows.
+    """
+    emulated = request.precision == "fp16" and runtime != "onnxruntime"
+    package = "onnx" if emulated else "onnxruntime"
     path = folder / "converted.onnx"
-    stage_file(path, engine, model.SerializeToString())
+    stage_file(path, request.engine, model.SerializeToString())
+    options = BackendOptions(batch_rows_max=min(_ORACLE_BATCH_ROWS, len(sample.rows)))
+    backend = make_backend(path, "oracle" if emulated else "onnxruntime", options)
     try:
-        answers = _answers(path, len(sample.rows), sample.rows)
+        backend.open()
+        answers = _answers_in_time(backend, sample.rows)
     except ModelRefused:
         return NOT_MEASURED
-    return measure(
-        answers, sample.answers, f"onnxruntime {metadata.version('onnxruntime')}, before the build"
-    )
+    finally:
+        backend.close()
+    measured_on = f"{backend.name} ({package} {metadata.version(package)}), before the build"
+    return measure(answers, sample.answers[: len(answers)], measured_on)
 
 
 def _accuracy(staged: Path, manifest: Manifest, sample: _Sample) -> Accuracy | Literal["not measured"]:
     """The accuracy of the engine, on the backend that is to serve it, where that is installed."""
     try:
-        answers = _answers(staged, manifest.batch_rows_max, sample.rows)
+        backend = make_backend(staged, options=BackendOptions(batch_rows_max=manifest.batch_rows_max))
     except BackendUnavailable:
         return NOT_MEASURED
-    return measure(answers, sample.answers, f"{manifest.runtime} {manifest.runtime_version}")
-
-
-def _answers(path: Path, batch_rows_max: int, rows: Float32Array) -> Float32Array:
-    backend = make_backend(path, options=BackendOptions(batch_rows_max=batch_rows_max))
     try:
         backend.open()
-        return run_rows(backend, rows)
+        answers = run_rows(backend, sample.rows)
     finally:
         backend.close()
+    return measure(answers, sample.answers, f"{manifest.runtime} {manifest.runtime_version}")
 
 
 def _check_agreement(manifest: Manifest, request: BuildRequest) -> None:

@@ -10,8 +10,6 @@ from importlib import metadata
 from types import ModuleType
 from typing import Final, Literal
 
-import numpy as np
-
 from sigd import __version__
 from sigd.models.accuracy import allowed_error
 from sigd.models.backend import Float32Array
@@ -117,16 +115,16 @@ def _target(request: BuildRequest, runtime: RuntimeName, gpu: Gpu | None, plan: 
 
 
 def _golden(request: BuildRequest, findings: Findings) -> Golden:
-    chosen = np.linspace(0, len(findings.rows) - 1, min(GOLDEN_ROWS, len(findings.rows))).astype(np.intp)
+    features, answers = findings.rows[:GOLDEN_ROWS], findings.answers[:GOLDEN_ROWS]
     return Golden(
-        rows=len(chosen),
+        rows=len(features),
         source=(
             f"standard normal, seed {request.seed}"
             if request.calibration is None
-            else f"rows of {request.calibration.name}"
+            else f"rows of {request.calibration.name}, seed {request.seed}"
         ),
-        features=findings.rows[chosen].astype("<f4").tobytes(),
-        outputs=findings.answers[chosen].astype("<f4").tobytes(),
+        features=features.astype("<f4").tobytes(),
+        outputs=answers.astype("<f4").tobytes(),
         max_abs_allowed=allowed_error(
             request.precision, findings.answers, findings.accuracy, findings.conversion_accuracy
         ),

@@ -1,0 +1,144 @@
+"""Errors between answers, and what an engine may differ by."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from sigd.models.accuracy import (
+    allowed_error,
+    check_golden,
+    cosine,
+    labels,
+    measure,
+    relative_errors,
+    run_rows,
+    shown,
+)
+from sigd.models.backend import Float32Array
+from sigd.models.build.pipeline import build_engine
+from sigd.models.build.request import BuildRequest
+from sigd.models.engine import stage_engine
+from sigd.models.errors import ModelRefused
+from sigd.models.manifest import Accuracy, Manifest
+from sigd.models.registry import open_backend
+
+if TYPE_CHECKING:
+    from tests.conftest import ModelMaker
+
+
+def rows(*values: list[float]) -> Float32Array:
+    return np.array(values, np.float32)
+
+
+def accuracy(max_abs: float) -> Accuracy:
+    return Accuracy(measured_on="x", rows=1, max_abs=max_abs, max_rel=0.0, cosine=1.0, label_agreement=1.0)
+
+
+def test_measured_figures_are_those_worked_out_by_hand() -> None:
+    found = measure(rows([1.0, 2.0], [4.0, 3.0]), rows([1.0, 2.5], [3.0, 3.5]), "here")
+    assert (found.measured_on, found.rows) == ("here", 2)
+    assert found.max_abs == 1.0
+    assert found.max_rel == pytest.approx(1 / 3)
+    assert found.cosine == pytest.approx((1 + 5 + 12 + 10.5) / np.sqrt(30 * (1 + 6.25 + 9 + 12.25)))
+    assert found.label_agreement == 0.5
+
+
+def test_an_error_next_to_zero_counts_against_the_largest_answer() -> None:
+    errors = relative_errors(rows([1e-9, 100.0]), rows([0.0, 100.0]))
+    assert errors[0, 0] == pytest.approx(1e-8)
+    assert errors[0, 1] == 0
+
+
+def test_zeros_have_no_relative_error() -> None:
+    assert not relative_errors(rows([0.0]), rows([0.0])).any()
+
+
+def test_one_output_is_labelled_by_its_sign() -> None:
+    assert labels(rows([-1.0], [0.0], [2.0])).tolist() == [0, 0, 1]
+    assert labels(rows([-1.0, -2.0], [1.0, 2.0])).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "expected"), [([0, 0], [0, 0], 1.0), ([0, 0], [1, 0], 0.0), ([1, 0], [-1, 0], -1.0)]
+)
+def test_cosine_of_the_edges(left: list[float], right: list[float], expected: float) -> None:
+    assert cosine(rows(left), rows(right)) == expected
+
+
+finite = arrays(np.float32, (5, 3), elements=st.floats(-1e6, 1e6, width=32))
+
+
+@given(finite)
+def test_what_is_equal_agrees_in_everything(outputs: Float32Array) -> None:
+    found = measure(outputs, outputs, "itself")
+    assert (found.max_abs, found.max_rel, found.label_agreement) == (0.0, 0.0, 1.0)
+    assert found.cosine == pytest.approx(1.0)
+
+
+def test_an_answer_that_is_not_finite_is_refused_unless_the_oracle_says_so_too() -> None:
+    with pytest.raises(ModelRefused, match="on fp16: NaN or infinity in 1 of 2 rows"):
+        measure(rows([np.nan, 0.0], [1.0, 1.0]), rows([1.0, 0.0], [1.0, 1.0]), "fp16")
+
+
+def test_what_is_allowed_follows_from_what_was_measured() -> None:
+    reference = rows([10.0, -20.0])
+    assert allowed_error("int8", reference, accuracy(0.5), accuracy(9.0)) == pytest.approx(1.0 + 20e-4)
+    assert allowed_error("fp16", reference, "not measured", accuracy(0.1)) == pytest.approx(0.2 + 0.2)
+    assert allowed_error("fp32", reference, "not measured", "not measured") == pytest.approx(20e-4)
+
+
+def test_more_rows_than_a_batch_run_in_turns(models: ModelMaker) -> None:
+    backend = open_backend(models.doubled(), batch_rows_max=4)
+    features = np.arange(44, dtype=np.float32).reshape(11, 4)
+    np.testing.assert_array_equal(run_rows(backend, features), 2 * features)
+
+
+def test_a_fixed_batch_runs_rows_that_do_not_fill_it(models: ModelMaker) -> None:
+    backend = open_backend(models.doubled(batch=4))
+    features = np.arange(24, dtype=np.float32).reshape(6, 4)
+    np.testing.assert_array_equal(run_rows(backend, features), 2 * features)
+
+
+@pytest.fixture
+def manifest(models: ModelMaker) -> Manifest:
+    return build_engine(
+        BuildRequest(model=models.mlp(), engine=models.folder / "golden.engine", runtime="onnxruntime")
+    )
+
+
+def test_an_engine_that_answers_otherwise_is_refused(models: ModelMaker, manifest: Manifest) -> None:
+    same, other = open_backend(models.mlp()), open_backend(models.mlp(seed=1))
+    assert check_golden(same, manifest) <= manifest.golden.max_abs_allowed
+    with pytest.raises(
+        ModelRefused, match=r"answers its golden rows with an error of \d.*, expected at most"
+    ):
+        check_golden(other, manifest)
+
+
+def test_nan_is_never_within_what_is_allowed(models: ModelMaker, manifest: Manifest) -> None:
+    nan = msgspec.structs.replace(
+        manifest.golden, features=np.full((4, 8), np.nan, "<f4").tobytes(), max_abs_allowed=1e9
+    )
+    with pytest.raises(ModelRefused, match="an error of nan"):
+        check_golden(open_backend(models.mlp()), msgspec.structs.replace(manifest, golden=nan))
+
+
+def test_opening_an_engine_checks_its_golden_rows(models: ModelMaker, manifest: Manifest) -> None:
+    engine = models.folder / "golden.engine"
+    open_backend(engine)
+    wrong = msgspec.structs.replace(manifest.golden, outputs=np.full((4, 3), 7.0, "<f4").tobytes())
+    stage_engine(models.folder, engine, engine.read_bytes(), msgspec.structs.replace(manifest, golden=wrong))
+    with pytest.raises(ModelRefused, match="answers its golden rows with an error"):
+        open_backend(engine)
+
+
+def test_it_is_shown_in_one_line() -> None:
+    assert shown("not measured") == "not measured"
+    assert "max abs 0.5" in shown(accuracy(0.5))
