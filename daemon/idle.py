@@ -85,7 +85,13 @@ class Ticker:
         self._armed = False
         if self._stopped:
             return
-        if self._poll() or self._spins():
+        try:
+            busy = self._poll()
+        except BaseException:
+            # Whoever waits for a batch is not waited for by anybody else.
+            self.wake()
+            raise
+        if busy or self._spins():
             self.wake()
         elif self._strategy is IdleStrategy.BACKOFF:
             self._on_sleep()

@@ -1,0 +1,182 @@
+"""The admin socket against whoever asks."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+import uvloop
+
+from sigd.daemon import admin as admin_module
+from sigd.daemon.admin import ASKERS_MAX, AdminServer, LatencyStatus, ModelStatus, Status, ask_status
+from sigd.daemon.errors import EnvironmentLacks
+
+STATUS = Status(
+    version="1",
+    pid=1,
+    uptime_ns=2,
+    socket="/s",
+    idle="spin",
+    model=ModelStatus("m", "/m.onnx", "00", 1, 64, 3, "onnxruntime", 64),
+    clients=["engine"],
+    connections_open=1,
+    connections_accepted=2,
+    pending_rows=0,
+    heartbeats=0,
+    slow_readers=0,
+    resident_bytes=1,
+    answers={"OK": 5},
+    rejects={},
+    batches_by_rows={1: 5},
+    total=LatencyStatus([(128, 5)], 100),
+    queue=LatencyStatus([(128, 5)], 100),
+    infer=LatencyStatus([], 0),
+)
+
+
+def serve(folder: Path, ask: Callable[[Path], None], *, timeout_s: float = 5.0) -> list[None]:
+    """Let `ask`, in a thread, ask a server; what was told of closed connections."""
+    closed: list[None] = []
+    path = folder / "a"
+
+    async def main() -> None:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+            listener.listen(100)
+            server = AdminServer(lambda: STATUS, lambda: closed.append(None), timeout_s)
+            await server.start(listener)
+            await asyncio.to_thread(ask, path)
+            server.close()
+
+    uvloop.run(main())
+    return closed
+
+
+def say(path: Path, line: bytes) -> bytes:
+    """All that comes back."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(20)
+        connection.connect(str(path))
+        connection.sendall(line)
+        connection.shutdown(socket.SHUT_WR)
+        answer = b""
+        while part := connection.recv(1 << 16):
+            answer += part
+        return answer
+
+
+def test_status_comes_back_as_it_was_given(tmp_path: Path) -> None:
+    def ask(path: Path) -> None:
+        assert ask_status(path) == STATUS
+        assert ask_status(path) == STATUS
+        assert say(path, b'{"op": "status"}') == msgspec.json.encode(STATUS) + b"\n", "without the line's end"
+
+    assert len(serve(tmp_path, ask)) == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b"status\n", "expected one JSON line"),
+        (b"{}\n", "`op`"),
+        (b'{"op": 1}\n', "expected one JSON line"),
+        (b'{"op": "statsu"}\n', "unknown op 'statsu', expected: status"),
+        (b'{"op": "status", "verbose": true}\n', "`verbose`"),
+        (b"\xff\xfe\n", "expected one JSON line"),
+        (b'{"op": "\xff"}\n', "expected one JSON line"),
+        (b"[" * 4000 + b"\n", "expected one JSON line"),
+        (b"\n", "expected one JSON line"),
+        (b'{"op": "' + b"x" * 5000 + b'"}\n', "more than 4096 bytes"),
+        (b"", "expected one JSON line"),
+    ],
+)
+def test_what_is_no_question_is_told_so(tmp_path: Path, line: bytes, said: str) -> None:
+    def ask(path: Path) -> None:
+        assert said in json.loads(say(path, line))["error"]
+        assert ask_status(path) == STATUS, "the next one is answered all the same"
+
+    serve(tmp_path, ask)
+
+
+def test_who_keeps_silent_is_let_go(tmp_path: Path) -> None:
+    def ask(path: Path) -> None:
+        with socket.socket(socket.AF_UNIX) as silent:
+            silent.connect(str(path))
+            assert ask_status(path) == STATUS, "others are answered meanwhile"
+            silent.settimeout(20)
+            assert silent.recv(1) == b""
+
+    assert len(serve(tmp_path, ask, timeout_s=0.1)) == 2
+
+
+def test_who_does_not_take_the_answer_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = msgspec.structs.replace(STATUS, clients=["engine"] * 100_000)
+    monkeypatch.setattr(AdminServer, "_answer", lambda *_: _ready(long))
+
+    async def _ready(status: Status) -> Status:
+        return status
+
+    def ask(path: Path) -> None:
+        with socket.socket(socket.AF_UNIX) as asker:
+            asker.connect(str(path))
+            asker.sendall(b'{"op": "status"}\n')
+            with socket.socket(socket.AF_UNIX) as other:
+                other.connect(str(path))
+                other.sendall(b'{"op": "status"}\n')
+                assert ask_status(path) == long
+
+    assert len(serve(tmp_path, ask, timeout_s=0.2)) == 3
+
+
+def test_too_many_at_once_are_turned_away(tmp_path: Path) -> None:
+    def ask(path: Path) -> None:
+        waiting = []
+        for _ in range(ASKERS_MAX):
+            connection = socket.socket(socket.AF_UNIX)
+            connection.connect(str(path))
+            waiting.append(connection)
+        assert say(path, b"") == b""
+        waiting[0].close()
+        while not say(path, b'{"op": "status"}\n'):
+            pass
+        for connection in waiting[1:]:
+            connection.close()
+
+    serve(tmp_path, ask)
+
+
+def test_asking_where_nobody_answers(tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentLacks, match="sigd serve"):
+        ask_status(tmp_path / "none")
+
+
+@pytest.mark.parametrize("answer", [b"", b"hello\n", b'{"error": "no"}\n', b"{}"])
+def test_asking_somebody_who_is_no_daemon(
+    tmp_path: Path, answer: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def _serve(_: AdminServer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer)
+        await writer.drain()
+        writer.close()
+
+    monkeypatch.setattr(AdminServer, "_serve", _serve)
+
+    def ask(path: Path) -> None:
+        with pytest.raises(EnvironmentLacks):
+            ask_status(path)
+
+    serve(tmp_path, ask)
+
+
+def test_asking_a_daemon_that_hangs(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "a"))
+        listener.listen()
+        with pytest.raises(EnvironmentLacks, match="timed out"):
+            ask_status(tmp_path / "a", timeout_s=0.05)
+    assert admin_module.ANSWER_TIMEOUT_S > 0.05

@@ -1,0 +1,119 @@
+"""What the process does to itself, each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from sigd.daemon import process as process_module
+from sigd.daemon.errors import UsageError
+from sigd.daemon.process import allow_descriptors, pin_to_cpu, resident_bytes
+
+
+def in_a_process(program: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_pinned_to_one_core() -> None:
+    core = min(os.sched_getaffinity(0))
+    said = in_a_process(
+        "import os; from sigd.daemon.process import pin_to_cpu\n"
+        f"pin_to_cpu({core}); print(os.sched_getaffinity(0))"
+    )
+    assert said == f"{{{core}}}"
+
+
+@pytest.mark.parametrize("cpu", [1023, 65_535, 2**31, 2**63, 2**70, -1])
+def test_a_core_that_is_not_there(cpu: int) -> None:
+    if cpu in os.sched_getaffinity(0):
+        pytest.skip(f"this machine has a core {cpu}")
+    with pytest.raises(UsageError, match=f"cpu {cpu} .*it may use: 0|cpu {cpu} .*it may use: [0-9]"):
+        pin_to_cpu(cpu)
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "asked", "allowed", "soft_after"),
+    [
+        (4096, 4096, 1024, 1024, 4096),
+        (256, 4096, 1024, 1024, 1088),
+        (256, 512, 1024, 448, 512),
+        (60, 60, 1024, 1, 60),
+    ],
+)
+def test_descriptors(soft: int, hard: int, asked: int, allowed: int, soft_after: int) -> None:
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < hard:
+        pytest.skip(f"this process may not have {hard} open files")
+    said = in_a_process(
+        "import logging, resource; from sigd.daemon.process import allow_descriptors\n"
+        "logging.basicConfig(format='%(message)s')\n"
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))\n"
+        f"print(allow_descriptors({asked}), resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
+    )
+    assert said == f"{allowed} {soft_after}"
+
+
+def test_too_few_descriptors_are_told_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(process_module.resource, "getrlimit", lambda _: (100, 200))
+    monkeypatch.setattr(process_module.resource, "setrlimit", lambda *_: None)
+    assert allow_descriptors(1024) == 136
+    assert "LimitNOFILE" in caplog.text
+
+
+def test_memory_is_not_locked_where_the_limits_would_make_later_allocations_fail(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(process_module.resource, "getrlimit", lambda _: (8192, 8192))
+    monkeypatch.setattr(process_module.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(process_module.ctypes, "CDLL", lambda *_, **__: pytest.fail("locked"))
+    caplog.set_level("INFO")
+    assert not process_module.lock_memory()
+    assert "LimitMEMLOCK" in caplog.text
+
+
+def test_locked_memory_is_locked() -> None:
+    said = in_a_process(
+        "from sigd.daemon.process import lock_memory\n"
+        "locked = lock_memory()\n"
+        "line = next(l for l in open('/proc/self/status') if l.startswith('VmLck'))\n"
+        "print(locked, int(line.split()[1]) > 0)"
+    )
+    assert said in ("True True", "False False")
+
+
+def test_frozen_garbage_is_not_looked_at_again() -> None:
+    said = in_a_process(
+        "import gc; from sigd.daemon.process import collect_garbage, freeze_garbage\n"
+        "freeze_garbage(); print(gc.isenabled(), gc.get_freeze_count() > 1000)\n"
+        "class Cycle: pass\n"
+        "def leave(): c = Cycle(); c.self = c\n"
+        "leave()\n"
+        "find = lambda: sum(isinstance(o, Cycle) for o in gc.get_objects())\n"
+        "before = find(); collect_garbage(); print(before, find())"
+    )
+    assert said == "False True\n1 0"
+
+
+def test_overflow_is_no_event() -> None:
+    said = in_a_process(
+        "import warnings; warnings.simplefilter('error')\n"
+        "import numpy as np; from sigd.daemon.process import ignore_overflow\n"
+        "ignore_overflow(); a = np.full(4, 1e30, np.float32); print(a.dot(a), (a - a * np.inf).dot(a))"
+    )
+    assert said.split()[0] == "inf"
+
+
+def test_resident_memory_is_that_of_this_process() -> None:
+    before = resident_bytes()
+    block = bytearray(64 << 20)
+    assert 60 << 20 < resident_bytes() - before < 80 << 20
+    assert len(block) == 64 << 20
