@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from sigd.daemon import config as config_module
 from sigd.daemon.config import Config, admin_path_of, default_socket_path, load_config
 from sigd.daemon.errors import UsageError
 from sigd.daemon.idle import IdleStrategy
@@ -139,10 +138,10 @@ def test_a_socket_path_that_is_too_long_is_refused_before_the_kernel_does() -> N
 
 
 def test_the_default_socket_is_where_it_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config_module.os, "access", lambda path, mode: Path(path) == tmp_path)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) == tmp_path)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     assert default_socket_path() == tmp_path / "sigd.sock"
     monkeypatch.delenv("XDG_RUNTIME_DIR")
     assert default_socket_path() == Path(f"/tmp/sigd-{os.getuid()}/sigd.sock")
-    monkeypatch.setattr(config_module.os, "access", lambda path, mode: True)
+    monkeypatch.setattr(os, "access", lambda path, mode: True)
     assert default_socket_path() == Path("/run/sigd/sigd.sock")

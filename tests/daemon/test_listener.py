@@ -172,7 +172,7 @@ def test_a_directory_in_tmp_that_somebody_else_made(tmp_path: Path, monkeypatch:
     everybodys.mkdir()
     everybodys.chmod(0o1777)
     (everybodys / "sigd").mkdir()
-    monkeypatch.setattr(listener_module.os, "geteuid", lambda: os.getuid() + 1)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     if os.getuid() == 0:
         os.chown(everybodys / "sigd", 12345, -1)
     with pytest.raises(EnvironmentLacks, match="belongs to user"), Listener(everybodys / "sigd" / "s", MODE):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import subprocess
@@ -9,9 +10,8 @@ import sys
 
 import pytest
 
-from sigd.daemon import process as process_module
 from sigd.daemon.errors import UsageError
-from sigd.daemon.process import allow_descriptors, pin_to_cpu, resident_bytes
+from sigd.daemon.process import allow_descriptors, lock_memory, pin_to_cpu, resident_bytes
 
 
 def in_a_process(program: str) -> str:
@@ -63,8 +63,8 @@ def test_descriptors(soft: int, hard: int, asked: int, allowed: int, soft_after:
 def test_too_few_descriptors_are_told_of(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(process_module.resource, "getrlimit", lambda _: (100, 200))
-    monkeypatch.setattr(process_module.resource, "setrlimit", lambda *_: None)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (100, 200))
+    monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
     assert allow_descriptors(1024) == 136
     assert "LimitNOFILE" in caplog.text
 
@@ -72,11 +72,11 @@ def test_too_few_descriptors_are_told_of(
 def test_memory_is_not_locked_where_the_limits_would_make_later_allocations_fail(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(process_module.resource, "getrlimit", lambda _: (8192, 8192))
-    monkeypatch.setattr(process_module.os, "geteuid", lambda: 1000)
-    monkeypatch.setattr(process_module.ctypes, "CDLL", lambda *_, **__: pytest.fail("locked"))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (8192, 8192))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: pytest.fail("locked"))
     caplog.set_level("INFO")
-    assert not process_module.lock_memory()
+    assert not lock_memory()
     assert "LimitMEMLOCK" in caplog.text
 
 
