@@ -47,7 +47,7 @@ bench: $(VENV)/.base  ## prove the budget: closed loop, beside the machine's own
 	$(SIGD) bench --p99 --closed-loop --floor
 
 fuzz: $(VENV)/.dev  ## a million hostile frames and more against the decoder and a live daemon
-	$(BIN)/python tests/fuzz/fuzz_stream.py
+	$(BIN)/python -m tests.fuzz.fuzz_stream
 
 TRAIN = $(BIN)/python -m sigd.models.training $(if $(SIGD_DATA),--data "$(SIGD_DATA)") $(if $(CAPTURE),--capture "$(CAPTURE)") --out "$(or $(OUT),models/zoo)"
 train: $(VENV)/.base  ## train the shipped model anew: make train SIGD_DATA=FOLDER (or CAPTURE=FILE, OUT=FOLDER)
