@@ -166,3 +166,50 @@ SIGNAL_RESPONSE: Final = Message(
 )
 
 MESSAGES: Final = (HELLO, WELCOME, REJECT, HEARTBEAT, GOODBYE, SIGNAL_REQUEST, SIGNAL_RESPONSE)
+
+REGION_MAGIC: Final = 0x31444753
+"""The bytes "SGD1"."""
+REGION_LAYOUT_VERSION: Final = 1
+REGION_HEADER_BYTES: Final = 4096
+"""Where the request slots begin; the response slots begin at a multiple of it."""
+SLOT_ALIGNMENT_BYTES: Final = 64
+"""A slot's stride is the frame's length rounded up to a cache line."""
+
+
+@dataclass(frozen=True, slots=True)
+class RegionField:
+    """One field at the start of a shared-memory region.
+
+    Attributes:
+        offset: bytes from the start of the region.
+        kind: element type, a key of SIZE_BYTES.
+        name: the field's name in every language; its unit, where it has one, ends the name.
+        writer: the side that writes it; the daemon's fields before the first counter are written once.
+        meaning: one sentence for people.
+    """
+
+    offset: int
+    kind: str
+    name: str
+    writer: str
+    meaning: str
+
+
+REGION: Final = (
+    RegionField(0, "u32", "magic", "daemon", "0x31444753"),
+    RegionField(4, "u32", "layout_version", "daemon", "1"),
+    RegionField(8, "u32", "ring_slots", "daemon", "slots of each ring, a power of two"),
+    RegionField(12, "u32", "request_stride", "daemon", "bytes per request slot"),
+    RegionField(16, "u32", "response_stride", "daemon", "bytes per response slot"),
+    RegionField(20, "u32", "features", "daemon", "features per request"),
+    RegionField(24, "u32", "outputs", "daemon", "outputs per response"),
+    RegionField(128, "u64", "request_head", "client", "requests published since the start"),
+    RegionField(256, "u64", "request_tail", "daemon", "requests taken since the start"),
+    RegionField(384, "u64", "response_head", "daemon", "responses published since the start"),
+    RegionField(512, "u64", "response_tail", "client", "responses taken since the start"),
+    RegionField(640, "u32", "daemon_sleeping", "daemon", "1: ring the request doorbell after publishing"),
+    RegionField(768, "u32", "client_sleeping", "client", "1: ring the response doorbell after publishing"),
+    RegionField(896, "u64", "daemon_heartbeat_ns", "daemon", "the daemon's clock, at least every 100 ms"),
+)
+"""The start of a shared-memory region. What either side writes while it runs has two cache lines of its own, since
+processors fetch lines in pairs."""

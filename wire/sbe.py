@@ -39,7 +39,7 @@ _ENUMS: Final = (
     (GoodbyeCode, "why a side says Goodbye"),
     (Transport, "how requests and responses travel"),
 )
-_NAMED_TYPES: Final[dict[tuple[str, str], type[IntEnum | IntFlag]]] = {
+NAMED_TYPES: Final[dict[tuple[str, str], type[IntEnum | IntFlag]]] = {
     ("Hello", "transport"): Transport,
     ("Hello", "flags"): HelloFlag,
     ("Welcome", "transport"): Transport,
@@ -106,7 +106,7 @@ def _add_field_types(types: Element, counts: dict[str, int]) -> None:
     shapes = {}
     for message in fields.MESSAGES:
         for field in message.fields:
-            if (message.name, field.name) not in _NAMED_TYPES:
+            if (message.name, field.name) not in NAMED_TYPES:
                 shapes[_shape_name(field)] = field
     for name, field in shapes.items():
         element = SubElement(types, "type", name=name, primitiveType=_PRIMITIVES[field.kind])
@@ -161,7 +161,7 @@ def _add_message(root: Element, message: Message, block_bytes: int) -> None:
         sinceVersion=_FIRST_VERSION,
     )
     for field_id, field in enumerate(message.fields, 1):
-        named = _NAMED_TYPES.get((message.name, field.name))
+        named = NAMED_TYPES.get((message.name, field.name))
         SubElement(
             element,
             "field",
@@ -176,7 +176,7 @@ def _add_message(root: Element, message: Message, block_bytes: int) -> None:
 def _assert_named_types() -> None:
     """Every name stands for a field of the width that enums and sets are written with."""
     known = {(message.name, field.name): field for message in fields.MESSAGES for field in message.fields}
-    for key in _NAMED_TYPES:
+    for key in NAMED_TYPES:
         assert (known[key].kind, known[key].count) == ("u16", 1), key
 
 

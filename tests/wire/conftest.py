@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
 import pytest
 
 from sigd.wire import fields
+from sigd.wire.cpp_header import include_dir
 from sigd.wire.layout import frame_dtype, request_frame_bytes
 from sigd.wire.messages import Heartbeat
 
@@ -96,3 +100,39 @@ def request_frame() -> Callable[..., bytes]:
         return frame.tobytes() + b"\xee" * longer_bytes
 
     return make
+
+
+class CppBuilder:
+    """Compiles C++ against the shipped headers, each program once a session; skips where there is no compiler."""
+
+    warnings = ("-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wshadow", "-Werror")
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._built: dict[tuple[str, ...], Path] = {}
+
+    @staticmethod
+    def need(compiler: str) -> str:
+        """Its path."""
+        path = shutil.which(compiler)
+        if path is None:
+            pytest.skip(f"needs {compiler} (Debian: apt install {compiler.replace('clang++', 'clang')})")
+        return path
+
+    def build(self, source: Path, *flags: str, compiler: str = "g++", standard: str = "c++20") -> Path:
+        """The executable of a source file; fails with the compiler's words."""
+        key = (compiler, standard, str(source), *flags)
+        if key not in self._built:
+            program = self._folder / f"{source.stem}-{len(self._built)}"
+            command = [self.need(compiler), f"-std={standard}", *self.warnings, "-I", str(include_dir())]
+            command += ["-pthread", "-o", str(program), str(source), *flags]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+            assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
+            self._built[key] = program
+        return self._built[key]
+
+
+@pytest.fixture(scope="session")
+def cpp(tmp_path_factory: pytest.TempPathFactory) -> CppBuilder:
+    """A compiler of C++ programs."""
+    return CppBuilder(tmp_path_factory.mktemp("cpp"))

@@ -120,3 +120,34 @@ def test_header_and_numbers_are_the_contracts() -> None:
     assert (fields.SCHEMA_ID, fields.SCHEMA_VERSION) == (91, 1)
     assert (fields.HEADER_BYTES, fields.FRAME_ALIGNMENT_BYTES) == (8, 8)
     assert fields.FEATURES_MAX == 16_373
+
+
+REGION = {
+    # name: (offset, bytes, written by)
+    "magic": (0, 4, "daemon"),
+    "layout_version": (4, 4, "daemon"),
+    "ring_slots": (8, 4, "daemon"),
+    "request_stride": (12, 4, "daemon"),
+    "response_stride": (16, 4, "daemon"),
+    "features": (20, 4, "daemon"),
+    "outputs": (24, 4, "daemon"),
+    "request_head": (128, 8, "client"),
+    "request_tail": (256, 8, "daemon"),
+    "response_head": (384, 8, "daemon"),
+    "response_tail": (512, 8, "client"),
+    "daemon_sleeping": (640, 4, "daemon"),
+    "client_sleeping": (768, 4, "client"),
+    "daemon_heartbeat_ns": (896, 8, "daemon"),
+}
+
+
+def test_the_region_is_the_contracts() -> None:
+    assert {
+        field.name: (field.offset, fields.SIZE_BYTES[field.kind], field.writer) for field in fields.REGION
+    } == REGION
+    assert fields.REGION_MAGIC.to_bytes(4, "little") == b"SGD1"
+    assert (fields.REGION_LAYOUT_VERSION, fields.REGION_HEADER_BYTES, fields.SLOT_ALIGNMENT_BYTES) == (
+        1,
+        4096,
+        64,
+    )

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from sigd.daemon.cli import main
 from sigd.daemon.commands.schema import schema
+from sigd.wire.cpp_header import cpp_header
 from sigd.wire.sbe import schema_xml
 
 
@@ -24,6 +25,11 @@ def test_writes_a_file(tmp_path: Path) -> None:
     assert path.read_text("utf-8") == schema_xml(7, 1)
 
 
+def test_prints_the_cpp_header() -> None:
+    result = CliRunner().invoke(schema, ["--format", "cpp"])
+    assert (result.exit_code, result.output) == (0, cpp_header())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -32,6 +38,9 @@ def test_writes_a_file(tmp_path: Path) -> None:
         (["--features", "64", "--outputs", "16371"], "16371 is not in the range 1<=x<=16370"),
         (["--features", "many", "--outputs", "3"], "'many' is not a valid integer"),
         (["--features", "64"], "Missing option '--outputs'"),
+        (["--outputs", "3"], "Missing option '--features'"),
+        (["--format", "cpp", "--features", "64"], "leave --features and --outputs out"),
+        (["--format", "c"], "'c' is not one of 'sbe', 'cpp'"),
     ],
 )
 def test_sizes_that_cannot_be(arguments: list[str], message: str) -> None:
