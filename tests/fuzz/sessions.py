@@ -73,6 +73,7 @@ class Connection:
     Attributes:
         said: everything that the session sent.
         finished: it has closed the connection.
+        turns: how often it asked for the loop's next round.
     """
 
     def __init__(self, rig: SessionRig) -> None:
@@ -80,7 +81,7 @@ class Connection:
         self.said = bytearray()
         self.finished = False
         self.paused = False
-        self._turns = 0
+        self.turns = 0
         self.session = Session(self, rig.find_model, rig.limits, rig.counters)
 
     def send(self, data: memoryview | bytes) -> None:
@@ -98,14 +99,13 @@ class Connection:
         self.paused = False
 
     def yield_turn(self) -> None:
-        self._turns += 1
+        self.turns += 1
 
-    def take_turns(self) -> bool:
-        """The loop's next round; True where anything was waiting for it."""
-        turns, self._turns = self._turns, 0
+    def take_turns(self) -> None:
+        """The loop's next round."""
+        turns, self.turns = self.turns, 0
         for _ in range(turns):
             self.session.turn(self._rig.tick())
-        return bool(turns)
 
     def deliver(self, data: bytes) -> bytes:
         """Hand over what is taken in one read; what is left."""
@@ -188,9 +188,12 @@ class SessionRig:
         raise Failed("the session does not read on")
 
     def _round(self, hostile: Connection | None) -> bool:
-        """One round of the loop; True where anything happened."""
-        turned = [one.take_turns() for one in (hostile, self._neighbour) if one is not None]
-        return self._batcher.poll() or any(turned)
+        """One round of the loop; True where there is work left or was."""
+        connections = [one for one in (hostile, self._neighbour) if one is not None]
+        for one in connections:
+            one.take_turns()
+        # a batch that is done may let a session ask for the next round
+        return self._batcher.poll() or any(one.turns for one in connections)
 
     def _rest(self, hostile: Connection | None) -> None:
         """Rounds until nothing is left to do."""
