@@ -11,23 +11,11 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
-from functools import partial
-from math import inf, isfinite
+from math import inf
 from typing import TYPE_CHECKING, Final
-
-import numpy as np
-import numpy.typing as npt
 
 from sigd.daemon.screening import Segment, fail_all, fail_rows_without_a_number, screen
 from sigd.models.errors import BackendFailed
-from sigd.wire.layout import (
-    REQUEST_CLIENT_TIME_WORD,
-    REQUEST_DEADLINE_WORD,
-    REQUEST_INSTRUMENT_WORD,
-    REQUEST_SEQUENCE_WORD,
-    outcome_word,
-)
-from sigd.wire.status import Status
 
 if TYPE_CHECKING:
     from sigd.daemon.counters import Counters
@@ -38,9 +26,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _FAILURE_LOG_INTERVAL_NS: Final = 1_000_000_000
-_LONE_OUTCOME: Final = outcome_word(0, Status.OK, 1)
-_SUM_IN_PYTHON_MAX: Final = 8
-_U32: Final = 0xFFFF_FFFF
 SEGMENT_ROWS_MIN: Final = 16
 """Least that a busy connection may put into a batch before the next one's turn: each turn costs about 10 us of
 NumPy calls, whatever its rows, so turns of a few rows each would halve the throughput."""
@@ -55,6 +40,8 @@ class Batcher:
         batch_rows_max: the backend's.
         pending_rows: requests admitted and not answered, over all sessions.
         last_batch_ns: when the last batch ended, on `clock`.
+        alone: the session whose lone request runs at once (see daemon.lone): the one that had the last batch to
+            itself, while nobody else waits.
     """
 
     def __init__(
@@ -81,9 +68,9 @@ class Batcher:
         self.generation = generation
         self.pending_rows = 0
         self.last_batch_ns = clock()
-        self._backend = backend
-        self._counters = counters
-        self._clock = clock
+        self.backend = backend
+        self.counters = counters
+        self.clock = clock
         self._wake = wake
         self._on_fatal = on_fatal
         self._linger_ns = linger_ns
@@ -91,72 +78,24 @@ class Batcher:
         self._ready: deque[Session] = deque()
         self._segments: list[Segment] = []
         self._submitted_ns = 0
-        # Whose lone request runs at once: the one that had the last batch to itself, while nobody else waits.
-        self._alone: Session | None = None
+        self.alone: Session | None = None
         self._may_be_alone = backend.synchronous and not linger_ns
         self._failure_logged_ns = -_FAILURE_LOG_INTERVAL_NS
-        # What the shortest way needs at hand: row 0 of the model's arrays, as bytes and as vectors.
         self._submit = backend.submit
-        self._lone_input = backend.inputs[0]
-        self._lone_input_bytes = backend.inputs[:1].data.cast("B")
-        self._lone_input_dot = self._lone_input.dot
-        self._lone_output_bytes = backend.outputs[:1].data.cast("B")
-        self._lone_output_sum = _summing(backend.outputs[0])
-        self._count_lone = counters.count_lone
 
     # -- the sessions' side ------------------------------------------------------------------------------------
 
-    def lone(self, session: Session, now_ns: int) -> bool:
-        """A request has arrived alone at `now_ns`: run and answer it at once, in the fewest steps.
-
-        False, with nothing done, where somebody might join its batch, or where there is anything unusual about it:
-        then it goes the full way.
-        """
-        if session is not self._alone:
-            return False
-        inbox = session.inbox
-        words = inbox.words
-        self._lone_input_bytes[:] = session.lone_features
-        deadline_ns = words[REQUEST_DEADLINE_WORD]
-        # A dot product is finite only if all features are. It may overflow, too: the full way tells the two apart.
-        if not self._lone_input_dot(self._lone_input) < inf or (deadline_ns and deadline_ns < now_ns):
-            return False
-        clock = self._clock
-        start_ns = clock()
-        try:
-            self._submit(1)
-        except Exception as error:  # noqa: BLE001  whatever it was, the rows must be answered
-            session.take_lone(now_ns)
-            self._fail([Segment(session, 1, None, 0, 1)], error)
-            return True
-        end_ns = clock()
-        infer_ns = end_ns - start_ns
-        if not isfinite(self._lone_output_sum()) or (deadline_ns and deadline_ns < end_ns) or infer_ns > _U32:
-            return False
-        outbox = session.outbox
-        outbox.encode_lone(
-            words[REQUEST_SEQUENCE_WORD],
-            words[REQUEST_CLIENT_TIME_WORD],
-            now_ns,
-            end_ns,
-            words[REQUEST_INSTRUMENT_WORD] & _U32,
-            _LONE_OUTCOME | infer_ns,
-            self._lone_output_bytes,
-        )
-        session.peer.send(outbox.lone)
-        # The answer is under way: what follows costs nobody's latency, as long as it is shorter than a client's turn.
-        inbox.clear()
-        self.last_batch_ns = end_ns
-        self._count_lone(end_ns - now_ns, infer_ns)
-        return True
+    def fail_lone(self, session: Session, error: Exception) -> None:
+        """The model failed on a request that ran alone."""
+        self._fail([Segment(session, 1, None, 0, 1)], error)
 
     def enqueue(self, session: Session) -> None:
         """The session has waiting rows: it shall have a part in one of the next batches."""
-        self._alone = None
+        self.alone = None
         if not session.queued:
             session.queued = True
             if not self._ready:
-                self._lingering_since_ns = self._clock() if self._linger_ns else 0
+                self._lingering_since_ns = self.clock() if self._linger_ns else 0
             self._ready.append(session)
             self._wake()
 
@@ -169,14 +108,14 @@ class Batcher:
 
     def no_longer_alone(self, session: Session) -> None:
         """The session's requests go the full way from now on."""
-        if self._alone is session:
-            self._alone = None
+        if self.alone is session:
+            self.alone = None
 
     # -- the loop's side ---------------------------------------------------------------------------------------
 
     def rest(self) -> None:
         """The loop goes to sleep: the next request goes the full way, which wakes it."""
-        self._alone = None
+        self.alone = None
 
     @property
     def idle(self) -> bool:
@@ -187,13 +126,13 @@ class Batcher:
         """Finish the batch that runs, if it is done, and start the next. True where there is work left or was."""
         if self._segments:
             try:
-                if not self._backend.ready():
+                if not self.backend.ready():
                     return True
             except Exception as error:  # noqa: BLE001  whatever it was, the rows must be answered
                 segments, self._segments = self._segments, []
                 self._fail(segments, error)
                 return True
-            self._complete(self._clock())
+            self._complete(self.clock())
         if not self._ready:
             return False
         if self._linger_ns and self._lingers():
@@ -203,12 +142,12 @@ class Batcher:
 
     def _lingers(self) -> bool:
         waiting = sum(session.waiting_rows for session in self._ready)
-        return waiting < self.batch_rows_max and self._clock() - self._lingering_since_ns < self._linger_ns
+        return waiting < self.batch_rows_max and self.clock() - self._lingering_since_ns < self._linger_ns
 
     def _start(self) -> None:
         """Fill a batch in turn from the ready sessions and submit it."""
-        now_ns = self._clock()
-        inputs = self._backend.inputs
+        now_ns = self.clock()
+        inputs = self.backend.inputs
         segments: list[Segment] = []
         rows = 0
         ready = self._ready
@@ -230,9 +169,9 @@ class Batcher:
             if not room:
                 break
         if self._may_be_alone and len(segments) == 1 and not ready and segments[0].session.serving:
-            self._alone = segments[0].session
+            self.alone = segments[0].session
         self._segments = segments
-        self._submitted_ns = self._clock()
+        self._submitted_ns = self.clock()
         if rows:
             try:
                 if not self._submit(rows):
@@ -241,7 +180,7 @@ class Batcher:
                 self._segments = []
                 self._fail(segments, error)
                 return
-        self._complete(self._clock())
+        self._complete(self.clock())
 
     def _complete(self, end_ns: int) -> None:
         """Answer the batch that has finished."""
@@ -250,11 +189,11 @@ class Batcher:
         infer_ns = 0
         if rows:
             infer_ns = end_ns - self._submitted_ns
-            flat = self._backend.outputs[:rows].reshape(-1)
+            flat = self.backend.outputs[:rows].reshape(-1)
             if not flat.dot(flat) < inf:
-                fail_rows_without_a_number(self._backend.outputs[:rows], segments)
-            self._counters.batches_by_rows[rows] += 1
-            self._counters.model.add(infer_ns)
+                fail_rows_without_a_number(self.backend.outputs[:rows], segments)
+            self.counters.batches_by_rows[rows] += 1
+            self.counters.model.add(infer_ns)
         self.last_batch_ns = end_ns
         self._answer_all(segments, infer_ns, rows)
 
@@ -271,10 +210,10 @@ class Batcher:
         if session.closed:
             return
         words = session.inbox.row_words(0, segment.rows)
-        outputs = self._backend.outputs[segment.first : segment.first + segment.live]
+        outputs = self.backend.outputs[segment.first : segment.first + segment.live]
         if segment.kept is not None:
             outputs = outputs[segment.kept]
-        send_ns = self._clock()
+        send_ns = self.clock()
         outbox = session.outbox
         session.peer.send(
             outbox.encode(
@@ -288,12 +227,12 @@ class Batcher:
         )
         if not session.closed:
             statuses = None if outbox.all_ok else outbox.statuses(segment.rows)
-            self._counters.count_answers(words[:, 0], statuses, send_ns, infer_ns)
+            self.counters.count_answers(words[:, 0], statuses, send_ns, infer_ns)
             session.answered(segment.rows, send_ns)
 
     def _fail(self, segments: list[Segment], error: Exception) -> None:
         """Every row of the batch gets its answer, MODEL_ERROR; then, where the process cannot go on, it ends."""
-        now_ns = self._clock()
+        now_ns = self.clock()
         failure = error if isinstance(error, BackendFailed) else None
         if now_ns - self._failure_logged_ns >= _FAILURE_LOG_INTERVAL_NS:
             self._failure_logged_ns = now_ns
@@ -315,11 +254,3 @@ def _give_up(session: Session) -> None:
     """An error of this daemon's own, caught: it ends one connection, not its neighbours' and not the batching."""
     log.exception("client %r: an error of the daemon itself ends its connection", session.client_name)
     session.close()
-
-
-def _summing(row: npt.NDArray[np.float32]) -> Callable[[], float]:
-    """A sum of `row`, float32 (m,), as it stands when called: finite if every element is, unless it overflows."""
-    if len(row) <= _SUM_IN_PYTHON_MAX:
-        floats = row.data
-        return partial(sum, floats)
-    return lambda: float(row.sum(dtype=np.float64))

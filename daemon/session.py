@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from sigd.daemon.lone import LonePath, lone_path, never
 from sigd.wire import fields
 from sigd.wire.errors import FrameError
 from sigd.wire.framer import FRAME_BYTES_MAX, Frame, Framer
 from sigd.wire.inbox import RequestInbox
-from sigd.wire.layout import REQUEST_FEATURES_OFFSET, request_frame_bytes
+from sigd.wire.layout import request_frame_bytes
 from sigd.wire.messages import Goodbye, Heartbeat, Hello, Reject, Welcome
 from sigd.wire.outbox import ResponseOutbox, StatusArray
 from sigd.wire.status import GoodbyeCode, HelloFlag, RejectCode, Status, Transport
@@ -67,6 +68,7 @@ class Session:
         "_find_model",
         "_framer",
         "_limits",
+        "_lone",
         "_marks",
         "_paused",
         "_yielded",
@@ -76,7 +78,6 @@ class Session:
         "in_batch_rows",
         "in_flight_max",
         "inbox",
-        "lone_features",
         "outbox",
         "peer",
         "queued",
@@ -86,7 +87,6 @@ class Session:
     inbox: RequestInbox
     outbox: ResponseOutbox
     batcher: Batcher
-    lone_features: memoryview
 
     def __init__(
         self, peer: Peer, find_model: Callable[[str], Batcher | None], limits: Limits, counters: Counters
@@ -96,6 +96,7 @@ class Session:
         self._find_model = find_model
         self._limits = limits
         self._counters = counters
+        self._lone: LonePath = never
         self._framer: Framer | None = Framer(FRAME_BYTES_MAX)
         self._marks: deque[tuple[int, int, Status]] = deque()
         self._answered_rows = 0
@@ -119,14 +120,15 @@ class Session:
 
     def arrived(self, count_bytes: int, now_ns: int) -> None:
         """`count_bytes` were written at the start of `writable()`, and read at `now_ns`."""
+        if self._lone(count_bytes, now_ns):
+            return
         if self._framer is not None:
             if self.state is State.HELLO:
                 self._framer.arrived(count_bytes)
                 self._greet(now_ns)
             return
-        if self.inbox.arrived_alone(count_bytes) and self.batcher.lone(self, now_ns):
-            return
         if self.state is not State.CLOSED:
+            self.inbox.arrived(count_bytes)
             self._scan(now_ns)
 
     def ended(self, now_ns: int) -> None:
@@ -148,6 +150,7 @@ class Session:
         if self.state is not State.CLOSED:
             self._forget()
         # Peer and session hold each other: let go, for the collector does not run where every microsecond counts.
+        self._lone = never
         del self.peer
 
     # -- the service's side ------------------------------------------------------------------------------------
@@ -239,8 +242,9 @@ class Session:
         elif excess > 0:
             self._marks.append((end - min(excess, count), end, Status.BUSY))
 
-    def take_lone(self, now_ns: int) -> None:
+    def take_lone(self, count_bytes: int, now_ns: int) -> None:
         """The request that arrived alone becomes a pending row, whose answer is on its way."""
+        self.inbox.arrived(count_bytes)
         self.inbox.scan(now_ns)
         self.admit(1)
 
@@ -298,9 +302,8 @@ class Session:
         self.conflate = bool(hello.flags & HelloFlag.CONFLATE)
         self.in_flight_max = self._limits.in_flight_rows(request_frame_bytes(spec.features))
         self.inbox = RequestInbox(spec.features, self.in_flight_max + EXCESS_ROWS)
-        end = REQUEST_FEATURES_OFFSET + 4 * spec.features
-        self.lone_features = self.inbox.bytes[REQUEST_FEATURES_OFFSET:end]
         self.outbox = ResponseOutbox(spec.outputs, batcher.batch_rows_max, batcher.generation)
+        self._lone = lone_path(self, batcher, batcher.clock)
         return Welcome(
             features=spec.features,
             outputs=spec.outputs,
@@ -348,7 +351,8 @@ class Session:
             self.peer.send(Heartbeat(now_ns).encode())
         elif template_id == fields.GOODBYE.template_id:
             Goodbye.decode(frame.block)
-            self.peer.send(Goodbye(GoodbyeCode.DONE).encode())
+            if self.state is State.SERVING:  # or it was said already
+                self.peer.send(Goodbye(GoodbyeCode.DONE).encode())
             self._close()
         else:
             raise FrameError(

@@ -39,18 +39,21 @@ class RequestInbox:
         head: byte offset of the oldest pending row, a multiple of 8.
         rows: how many whole requests are pending.
         frame_bytes: their stride.
+        header: their header, as one word.
+        tail: byte offset of the end of what has arrived; 0 where nothing is pending and nothing waits to be scanned.
+        storage: the buffer itself.
     """
 
     __slots__ = (
         "_all",
-        "_header",
-        "_storage",
-        "_tail",
         "bytes",
         "features",
         "frame_bytes",
         "head",
+        "header",
         "rows",
+        "storage",
+        "tail",
         "words",
     )
 
@@ -59,19 +62,19 @@ class RequestInbox:
         self.features = features
         self.frame_bytes = request_frame_bytes(features)
         capacity_bytes = max(rows_max * self.frame_bytes, 2 * FRAME_BYTES_MAX)
-        # np.zeros of this size comes page by page on first touch, and at least 16-byte aligned
-        self._storage = np.zeros(capacity_bytes, np.uint8)
-        self.bytes = self._storage.data
+        # A buffer of this size comes from the allocator at least 16-byte aligned, so its words are.
+        self.storage = bytearray(capacity_bytes)
+        self.bytes = memoryview(self.storage)
         self.words = self.bytes.cast("Q")
         self._all = self.bytes[:]
-        self._header = header_word(fields.SIGNAL_REQUEST.template_id, self.frame_bytes)
+        self.header = header_word(fields.SIGNAL_REQUEST.template_id, self.frame_bytes)
         self.head = 0
         self.rows = 0
-        self._tail = 0
+        self.tail = 0
 
     def writable(self) -> memoryview:
         """Where the next bytes belong. Empty where the pending rows fill the buffer: then read no more for now."""
-        tail = self._tail
+        tail = self.tail
         if tail == 0:
             return self._all
         head = self.head
@@ -79,32 +82,18 @@ class RequestInbox:
             pending_bytes = tail - head
             self.bytes[:pending_bytes] = self.bytes[head:tail]
             self.head = 0
-            self._tail = tail = pending_bytes
+            self.tail = tail = pending_bytes
         return self.bytes[tail:]
 
     def arrived(self, count_bytes: int) -> None:
         """`count_bytes` were written at the start of `writable()`."""
-        self._tail += count_bytes
-        assert self._tail <= len(self.bytes)
+        self.tail += count_bytes
+        assert self.tail <= len(self.bytes)
 
     @property
     def unscanned_bytes(self) -> int:
         """Bytes that arrived and are not part of a pending row yet."""
-        return self._tail - self.head - self.rows * self.frame_bytes
-
-    def arrived_alone(self, count_bytes: int) -> bool:
-        """As `arrived`; True where the buffer now holds one request and nothing else, the common case.
-
-        It stands at offset 0 and is not pending: the caller answers it at once and calls `clear()`, or calls `scan()`
-        as for any other bytes.
-        """
-        tail = self._tail + count_bytes
-        self._tail = tail
-        return tail == self.frame_bytes and not self.head and self.words[0] == self._header
-
-    def clear(self) -> None:
-        """The request that arrived alone is answered."""
-        self._tail = 0
+        return self.tail - self.head - self.rows * self.frame_bytes
 
     def scan(self, now_ns: int) -> Frame | None:
         """Turn arrived bytes into pending rows, all of them stamped as received at `now_ns`.
@@ -117,11 +106,11 @@ class RequestInbox:
         """
         while True:
             offset = self.head + self.rows * self.frame_bytes
-            have_bytes = self._tail - offset
+            have_bytes = self.tail - offset
             if have_bytes < HEADER_BYTES:
                 return None
             word = self.words[offset // _WORD_BYTES]
-            if word == self._header:
+            if word == self.header:
                 if not self._take_rows(offset, have_bytes // self.frame_bytes, now_ns):
                     return None
                 continue
@@ -132,7 +121,7 @@ class RequestInbox:
             if header.template_id == fields.SIGNAL_REQUEST.template_id:
                 check_length("SignalRequest", header, request_frame_bytes(self.features))
                 self.frame_bytes = header.frame_bytes
-                self._header = word
+                self.header = word
                 continue
             if have_bytes < header.frame_bytes:
                 return None
@@ -148,8 +137,8 @@ class RequestInbox:
             self.words[offset // _WORD_BYTES] = now_ns
             self.rows += 1
             return 1
-        headers = np.ndarray((whole,), np.uint64, self._storage, offset, (self.frame_bytes,))
-        equal = headers == self._header
+        headers = np.ndarray((whole,), np.uint64, self.storage, offset, (self.frame_bytes,))
+        equal = headers == self.header
         taken = whole if equal.all() else int(equal.argmin())
         headers[:taken] = now_ns
         self.rows += taken
@@ -163,7 +152,7 @@ class RequestInbox:
         return np.ndarray(
             (count, self.frame_bytes // _WORD_BYTES),
             np.uint64,
-            self._storage,
+            self.storage,
             self.head + first * self.frame_bytes,
         )
 
@@ -172,7 +161,7 @@ class RequestInbox:
         return np.ndarray(
             (count, self.features),
             np.float32,
-            self._storage,
+            self.storage,
             self.head + first * self.frame_bytes + REQUEST_FEATURES_OFFSET,
             (self.frame_bytes, 4),
         )
@@ -185,8 +174,8 @@ class RequestInbox:
 
     def _advance(self, count_bytes: int) -> None:
         self.head += count_bytes
-        if self.head == self._tail:
-            self.head = self._tail = 0
+        if self.head == self.tail:
+            self.head = self.tail = 0
 
 
 assert FRAME_ALIGNMENT_BYTES % _WORD_BYTES == 0

@@ -26,34 +26,6 @@ def batch(request_frame: MakeFrame, rows: int) -> bytes:
     return b"".join(request_frame(np.ones(FEATURES, np.float32), sequence=n) for n in range(rows))
 
 
-def test_take_in_one_request_alone(benchmark: BenchmarkFixture, request_frame: MakeFrame) -> None:
-    inbox = RequestInbox(FEATURES, 64)
-    frame = batch(request_frame, 1)
-    inbox.writable()[: len(frame)] = frame
-
-    def take() -> None:
-        inbox.writable()
-        assert inbox.arrived_alone(296)
-        inbox.clear()
-
-    benchmark(take)
-
-
-@pytest.mark.parametrize("rows", ROWS)
-def test_take_in_requests(benchmark: BenchmarkFixture, request_frame: MakeFrame, rows: int) -> None:
-    inbox = RequestInbox(FEATURES, 64)
-    frames = batch(request_frame, rows)
-
-    def take() -> None:
-        inbox.writable()[: len(frames)] = frames
-        inbox.arrived(len(frames))
-        inbox.scan(1)
-        assert inbox.rows == rows
-        inbox.answered(rows)
-
-    benchmark(take)
-
-
 def test_answer_one_alone(benchmark: BenchmarkFixture) -> None:
     outbox = ResponseOutbox(OUTPUTS, 64, 1)
     outputs = np.ones(OUTPUTS, np.float32).data.cast("B")

@@ -73,7 +73,7 @@ class InboxMachine(RuleBasedStateMachine):
             end += len(frame.data)
             if end > self.delivered_bytes:
                 break
-        self.bytes_arrive(chunk_bytes=end - self.delivered_bytes, in_place=True, answer_alone=True)
+        self.bytes_arrive(chunk_bytes=end - self.delivered_bytes)
 
     @rule(frame=st.sampled_from([Heartbeat(1).encode(), Heartbeat(2).encode(), Goodbye().encode()]))
     def client_controls(self, frame: bytes) -> None:
@@ -82,10 +82,8 @@ class InboxMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.wire)
     @rule(
         chunk_bytes=st.one_of(st.integers(1, 100), st.integers(1, 200_000)),
-        in_place=st.booleans(),
-        answer_alone=st.booleans(),
     )
-    def bytes_arrive(self, chunk_bytes: int, in_place: bool, answer_alone: bool) -> None:
+    def bytes_arrive(self, chunk_bytes: int) -> None:
         room = self.inbox.writable()
         if not room:
             assert self.inbox.rows, "no room, and no answer would make any"
@@ -94,17 +92,7 @@ class InboxMachine(RuleBasedStateMachine):
         del self.wire[: len(part)]
         room[: len(part)] = part
         self.delivered_bytes += len(part)
-        if in_place:
-            alone = self.inbox.arrived_alone(len(part))
-            arrived = self.sent[: self.whole()]
-            if alone:
-                assert [frame.is_request for frame in arrived] == [True], "it is the one frame that is there"
-                assert self.inbox.bytes[: len(arrived[0].data)] == arrived[0].data
-                if answer_alone:
-                    self.inbox.clear()
-                    self.forget_oldest()
-        else:
-            self.inbox.arrived(len(part))
+        self.inbox.arrived(len(part))
         self.daemon_scans()
 
     @precondition(lambda self: self.inbox.rows)
@@ -174,7 +162,7 @@ class InboxMachine(RuleBasedStateMachine):
                 self.daemon_answers(part=1.0)
             else:
                 before = len(self.wire)
-                self.bytes_arrive(chunk_bytes=1 << 20, in_place=False, answer_alone=False)
+                self.bytes_arrive(chunk_bytes=1 << 20)
                 assert len(self.wire) < before
         assert self.inbox.rows == self.inbox.unscanned_bytes == 0
 

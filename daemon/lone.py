@@ -1,0 +1,102 @@
+"""The shortest way: a request that arrives alone, while nobody else talks, is run and answered in one function.
+
+Everything it needs is at hand as a variable of a closure, made once for each connection: nothing is looked up by name
+for a request, and one Python call deep it goes from arrived bytes to sent bytes. Whatever is unusual about a request
+makes it return False with nothing done, and the request goes the full way (session, screening, batcher), whose answers
+are the same to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import isfinite
+from typing import TYPE_CHECKING, Final
+
+from sigd.wire.layout import (
+    REQUEST_CLIENT_TIME_WORD,
+    REQUEST_DEADLINE_WORD,
+    REQUEST_FEATURES_OFFSET,
+    REQUEST_HEADER_WORD,
+    REQUEST_INSTRUMENT_WORD,
+    REQUEST_SEQUENCE_WORD,
+    outcome_word,
+)
+from sigd.wire.status import Status
+
+if TYPE_CHECKING:
+    from sigd.daemon.batcher import Batcher
+    from sigd.daemon.session import Session
+
+LonePath = Callable[[int, int], bool]
+"""(bytes that arrived, when) -> True where the request has been answered, False where nothing was done."""
+
+FEATURES_MAX: Final = 1024
+OUTPUTS_MAX: Final = 16
+"""Past these a loop over single values, here in C and there in Python, costs more than NumPy's fixed price."""
+_LONE_OUTCOME: Final = outcome_word(0, Status.OK, 1)
+_U32: Final = 0xFFFF_FFFF
+
+
+def never(count_bytes: int, now_ns: int) -> bool:
+    """For connections that are not served yet or any more, and for models that it does not fit."""
+    return False
+
+
+def lone_path(session: Session, batcher: Batcher, clock: Callable[[], int]) -> LonePath:
+    """The shortest way of one connection. Its inbox, outbox and peer must be those of its whole life."""
+    backend, inbox, outbox = batcher.backend, session.inbox, session.outbox
+    if not backend.synchronous or inbox.features > FEATURES_MAX or batcher.spec.outputs > OUTPUTS_MAX:
+        return never
+    storage, words = inbox.storage, inbox.words
+    features_end = REQUEST_FEATURES_OFFSET + 4 * inbox.features
+    features = inbox.bytes[REQUEST_FEATURES_OFFSET:features_end]
+    # The highest byte of every feature: sign and upper exponent. In a NaN or an infinity (exponent 255) it is 0x7F or
+    # 0xFF; in a finite number only from 1.7e38 on, which the full way then looks at closely.
+    high_bytes = slice(REQUEST_FEATURES_OFFSET + 3, features_end, 4)
+    run = backend.bare_call(1)
+    model_input = backend.inputs[:1].data.cast("B")
+    model_output = backend.outputs[:1].data.cast("B")
+    output_floats = backend.outputs[0].data
+    encode, frame, send = outbox.encode_lone, outbox.lone, session.peer.send
+    count_lone = batcher.counters.count_lone
+
+    def lone(count_bytes: int, now_ns: int) -> bool:
+        if (
+            batcher.alone is not session
+            or inbox.tail
+            or count_bytes != inbox.frame_bytes
+            or words[REQUEST_HEADER_WORD] != inbox.header
+        ):
+            return False
+        high = storage[high_bytes]
+        deadline_ns = words[REQUEST_DEADLINE_WORD]
+        if 0x7F in high or 0xFF in high or (deadline_ns and deadline_ns < now_ns):
+            return False
+        model_input[:] = features
+        start_ns = clock()
+        try:
+            run()
+        except Exception as error:  # noqa: BLE001  whatever it was, the request must be answered
+            session.take_lone(count_bytes, now_ns)
+            batcher.fail_lone(session, error)
+            return True
+        end_ns = clock()
+        infer_ns = end_ns - start_ns
+        if not isfinite(sum(output_floats)) or (deadline_ns and deadline_ns < end_ns) or infer_ns > _U32:
+            return False
+        encode(
+            words[REQUEST_SEQUENCE_WORD],
+            words[REQUEST_CLIENT_TIME_WORD],
+            now_ns,
+            end_ns,
+            words[REQUEST_INSTRUMENT_WORD] & _U32,
+            _LONE_OUTCOME | infer_ns,
+            model_output,
+        )
+        send(frame)
+        # The answer is under way: what follows costs nobody's latency, as long as it is shorter than a client's turn.
+        batcher.last_batch_ns = end_ns
+        count_lone(end_ns - now_ns, infer_ns)
+        return True
+
+    return lone

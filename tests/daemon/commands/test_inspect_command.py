@@ -1,0 +1,91 @@
+"""`sigd inspect` on models, engines and what is neither."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+
+from sigd.models.build.pipeline import build_engine
+from sigd.models.build.request import BuildRequest
+from sigd.models.engine import read_manifest
+from sigd.models.manifest import encode_manifest, manifest_path
+
+if TYPE_CHECKING:
+    from tests.conftest import ModelMaker
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def engine(models: ModelMaker, tmp_path: Path) -> Path:
+    path = tmp_path / "m.engine"
+    build_engine(BuildRequest(model=models.mlp(), engine=path, runtime="onnxruntime"))
+    return path
+
+
+def test_a_model_is_described(run_command: Run, models: ModelMaker) -> None:
+    ran = run_command("inspect", models.mlp())
+    assert ran.code == 0
+    assert "features float32 [N, 8]" in ran.out
+    assert "logits float32 [N, 3]" in ran.out
+    assert "3: 2 Gemm, 1 Relu" in ran.out
+    assert "parameters    195" in ran.out
+
+
+def test_layers_are_listed_on_demand(run_command: Run, models: ModelMaker) -> None:
+    assert "dense0" not in run_command("inspect", models.mlp()).out
+    assert "dense0" in run_command("inspect", models.mlp(), "--layers").out
+
+
+def test_an_engine_shows_its_manifest_and_a_command_to_copy(run_command: Run, engine: Path) -> None:
+    ran = run_command("inspect", engine)
+    assert ran.code == 0
+    assert "1 com.microsoft.FusedGemm" in ran.out
+    assert "labels agree 100.00%" in ran.out
+    rebuild = " ".join(read_manifest(engine).rebuild)
+    assert f"rebuild       {rebuild}\n" in ran.out
+
+
+def test_json_holds_everything(run_command: Run, engine: Path) -> None:
+    found = json.loads(run_command("inspect", engine, "--json").out)
+    assert found["intact"] is True
+    assert found["manifest"] == json.loads(manifest_path(engine).read_bytes())
+    assert [layer["operator"] for layer in found["layers"]] == ["com.microsoft.FusedGemm", "Gemm"]
+    assert found["input"] == ["features", "[N, 8]"]
+
+
+def test_an_engine_that_was_changed_exits_1(run_command: Run, engine: Path) -> None:
+    engine.write_bytes(engine.read_bytes() + b"\0")
+    ran = run_command("inspect", engine)
+    assert ran.code == 1
+    assert "not the engine that its manifest describes" in ran.out
+    found = json.loads(run_command("inspect", engine, "--json").out)
+    assert (found["intact"], found["layers"]) == (False, None)
+
+
+def test_a_plan_of_a_runtime_that_is_not_here_shows_all_but_its_layers(
+    run_command: Run, engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    manifest = read_manifest(engine)
+    changed = msgspec.structs.replace(
+        manifest, runtime="tensorrt-rtx", tools={**manifest.tools, "tensorrt-rtx": "1.7.1.116"}
+    )
+    manifest_path(engine).write_bytes(encode_manifest(changed))
+    ran = run_command("inspect", engine)
+    assert ran.code == 0
+    assert "runtime       tensorrt-rtx 1.7.1.116" in ran.out
+    assert "layers cannot be read here: tensorrt-rtx cannot be imported" in ran.out
+
+
+@pytest.mark.parametrize("name", ["gone.onnx", "gone.engine"])
+def test_what_is_not_there_exits_2(run_command: Run, name: str) -> None:
+    ran = run_command("inspect", name)
+    assert ran.code == 2
+    assert "no such file" in ran.err
