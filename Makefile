@@ -9,7 +9,7 @@ SIGD := $(BIN)/sigd
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-gpu check format lint types imports bench fuzz train lock wheel clean
+.PHONY: help demo test test-fast test-simcuda test-gpu test-rtx check format lint types imports bench fuzz train lock wheel clean
 
 help:  ## this list
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,8 +23,14 @@ test: $(VENV)/.dev  ## all tests that need no GPU
 test-fast: $(VENV)/.dev  ## the tests that take no more than a few seconds
 	$(BIN)/pytest -m "not slow"
 
+test-simcuda: $(VENV)/.dev  ## the tests of the GPU path, on a simulated CUDA driver (the first time: two minutes more)
+	$(BIN)/python tests/simcuda/prepare.py -- $(BIN)/pytest tests/simcuda tests/conformance -k "simcuda or tensorrt"
+
 test-gpu: $(VENV)/.dev  ## the tests for a machine with an NVIDIA GPU
 	$(BIN)/pytest -m gpu -rs
+
+test-rtx: $(VENV)/.dev build/rtx/.ready  ## the real TensorRT-RTX builder, on the CPU (fetches 95 MB, once)
+	PYTHONPATH=build/rtx/site $(BIN)/pytest tests/rtx
 
 check: $(VENV)/.dev lint types imports test  ## format, lint, types, import contracts, tests
 
@@ -66,6 +72,12 @@ wheel: $(VENV)/.dev  ## build the wheel into dist/
 
 clean:  ## remove what these targets made
 	rm -rf $(VENV) dist build out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+build/rtx/.ready: tests/rtx/requirements.lock | $(VENV)/.dev
+	@echo "fetching what tests/rtx/requirements.lock names"
+	@rm -rf build/rtx
+	@$(PIP) install --require-hashes --no-deps --no-build-isolation --target build/rtx/site -r $<
+	@touch $@
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "sigd needs Python 3.11, 3.12 or 3.13 on PATH, and found none: install one or run make PYTHON=/path/to/python3" >&2; exit 3; }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import threading
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
@@ -36,6 +36,7 @@ Made = TypeVar("Made")
 _TF32_CAPABILITY: Final = (8, 0)
 """The first with tensor cores that take TF32 (Ampere)."""
 _LOG_LINES: Final = 32
+_WAKE_UP_S: Final = 0.1
 _NO_DEVICE: Final = ("cudaError 35", "CUDA initialization failure", "no CUDA-capable device")
 _NO_KERNEL: Final = re.compile(
     r"Cannot compile operation '(?P<node>[^']*)' for (?P<gpu>[^:]*): (?P<why>[^.\]]*)"
@@ -106,6 +107,9 @@ def build_plan(
     with ThreadPoolExecutor(1, "sigd-builder") as executor:
         building = executor.submit(lambda: _Build(trt, model, spec, request).run(progress, cancelled))
         try:
+            # Waking up now and then hears a signal that the system gave to another thread, too.
+            while not wait((building,), timeout=_WAKE_UP_S).done:
+                pass
             return building.result()
         except BaseException:
             cancelled.set()

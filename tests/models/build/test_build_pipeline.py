@@ -172,14 +172,8 @@ def test_free_axes_that_no_profile_covers_are_refused(
 def test_too_little_agreement_writes_nothing(
     models: ModelMaker, build_here: Build, engine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = pipeline.measure
-
-    def half(*arguments: object) -> Accuracy:
-        return real(*arguments).__class__(  # type: ignore[arg-type]
-            measured_on="x", rows=2, max_abs=0.0, max_rel=0.0, cosine=1.0, label_agreement=0.5
-        )
-
-    monkeypatch.setattr(pipeline, "measure", half)
+    half = Accuracy(measured_on="x", rows=2, max_abs=0.0, max_rel=0.0, cosine=1.0, label_agreement=0.5)
+    monkeypatch.setattr(pipeline, "measure", lambda *_: half)
     with pytest.raises(AccuracyTooLow, match=r"for 50\.00% of 2 rows, expected at least 60\.00%"):
         build_here(models.mlp(), agreement_min=0.6)
     assert not list(engine.parent.iterdir())
