@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -136,3 +139,44 @@ class CppBuilder:
 def cpp(tmp_path_factory: pytest.TempPathFactory) -> CppBuilder:
     """A compiler of C++ programs."""
     return CppBuilder(tmp_path_factory.mktemp("cpp"))
+
+
+Scene = Callable[[socket.socket], None]
+
+
+class Daemon:
+    """Listens at `path` and plays `scene` with the one client that comes; `check()` raises what the scene raised."""
+
+    def __init__(self, path: Path, scene: Scene) -> None:
+        self.path = path
+        self._scene = scene
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self._thread = ThreadPoolExecutor(1)
+        self._played = self._thread.submit(self._play)
+
+    def _play(self) -> None:
+        with self._listener:
+            connection, _ = self._listener.accept()
+        # a client that leaves in the middle of a scene ends it
+        with connection, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._scene(connection)
+
+    def check(self) -> None:
+        self._played.result()
+        self._thread.shutdown()
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Callable[[Scene], Path]]:
+    """daemon(scene) starts one and gives its path; what a scene asserts is checked at the end of the test."""
+    started: list[Daemon] = []
+
+    def start(scene: Scene) -> Path:
+        started.append(Daemon(tmp_path / f"{len(started)}.sock", scene))
+        return started[-1].path
+
+    yield start
+    for one in started:
+        one.check()

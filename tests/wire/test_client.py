@@ -9,8 +9,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +38,6 @@ REQUEST_BYTES = 56
 WELCOME = Welcome(FEATURES, OUTPUTS, 256, 1, 4321, 99, bytes(range(32)), "test-model")
 ROW = np.arange(FEATURES, dtype=np.float32)
 MORE_THAN_ANY_BUFFER = np.ones((200_000, FEATURES), np.float32)
-
-Scene = Callable[[socket.socket], None]
 
 
 def newer(frame: bytes, version: int = 2, longer_bytes: int = 16) -> bytes:
@@ -73,45 +70,7 @@ def greet(connection: socket.socket, welcome: Welcome = WELCOME) -> Hello:
     return hello
 
 
-class Daemon:
-    """Listens at `path` and plays `scene` with the one client that comes; `check()` raises what the scene raised."""
-
-    def __init__(self, path: Path, scene: Scene) -> None:
-        self.path = path
-        self._scene = scene
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(path))
-        self._listener.listen()
-        self._thread = ThreadPoolExecutor(1)
-        self._played = self._thread.submit(self._play)
-
-    def _play(self) -> None:
-        with self._listener:
-            connection, _ = self._listener.accept()
-        # a client that leaves in the middle of a scene ends it
-        with connection, contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self._scene(connection)
-
-    def check(self) -> None:
-        self._played.result()
-        self._thread.shutdown()
-
-
-@pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[Callable[[Scene], Path]]:
-    """daemon(scene) starts one and gives its path; what a scene asserts is checked at the end of the test."""
-    started: list[Daemon] = []
-
-    def start(scene: Scene) -> Path:
-        started.append(Daemon(tmp_path / f"{len(started)}.sock", scene))
-        return started[-1].path
-
-    yield start
-    for one in started:
-        one.check()
-
-
-StartDaemon = Callable[[Scene], Path]
+StartDaemon = Callable[[Callable[[socket.socket], None]], Path]
 
 
 def echo(connection: socket.socket) -> None:
