@@ -12,6 +12,7 @@ client, one thread.
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import select
@@ -439,6 +440,7 @@ class Client:
 
 def _open(path: str, timeout_s: float) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    deadline_s = time.monotonic() + timeout_s
     try:
         # A blocking connect waits for room in the listener's backlog, for this long; a non-blocking one fails.
         if not math.isinf(timeout_s):
@@ -446,10 +448,25 @@ def _open(path: str, timeout_s: float) -> socket.socket:
             timeval = _TIMEVAL.pack(int(seconds), int(fraction * 1e6))
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
         connection.connect(path)
+        while not _connected(connection):
+            if time.monotonic() > deadline_s:
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            connection.connect(path)
     except OSError as error:
         connection.close()
         raise ConnectFailed(f"cannot connect to {path}: {_explain(error)}") from error
     return connection
+
+
+def _connected(connection: socket.socket) -> bool:
+    """A signal may interrupt connect(), and Python then believes that a Unix socket connects by itself meanwhile."""
+    try:
+        connection.getpeername()
+    except OSError as error:
+        if error.errno == errno.ENOTCONN:
+            return False
+        raise
+    return True
 
 
 def _explain(error: OSError) -> str:

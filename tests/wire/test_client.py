@@ -132,6 +132,14 @@ class TestConnect:
                     one.connect(path)
             with pytest.raises(ConnectFailed, match="did not accept the connection in time"):
                 connect(path, timeout_s=0.02)
+            handler = signal.signal(signal.SIGALRM, lambda *_: None)
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)
+                with pytest.raises(ConnectFailed, match="did not accept the connection in time"):
+                    connect(path, timeout_s=0.02)  # signals interrupt it all the while
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.signal(signal.SIGALRM, handler)
 
     def test_what_is_asked_for(self, daemon: StartDaemon) -> None:
         def scene(connection: socket.socket) -> None:
