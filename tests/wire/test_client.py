@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sigd.wire import client as client_module
 from sigd.wire.client import Client, connect
+from sigd.wire.dial import shake_hands
 from sigd.wire.errors import (
     ConnectFailed,
     ProtocolBroken,
@@ -196,7 +196,7 @@ class TestConnect:
             connection.connect(path)
             thread.join()
             with connection, pytest.raises(Rejected, match="64 are open"):
-                client_module._shake_hands(connection, Hello(), time.monotonic() + 10)
+                shake_hands(connection, Hello(), time.monotonic() + 10)
 
     def test_a_newer_daemons_longer_welcome(self, daemon: StartDaemon) -> None:
         def scene(connection: socket.socket) -> None:
