@@ -59,6 +59,7 @@ class Session:
         in_batch_rows: pending rows that are in the batch being run, always the oldest.
         conflate: granted in the Welcome.
         client_name: as the client gave it in its Hello.
+        writable: gives where the next bytes belong; never empty while reading is not paused.
     """
 
     __slots__ = (
@@ -82,6 +83,7 @@ class Session:
         "peer",
         "queued",
         "state",
+        "writable",
     )
 
     inbox: RequestInbox
@@ -98,6 +100,7 @@ class Session:
         self._counters = counters
         self._lone: LonePath = never
         self._framer: Framer | None = Framer(FRAME_BYTES_MAX)
+        self.writable: Callable[[], memoryview] = self._framer.writable
         self._marks: deque[tuple[int, int, Status]] = deque()
         self._answered_rows = 0
         self._ended = False
@@ -111,12 +114,6 @@ class Session:
         self.in_flight_max = 0
 
     # -- the transport's side ----------------------------------------------------------------------------------
-
-    def writable(self) -> memoryview:
-        """Where the next bytes belong; never empty while reading is not paused."""
-        if self._framer is None:
-            return self.inbox.writable()
-        return self._framer.writable()
 
     def arrived(self, count_bytes: int, now_ns: int) -> None:
         """`count_bytes` were written at the start of `writable()`, and read at `now_ns`."""
@@ -269,6 +266,7 @@ class Session:
         # A client may send its first requests without waiting for the Welcome: they are in the same buffer.
         early = framer.rest()
         self._framer = None
+        self.writable = self.inbox.writable
         self.state = State.SERVING
         self.peer.send(welcome.encode())
         if early:
