@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import simcuda_control  # type: ignore[import-not-found]
-from cuda.bindings import driver
 
 _ILLEGAL_ADDRESS = 700
 _C_LIBRARY = ctypes.CDLL(None)
+_DRIVER = ctypes.CDLL("libcuda.so.1")
 _FE_DFL_ENV = ctypes.c_void_p(-1)
 _Floats = npt.NDArray[np.float32]
 _HostFunction = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
@@ -54,12 +54,12 @@ class Launch:
                 simcuda_control.loaded().sticky = _ILLEGAL_ADDRESS
 
         nothing = os.environ.get(NOTHING)
-        self._function: Any = ctypes.CDLL("libcuda.so.1").simcuda_nothing if nothing else _HostFunction(run)
-        self._address = ctypes.cast(self._function, ctypes.c_void_p).value
+        self._function: Any = _DRIVER.simcuda_nothing if nothing else _HostFunction(run)
 
-    def queue(self, stream: int) -> driver.CUresult:
-        """Queue it on a stream."""
-        (code,) = driver.cuLaunchHostFunc(stream, driver.CUhostFn(self._address), 0)
+    def queue(self, stream: int) -> int:
+        """Queue it on a stream; the driver's answer. Not through cuda-bindings: some of its releases wrap the function
+        in data that they free after the first call, and a graph calls it many times."""
+        code: int = _DRIVER.cuLaunchHostFunc(ctypes.c_void_p(stream), self._function, None)
         return code
 
 

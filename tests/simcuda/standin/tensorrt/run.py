@@ -270,7 +270,7 @@ class IExecutionContext:
         launch = Launch(self._engine.kernel, source, in_shape, target, out_shape)
         self._launches.append(launch)
         code = launch.queue(stream_handle)
-        return not code or self._refuse(f"Cuda Runtime ({code.name})")
+        return not code or self._refuse(f"Cuda Runtime (error {code})")
 
     def _run_once(self) -> bool:
         """What the first run of a shape does besides: it takes memory for a moment, which a capture forbids."""
