@@ -91,11 +91,10 @@ class Service:
             self._ticker.start()
             self._say_ready()
             await self._stop.wait()
-            listener.remove()
-            server.close()
+            # The way here ends first: another daemon may take the place while this one drains.
+            for end in (listener.remove, asked.remove, server.close, admin.close):
+                end()
             complete = await self._drain()
-            asked.remove()
-            admin.close()
         self._ticker.stop()
         self._backend.close()
         if self._failure is not None:
