@@ -26,9 +26,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _FAILURE_LOG_INTERVAL_NS: Final = 1_000_000_000
-SEGMENT_ROWS_MIN: Final = 16
-"""Least that a busy connection may put into a batch before the next one's turn: each turn costs about 10 us of
-NumPy calls, whatever its rows, so turns of a few rows each would halve the throughput."""
+FEW_ROWS: Final = 16
+"""As many as get into a batch whole, however many somebody else has waiting."""
 
 
 class Batcher:
@@ -86,8 +85,9 @@ class Batcher:
     # -- the sessions' side ------------------------------------------------------------------------------------
 
     def fail_lone(self, session: Session, error: Exception) -> None:
-        """The model failed on a request that ran alone."""
-        self._fail([Segment(session, 1, None, 0, 1)], error)
+        """The model's bare call, whose errors are the runtime's own, failed on a request that ran alone."""
+        failure = error if isinstance(error, BackendFailed) else BackendFailed(str(error))
+        self._fail([Segment(session, 1, None, 0, 1)], failure)
 
     def enqueue(self, session: Session) -> None:
         """The session has waiting rows: it shall have a part in one of the next batches."""
@@ -150,13 +150,7 @@ class Batcher:
         inputs = self.backend.inputs
         segments: list[Segment] = []
         rows = 0
-        ready = self._ready
-        room = self.batch_rows_max
-        share = max(room // len(ready), SEGMENT_ROWS_MIN)
-        for _ in range(len(ready)):
-            session = ready.popleft()
-            session.queued = False
-            take = min(session.waiting_rows, room, share if ready else room)
+        for session, take in self._pick():
             try:
                 segment = screen(session, take, inputs, rows, now_ns)
             except Exception:  # noqa: BLE001  _give_up() logs it
@@ -165,10 +159,7 @@ class Batcher:
             segments.append(segment)
             session.in_batch_rows = take
             rows += segment.live
-            room -= take
-            if not room:
-                break
-        if self._may_be_alone and len(segments) == 1 and not ready and segments[0].session.serving:
+        if self._may_be_alone and len(segments) == 1 and not self._ready and segments[0].session.serving:
             self.alone = segments[0].session
         self._segments = segments
         self._submitted_ns = self.clock()
@@ -181,6 +172,37 @@ class Batcher:
                 self._fail(segments, error)
                 return
         self._complete(self.clock())
+
+    def _pick(self) -> list[tuple[Session, int]]:
+        """Who has a part in the next batch, and how many rows each.
+
+        In turn, as they became ready. Who has few rows gets them all in; the room that is left goes to the first who
+        have many, as much as fits, for a part costs about 10 us of NumPy calls, whatever its rows: small parts of
+        everybody's in each batch would halve the throughput. Those for whom nothing is left come first next time.
+        """
+        ready = self._ready
+        room = self.batch_rows_max
+        few = min(FEW_ROWS, room)
+        asking: list[tuple[Session, int]] = []
+        while ready and (reserve := min(ready[0].waiting_rows, few)) <= room:
+            session = ready.popleft()
+            asking.append((session, session.waiting_rows))
+            room -= reserve
+        spare = self.batch_rows_max - sum(waiting for _, waiting in asking if waiting <= few)
+        picked: list[tuple[Session, int]] = []
+        passed: list[Session] = []
+        for session, waiting in asking:
+            take = waiting
+            if waiting > few:
+                take = min(waiting, spare)
+                spare -= take
+            if take:
+                session.queued = False
+                picked.append((session, take))
+            else:
+                passed.append(session)
+        ready.extendleft(reversed(passed))
+        return picked
 
     def _complete(self, end_ns: int) -> None:
         """Answer the batch that has finished."""
@@ -243,6 +265,8 @@ class Batcher:
         self._answer_all(segments, 0, sum(segment.live for segment in segments))
         if failure is not None and failure.fatal:
             self._submit = self._refuse
+            self._may_be_alone = False
+            self.alone = None
             self._on_fatal(failure)
 
     def _refuse(self, rows: int) -> bool:
