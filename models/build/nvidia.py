@@ -200,7 +200,11 @@ class _Build:
         if request.timing_cache is None:
             return None
         cache = self._made(config.create_timing_cache(request.timing_cache))
-        self._checked(config.set_timing_cache(cache, False), "set_timing_cache")
+        if not config.set_timing_cache(cache, False):
+            raise ModelRefused(
+                f"the timing cache was made on another GPU or by another version than {self._tool} ({self._last_words()}): name"
+                " another file with --timing-cache, or remove it"
+            )
         return cache
 
     def _add_profiles(self, builder: Builder, config: BuilderConfig) -> None:

@@ -22,14 +22,14 @@ from sigd.models.build.nvidia import BuiltPlan, PlanRequest, build_plan
 from sigd.models.build.optimised import DEFAULT_LEVEL, optimise
 from sigd.models.build.precision import to_fp16, to_int8
 from sigd.models.build.progress import BuildProgress, Unwatched, phase
-from sigd.models.build.record import Findings, describe
+from sigd.models.build.record import Findings, Job, describe
 from sigd.models.build.request import BuildRequest, check_runtime_options
 from sigd.models.build.runtimes import Machine, choose_runtime, load, this_machine
 from sigd.models.denormals import float_environment_kept
 from sigd.models.engine import publish_engine, stage_engine, stage_file, staging_folder, write_whole
 from sigd.models.errors import BackendUnavailable, ModelError, ModelRefused
 from sigd.models.independence import check_rows_independent
-from sigd.models.manifest import NOT_MEASURED, Accuracy, Manifest, RuntimeName
+from sigd.models.manifest import NOT_MEASURED, Accuracy, Manifest
 from sigd.models.onnx_file import OnnxFile, read_onnx
 from sigd.models.oracle import OracleBackend
 from sigd.models.registry import BackendOptions, make_backend
@@ -60,10 +60,12 @@ class _Sample:
     Attributes:
         rows: float32, (n, features).
         answers: float32, (n, outputs): the oracle's.
+        batch_rows: how many of them were answered together; never more than the engine will take.
     """
 
     rows: Float32Array
     answers: Float32Array
+    batch_rows: int
 
 
 def build_engine(
@@ -101,27 +103,22 @@ def build_engine(
         with phase(progress, "Reading the model"):
             file = read_onnx(request.model)
             spec = spec_of(file, request.model.stem)
-            profiles = request.batches.profiles_for(spec)
             rows = _rows(request, spec)
+        job = Job(
+            request=request,
+            spec=spec,
+            profiles=request.batches.profiles_for(spec),
+            runtime=runtime,
+            runtime_version=str(module.__version__),
+            gpu=gpu,
+        )
         with phase(progress, f"Converting to {request.precision}"):
-            converted = _converted(file, spec, rows, request, runtime)
-        plan = _plan(module, runtime, converted, spec, request, progress)
+            converted = _converted(file, job, rows)
+        plan = _plan(module, converted, job, progress)
         with phase(progress, "Asking the oracle"):
-            sample = _sample(spec, rows)
+            sample = _sample(job, rows)
         with phase(progress, "Measuring accuracy"):
-            findings = Findings(
-                plan=plan,
-                profiles=profiles,
-                rows=sample.rows,
-                answers=sample.answers,
-                conversion_accuracy=_conversion_accuracy(folder, request, runtime, converted, sample),
-            )
-            manifest = describe(request, spec, runtime, module, gpu, findings)
-            staged = stage_engine(folder, request.engine, plan.content, manifest)
-            here = gpu is not None and gpu.compute_capability == request.compute_capability
-            if runtime == "onnxruntime" or here:
-                findings = replace(findings, accuracy=_accuracy(staged, manifest, sample))
-                manifest = describe(request, spec, runtime, module, gpu, findings)
+            manifest = _measured(folder, job, converted, plan, sample)
         _check_agreement(manifest, request)
         with phase(progress, "Writing"):
             seconds = (time.monotonic_ns() - started_ns) / 1e9
@@ -141,14 +138,13 @@ def _rows(request: BuildRequest, spec: ModelSpec) -> Float32Array:
     return rows[np.random.default_rng(request.seed).permutation(len(rows))]
 
 
-def _converted(
-    file: OnnxFile, spec: ModelSpec, rows: Float32Array, request: BuildRequest, runtime: RuntimeName
-) -> ModelProto:
+def _converted(file: OnnxFile, job: Job, rows: Float32Array) -> ModelProto:
     """The graph in the precision that was asked for, every node named, so that whoever refuses one can name it."""
+    request, spec = job.request, job.spec
     if request.precision == "fp16":
         model = to_fp16(file.model, spec.path)
     elif request.precision == "int8":
-        model = to_int8(file.model, spec, rows, request.calibration_method, runtime)
+        model = to_int8(file.model, spec, rows, request.calibration_method, job.runtime)
     else:
         model = type(file.model)()
         model.CopyFrom(file.model)
@@ -160,35 +156,24 @@ def _converted(
     return model
 
 
-def _plan(
-    module: ModuleType,
-    runtime: RuntimeName,
-    model: ModelProto,
-    spec: ModelSpec,
-    request: BuildRequest,
-    progress: BuildProgress,
-) -> BuiltPlan:
-    if runtime == "onnxruntime":
+def _plan(module: ModuleType, model: ModelProto, job: Job, progress: BuildProgress) -> BuiltPlan:
+    request = job.request
+    if job.runtime == "onnxruntime":
         level = DEFAULT_LEVEL if request.optimization_level is None else request.optimization_level
         with phase(progress, "Optimising"):
-            content = optimise(module, model, spec.path, level)
+            content = optimise(module, model, job.spec.path, level)
         return BuiltPlan(content, {"optimization_level": level})
     assert request.compute_capability is not None
-    return build_plan(
-        cast("BuilderModule", module),
-        model,
-        spec,
-        PlanRequest(
-            runtime=runtime,
-            compute_capability=request.compute_capability,
-            profiles=request.batches.profiles_for(spec),
-            precision=request.precision,
-            optimization_level=request.optimization_level,
-            workspace_bytes_max=request.workspace_bytes_max,
-            timing_cache=_timing_cache(request.timing_cache),
-        ),
-        progress,
+    asked = PlanRequest(
+        runtime=job.runtime,
+        compute_capability=request.compute_capability,
+        profiles=job.profiles,
+        precision=request.precision,
+        optimization_level=request.optimization_level,
+        workspace_bytes_max=request.workspace_bytes_max,
+        timing_cache=_timing_cache(request.timing_cache),
     )
+    return build_plan(cast("BuilderModule", module), model, job.spec, asked, progress)
 
 
 def _timing_cache(path: Path | None) -> bytes | None:
@@ -203,16 +188,17 @@ def _timing_cache(path: Path | None) -> bytes | None:
         raise ModelRefused(f"{path}: the timing cache cannot be read: {error.strerror or error}") from error
 
 
-def _sample(spec: ModelSpec, rows: Float32Array) -> _Sample:
-    """The oracle's answers, and its word that rows do not depend on each other."""
-    oracle = OracleBackend(spec, min(_ORACLE_BATCH_ROWS, len(rows)))
+def _sample(job: Job, rows: Float32Array) -> _Sample:
+    """The oracle's answers, and its word that rows do not depend on each other in batches as they are asked for."""
+    batch_rows_max = max(profile.rows_max for profile in job.profiles)
+    oracle = OracleBackend(job.spec, min(_ORACLE_BATCH_ROWS, len(rows), batch_rows_max))
     oracle.open()
     try:
         check_rows_independent(oracle)
         answers = _answers_in_time(oracle, rows)
     finally:
         oracle.close()
-    return _Sample(rows[: len(answers)], answers)
+    return _Sample(rows[: len(answers)], answers, oracle.batch_rows_max)
 
 
 def _answers_in_time(oracle: Backend, rows: Float32Array) -> Float32Array:
@@ -226,20 +212,35 @@ def _answers_in_time(oracle: Backend, rows: Float32Array) -> Float32Array:
     return np.concatenate(answers)
 
 
+def _measured(folder: Path, job: Job, model: ModelProto, plan: BuiltPlan, sample: _Sample) -> Manifest:
+    """The manifest, with the accuracy of the engine where it can run here: staged, and opened as it will be served."""
+    findings = Findings(
+        plan=plan,
+        rows=sample.rows,
+        answers=sample.answers,
+        conversion_accuracy=_conversion_accuracy(folder, job, model, sample),
+    )
+    manifest = describe(job, findings)
+    if job.runtime != "onnxruntime" and not job.gpu_is_here:
+        return manifest
+    staged = stage_engine(folder, job.request.engine, plan.content, manifest)
+    return describe(job, replace(findings, accuracy=_accuracy(staged, manifest, sample)))
+
+
 def _conversion_accuracy(
-    folder: Path, request: BuildRequest, runtime: RuntimeName, model: ModelProto, sample: _Sample
+    folder: Path, job: Job, model: ModelProto, sample: _Sample
 ) -> Accuracy | Literal["not measured"]:
     """What the precision costs: the converted graph against the original, where something here runs it.
 
     ONNX Runtime computes most of a float16 graph in float32 on a CPU, so what a GPU will make of that is measured on
     the reference evaluator, which rounds after every operator; it is slow, so on fewer rows.
     """
-    emulated = request.precision == "fp16" and runtime != "onnxruntime"
+    emulated = job.request.precision == "fp16" and job.runtime != "onnxruntime"
     package = "onnx" if emulated else "onnxruntime"
     path = folder / "converted.onnx"
-    stage_file(path, request.engine, model.SerializeToString())
-    options = BackendOptions(batch_rows_max=min(_ORACLE_BATCH_ROWS, len(sample.rows)))
-    backend = make_backend(path, "oracle" if emulated else "onnxruntime", options)
+    stage_file(path, job.request.engine, model.SerializeToString())
+    name = "oracle" if emulated else "onnxruntime"
+    backend = make_backend(path, name, BackendOptions(batch_rows_max=sample.batch_rows))
     try:
         backend.open()
         answers = _answers_in_time(backend, sample.rows)

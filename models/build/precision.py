@@ -29,6 +29,12 @@ constants that are not weights (a scale, a mask) are refused by TensorRT when th
 _OPSET_MIN: Final = 13
 """Ranges for each channel came with opset 13."""
 _CALIBRATION_BATCH_ROWS: Final = 64
+_METHODS: Final[dict[CalibrationMethod, str]] = {
+    "minmax": "MinMax",
+    "percentile": "Percentile",
+    "entropy": "Entropy",
+}
+"""Our names to the quantiser's."""
 
 
 def to_fp16(model: ModelProto, path: Path) -> ModelProto:
@@ -84,11 +90,6 @@ def to_int8(
     inferred = onnx.shape_inference.infer_shapes(model)
     # Says that shapes have been inferred, which is all that the quantiser's own preparation would add here.
     add_pre_process_metadata(inferred)
-    methods = {
-        "minmax": quantization.CalibrationMethod.MinMax,
-        "percentile": quantization.CalibrationMethod.Percentile,
-        "entropy": quantization.CalibrationMethod.Entropy,
-    }
     on_cpu = runtime == "onnxruntime"
     with tempfile.TemporaryDirectory(prefix="sigd-int8-") as folder, _quiet_logging():
         target = Path(folder) / "int8.onnx"
@@ -102,7 +103,7 @@ def to_int8(
                 per_channel=True,
                 activation_type=quantization.QuantType.QUInt8 if on_cpu else quantization.QuantType.QInt8,
                 weight_type=quantization.QuantType.QInt8,
-                calibrate_method=methods[method],
+                calibrate_method=quantization.CalibrationMethod[_METHODS[method]],
                 extra_options={
                     "ActivationSymmetric": not on_cpu,
                     "WeightSymmetric": True,

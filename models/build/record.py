@@ -7,7 +7,6 @@ import platform
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
-from types import ModuleType
 from typing import Final, Literal
 
 from sigd import __version__
@@ -39,53 +38,66 @@ _TOOLS: Final = ("numpy", "onnx", "onnxruntime")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One build, once all is decided.
+
+    Attributes:
+        request: what was asked for, with the compute capability where there is a GPU.
+        spec: of the model.
+        profiles: the batches to prepare for.
+        runtime: what the engine is for.
+        runtime_version: of that, here.
+        gpu: the GPU that is here; None without one, or where the runtime needs none.
+    """
+
+    request: BuildRequest
+    spec: ModelSpec
+    profiles: tuple[Profile, ...]
+    runtime: RuntimeName
+    runtime_version: str
+    gpu: Gpu | None
+
+    @property
+    def gpu_is_here(self) -> bool:
+        """Whether the GPU that the engine is for is the one that is here."""
+        return self.gpu is not None and self.gpu.compute_capability == self.request.compute_capability
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
     """What came out of a build.
 
     Attributes:
         plan: the engine.
-        profiles: the batches it was prepared for.
         rows: float32, (n, features): what accuracy was measured on.
         answers: float32, (n, outputs): the oracle's.
         conversion_accuracy, accuracy: as in the manifest.
     """
 
     plan: BuiltPlan
-    profiles: tuple[Profile, ...]
     rows: Float32Array
     answers: Float32Array
     conversion_accuracy: Accuracy | Literal["not measured"]
     accuracy: Accuracy | Literal["not measured"] = NOT_MEASURED
 
 
-def describe(
-    request: BuildRequest,
-    spec: ModelSpec,
-    runtime: RuntimeName,
-    module: ModuleType,
-    gpu: Gpu | None,
-    findings: Findings,
-) -> Manifest:
+def describe(job: Job, findings: Findings) -> Manifest:
     """The manifest of a build; its `build_seconds` is still 0."""
-    plan = findings.plan
+    request, spec, plan = job.request, job.spec, findings.plan
     return Manifest(
-        runtime=runtime,
+        runtime=job.runtime,
         source=Source(file=spec.path.name, sha256=spec.sha256.hex(), opset=spec.opset),
-        plan=Plan(
-            file=request.engine.name,
-            sha256=_sha256(plan.content),
-            size_bytes=len(plan.content),
-        ),
+        plan=Plan(file=request.engine.name, sha256=_sha256(plan.content), size_bytes=len(plan.content)),
         tools={
             "sigd": __version__,
             **{name: metadata.version(name) for name in _TOOLS},
-            runtime: str(module.__version__),
+            job.runtime: job.runtime_version,
         },
-        target=_target(request, runtime, gpu, plan),
+        target=_target(job, plan),
         input=Tensor(name=spec.input_name, row_dims=spec.input_dims),
         output=Tensor(name=spec.output_name, row_dims=spec.output_dims),
         batch_rows=spec.batch_rows,
-        profiles=findings.profiles,
+        profiles=job.profiles,
         precision=request.precision,
         flags=plan.flags,
         timing_cache_sha256=None if plan.timing_cache is None else _sha256(plan.timing_cache),
@@ -95,21 +107,21 @@ def describe(
         host=Host(name=platform.node(), system=platform.platform(), python=platform.python_version()),
         built_at=datetime.now(UTC).isoformat(timespec="seconds"),
         build_seconds=0.0,
-        rebuild=rebuild_words(request, runtime, fixed_batch=spec.batch_rows is not None),
+        rebuild=rebuild_words(request, job.runtime, fixed_batch=spec.batch_rows is not None),
     )
 
 
-def _target(request: BuildRequest, runtime: RuntimeName, gpu: Gpu | None, plan: BuiltPlan) -> Target:
-    if runtime == "onnxruntime":
+def _target(job: Job, plan: BuiltPlan) -> Target:
+    if job.runtime == "onnxruntime":
         level = plan.flags["optimization_level"]
         assert isinstance(level, int)
         return Target(cpu=instruction_sets() if level >= LAYOUT_LEVEL else None)
-    if gpu is None or gpu.compute_capability != request.compute_capability:
-        return Target(compute_capability=request.compute_capability)
+    if job.gpu is None or not job.gpu_is_here:
+        return Target(compute_capability=job.request.compute_capability)
     return Target(
-        compute_capability=request.compute_capability,
-        gpu=gpu.name,
-        driver=gpu.cuda_version,
+        compute_capability=job.gpu.compute_capability,
+        gpu=job.gpu.name,
+        driver=job.gpu.cuda_version,
         device_memory_bytes=plan.device_memory_bytes,
     )
 

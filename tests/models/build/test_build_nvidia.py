@@ -3,6 +3,7 @@ real one."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from sigd.models.build.runtimes import Machine
 from sigd.models.engine import read_manifest
 from sigd.models.errors import BackendFailed, BackendUnavailable, ModelRefused
 from sigd.models.layers import plan_layers
-from sigd.models.manifest import NOT_MEASURED, Accuracy, Manifest
+from sigd.models.manifest import NOT_MEASURED, Accuracy, Manifest, Target
 from sigd.models.rows import seeded_rows
 from sigd.models.spec import read_spec
 
@@ -194,6 +195,40 @@ def test_tf32_before_ampere_is_refused(models: ModelMaker, build_rtx: Build) -> 
         ModelRefused, match=r"tf32 needs compute capability 8\.0 or newer, this build is for 7\.5"
     ):
         build_rtx(models.mlp(), compute_capability="7.5", precision="tf32")
+
+
+def test_tensorrt_builds_for_the_gpu_that_is_here(
+    models: ModelMaker, build_trt: Build, told: Callable[[], Any]
+) -> None:
+    manifest = build_trt(models.mlp())
+    assert (manifest.runtime, manifest.runtime_version) == ("tensorrt", "10.13.3.9")
+    assert told()["capabilities"] == []
+    assert manifest.target == Target(
+        compute_capability="8.6", gpu="NVIDIA GeForce RTX 3090", driver="13.0", device_memory_bytes=4096
+    )
+
+
+def test_a_timing_cache_is_read_and_written_back(
+    models: ModelMaker, build_trt: Build, tmp_path: Path
+) -> None:
+    cache = tmp_path / "timing.cache"
+    for timed in (b"timed ", b"timed timed "):
+        manifest = build_trt(models.mlp(), timing_cache=cache)
+        assert cache.read_bytes() == timed
+        assert manifest.timing_cache_sha256 == hashlib.sha256(timed).hexdigest()
+    assert build_trt(models.mlp()).timing_cache_sha256 is None
+
+
+def test_a_timing_cache_of_another_machine_is_refused_and_kept(
+    models: ModelMaker, build_trt: Build, trt: ModuleType, tmp_path: Path
+) -> None:
+    cache = tmp_path / "timing.cache"
+    cache.write_bytes(b"foreign")
+    trt.trouble["cache"] = b"foreign"
+    with pytest.raises(ModelRefused, match="timing cache was made on another GPU or by another version"):
+        build_trt(models.mlp(), timing_cache=cache)
+    assert list(tmp_path.iterdir()) == [cache]
+    assert cache.read_bytes() == b"foreign"
 
 
 class Watch(Unwatched):

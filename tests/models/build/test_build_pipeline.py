@@ -17,6 +17,7 @@ from onnx import TensorProto, helper
 from sigd.models.accuracy import check_golden, run_rows
 from sigd.models.build import pipeline
 from sigd.models.build.pipeline import AccuracyTooLow
+from sigd.models.build.request import Batches
 from sigd.models.engine import EngineNotWritten, read_manifest
 from sigd.models.errors import ModelRefused
 from sigd.models.manifest import Accuracy, Manifest
@@ -158,6 +159,15 @@ def test_rows_that_depend_on_each_other_are_refused_before_anything_is_written(
     with pytest.raises(ModelRefused, match="the answer for a row changes with the other rows"):
         build_here(models.mixing())
     assert not list(engine.parent.iterdir())
+
+
+def test_rows_that_never_share_a_batch_may_depend_on_each_other(
+    models: ModelMaker, build_here: Build, engine: Path
+) -> None:
+    manifest = build_here(models.mixing(), batches=Batches(rows_max=1))
+    assert isinstance(manifest.accuracy, Accuracy)
+    assert manifest.accuracy.max_abs == 0.0
+    assert open_backend(engine, batch_rows_max=1).batch_rows_max == 1
 
 
 def test_free_axes_that_no_profile_covers_are_refused(

@@ -17,7 +17,10 @@ import onnx
 __version__ = "1.7.1.116"
 
 trouble: dict[str, Any] = {}
-"""What shall go wrong: "words": what the builder logs before it fails; "none": calls that give None."""
+"""What shall go wrong: "words": what the builder logs before it fails; "none": calls that give None; "cache": a timing
+cache that is not this machine's."""
+gpu_is_here = False
+"""Whether plans can be loaded."""
 STEPS = 50
 
 
@@ -108,6 +111,18 @@ class Profile:
         self.shapes[name] = [low, best, high]
 
 
+class TimingCache:
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    def serialize(self) -> bytes:
+        return self.content + b"timed "
+
+
+class LoadedEngine:
+    device_memory_size_v2 = 4096
+
+
 class Config:
     def __init__(self) -> None:
         self.builder_optimization_level = 3
@@ -138,6 +153,12 @@ class Config:
             return -1
         self.profiles.append(profile)
         return len(self.profiles) - 1
+
+    def create_timing_cache(self, serialized_timing_cache: bytes) -> TimingCache:
+        return TimingCache(serialized_timing_cache)
+
+    def set_timing_cache(self, cache: TimingCache, ignore_mismatch: bool) -> bool:
+        return cache.content != trouble.get("cache")
 
     def set_compute_capability(self, capability: ComputeCapability, index: int) -> bool:
         self.capabilities.append(int(capability))
@@ -194,5 +215,8 @@ class Runtime:
     def __init__(self, logger: ILogger) -> None:
         self._logger = logger
 
-    def deserialize_cuda_engine(self, serialized_engine: bytes) -> None:
+    def deserialize_cuda_engine(self, serialized_engine: bytes) -> LoadedEngine | None:
+        if gpu_is_here:
+            return LoadedEngine()
         self._logger.log(ILogger.Severity.ERROR, "Error Code 1: Cuda Runtime (cudaError 35)")
+        return None
