@@ -17,6 +17,17 @@ log = logging.getLogger(__name__)
 _MCL_CURRENT = 1
 _MCL_FUTURE = 2
 _SPARE_DESCRIPTORS = 64
+_STANDARD_ERROR = 2
+
+
+def keep_standard_descriptors() -> None:
+    """Open /dev/null for each of descriptors 0 to 2 that is closed.
+
+    Or the next connection would get its number, and the event loop's library ends the process when it closes one.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STANDARD_ERROR:
+        pass
+    os.close(descriptor)
 
 
 def pin_to_cpu(cpu: int) -> None:

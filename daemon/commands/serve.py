@@ -56,10 +56,11 @@ def run(config: Config, *, check: bool) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     import uvloop
 
-    from sigd.daemon.process import allow_descriptors, pin_to_cpu
+    from sigd.daemon.process import allow_descriptors, keep_standard_descriptors, pin_to_cpu
     from sigd.daemon.service import Service
     from sigd.models.registry import backend_names, open_backend
 
+    keep_standard_descriptors()
     if config.backend not in backend_names():
         raise UsageError(f"no backend is called {config.backend!r}: choose from {', '.join(backend_names())}")
     if config.cpu is not None:

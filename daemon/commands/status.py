@@ -43,10 +43,15 @@ def _with_percentiles(answer: Status) -> dict[str, object]:
         latency: LatencyStatus = getattr(answer, name)
         fields[name] = {
             "count": sum(count for _, count in latency.bins),
-            **{f"p{percent:g}_us": percentile_ns(latency.bins, percent) / 1000 for percent in PERCENTS},
+            **{f"p{percent:g}_us": _percentile_us(latency, percent) for percent in PERCENTS},
             "max_us": latency.max_ns / 1000,
         }
     return fields
+
+
+def _percentile_us(latency: LatencyStatus, percent: float) -> float:
+    """The upper edge of a bin may lie above the largest duration in it."""
+    return min(percentile_ns(latency.bins, percent), latency.max_ns) / 1000
 
 
 def _show(answer: Status) -> None:
@@ -77,7 +82,7 @@ def _show(answer: Status) -> None:
     for name, latency in (("total", answer.total), ("queue", answer.queue), ("model", answer.infer)):
         table.add_row(
             name,
-            *(f"{percentile_ns(latency.bins, percent) / 1000:.1f}" for percent in PERCENTS),
+            *(f"{_percentile_us(latency, percent):.1f}" for percent in PERCENTS),
             f"{latency.max_ns / 1000:.1f}",
         )
     console.print(table)

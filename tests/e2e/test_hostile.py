@@ -1,0 +1,321 @@
+"""Broken and hostile clients end their own connections alone."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import resource
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from sigd.wire.client import Client
+from sigd.wire.errors import Rejected, SessionClosed
+from sigd.wire.fields import SIGNAL_REQUEST
+from sigd.wire.layout import frame_dtype, header_word
+from sigd.wire.messages import Heartbeat, Hello, Reject
+from sigd.wire.status import RejectCode, Status
+
+if TYPE_CHECKING:
+    from tests.conftest import ModelMaker
+    from tests.e2e.conftest import Daemon, StartDaemon
+
+HEADER = struct.Struct("<HHHH")
+
+
+def requests(count: int) -> bytes:
+    frames = np.zeros(count, frame_dtype(SIGNAL_REQUEST, 4))
+    frames.view(np.uint64).reshape(count, -1)[:, 0] = header_word(10, frames.itemsize)
+    frames["sequence"] = range(count)
+    return frames.tobytes()
+
+
+@pytest.fixture
+def daemon(start_daemon: StartDaemon, models: ModelMaker) -> Daemon:
+    """One that copies four features."""
+    return start_daemon("--model", str(models.copied(4)))
+
+
+@pytest.fixture
+def witness(daemon: Daemon) -> Iterator[Client]:
+    """A client that minds its own business, and is served well to the end."""
+    stop = threading.Event()
+    answered: list[float] = []
+
+    def mind_its_business() -> None:
+        with daemon.connect(client_name="witness") as client:
+            number = 0
+            while not stop.is_set():
+                number += 1
+                answer = client.request([number, 0, 0, 0])
+                assert answer.status == Status.OK
+                assert answer.outputs[0] == number
+                answered.append(number)
+
+    thread = threading.Thread(target=mind_its_business)
+    thread.start()
+    with daemon.connect() as client:
+        yield client
+        assert client.request([1, 2, 3, 4]).outputs.tolist() == [1, 2, 3, 4]
+    before = len(answered)
+    stop.set()
+    thread.join()
+    assert len(answered) > 0
+    assert len(answered) >= before
+    assert answered == list(range(1, len(answered) + 1)), "the witness was let down"
+
+
+@contextlib.contextmanager
+def raw(daemon: Daemon, *said: bytes) -> Iterator[socket.socket]:
+    """A bare connection on which something has been said."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(60)
+        connection.connect(str(daemon.socket))
+        for data in said:
+            connection.sendall(data)
+        yield connection
+
+
+def until_closed(connection: socket.socket) -> bytes:
+    received = bytearray()
+    with contextlib.suppress(ConnectionResetError):  # where it still had something to say
+        while part := connection.recv(1 << 16):
+            received += part
+    return bytes(received)
+
+
+def reject_of(received: bytes) -> Reject:
+    """The last frame."""
+    assert HEADER.unpack_from(received, len(received) - 80)[:2] == (72, 3)
+    return Reject.decode(received[-72:])
+
+
+@pytest.mark.usefixtures("witness")
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        (b"GET / HTTP/1.1\r\n\r\n", RejectCode.UNSUPPORTED_VERSION),
+        (HEADER.pack(72, 1, 91, 0) + bytes(72), RejectCode.UNSUPPORTED_VERSION),
+        (HEADER.pack(72, 1, 92, 1) + bytes(72), RejectCode.UNSUPPORTED_VERSION),
+        (HEADER.pack(80, 1, 91, 1) + bytes(80), RejectCode.MALFORMED_FRAME),
+        (requests(1), RejectCode.UNEXPECTED_TEMPLATE),
+        (Hello(features=5).encode(), RejectCode.SHAPE_MISMATCH),
+        (Hello(model_name="other").encode(), RejectCode.UNKNOWN_MODEL),
+        (Hello(transport=1).encode(), RejectCode.TRANSPORT_UNAVAILABLE),
+        (Hello(flags=2).encode(), RejectCode.TRANSPORT_UNAVAILABLE),
+        (Hello().encode() * 2, RejectCode.UNEXPECTED_TEMPLATE),
+        (Hello().encode() + requests(50) + b"\xff" * 8, RejectCode.UNSUPPORTED_VERSION),
+        (
+            Hello().encode() + requests(50) + HEADER.pack(24, 10, 91, 1) + bytes(24),
+            RejectCode.MALFORMED_FRAME,
+        ),
+    ],
+)
+def test_a_wrong_frame_is_told_why(daemon: Daemon, said: bytes, code: int) -> None:
+    with raw(daemon, said) as connection:
+        assert reject_of(until_closed(connection)).code == code
+    daemon.until(lambda status: status.rejects == {RejectCode(code).name: 1})
+
+
+@pytest.mark.usefixtures("witness")
+def test_random_bytes(daemon: Daemon) -> None:
+    draw = random.Random(7)
+    for _ in range(150):
+        said = [draw.randbytes(draw.randint(1, 300))]
+        if draw.random() < 0.7:
+            spoilt = bytearray(Hello().encode() + requests(3) + Heartbeat(1).encode() + requests(2))
+            for _ in range(draw.randint(0, 4)):
+                spoilt[draw.randrange(len(spoilt))] = draw.randrange(256)
+            said.insert(0, bytes(spoilt[: draw.randint(1, len(spoilt))]))
+        with raw(daemon) as connection, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            for data in said:
+                connection.sendall(data)
+            connection.shutdown(socket.SHUT_WR)
+            until_closed(connection)
+    daemon.until(lambda status: status.connections_open == 2)
+
+
+@pytest.mark.usefixtures("witness")
+@pytest.mark.parametrize("cut", [1, 7, 8, 40, 79, 81, 100, 135, 137, 200])
+def test_a_client_that_dies_in_the_middle_of_a_frame(daemon: Daemon, cut: int) -> None:
+    whole = Hello().encode() + requests(5)
+    with raw(daemon, whole[:cut]):
+        pass
+    daemon.until(lambda status: status.connections_open == 2)
+    assert daemon.status().pending_rows <= 1
+
+
+def test_a_slow_reader_is_cut_off_at_the_bound_and_hurts_nobody_else(
+    start_daemon: StartDaemon, models: ModelMaker
+) -> None:
+    bound_bytes = 100_000
+    daemon = start_daemon("--model", str(models.copied(4)), config={"unsent_bytes_max": bound_bytes})
+    other = daemon.connect()
+    with raw(daemon, Hello(client_name="never reads").encode()) as slow:
+        taken = 0
+        with pytest.raises(OSError):  # noqa: PT012  which of several, the kernel decides
+            while True:
+                slow.sendall(requests(50))
+                taken += 50
+                assert taken < 100_000, "never cut off"
+                assert other.request([taken, 0, 0, 0]).outputs[0] == taken
+        status = daemon.until(lambda status: status.connections_open == 1)
+        assert status.slow_readers == 1
+        assert len(until_closed(slow)) > 0, "what the kernel had taken can be read still"
+    other.close()
+    assert "'never reads' did not read its answers and was cut off at 100000 unsent bytes" in daemon.said()
+
+
+def test_a_reader_that_is_only_late_loses_nothing(daemon: Daemon) -> None:
+    with daemon.connect() as client:
+        client.send_many(np.arange(40_000).reshape(10_000, 4))
+        answers = client.receive_many(10_000)
+        assert np.array_equal(answers["sequence"], range(10_000))
+        ok = answers["status"] == Status.OK
+        assert set(answers["status"][~ok]) <= {Status.BUSY}
+        assert np.array_equal(answers["outputs"][ok, 0], answers["sequence"][ok] * 4)
+
+
+@pytest.mark.usefixtures("witness")
+def test_a_flood_of_heartbeats_does_not_keep_others_waiting(daemon: Daemon) -> None:
+    with raw(daemon, Hello().encode()) as flooder:
+        flooder.sendall(Heartbeat(0).encode() * 5_000)
+        received = 0
+        while received < 128 + 16 * 5_000:
+            received += len(flooder.recv(1 << 16))
+
+
+def test_who_says_no_hello_is_let_go(start_daemon: StartDaemon, models: ModelMaker) -> None:
+    daemon = start_daemon("--model", str(models.copied(4)), config={"hello_timeout_s": 0.1})
+    with (
+        daemon.connect() as served,
+        raw(daemon) as silent,
+        raw(daemon, Hello().encode()[:79]) as halting,
+    ):
+        for connection in (silent, halting):
+            reject = reject_of(until_closed(connection))
+            assert reject.code == RejectCode.PROTOCOL_VIOLATION
+            assert reject.reason == "no Hello came within 0.1 s"
+        assert served.request([5, 0, 0, 0]).outputs[0] == 5
+
+
+def test_one_client_too_many(start_daemon: StartDaemon, models: ModelMaker) -> None:
+    daemon = start_daemon("--model", str(models.copied(4)), config={"connections_max": 3})
+    clients = [daemon.connect() for _ in range(3)]
+    for _ in range(5):
+        with pytest.raises(Rejected, match="3 clients are served already") as caught:
+            daemon.connect()
+        assert caught.value.code == RejectCode.TOO_MANY_CONNECTIONS
+    with raw(daemon):
+        pass  # gone before it could be told
+    clients.pop().close()
+    daemon.until(lambda status: status.connections_open == 2)
+    clients.append(daemon.connect())
+    for client in clients:
+        assert client.request([5, 0, 0, 0]).outputs[0] == 5
+        client.close()
+
+
+def test_churn_leaves_nothing_behind(daemon: Daemon) -> None:
+    def come_and_go(number: int) -> None:
+        if number % 4 == 0:
+            with raw(daemon):
+                return
+        with daemon.connect() as client:
+            if number % 4 == 1:
+                return
+            client.send([1, 0, 0, 0])
+            if number % 4 == 2:
+                client.goodbye()
+
+    come_and_go(3)
+    daemon.until(lambda status: status.connections_open == 0)
+    before = daemon.descriptors()
+    for number in range(200):
+        come_and_go(number)
+    status = daemon.until(lambda status: status.connections_open == 0)
+    assert status.pending_rows == 0
+    assert status.connections_accepted == 201
+    assert daemon.descriptors() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["clients", "askers"])
+def test_coming_and_going_does_not_make_it_grow(daemon: Daemon, what: str) -> None:
+    def once() -> None:
+        if what == "askers":
+            daemon.status()
+        else:
+            with daemon.connect() as client:
+                client.request([1, 0, 0, 0])
+
+    for _ in range(600):
+        once()
+    before = daemon.status().resident_bytes
+    for _ in range(5_000):
+        once()
+    assert daemon.status().resident_bytes - before < 4 << 20
+
+
+def test_running_out_of_descriptors_is_survived(start_daemon: StartDaemon, models: ModelMaker) -> None:
+    daemon = start_daemon(
+        "--model",
+        str(models.copied(4)),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100)),
+    )
+    assert "LimitNOFILE" in daemon.said()
+    crowd = []
+    for _ in range(150):
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(str(daemon.socket))
+        crowd.append(connection)
+    crowd[0].settimeout(60)
+    crowd[0].sendall(Hello().encode() + requests(1))
+    assert len(crowd[0].recv(128)) == 128, "the first one is served"
+    for connection in crowd:
+        connection.close()
+    daemon.until(lambda status: status.connections_open == 0)
+    with daemon.connect() as client:
+        assert client.request([5, 0, 0, 0]).outputs[0] == 5
+
+
+def test_a_client_that_is_killed_while_answers_are_on_their_way(
+    start_daemon: StartDaemon, models: ModelMaker
+) -> None:
+    daemon = start_daemon("--model", str(models.slow(4, 2, layers=100)))
+    with daemon.connect() as other:
+        for _ in range(5):
+            with raw(daemon, Hello().encode(), requests(200)):
+                pass
+            assert other.request([1, 0, 0, 0]).status == Status.OK
+    status = daemon.until(lambda status: status.connections_open == 0)
+    assert status.pending_rows == 0
+    assert status.slow_readers == 0
+
+
+def test_a_session_that_was_ended_says_so_to_its_client(daemon: Daemon) -> None:
+    client = daemon.connect()
+    client._socket.sendall(b"\xff" * 8)
+    with pytest.raises(Rejected) as caught:
+        client.receive()
+    assert caught.value.code == RejectCode.UNSUPPORTED_VERSION
+    with pytest.raises((Rejected, SessionClosed)):
+        client.request([1, 0, 0, 0])
+    client.close()
+
+
+def test_askers_are_told_what_is_wrong_and_hurt_nobody(daemon: Daemon) -> None:
+    asked: list[Callable[[], bytes]] = [lambda: b"nonsense\n", lambda: b"x" * 10_000, lambda: b""]
+    for make in asked:
+        with socket.socket(socket.AF_UNIX) as asker:
+            asker.settimeout(60)
+            asker.connect(str(daemon.socket) + ".admin")
+            asker.sendall(make())
+            asker.shutdown(socket.SHUT_WR)
+            assert b"error" in until_closed(asker)
+    assert daemon.status().connections_open == 0

@@ -1,0 +1,176 @@
+"""`sigd serve` and `sigd status` as commands: what they say, and the codes that they end with."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.conftest import ModelMaker
+    from tests.e2e.conftest import StartDaemon
+
+ROW = [1.0, 2.0, 3.0, 4.0]
+
+
+def sigd(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "sigd.daemon", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={**os.environ, "COLUMNS": "160"},
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def test_check_of_what_is_good(models: ModelMaker, tmp_path: Path) -> None:
+    config = tmp_path / "sigd.toml"
+    config.write_text('idle = "spin"\nsocket = "s.sock"\n')
+    done = sigd("serve", "--check", "--config", config, "--model", models.copied(4))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("good: ")
+    assert "(4 -> 4) runs on onnxruntime" in done.stdout
+    assert str(tmp_path / "s.sock") in done.stdout
+    assert list(tmp_path.iterdir()) == [config], "nothing was opened"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model", "none.onnx"], "none.onnx"),
+        (["--model", "{mixing}"], "depend"),
+        (["--model", "{text}"], "model.onnx"),
+        (["--model", "{copied}", "--backend", "tpu"], "choose from auto, onnxruntime"),
+        (["--model", "{copied}", "--cpu", "4095"], "it may use: "),
+        (["--model", "{copied}", "--batch-rows-max", "0"], "1<=x<=4096"),
+        (["--model", "{copied}", "--idle", "doze"], "'spin', 'backoff', 'block'"),
+        (["--model", "{copied}", "--in-flight-max", "100000"], "<= 65536"),
+        (["--model", "{copied}", "--socket", "/tmp/" + "x" * 120], "107 bytes"),
+        (["--model", "{copied}", "--config", "none.toml"], "cannot be read"),
+        (["--model", "{copied}", "--config", "{text}"], "no TOML"),
+        (["--no-such-flag"], "No such option"),
+    ],
+)
+@pytest.mark.parametrize("check", [True, False])
+def test_wrong_usage_and_input_end_with_2_and_the_reason(
+    models: ModelMaker, tmp_path: Path, arguments: list[str], said: str, check: bool
+) -> None:
+    text = tmp_path / "model.onnx"
+    text.write_text("this is [ no model")
+    places = {"{mixing}": models.mixing(4), "{copied}": models.copied(4), "{text}": text}
+    asked = [places.get(argument, argument) for argument in arguments]
+    if "--socket" not in asked:
+        asked += ["--socket", tmp_path / "s.sock"]
+    done = sigd("serve", *(["--check"] if check else []), *asked)
+    assert done.returncode == 2, done
+    assert said in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_place_that_is_taken_ends_with_3(start_daemon: StartDaemon, models: ModelMaker) -> None:
+    model = models.copied(4)
+    daemon = start_daemon("--model", str(model))
+    done = sigd("serve", "--model", model, "--socket", daemon.socket)
+    assert done.returncode == 3
+    assert "a daemon is serving there already" in done.stderr
+    with daemon.connect() as client:
+        assert client.request(ROW).outputs.tolist() == ROW
+
+
+def test_a_place_that_cannot_be_used_ends_with_3_and_leaves_nothing(
+    models: ModelMaker, tmp_path: Path
+) -> None:
+    done = sigd("serve", "--model", models.copied(4), "--socket", tmp_path / "no" / "such" / "s")
+    assert done.returncode == 3
+    assert "cannot be made" in done.stderr
+    (tmp_path / "s.admin").write_text("in the way")
+    done = sigd("serve", "--model", models.copied(4), "--socket", tmp_path / "s")
+    assert done.returncode == 2
+    assert "left alone" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["s.admin"]
+
+
+def test_pinned_to_a_core(start_daemon: StartDaemon, models: ModelMaker) -> None:
+    core = max(os.sched_getaffinity(0))
+    daemon = start_daemon("--model", str(models.copied(4)), "--cpu", str(core))
+    assert daemon.ready.endswith(f"idle=backoff cpu={core}\n")
+    assert os.sched_getaffinity(daemon.process.pid) == {core}
+
+
+def test_one_thread_serves(start_daemon: StartDaemon, models: ModelMaker) -> None:
+    """Threads that nobody asked for would take turns with the loop, and be woken for sums too small to share."""
+    daemon = start_daemon("--model", str(models.copied(4)))
+    threads = Path(f"/proc/{daemon.process.pid}/task")
+    assert len(list(threads.iterdir())) == 1
+
+
+def test_nobody_reads_the_ready_line(start_daemon: StartDaemon, models: ModelMaker) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    daemon = start_daemon("--model", str(models.copied(4)), ready=False, stdout=writing)
+    os.close(writing)
+    while not daemon.socket.with_name("sigd.sock.admin").exists():
+        assert daemon.process.poll() is None, daemon.said()
+    with daemon.connect() as client:
+        assert client.request(ROW).outputs.tolist() == ROW
+    assert daemon.stop() == 0
+    assert "standard output cannot be written to: Broken pipe" in daemon.said()
+
+
+def test_without_standard_output_at_all(start_daemon: StartDaemon, models: ModelMaker) -> None:
+    daemon = start_daemon(
+        "--model", str(models.copied(4)), ready=False, stdout=None, preexec_fn=lambda: os.close(1)
+    )
+    while not daemon.socket.with_name("sigd.sock.admin").exists():
+        assert daemon.process.poll() is None, daemon.said()
+    assert daemon.stop(signal.SIGTERM) == 0
+
+
+def test_status_for_people(start_daemon: StartDaemon, models: ModelMaker) -> None:
+    daemon = start_daemon("--model", str(models.copied(4)))
+    empty = sigd("status", "--socket", daemon.socket)
+    assert empty.returncode == 0, empty.stderr
+    assert "answers: none yet" in empty.stdout
+    with daemon.connect() as client:
+        client.request(ROW)
+        client.send_many([ROW] * 9)
+        client.receive_many(9)
+        full = sigd("status", "--socket", daemon.socket)
+    for words in (
+        f"pid {daemon.process.pid}",
+        "1 open, 1 accepted",
+        "answers: OK 10",
+        "p99.9",
+        "total",
+        "(4 -> 4)",
+    ):
+        assert words in full.stdout
+
+
+def test_status_for_programs(start_daemon: StartDaemon, models: ModelMaker) -> None:
+    daemon = start_daemon("--model", str(models.copied(4)))
+    with daemon.connect(client_name="engine-1") as client:
+        client.send_many([ROW] * 10)
+        client.receive_many(10)
+        done = sigd("status", "--admin-socket", f"{daemon.socket}.admin", "--json")
+    said = json.loads(done.stdout)
+    assert said["clients"] == ["engine-1"]
+    assert said["answers"]["OK"] == 10
+    assert said["total"]["count"] == 10
+    assert 0 < said["total"]["p50_us"] <= said["total"]["p99.99_us"] <= said["total"]["max_us"]
+    assert sum(int(rows) * count for rows, count in said["batches_by_rows"].items()) == 10
+
+
+def test_status_where_no_daemon_is(tmp_path: Path) -> None:
+    done = sigd("status", "--socket", tmp_path / "s")
+    assert done.returncode == 3
+    assert "start one with: sigd serve" in done.stderr
