@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tests.conftest import ModelMaker
 
     from sigd.models.backend import Backend
+    from sigd.models.manifest import RuntimeName
 
 Float32Array = npt.NDArray[np.float32]
 EngineMaker = Callable[..., Path]
@@ -55,16 +56,21 @@ def control() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def make_engine(models: ModelMaker, tmp_path_factory: pytest.TempPathFactory) -> EngineMaker:
-    """Builds an engine with the stand-in: (model=doubled, **options of Batches) -> path."""
+    """Builds an engine with the stand-in: (model=doubled, runtime="tensorrt", **options of Batches) -> path."""
     folder = tmp_path_factory.mktemp("engines")
-    built: dict[tuple[Path | None, Batches], Path] = {}
+    built: dict[tuple[Path | None, str, Batches], Path] = {}
 
-    def make_engine(model: Path | None = None, **options: Any) -> Path:
-        key = (model, Batches(**(options or {"rows_max": ROWS})))
+    def make_engine(model: Path | None = None, runtime: RuntimeName = "tensorrt", **options: Any) -> Path:
+        batches = Batches(**(options or {"rows_max": ROWS}))
+        key = (model, runtime, batches)
         if key not in built:
             path = models.doubled(FEATURES) if model is None else model
             engine = folder / f"engine-{len(built)}.engine"
-            build_engine(BuildRequest(model=path, engine=engine, batches=key[1]))
+            build_engine(
+                BuildRequest(
+                    model=path, engine=engine, runtime=runtime, compute_capability="8.6", batches=batches
+                )
+            )
             built[key] = engine
         return built[key]
 

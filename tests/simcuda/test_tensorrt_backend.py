@@ -74,6 +74,29 @@ def test_nothing_is_allocated_after_the_start(open_engine: Open, control: Any, r
     assert (control.device_bytes, control.pinned_bytes) == memory
 
 
+@pytest.mark.parametrize("runtime", ["tensorrt", "tensorrt-rtx"])
+def test_either_runtime_serves(
+    open_engine: Open, make_engine: EngineMaker, control: Any, run_batch: RunBatch, runtime: str
+) -> None:
+    """TensorRT-RTX compiles kernels when it first meets a shape, and says whether a context may be captured."""
+    backend = open_engine(make_engine(runtime=runtime))
+    before = control.all_calls()
+    assert run_batch(backend, rows_of(3.0, 5)).tolist() == [[6.0] * FEATURES] * 5
+    assert calls_made(control, before) == {"cuGraphLaunch": 1, "cuEventRecord": 1, "cuEventQuery": 1}
+
+
+def test_an_engine_that_cannot_be_captured_is_refused(
+    make_engine: EngineMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(runtime="tensorrt-rtx")
+    import tensorrt_rtx
+
+    monkeypatch.setattr(tensorrt_rtx.IExecutionContext, "is_stream_capturable", lambda context, stream: False)
+    error = failing_open(engine)
+    assert isinstance(error, ModelRefused)
+    assert "tensorrt-rtx 1.7.1.116 refuses it: is_stream_capturable failed" in str(error)
+
+
 def test_every_bucket_runs_twice_as_a_graph_before_the_first_request(open_engine: Open, control: Any) -> None:
     before = control.all_calls()
     open_engine()

@@ -25,6 +25,7 @@ from tensorrt.build import (
 )
 from tensorrt.logger import ILogger
 from tensorrt.run import (
+    VERSION,
     DataType,
     Dims,
     EngineInspector,
@@ -40,7 +41,7 @@ from tensorrt.run import (
     TensorLocation,
 )
 
-__version__ = "11.4.0.106"
+__version__ = VERSION
 
 __all__ = [
     "Builder",

@@ -10,7 +10,7 @@ from cuda.bindings import driver
 
 from tensorrt.logger import ILogger
 from tensorrt.plan import Plan, write_plan
-from tensorrt.run import IHostMemory
+from tensorrt.run import VERSION, IHostMemory
 
 _SCRATCH_BYTES = 1 << 20
 
@@ -177,6 +177,8 @@ class IBuilderConfig:
 class Builder:
     """Builds plans."""
 
+    version = VERSION
+
     def __init__(self, logger: ILogger) -> None:
         self._logger = logger
 
@@ -199,8 +201,6 @@ class Builder:
         self, network: INetworkDefinition, config: IBuilderConfig
     ) -> IHostMemory | None:
         """The plan; None where it was cancelled or the batch is free and there is no profile."""
-        import tensorrt
-
         monitor = config.progress_monitor
         if monitor is not None:
             monitor.phase_start("Building engine", None, 2)
@@ -219,19 +219,23 @@ class Builder:
             return None
         plan = Plan(
             onnx=network.onnx,
-            version=tensorrt.__version__,
-            compute_capability=_compute_capability(),
+            version=self.version,
+            compute_capability=self.compute_capability(config),
             profiles=tuple(profile.rows for profile in config.profiles),
             weights_bytes=max(len(network.onnx), 256),
             scratch_bytes=_SCRATCH_BYTES,
         )
         return IHostMemory(write_plan(plan))
 
-
-def _compute_capability() -> str:
-    driver.cuInit(0)
-    attributes = driver.CUdevice_attribute
-    _, device = driver.cuDeviceGet(0)
-    _, major = driver.cuDeviceGetAttribute(attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device)
-    _, minor = driver.cuDeviceGetAttribute(attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device)
-    return f"{major}.{minor}"
+    def compute_capability(self, config: IBuilderConfig) -> str:
+        """Of the GPU to build for: the one that is here."""
+        driver.cuInit(0)
+        attributes = driver.CUdevice_attribute
+        _, device = driver.cuDeviceGet(0)
+        _, major = driver.cuDeviceGetAttribute(
+            attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device
+        )
+        _, minor = driver.cuDeviceGetAttribute(
+            attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device
+        )
+        return f"{major}.{minor}"

@@ -12,6 +12,8 @@ from tensorrt.kernel import Kernel, Launch
 from tensorrt.logger import ILogger
 from tensorrt.plan import Plan, read_plan
 
+VERSION = "11.4.0.106"
+
 
 class TensorIOMode(IntEnum):
     """Which way a tensor goes."""
@@ -66,27 +68,31 @@ class IHostMemory(bytes):
 class Runtime:
     """Loads engines."""
 
+    version = VERSION
+
     def __init__(self, logger: ILogger) -> None:
         self.logger = logger
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
         """The engine of a plan, or None."""
-        import tensorrt
-
         try:
             plan = read_plan(bytes(serialized_engine))
         except ValueError as error:
             self._say(f"Serialization assertion failed: {error}")
             return None
-        if plan.version != tensorrt.__version__:
-            self._say(f"the plan was built by version {plan.version}, this is {tensorrt.__version__}")
+        if plan.version != self.version:
+            self._say(f"the plan was built by version {plan.version}, this is {self.version}")
             return None
         _need_context()
         code, weights = driver.cuMemAlloc(plan.weights_bytes)
         if code:
             self._say(f"requested {plan.weights_bytes} bytes of GPU memory: {code.name} (out of memory)")
             return None
-        return ICudaEngine(plan, int(weights), self.logger)
+        return self.make_engine(plan, int(weights))
+
+    def make_engine(self, plan: Plan, weights: int) -> ICudaEngine:
+        """The engine of a plan whose weights are on the device."""
+        return ICudaEngine(plan, weights, self.logger)
 
     def _say(self, message: str) -> None:
         self.logger.log(ILogger.Severity.ERROR, message)
@@ -210,7 +216,7 @@ class IExecutionContext:
         self._profile: int | None = None
         self._rows: int | None = None
         self._addresses: dict[str, int] = {}
-        self._first_run_over = False
+        self.first_run_over = False
         self._launches: list[Launch] = []
         self._names = (engine.kernel.input.name, engine.kernel.output.name)
 
@@ -239,7 +245,7 @@ class IExecutionContext:
                 f"{shape[0]} rows are outside of profile {self._profile}: {smallest[0]} to {largest[0]}"
             )
         if shape[0] != self._rows:
-            self._rows, self._first_run_over = shape[0], False
+            self._rows, self.first_run_over = shape[0], False
         return True
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
@@ -262,7 +268,7 @@ class IExecutionContext:
         """Queue one run."""
         if not self._memory_given or self._rows is None or len(self._addresses) != len(self._names):
             return self._refuse("memory, shape or address was not set")
-        if not self._first_run_over and not self._run_once():
+        if not self.first_run_over and not self._run_once():
             return False
         (source, in_shape), (target, out_shape) = (
             (self._addresses[name], tuple(self.get_tensor_shape(name))) for name in self._names
@@ -277,8 +283,8 @@ class IExecutionContext:
         code, memory = driver.cuMemAlloc(256)
         if not code:
             (code,) = driver.cuMemFree(memory)
-        self._first_run_over = not code
-        return self._first_run_over or self._refuse(f"Cuda Runtime ({code.name}) in the first run of a shape")
+        self.first_run_over = not code
+        return self.first_run_over or self._refuse(f"Cuda Runtime ({code.name}) in the first run of a shape")
 
     def _refuse(self, message: str) -> bool:
         self._engine.logger.log(ILogger.Severity.ERROR, f"IExecutionContext: {message}")
