@@ -101,17 +101,13 @@ class Words:
             return "; ".join(self._words)
 
 
+@cache
 def load(runtime: RuntimeName) -> TensorRt:
     """TensorRT or TensorRT-RTX; the same object every time, for TensorRT takes one logger in a process.
 
     Raises:
         BackendUnavailable: it cannot be imported; with the way to get it.
     """
-    return _load(runtime)
-
-
-@cache
-def _load(runtime: RuntimeName) -> TensorRt:
     try:
         module = importlib.import_module(_MODULES[runtime])
     except (ImportError, OSError) as error:
