@@ -50,7 +50,7 @@ imports: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.base  ## prove the budget: closed loop, beside the machine's own floor
-	$(SIGD) bench --p99 --closed-loop --floor
+	$(SIGD) bench --p99 --closed-loop --floor --idle spin
 
 fuzz: $(VENV)/.dev  ## a million hostile frames and more against the decoder and a live daemon
 	$(BIN)/python -m tests.fuzz.fuzz_stream
@@ -95,8 +95,8 @@ $(VENV)/.dev: requirements/dev.lock $(VENV)/.base
 	@$(PIP) install --require-hashes -r requirements/dev.lock
 	@touch $@
 
-# On its own the index's default build of PyTorch may bring gigabytes of CUDA; for the small one give
-# TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# On its own the index's default build of PyTorch may bring gigabytes of CUDA; for the small one give TORCH_INDEX the
+# address of an index of CPU builds.
 $(VENV)/.train: $(VENV)/.base
 	@echo "installing PyTorch"
 	@$(PIP) install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --no-build-isolation --editable '.[train]'
