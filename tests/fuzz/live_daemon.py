@@ -18,6 +18,8 @@ import numpy as np
 from tests.fuzz.conversation import Served, check, owed
 from tests.fuzz.streams import Failed, demand
 
+from sigd.daemon.admin import ask_status
+from sigd.daemon.config import admin_path_of
 from sigd.wire.client import connect
 from sigd.wire.messages import Hello
 
@@ -108,12 +110,24 @@ class LiveDaemon:
     def _leave_in_order(self) -> None:
         for idler in self._idlers:
             idler.close()
+        self._wait_until_all_but_the_neighbour_are_gone()
         demand(len(self._neighbour.goodbye()) == 0, "the neighbour got more answers than it asked for")
         self._process.send_signal(signal.SIGTERM)
         exit_code = self._process.wait(ANSWER_S)
         logged = self._logged()
         demand(exit_code == 0, f"the daemon ended with exit code {exit_code}:\n{logged}")
         demand("Traceback" not in logged, f"the daemon caught an error of its own:\n{logged}")
+
+    def _wait_until_all_but_the_neighbour_are_gone(self) -> None:
+        """Nothing may be left of a connection that has ended."""
+        deadline_s = time.monotonic() + ANSWER_S
+        while True:
+            status = ask_status(admin_path_of(Path(self._path)))
+            left = (status.connections_open, status.pending_rows)
+            if left == (1, 0):
+                return
+            demand(time.monotonic() < deadline_s, f"connections and rows that nobody owns: {left}")
+            time.sleep(0.01)
 
     def _stop(self) -> None:
         if self._process.poll() is None:
