@@ -13,6 +13,7 @@ from msgspec import Meta
 from sigd.daemon.errors import UsageError
 from sigd.daemon.idle import IdleStrategy
 from sigd.daemon.limits import DEFAULTS, Limits
+from sigd.models.gpu_options import DEFAULT_GPU_OPTIONS, GpuOptions
 
 _SOCKET_PATH_BYTES_MAX = 107
 """What fits sockaddr_un.sun_path with its closing zero."""
@@ -38,6 +39,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         linger_us: how long a batch that is not full waits for more rows; 0 never waits.
         cpu: the core to run on; None leaves it to the kernel.
         lock_memory: keep all memory resident where the limits allow it.
+        gpu: for an engine, the number of its GPU; this and the next three are `sigd.models.gpu_options.GpuOptions`.
     """
 
     socket: str = ""
@@ -52,6 +54,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     linger_us: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
     cpu: Annotated[int, Meta(ge=0, le=65_535)] | None = None
     lock_memory: bool = True
+    gpu: Annotated[int, Meta(ge=0, le=255)] = DEFAULT_GPU_OPTIONS.gpu
+    mapped_io: bool = DEFAULT_GPU_OPTIONS.mapped_io
+    device_timeout_ms: Annotated[int, Meta(ge=1, le=600_000)] = DEFAULT_GPU_OPTIONS.device_timeout_ms
+    keep_warm_us: Annotated[int, Meta(ge=0, le=60_000_000)] = DEFAULT_GPU_OPTIONS.keep_warm_us
     in_flight_max: Annotated[int, Meta(ge=1, le=65536)] = DEFAULTS.in_flight_max
     rows_pending_max: Annotated[int, Meta(ge=1, le=1 << 24)] = DEFAULTS.rows_pending_max
     unsent_bytes_max: Annotated[int, Meta(ge=4096, le=1 << 30)] = DEFAULTS.unsent_bytes_max
@@ -68,6 +74,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     def admin_socket_path(self) -> Path:
         """Where `sigd status` asks."""
         return Path(self.admin_socket) if self.admin_socket else admin_path_of(self.socket_path)
+
+    def gpu_options(self) -> GpuOptions:
+        """How an engine runs on a GPU."""
+        return GpuOptions(self.gpu, self.mapped_io, self.device_timeout_ms, self.keep_warm_us)
 
     def limits(self) -> Limits:
         """The bounds of admission."""

@@ -20,6 +20,7 @@ from sigd.daemon.listener import BACKLOG, Listener
 from sigd.daemon.process import collect_garbage, freeze_garbage, ignore_overflow, lock_memory, resident_bytes
 from sigd.daemon.session import Session, State
 from sigd.daemon.stream import StreamProtocol
+from sigd.daemon.warmth import Warmth
 from sigd.models.backend import Backend
 from sigd.models.errors import BackendFailed
 from sigd.wire.status import GoodbyeCode, RejectCode
@@ -89,10 +90,12 @@ class Service:
                 lock_memory()
             freeze_garbage()
             self._ticker.start()
+            warmth = Warmth(loop, self._backend, self._batcher, config.keep_warm_us / 1e6, self._die)
+            warmth.start()
             self._say_ready()
             await self._stop.wait()
             # The way here ends first: another daemon may take the place while this one drains.
-            for end in (listener.remove, asked.remove, server.close, admin.close):
+            for end in (warmth.stop, listener.remove, asked.remove, server.close, admin.close):
                 end()
             complete = await self._drain()
         self._ticker.stop()

@@ -11,7 +11,7 @@ backend: the caller neither reads nor writes them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -77,6 +77,18 @@ class Backend(Protocol):
     def close(self) -> None:
         """Give everything back. A second close() does nothing; any other call then raises BackendClosed. What was in
         `inputs` and `outputs` may no longer be read or written."""
+
+
+@runtime_checkable
+class KeepsWarm(Protocol):
+    """A backend whose device grows slow when it idles."""
+
+    def keep_warm(self) -> None:
+        """Between two batches: run an empty one, if it is time. Never waits.
+
+        Raises:
+            BackendFailed: the device failed.
+        """
 
 
 def buckets(batch_rows_max: int) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from sigd.models.accuracy import check_golden
 from sigd.models.backend import Backend
 from sigd.models.engine import ENGINE_SUFFIX, check_engine, cpu_environment, read_manifest
 from sigd.models.errors import ModelRefused
+from sigd.models.gpu_options import DEFAULT_GPU_OPTIONS, GpuOptions
 from sigd.models.independence import check_rows_independent
 from sigd.models.manifest import RuntimeName
 from sigd.models.spec import read_spec
@@ -30,11 +31,13 @@ class BackendOptions:
         batch_rows_max: the largest batch, in rows. A model that fixes its batch is opened with that one instead.
         name: what clients call the model; None takes the file's name without its ending.
         intra_op_threads: CPU threads that share one batch.
+        gpu: how an engine runs on a GPU.
     """
 
     batch_rows_max: int = 64
     name: str | None = None
     intra_op_threads: int = 1
+    gpu: GpuOptions = DEFAULT_GPU_OPTIONS
 
     def __post_init__(self) -> None:
         for what in ("batch_rows_max", "intra_op_threads"):
@@ -58,7 +61,7 @@ def _onnxruntime(path: Path, options: BackendOptions) -> Backend:
 def _tensorrt(path: Path, options: BackendOptions) -> Backend:
     from sigd.models.tensorrt import tensorrt_backend
 
-    return tensorrt_backend(path, options.batch_rows_max, options.name)
+    return tensorrt_backend(path, options.batch_rows_max, options.name, options.gpu)
 
 
 def _oracle(path: Path, options: BackendOptions) -> Backend:
@@ -95,6 +98,7 @@ def open_backend(
     batch_rows_max: int = 64,
     name: str | None = None,
     intra_op_threads: int = 1,
+    gpu: GpuOptions = DEFAULT_GPU_OPTIONS,
 ) -> Backend:
     """Read a model file and open it: every bucket prepared and warmed up, its rows found to be independent, and an
     engine's answers to its golden rows found to be what they were when it was built.
@@ -107,6 +111,7 @@ def open_backend(
         batch_rows_max: the largest batch, in rows; read the opened backend's own, which a fixed batch overrules.
         name: what clients call the model, at most 32 UTF-8 bytes; None takes the file's name without its ending.
         intra_op_threads: CPU threads that share one batch.
+        gpu: how an engine runs on a GPU.
 
     Raises:
         ModelRefused: the file cannot be served.
@@ -114,7 +119,7 @@ def open_backend(
         BackendFailed: it opened, but could not run a batch.
         ValueError: no backend has that name, or a number is out of its range.
     """
-    made = make_backend(path, backend, BackendOptions(batch_rows_max, name, intra_op_threads))
+    made = make_backend(path, backend, BackendOptions(batch_rows_max, name, intra_op_threads, gpu))
     try:
         made.open()
         if made.spec.path.suffix == ENGINE_SUFFIX:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import monotonic_ns
@@ -32,6 +31,7 @@ from sigd.models.denormals import flush_denormals
 from sigd.models.engine import Environment, check_engine, read_engine, read_manifest
 from sigd.models.errors import BackendClosed, BackendFailed, BackendUnavailable, ModelError, ModelRefused
 from sigd.models.gpu_memory import who_holds
+from sigd.models.gpu_options import DEFAULT_GPU_OPTIONS, GpuOptions
 from sigd.models.spec import ModelSpec
 from sigd.models.trt_api import TensorRt, TrtError, load
 from sigd.models.trt_device import PreparedEngine
@@ -42,27 +42,8 @@ _ONE: Final = np.float32(1.0)
 _CLOSE_TIMEOUT_MS: Final = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class TensorRtOptions:
-    """How to run an engine.
-
-    Attributes:
-        gpu: its number, in CUDA's order.
-        mapped_io: let the engine read and write the pinned arrays over the bus, and copy nothing. Measure it: it pays
-            for small rows at most.
-        device_timeout_ms: how long a batch may take before the GPU counts as hung. Another tenant of the card may hold
-            it up for a long time slice, so this is far from any latency budget.
-        keep_warm_us: after so long without a batch `keep_warm()` runs an empty one, to keep the clocks up; 0 is never.
-    """
-
-    gpu: int = 0
-    mapped_io: bool = False
-    device_timeout_ms: int = 1000
-    keep_warm_us: int = 0
-
-
 def tensorrt_backend(
-    path: Path, batch_rows_max: int, name: str | None = None, options: TensorRtOptions | None = None
+    path: Path, batch_rows_max: int, name: str | None = None, options: GpuOptions = DEFAULT_GPU_OPTIONS
 ) -> TensorRtBackend:
     """The backend of an engine file, not opened yet.
 
@@ -75,7 +56,6 @@ def tensorrt_backend(
         ModelRefused: the engine does not fit this GPU, this TensorRT or this use; with the command that builds it again.
         BackendUnavailable: TensorRT, PyCUDA, the driver or the GPU is missing; with the way to get it.
     """
-    options = options or TensorRtOptions()
     runtime = read_manifest(path).runtime
     if runtime == "onnxruntime":
         raise ModelRefused(
@@ -122,12 +102,16 @@ class TensorRtBackend:
     _ran_ns: int
 
     def __init__(
-        self, spec: ModelSpec, trt: TensorRt, batch_rows_max: int = 64, options: TensorRtOptions | None = None
+        self,
+        spec: ModelSpec,
+        trt: TensorRt,
+        batch_rows_max: int = 64,
+        options: GpuOptions = DEFAULT_GPU_OPTIONS,
     ) -> None:
         self.spec = spec
         self.batch_rows_max = batch_rows_max if spec.batch_rows is None else spec.batch_rows
         self._trt = trt
-        self._options = options or TensorRtOptions()
+        self._options = options
         self._timeout_ns = self._options.device_timeout_ms * 1_000_000
         self._keep_warm_ns = self._options.keep_warm_us * 1000
         self._opened: _Opened | None = None

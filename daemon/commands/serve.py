@@ -38,6 +38,18 @@ Examples:
     "--in-flight-max", type=click.IntRange(min=1), help="Unanswered requests a client.  [default: 256]"
 )
 @click.option("--linger-us", type=click.IntRange(min=0), help="Wait for a fuller batch.  [default: 0]")
+@click.option("--gpu", type=click.IntRange(min=0), help="Which GPU runs an engine.  [default: 0]")
+@click.option(
+    "--mapped-io", is_flag=True, default=None, help="The engine reads and writes host memory itself."
+)
+@click.option(
+    "--device-timeout-ms", type=click.IntRange(min=1), help="When a GPU counts as hung.  [default: 1000]"
+)
+@click.option(
+    "--keep-warm-us",
+    type=click.IntRange(min=0),
+    help="Run an empty batch after so long.  [default: 0, never]",
+)
 @click.option("--check", is_flag=True, help="Check configuration and model, run it once, and exit.")
 @click.option("--verbose", is_flag=True, help="Log more.")
 def serve(config_file: Path | None, check: bool, verbose: bool, **overrides: object) -> None:
@@ -70,6 +82,7 @@ def run(config: Config, *, check: bool) -> int:
         config.backend,
         config.batch_rows_max,
         intra_op_threads=config.intra_op_threads,
+        gpu=config.gpu_options(),
     )
     if check:
         spec = backend.spec

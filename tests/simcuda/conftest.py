@@ -79,16 +79,17 @@ def make_engine(models: ModelMaker, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture
 def open_engine(make_engine: EngineMaker, control: Any) -> Iterator[Open]:
-    """Opens an engine's backend and closes it at the end: (path=doubled, rows=8, **TensorRtOptions) -> backend.
+    """Opens an engine's backend and closes it at the end: (path=doubled, rows=8, **GpuOptions) -> backend.
 
     It is opened on a device without trouble; `control` may make some afterwards.
     """
-    from sigd.models.tensorrt import TensorRtOptions, tensorrt_backend
+    from sigd.models.gpu_options import GpuOptions
+    from sigd.models.tensorrt import tensorrt_backend
 
     opened: list[Backend] = []
 
     def open_engine(path: Path | None = None, rows: int = ROWS, **options: Any) -> Backend:
-        backend = tensorrt_backend(path or make_engine(), rows, options=TensorRtOptions(**options))
+        backend = tensorrt_backend(path or make_engine(), rows, options=GpuOptions(**options))
         backend.open()
         opened.append(backend)
         return backend

@@ -63,7 +63,8 @@ def measure(rows: int, batches: int, *, mapped: bool) -> dict[str, Any]:
 
     from sigd.models.build.pipeline import build_engine
     from sigd.models.build.request import Batches, BuildRequest
-    from sigd.models.tensorrt import TensorRtOptions, tensorrt_backend
+    from sigd.models.gpu_options import GpuOptions
+    from sigd.models.tensorrt import tensorrt_backend
 
     control = simcuda_control.loaded()
     with tempfile.TemporaryDirectory() as folder:
@@ -72,7 +73,7 @@ def measure(rows: int, batches: int, *, mapped: bool) -> dict[str, Any]:
         build_engine(BuildRequest(model=model, engine=engine, batches=Batches(rows_max=64)))
         # Engines that are deserialised from here on run a kernel that does nothing.
         os.environ["STANDIN_KERNEL_DOES_NOTHING"] = "1"
-        backend = tensorrt_backend(engine, 64, options=TensorRtOptions(mapped_io=mapped))
+        backend = tensorrt_backend(engine, 64, options=GpuOptions(mapped_io=mapped))
         backend.open()
         del os.environ["STANDIN_KERNEL_DOES_NOTHING"]
         times_ns(backend, rows, batches // 10)

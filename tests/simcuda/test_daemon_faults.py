@@ -326,3 +326,33 @@ def test_nobody_answers_once_the_device_is_dead(start: Start) -> None:
     client.close()
     with pytest.raises(Exception, match=r"sigd\.sock"):
         connect(daemon.socket, timeout_s=1.0)
+
+
+def test_an_idle_gpu_is_kept_warm_where_that_is_asked_for(start: Start) -> None:
+    daemon = start("--keep-warm-us", "500", "--idle", "block")
+    launched = daemon.control.calls_of("cuGraphLaunch")
+    deadline = time.monotonic() + PATIENCE_S
+    while daemon.control.calls_of("cuGraphLaunch") < launched + 10:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    load = Load(daemon.socket)
+    load.until_answered(WARM_ANSWERS)
+    load.end()
+    assert load.wrong == 0
+    assert set(load.statuses) == {Status.OK}
+
+
+def test_a_device_that_dies_while_nobody_asks_ends_the_daemon_that_keeps_it_warm(start: Start) -> None:
+    daemon = start("--keep-warm-us", "500")
+    daemon.control.kernel_fault = 700
+    assert daemon.ended() == 1
+    assert "keeping the device warm failed" in daemon.said()
+    assert "(700)" in daemon.said()
+
+
+def test_the_timeout_of_the_device_can_be_set(start: Start) -> None:
+    daemon = start("--device-timeout-ms", "150", "--gpu", "0", "--mapped-io")
+    load = Load(daemon.socket)
+    load.until_answered(WARM_ANSWERS)
+    daemon.control.hang = 1
+    assert_died_well(daemon, load, "did not finish within 150 ms")

@@ -13,7 +13,8 @@ import numpy.typing as npt
 import pytest
 
 from sigd.models.errors import BackendClosed, BackendFailed, BackendUnavailable, ModelRefused
-from sigd.models.tensorrt import TensorRtOptions, tensorrt_backend
+from sigd.models.gpu_options import GpuOptions
+from sigd.models.tensorrt import tensorrt_backend
 
 if TYPE_CHECKING:
     from tests.conftest import ModelMaker
@@ -353,7 +354,7 @@ def test_a_model_may_be_opened_and_closed_by_another_thread(open_engine: Open, r
 
 
 def failing_open(path: Path, **options: Any) -> Exception:
-    backend = tensorrt_backend(path, ROWS, options=TensorRtOptions(**options))
+    backend = tensorrt_backend(path, ROWS, options=GpuOptions(**options))
     with pytest.raises(Exception, match=r".") as failure:
         backend.open()
     backend.close()
