@@ -1,10 +1,10 @@
 """What can go wrong with a model, by whose fault it is.
 
-    ModelError                 anything below; the message says what was wrong, what was expected and what to do
-    ├── ModelRefused           the file is not a model that can be served (shape, dtype, operator, digest)
-    ├── BackendUnavailable     this machine or this installation cannot run that backend
-    └── BackendFailed          a backend that was open failed while it ran; requests in flight get MODEL_ERROR
-        └── BackendClosed      used before open() or after close(): a programming error of the caller
+ModelError                 anything below; the message says what was wrong, what was expected and what to do
+├── ModelRefused           the file is not a model that can be served (shape, dtype, operator, digest)
+├── BackendUnavailable     this machine or this installation cannot run that backend
+└── BackendFailed          a backend that was open failed while it ran; requests in flight get MODEL_ERROR
+    └── BackendClosed      used before open() or after close(): a programming error of the caller
 """
 
 from __future__ import annotations
