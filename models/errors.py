@@ -3,8 +3,11 @@
 ModelError                 anything below; the message says what was wrong, what was expected and what to do
 ├── ModelRefused           the file is not a model that can be served (shape, dtype, operator, digest)
 ├── BackendUnavailable     this machine or this installation cannot run that backend
-└── BackendFailed          a backend that was open failed while it ran; requests in flight get MODEL_ERROR
-    └── BackendClosed      used before open() or after close(): a programming error of the caller
+├── BackendFailed          a backend that was open failed while it ran; requests in flight get MODEL_ERROR
+│   └── BackendClosed      used before open() or after close(): a programming error of the caller
+├── EngineNotWritten       the file system refused an engine (sigd.models.engine)
+├── AccuracyTooLow         an engine agrees less with the oracle than was asked for (sigd.models.build.pipeline)
+└── RowsRefused            a file of rows does not fit the model (sigd.models.rows)
 """
 
 from __future__ import annotations
