@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from sigd.bench.comparison import Comparison, Samples
     from sigd.models.backend import Backend
 
+_BATCH_ROWS_MAX = 64
+"""Rows that a model's answers are computed together: the daemon's own default."""
+
 
 @click.command(
     epilog="""\b
@@ -121,16 +124,19 @@ def _compare(
 
 
 def _open(path: Path, name: str, batch_rows: int) -> Backend:
+    from sigd.models.engine import ENGINE_SUFFIX, read_manifest
     from sigd.models.registry import open_backend
 
+    engine = path.suffix == ENGINE_SUFFIX
+    batch_rows_max = read_manifest(path).batch_rows_max if engine else max(_BATCH_ROWS_MAX, batch_rows)
     try:
-        backend = open_backend(path, name, max(64, batch_rows), name="compared")
+        backend = open_backend(path, name, batch_rows_max, name="compared")
     except ValueError as error:
         raise BadRequest(str(error)) from error
     if backend.batch_rows_max < batch_rows:
         backend.close()
         raise BadRequest(
-            f"{path}: its batch is fixed to {backend.batch_rows_max} rows, {batch_rows} were asked for: give --batch"
+            f"{path}: takes at most {backend.batch_rows_max} rows in a batch, {batch_rows} were asked for: give --batch"
             f" {backend.batch_rows_max} at most"
         )
     return backend

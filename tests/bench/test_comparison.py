@@ -19,6 +19,8 @@ from sigd.bench.comparison import Comparison, Samples, compare
 from sigd.bench.comparison_plot import error_bars, svg
 from sigd.bench.errors import BadRequest
 from sigd.models.backend import Backend
+from sigd.models.build.pipeline import build_engine
+from sigd.models.build.request import Batches, BuildRequest
 from sigd.models.registry import open_backend
 
 if TYPE_CHECKING:
@@ -161,7 +163,16 @@ def test_what_cannot_be_done_exits_2(models: ModelMaker, options: tuple[str, ...
     assert message in failed.output
 
 
-def test_more_rows_a_call_than_a_fixed_batch_exits_2(models: ModelMaker) -> None:
+def test_more_rows_a_call_than_a_batch_takes_exits_2(models: ModelMaker, tmp_path: Path) -> None:
     failed = run(models.mlp(batch=2), models.mlp(), "--batch", "3")
     assert failed.exit_code == 2
-    assert "its batch is fixed to 2 rows, 3 were asked for" in failed.output
+    assert "takes at most 2 rows in a batch, 3 were asked for" in failed.output
+
+
+def test_an_engine_runs_in_the_batches_that_it_was_built_for(models: ModelMaker, tmp_path: Path) -> None:
+    model, engine = models.mlp(), tmp_path / "m.engine"
+    build_engine(BuildRequest(model=model, engine=engine, runtime="onnxruntime", batches=Batches(rows_max=4)))
+    found = json.loads(run(engine, model, "--batch", "4", "--json").output)
+    assert found["label_agreement"] == 1.0
+    failed = run(engine, model, "--batch", "5")
+    assert "takes at most 4 rows in a batch" in failed.output
