@@ -37,7 +37,13 @@ are then named NAME.FAIL.json and NAME.FAIL.hgrm; 2 wrong usage or input; 3 the 
 @click.option(
     "--p99/--no-p99", default=True, show_default=True, help="Hold p99 to the budget, or only measure."
 )
-@click.option("--budget-us", type=click.FloatRange(0, min_open=True), default=100.0, show_default=True)
+@click.option(
+    "--budget-us",
+    type=click.FloatRange(0, min_open=True),
+    default=100.0,
+    show_default=True,
+    help="What p99 is held to.",
+)
 @click.option("--socket", help="Measure the daemon that listens there.  [default: start one]")
 @click.option("--model", help="Model of the daemon that is started.  [default: the one that ships with sigd]")
 @click.option("--backend", help="Backend of the daemon that is started.  [default: auto]")
@@ -59,7 +65,9 @@ are then named NAME.FAIL.json and NAME.FAIL.hgrm; 2 wrong usage or input; 3 the 
 )
 @click.option("--speed", type=click.FloatRange(0, min_open=True), help="Of the capture.  [default: 1]")
 @click.option("--closed-loop", is_flag=True, help="Send as soon as an answer makes room.")
-@click.option("--connections", type=click.IntRange(1, 1024), default=1, show_default=True)
+@click.option(
+    "--connections", type=click.IntRange(1, 1024), default=1, show_default=True, help="Clients at a time."
+)
 @click.option(
     "--in-flight",
     type=click.IntRange(min=1),
@@ -80,7 +88,9 @@ are then named NAME.FAIL.json and NAME.FAIL.hgrm; 2 wrong usage or input; 3 the 
     show_default=True,
     help="The load generator: cpp is built with the compiler at hand; python is for machines without one.",
 )
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
+@click.option(
+    "--seed", type=click.IntRange(0), default=1, show_default=True, help="Of the arrivals and the features."
+)
 @click.option(
     "--json",
     "json_file",

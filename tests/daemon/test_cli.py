@@ -1,0 +1,129 @@
+"""The command line: every command explains itself with nothing but the base installation, and errors end as told."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from sigd import __version__
+from sigd.daemon import cli as cli_module
+from sigd.daemon.cli import COMMANDS, cli, main
+from sigd.daemon.errors import AlreadyServed, DaemonError, EnvironmentLacks, UsageError
+from sigd.models.errors import BackendFailed, BackendUnavailable, ModelRefused
+from sigd.wire.errors import ConnectFailed, Rejected, SessionClosed
+
+OPTIONAL = ("torch", "tensorrt", "tensorrt_rtx", "pycuda", "cuda", "pyarrow", "pynvml", "matplotlib")
+
+
+def test_help_lists_every_command_and_loads_none_of_them() -> None:
+    program = (
+        "import sys\n"
+        "from sigd.daemon.cli import main\n"
+        "sys.argv = ['sigd', '--help']\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code\n"
+        "heavy = {'numpy', 'onnx', 'onnxruntime', 'asyncio', 'uvloop', 'rich'} & set(sys.modules)\n"
+        "print('loaded:', sorted(heavy))\n"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True)
+    for name, (_, summary) in COMMANDS.items():
+        assert name in done.stdout
+        assert summary in done.stdout
+    assert "Exit codes: 0 done, 1 the check failed" in done.stdout
+    assert done.stdout.endswith("loaded: []\n")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_commands_help_shows_an_example_and_its_flags(name: str) -> None:
+    done = CliRunner().invoke(cli, [name, "--help"], prog_name="sigd")
+    assert done.exit_code == 0, done.output
+    assert "Example" in done.output
+    assert f"  sigd {name} " in done.output, "an example to copy"
+    assert CliRunner().invoke(cli, [name, "-h"]).output.splitlines()[1:] == done.output.splitlines()[1:]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_explained(name: str) -> None:
+    module, _, attribute = COMMANDS[name][0].partition(":")
+    command = getattr(importlib.import_module(module), attribute)
+    assert isinstance(command, click.Command)
+    assert command.name == name
+    options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+    assert [option.name for option in options if not option.help] == []
+
+
+def test_every_commands_help_works_with_the_base_installation() -> None:
+    """In one process in which none of the optional packages can be imported."""
+    program = f"""
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {OPTIONAL!r}:
+            raise ImportError(f"{{name}} is not part of the base installation")
+sys.meta_path.insert(0, Blocked())
+from click.testing import CliRunner
+from sigd.daemon.cli import COMMANDS, cli
+for name in COMMANDS:
+    done = CliRunner().invoke(cli, [name, "--help"])
+    assert done.exit_code == 0, (name, done.output, done.exception)
+"""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_version() -> None:
+    assert CliRunner().invoke(cli, ["--version"]).output == f"sigd, version {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["serv"], ["--nonsense"], ["serve", "surplus"]])
+def test_wrong_usage_ends_with_2(arguments: list[str]) -> None:
+    assert CliRunner().invoke(cli, arguments).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UsageError("why"), 2),
+        (EnvironmentLacks("why"), 3),
+        (AlreadyServed("why"), 3),
+        (DaemonError("why"), 1),
+        (ModelRefused("why"), 2),
+        (BackendUnavailable("why"), 3),
+        (BackendFailed("why"), 2),
+        (ConnectFailed("why"), 3),
+        (SessionClosed("why"), 1),
+        (Rejected(5, "why"), 1),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)
+def test_an_error_ends_with_its_reason_and_its_code(
+    error: Exception, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(**_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(cli_module.LazyGroup, "get_command", lambda *_: click.Command("x", callback=fail))
+    monkeypatch.setattr(sys, "argv", ["sigd", "x"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == code
+    said = capsys.readouterr()
+    assert said.err.startswith("sigd: ")
+    assert "why" in said.err
+    assert "Traceback" not in said.err
+    assert said.out == ""
+
+
+def test_python_dash_m_is_the_same_program() -> None:
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "sigd.daemon", "--version"], capture_output=True, text=True, check=True
+    )
+    assert __version__ in done.stdout
