@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 Run = Callable[..., Any]
 STANDIN = Path(__file__).parents[2] / "models" / "build" / "standin"
+WITH_STANDIN = {
+    "PYTHONPATH": os.pathsep.join([str(STANDIN), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+}
 RTX = ("--runtime", "tensorrt-rtx", "--compute-capability", "8.6")
 
 
@@ -155,7 +158,7 @@ def start(*arguments: str | Path, **variables: str) -> subprocess.Popen[str]:
     """`sigd ARGUMENTS` in a process of its own that finds the stand-in for TensorRT-RTX."""
     return subprocess.Popen(
         [sys.executable, "-m", "sigd.daemon", *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(STANDIN), **variables},
+        env={**os.environ, **WITH_STANDIN, **variables},
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -191,7 +194,7 @@ def test_bars_are_drawn_where_somebody_watches(models: ModelMaker, engine: Path)
         [sys.executable, "-m", "sigd.daemon", "build-engine", str(models.mlp()), "-o", str(engine), *RTX],
         env={
             **os.environ,
-            "PYTHONPATH": str(STANDIN),
+            **WITH_STANDIN,
             "STANDIN_STEP_S": "0.02",
             "TERM": "xterm",
             "COLUMNS": "120",
