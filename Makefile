@@ -24,7 +24,7 @@ test-fast: $(VENV)/.dev  ## the tests that take no more than a few seconds
 	$(BIN)/pytest -m "not slow"
 
 test-simcuda: $(VENV)/.dev  ## the tests of the GPU path, on a simulated CUDA driver (the first time: two minutes more)
-	$(BIN)/python tests/simcuda/prepare.py -- $(BIN)/pytest tests/simcuda tests/conformance -k "simcuda or tensorrt"
+	SIGD_GPU_QUICK=1 $(BIN)/python tests/simcuda/prepare.py -- $(BIN)/pytest tests/simcuda tests/gpu tests/conformance -k "simcuda or gpu or tensorrt"
 
 test-gpu: $(VENV)/.dev  ## the tests for a machine with an NVIDIA GPU
 	$(BIN)/pytest -m gpu -rs

@@ -28,7 +28,7 @@ from sigd.models.cuda import (
     gpu_facts,
 )
 from sigd.models.denormals import flush_denormals
-from sigd.models.engine import Environment, check_engine, read_engine, read_manifest
+from sigd.models.engine import ENGINE_SUFFIX, Environment, check_engine, read_engine, read_manifest
 from sigd.models.errors import BackendClosed, BackendFailed, BackendUnavailable, ModelError, ModelRefused
 from sigd.models.gpu_memory import who_holds
 from sigd.models.gpu_options import DEFAULT_GPU_OPTIONS, GpuOptions
@@ -56,6 +56,12 @@ def tensorrt_backend(
         ModelRefused: the engine does not fit this GPU, this TensorRT or this use; with the command that builds it again.
         BackendUnavailable: TensorRT, PyCUDA, the driver or the GPU is missing; with the way to get it.
     """
+    if path.suffix != ENGINE_SUFFIX:
+        gpu_facts(options.gpu)
+        raise ModelRefused(
+            f"{path}: TensorRT serves engines, expected a file ending in {ENGINE_SUFFIX}: build one, sigd build-engine"
+            f" {path} --runtime tensorrt"
+        )
     runtime = read_manifest(path).runtime
     if runtime == "onnxruntime":
         raise ModelRefused(

@@ -211,6 +211,8 @@ def _install_pycuda(folder: Path, site: Path, driver: Path) -> None:
             *("--no-binary", _COMPILED, "--no-build-isolation", "--requirement", str(source)),
             variables={"HOME": home, **_pip_settings()},
         )
+        (about,) = installed.glob(f"{_COMPILED}-*.dist-info")
+        shutil.copytree(about, site / about.name, dirs_exist_ok=True)
         shutil.copytree(installed / _COMPILED, folder, dirs_exist_ok=True)
 
 

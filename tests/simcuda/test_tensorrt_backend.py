@@ -465,6 +465,13 @@ def test_an_engine_of_onnx_runtime_is_refused(
         tensorrt_backend(engine, ROWS)
 
 
+def test_a_model_that_was_not_built_is_refused_with_the_way_to_build_it(
+    models: ModelMaker, control: Any
+) -> None:
+    with pytest.raises(ModelRefused, match=r"build one, sigd build-engine .*\.onnx --runtime tensorrt"):
+        tensorrt_backend(models.doubled(), ROWS)
+
+
 def test_a_larger_batch_than_was_built_is_refused(make_engine: EngineMaker, control: Any) -> None:
     with pytest.raises(ModelRefused, match="built for batches of at most 8 rows, asked for 9"):
         tensorrt_backend(make_engine(), 9)
