@@ -137,8 +137,8 @@ class SessionRig:
         )
         self._requests = RequestOutbox(features)
         self._neighbour = Connection(self)
-        self._neighbour_asked = Hello(client_name="neighbour").encode()
-        self._neighbour.deliver(self._neighbour_asked)
+        self._neighbour_asked = bytearray(Hello(client_name="neighbour").encode())
+        self._neighbour.deliver(bytes(self._neighbour_asked))
         self._asked = 0
 
     def tick(self) -> int:
@@ -210,11 +210,11 @@ class SessionRig:
         demand(not self._neighbour.deliver(request), "the neighbour is not read")
 
     def _check_neighbour(self) -> None:
-        conversation = owed(self._neighbour_asked, self.served)
+        conversation = owed(bytes(self._neighbour_asked), self.served)
         said = bytes(self._neighbour.said)
         check(said, conversation, self.served, complete=True)
         # Judged once; what stays is the greeting, so that the next check starts with it.
-        self._neighbour_asked = self._neighbour_asked[:HELLO_BYTES]
+        del self._neighbour_asked[HELLO_BYTES:]
         del self._neighbour.said[WELCOME_BYTES:]
 
 
