@@ -63,7 +63,7 @@ def cli() -> None:
 def main() -> None:
     """The console script."""
     from sigd.daemon.errors import DaemonError
-    from sigd.models.errors import BackendUnavailable, ModelError
+    from sigd.models.errors import BackendFailed, BackendUnavailable, ModelError
     from sigd.wire.errors import ConnectFailed, WireError
 
     try:
@@ -72,6 +72,9 @@ def main() -> None:
         _end(error, error.exit_code)
     except (BackendUnavailable, ConnectFailed) as error:
         _end(error, EXIT_ENVIRONMENT)
+    except BackendFailed as error:
+        # Not the user's doing: a supervisor may well try again.
+        _end(error, EXIT_CHECK_FAILED)
     except ModelError as error:
         _end(error, EXIT_USAGE)
     except WireError as error:

@@ -141,8 +141,7 @@ class TensorRtBackend:
         )
         opened = _Opened(gpu, prepared)
         try:
-            free_bytes, _ = gpu.memory()
-            check_engine(self.spec.path, environment=_environment(self._trt, options.gpu, free_bytes))
+            self._check_memory(gpu)
             gpu.run(partial(prepared.open, plan, keep_warm=options.keep_warm_us > 0))
         except (CudaError, TrtError) as error:
             raise self._not_opened(opened, error) from error
@@ -246,6 +245,14 @@ class TensorRtBackend:
         self._forget()
 
     # -- not on the way of a batch that succeeds ---------------------------------------------------------------
+
+    def _check_memory(self, gpu: Gpu) -> None:
+        """Whether the engine fits beside the other tenants of the card. Raises BackendUnavailable."""
+        free_bytes, _ = gpu.memory()
+        try:
+            check_engine(self.spec.path, environment=_environment(self._trt, gpu.facts.index, free_bytes))
+        except BackendUnavailable as error:
+            raise BackendUnavailable(f"{error}; {who_holds(gpu.facts.pci_bus_id)}") from error
 
     def _remember(self, opened: _Opened) -> None:
         """Take out of the prepared engine what a batch needs."""

@@ -301,8 +301,10 @@ def test_a_neighbour_that_takes_all_memory_is_not_noticed(start: Start) -> None:
         ({"SIMCUDA_COTENANT_MIB": "24576"}, 3, "MiB are free"),
         ({"SIMCUDA_DEVICES": "0"}, 3, "no device"),
         ({"SIMCUDA_COMPUTE_CAPABILITY": "89"}, 2, "build it again: sigd build-engine"),
+        ({"SIMCUDA_KERNEL_FAULT": "700"}, 1, "CUDA_ERROR_ILLEGAL_ADDRESS (700)"),
+        ({"SIMCUDA_HANG": "1"}, 1, "did not finish within 1000 ms"),
     ],
-    ids=["a card that is full", "no card", "another card"],
+    ids=["a card that is full", "no card", "another card", "a card that dies", "a card that hangs"],
 )
 def test_a_start_that_fails_says_why_and_opens_no_socket(
     start: Start, variables: dict[str, str], code: int, words: str

@@ -385,6 +385,7 @@ def test_a_card_that_is_full_is_refused_before_anything_is_loaded(
     error = failing_open(engine)
     assert isinstance(error, BackendUnavailable)
     assert "MiB are free" in str(error)
+    assert "nvidia-smi --query-compute-apps" in str(error)
     assert control.calls_of("cuMemAlloc") == before
 
 

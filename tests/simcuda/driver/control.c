@@ -57,6 +57,8 @@ __attribute__((constructor)) static void load(void) {
     sim->launch_ns = setting("SIMCUDA_LAUNCH_NS", 0);
     sim->copy_ns = setting("SIMCUDA_COPY_NS", 0);
     sim->kernel_ns = setting("SIMCUDA_KERNEL_NS", 0);
+    sim->kernel_fault = setting("SIMCUDA_KERNEL_FAULT", 0);
+    sim->hang = setting("SIMCUDA_HANG", 0);
     sim->calls_known = CALLS;
     for (int i = 0; i < CALLS; i++) snprintf(sim->calls[i].name, SIM_NAME_BYTES, "%s", call_names[i]);
     __atomic_store_n(&sim->bytes, (int64_t)sizeof *sim, __ATOMIC_RELEASE);
