@@ -83,9 +83,11 @@ class RequestOutbox:
             row = self._flatten(row, rows=None)
         try:
             _LONE.pack_into(self._lone_bytes, 8, sequence, client_time_ns, deadline_ns, instrument_id)
-        except struct.error:
+        except (struct.error, TypeError) as error:
             self.as_columns(1, sequence, client_time_ns, deadline_ns, instrument_id)
-            raise
+            raise ShapeError(
+                f"sequence, times and instrument_id: {error}, expected one number each"
+            ) from error
         self._lone_features[:] = row
         return self._lone_bytes
 

@@ -505,6 +505,18 @@ class TestWaiting:
                 client.send(ROW)
         done.set()
 
+    def test_a_daemon_that_closes_while_the_client_waits_for_room(self, daemon: StartDaemon) -> None:
+        def scene(connection: socket.socket) -> None:
+            greet(connection)
+            read_exactly(connection, 100 * REQUEST_BYTES)
+            connection.sendall(answer(0) + Reject(RejectCode.PROTOCOL_VIOLATION, "enough").encode())
+
+        with connect(daemon(scene)) as client:
+            with pytest.raises(Rejected, match="enough"):
+                client.send_many(MORE_THAN_ANY_BUFFER)
+            assert client.receive().sequence == 0
+            assert client.fileno() == -1
+
     def test_a_send_that_was_interrupted_half_way_ends_the_session(self, daemon: StartDaemon) -> None:
         done = threading.Event()
 
@@ -588,6 +600,22 @@ class TestEnds:
                 client.send(ROW)
             assert caught.value.unanswered == 2, "one of the three was answered"
             assert client.receive().sequence == 0
+
+    def test_closed_by_a_daemon_that_left_requests_unread(self, daemon: StartDaemon) -> None:
+        """The kernel resets such a connection; what the daemon said before is still there."""
+
+        def scene(connection: socket.socket) -> None:
+            greet(connection)
+            read_exactly(connection, REQUEST_BYTES)
+            connection.sendall(answer(0))
+            connection.recv(REQUEST_BYTES, socket.MSG_PEEK)
+
+        with connect(daemon(scene)) as client:
+            client.send(ROW)
+            client.send(ROW)
+            assert client.receive().sequence == 0
+            with pytest.raises(SessionClosed, match=r"reset by peer.* 1 requests are unanswered"):
+                client.receive()
 
     @pytest.mark.parametrize(
         ("reply", "message"),

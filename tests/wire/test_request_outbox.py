@@ -139,6 +139,11 @@ def test_numbers_that_their_field_cannot_hold(position: int, name: str, largest:
     assert bytes(outbox.encode_lone([1, 2, 3, 4], 9, 9, 9, 9)) == before
 
 
+def test_a_row_of_numbers_where_one_is_expected() -> None:
+    with pytest.raises(ShapeError, match="expected one number each"):
+        RequestOutbox(4).encode_lone([1, 2, 3, 4], np.array([7]), 0, 0, 0)  # type: ignore[arg-type]
+
+
 def test_a_column_of_another_length() -> None:
     with pytest.raises(ShapeError, match=r"deadline_ns of shape \(3,\), expected one .* each of 2 rows"):
         RequestOutbox(4).as_columns(2, 0, 0, [1, 2, 3], 0)

@@ -38,6 +38,14 @@ def test_tables_are_current() -> None:
     assert with_tables(TEXT) == TEXT, "write them anew: python -m sigd.wire.tables docs/wire.md"
 
 
+def test_the_command_that_writes_them_anew(tmp_path: Path) -> None:
+    page = tmp_path / "wire.md"
+    page.write_text(TEXT.replace("| 8 | u32 | features |", "| 9 | u32 | features |"), "utf-8")
+    done = run([sys.executable, "-P", "-m", "sigd.wire.tables", str(page)])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert page.read_text("utf-8") == TEXT
+
+
 def test_every_field_of_every_message_has_a_row() -> None:
     for message in fields.MESSAGES:
         rows = tables()[message.name].splitlines()[2:]
