@@ -8,6 +8,7 @@ import resource
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -113,6 +114,20 @@ def reject_of(received: bytes) -> Reject:
             Hello().encode() + requests(50) + HEADER.pack(24, 10, 91, 1) + bytes(24),
             RejectCode.MALFORMED_FRAME,
         ),
+    ],
+    ids=[
+        "another protocol",
+        "version 0",
+        "another schema",
+        "a Hello too long",
+        "a request first",
+        "another shape",
+        "another model",
+        "shared memory",
+        "windows",
+        "Hello twice",
+        "garbage after requests",
+        "a request of another size",
     ],
 )
 def test_a_wrong_frame_is_told_why(daemon: Daemon, said: bytes, code: int) -> None:
@@ -240,7 +255,9 @@ def test_churn_leaves_nothing_behind(daemon: Daemon) -> None:
     status = daemon.until(lambda status: status.connections_open == 0)
     assert status.pending_rows == 0
     assert status.connections_accepted == 201
-    assert daemon.descriptors() == before
+    deadline_s = time.monotonic() + 60
+    while daemon.descriptors() != before:  # that of the last who asked goes a moment later
+        assert time.monotonic() < deadline_s, "descriptors were left behind"
 
 
 @pytest.mark.slow
