@@ -256,7 +256,7 @@ def test_churn_leaves_nothing_behind(daemon: Daemon) -> None:
     assert status.pending_rows == 0
     assert status.connections_accepted == 201
     deadline_s = time.monotonic() + 60
-    while daemon.descriptors() != before:  # that of the last who asked goes a moment later
+    while daemon.descriptors() > before:  # that of the last who asked goes a moment later
         assert time.monotonic() < deadline_s, "descriptors were left behind"
 
 
