@@ -376,11 +376,10 @@ class Client:
     def _transmit(self, frames: memoryview | bytes) -> None:
         if self._end is not None:
             raise self._end()
-        sent_bytes = self._send_some(frames)
-        if sent_bytes == len(frames):
-            return
         try:
-            self._transmit_rest(memoryview(frames)[sent_bytes:])
+            sent_bytes = self._send_some(frames)
+            if sent_bytes < len(frames):
+                self._transmit_rest(memoryview(frames)[sent_bytes:])
         except BaseException:
             # Half a frame may be out, so nothing can follow it; a Ctrl-C ends here too.
             if self._end is None:

@@ -519,9 +519,15 @@ class TestWaiting:
 
     def test_a_send_that_was_interrupted_half_way_ends_the_session(self, daemon: StartDaemon) -> None:
         done = threading.Event()
+        main_thread = threading.get_ident()
 
         def scene(connection: socket.socket) -> None:
             greet(connection)
+            arrived_bytes = -1
+            while arrived_bytes != (arrived_bytes := len(connection.recv(1 << 24, socket.MSG_PEEK))):
+                assert not done.wait(0.02)
+            # the client waits for room in the middle of a frame
+            signal.pthread_kill(main_thread, signal.SIGALRM)
             assert done.wait(10)
 
         def interrupt(*_: Any) -> None:
@@ -530,13 +536,11 @@ class TestWaiting:
         before = signal.signal(signal.SIGALRM, interrupt)
         try:
             with connect(daemon(scene)) as client:
-                signal.setitimer(signal.ITIMER_REAL, 0.05)
                 with pytest.raises(KeyboardInterrupt):
                     client.send_many(MORE_THAN_ANY_BUFFER)
                 with pytest.raises(SessionClosed, match="a send was broken off"):
                     client.send(ROW)
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
             done.set()
 
