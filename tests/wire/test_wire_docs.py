@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import socket
 import struct
 import subprocess
@@ -10,18 +11,15 @@ import sys
 from collections.abc import Callable
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from sigd.wire import fields
+from sigd.wire.cpp_header import include_dir
 from sigd.wire.layout import request_frame_bytes, response_frame_bytes
 from sigd.wire.messages import Goodbye, Hello, Reject, Welcome
 from sigd.wire.status import GoodbyeCode, RejectCode, Status
 from sigd.wire.tables import tables, with_tables
-
-if TYPE_CHECKING:
-    from tests.wire.conftest import CppBuilder
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "wire.md"
 TEXT = PAGE.read_text("utf-8")
@@ -121,10 +119,13 @@ def test_the_python_client(daemon: StartDaemon, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (1, "no such model\n")
 
 
-def test_the_cpp_client(daemon: StartDaemon, cpp: CppBuilder, tmp_path: Path) -> None:
-    source = tmp_path / "example.cpp"
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ (Debian: apt install g++)")
+def test_the_cpp_client(daemon: StartDaemon, tmp_path: Path) -> None:
+    source, program = tmp_path / "example.cpp", str(tmp_path / "example")
     source.write_text(code_block("cpp"))
-    program = str(cpp.build(source))
+    flags = ["-std=c++20", "-Wall", "-Wextra", "-Wconversion", "-Werror", "-I", str(include_dir())]
+    built = run(["g++", *flags, "-o", program, str(source)])
+    assert (built.returncode, built.stderr) == (0, "")
     done = run([program, str(daemon(one_answer))])
     assert (done.returncode, done.stdout) == (0, "7 0 0.25 0.75\n"), done.stderr
     assert run([program, str(daemon(refusal))]).returncode == 1
