@@ -97,7 +97,7 @@ def test_wrong_usage_ends_with_2(arguments: list[str]) -> None:
         (DaemonError("why"), 1),
         (ModelRefused("why"), 2),
         (BackendUnavailable("why"), 3),
-        (BackendFailed("why"), 2),
+        (BackendFailed("why"), 1),
         (ConnectFailed("why"), 3),
         (SessionClosed("why"), 1),
         (Rejected(5, "why"), 1),
