@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import socket
 import subprocess
@@ -121,6 +122,18 @@ class CppBuilder:
         if path is None:
             pytest.skip(f"needs {compiler} (Debian: apt install {compiler.replace('clang++', 'clang')})")
         return path
+
+    def check(self, source: Path, *flags: str, compiler: str, standard: str) -> None:
+        """Compile a source file only to see that there is nothing to say about it."""
+        command = [self.need(compiler), f"-std={standard}", *self.warnings, "-I", str(include_dir()), *flags]
+        done = subprocess.run(
+            [*command, "-c", "-o", os.devnull, str(source)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, ""), " ".join(command)
 
     def build(self, source: Path, *flags: str, compiler: str = "g++", standard: str = "c++20") -> Path:
         """The executable of a source file; fails with the compiler's words."""

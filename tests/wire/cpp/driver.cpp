@@ -1,0 +1,155 @@
+// A client on strings: reads one command a line, does it, answers with one line. What it is told to do, and what must
+// come back, is in the tests.
+#include <cinttypes>
+#include <cstdio>
+#include <cstdlib>
+#include <iostream>
+#include <map>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include <sigd/sigd.hpp>
+
+namespace {
+
+using Options = std::map<std::string, std::string>;
+
+Options options_of(std::istringstream& words) {
+    Options options;
+    for (std::string word; words >> word;) {
+        const auto equals = word.find('=');
+        options[word.substr(0, equals)] = equals == std::string::npos ? "1" : word.substr(equals + 1);
+    }
+    return options;
+}
+
+std::uint64_t number(const Options& options, const char* name, std::uint64_t otherwise) {
+    const auto found = options.find(name);
+    return found == options.end() ? otherwise : std::strtoull(found->second.c_str(), nullptr, 10);
+}
+
+std::string text(const Options& options, const char* name) {
+    const auto found = options.find(name);
+    return found == options.end() ? std::string() : found->second;
+}
+
+sigd::Spec spec_of(const Options& options) {
+    sigd::Spec spec;
+    spec.path = text(options, "path");
+    spec.features = static_cast<std::uint32_t>(number(options, "features", 0));
+    spec.outputs = static_cast<std::uint32_t>(number(options, "outputs", 0));
+    spec.model_name = text(options, "model");
+    spec.client_name = text(options, "client");
+    spec.transport = static_cast<sigd::wire::Transport>(number(options, "transport", 0));
+    spec.ring_slots = static_cast<std::uint32_t>(number(options, "slots", 0));
+    spec.conflate = number(options, "conflate", 0) != 0;
+    spec.unanswered_max = static_cast<std::uint32_t>(number(options, "unanswered", 0));
+    spec.connect_timeout = std::chrono::milliseconds(number(options, "timeout_ms", 5000));
+    spec.idle = static_cast<sigd::Idle>(number(options, "idle", 0));
+    return spec;
+}
+
+class Driver {
+public:
+    void run() {
+        for (std::string line; std::getline(std::cin, line);) {
+            std::istringstream words(line);
+            std::string command;
+            words >> command;
+            act(command, options_of(words));
+            std::cout << std::endl;
+        }
+    }
+
+private:
+    void act(const std::string& command, const Options& options) {
+        if (command == "connect") tell(client_.connect(spec_of(options)));
+        else if (command == "welcome") tell_welcome();
+        else if (command == "send") tell(client_.send(features(), tags(options)));
+        else if (command == "queue") tell(client_.queue(features(), tags(options)));
+        else if (command == "flush") tell(client_.flush());
+        else if (command == "in_place") in_place(options);
+        else if (command == "short") tell(client_.send(std::vector<float>(1)));
+        else if (command == "poll") tell(client_.poll());
+        else if (command == "wait") tell(client_.wait(std::chrono::milliseconds(number(options, "ms", 5000))));
+        else if (command == "request") tell(client_.request(features(), tags(options)));
+        else if (command == "heartbeat") tell(client_.heartbeat());
+        else if (command == "goodbye") tell(client_.goodbye());
+        else if (command == "close") client_.close();
+        else if (command == "sequence") client_.set_next_sequence(number(options, "to", 0));
+        else if (command == "state") tell_state();
+        else std::abort();
+    }
+
+    // Features that tell which request they are of.
+    std::vector<float> features() {
+        std::vector<float> row(client_.welcome().features);
+        for (std::size_t i = 0; i < row.size(); ++i)
+            row[i] = static_cast<float>(client_.next_sequence() % 1000) + static_cast<float>(i) / 8;
+        return row;
+    }
+
+    static sigd::Tags tags(const Options& options) {
+        return {static_cast<std::uint32_t>(number(options, "instrument", 0)), number(options, "deadline", 0),
+                number(options, "time", 0)};
+    }
+
+    void in_place(const Options& options) {
+        const auto row = features();
+        const auto room = client_.prepare();
+        if (room.empty()) {
+            std::cout << "no room";
+            return;
+        }
+        std::copy(row.begin(), row.end(), room.begin());
+        std::cout << "ok " << client_.commit(tags(options));
+    }
+
+    void tell(sigd::Errc code) {
+        std::cout << sigd::name(code);
+        if (!client_.connected()) std::cout << " | " << client_.error().text;
+    }
+    void tell(sigd::Result<std::uint64_t> sequence) {
+        if (sequence) std::cout << "ok " << *sequence;
+        else tell(sequence.code());
+    }
+    void tell(sigd::Result<const sigd::Response*> answer) {
+        if (!answer) return tell(answer.code());
+        if (*answer == nullptr) {
+            std::cout << "nothing";
+            return;
+        }
+        const sigd::Response& r = **answer;
+        std::cout << "answer " << r.sequence << ' ' << sigd::wire::name(r.status) << ' ' << r.instrument_id << ' '
+                  << r.client_time_ns << ' ' << r.receive_time_ns << ' ' << r.send_time_ns << ' '
+                  << r.model_generation << ' ' << r.infer_ns << ' ' << r.batch_rows;
+        if (r.outputs.size() > 8) std::cout << ' ' << r.outputs.size() << " outputs, the last " << r.outputs.back();
+        else for (const float output : r.outputs) std::cout << ' ' << output;
+    }
+    void tell_welcome() {
+        const auto& w = client_.welcome();
+        std::cout << w.features << ' ' << w.outputs << ' ' << w.in_flight_max << ' ' << w.model_generation << ' '
+                  << w.daemon_pid << ' ' << w.flags << ' ' << w.ring_slots << ' '
+                  << std::string(w.model_name, strnlen(w.model_name, sizeof w.model_name)) << ' '
+                  << static_cast<unsigned>(w.model_sha256[0]) << ' ' << client_.unanswered_max();
+    }
+    void tell_state() {
+        const auto goodbye = client_.daemon_goodbye();
+        std::cout << sigd::name(client_.error().code) << " beats=" << client_.heartbeats()
+                  << " clock=" << client_.daemon_clock_ns()
+                  << " goodbye=" << (goodbye ? sigd::wire::name(*goodbye) : "none")
+                  << " lost=" << client_.error().unanswered << " unanswered=";
+        for (std::uint64_t n = 0; n < client_.unanswered(); ++n)
+            std::cout << (n ? "," : "") << client_.unanswered_sequence(n);
+    }
+
+    sigd::Client client_;
+};
+
+}  // namespace
+
+int main() {
+    Driver driver;
+    driver.run();
+}

@@ -1,0 +1,242 @@
+// The client: one session with a daemon, over a stream or shared memory. One client, one thread.
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <span>
+
+#include "connect.hpp"
+#include "conversation.hpp"
+#include "platform.hpp"
+#include "result.hpp"
+#include "shared_memory.hpp"
+#include "stream.hpp"
+
+namespace sigd {
+
+// What a transport does for the client: requests are written where room() says, push()ed, and go out with flush();
+// next() gives the frames that come, and sleep() waits for some.
+template <class T>
+concept TransportLike = requires(T& transport, const void* frame, std::size_t bytes, std::uint64_t timeout_ns) {
+    { transport.room() } -> std::same_as<std::byte*>;
+    transport.push();
+    { transport.push_control(frame, bytes) } -> std::same_as<bool>;
+    { transport.unsent() } -> std::same_as<bool>;
+    { transport.flush() } -> std::same_as<Errc>;
+    { transport.next() } -> std::same_as<Result<const std::byte*>>;
+    transport.sleep(timeout_ns);
+};
+static_assert(TransportLike<StreamTransport> && TransportLike<SharedMemoryTransport>);
+
+class Client {
+public:
+    Client() noexcept = default;
+    Client(const Client&) = delete;
+    Client& operator=(const Client&) = delete;
+    ~Client() { close(); }
+
+    // Opens a session; an open one is closed first. This allocates and waits, and nothing else does: allocations are
+    // kept from one session to the next. The numbering of requests goes on.
+    Errc connect(const Spec& spec) noexcept {
+        close();
+        Error& error = talk_.error();
+        Session session;
+        if (Errc code = open_session(spec, stream_.buffers(), session, error); code != Errc::none) return code;
+        const wire::Welcome& welcome = session.welcome;
+        shared_ = welcome.transport == wire::Transport::shared_memory;
+        // A ring has no room for more than its slots; on a stream the daemon would answer BUSY.
+        const std::uint32_t most = welcome.in_flight_max;
+        const std::uint32_t unanswered = spec.unanswered_max == 0 ? most : std::min(spec.unanswered_max, most);
+        if (Errc code = talk_.open(welcome, unanswered); code != Errc::none) return code;
+        if (stream_.open(std::move(session.socket), shared_ ? 0 : talk_.request_bytes(), unanswered) != Errc::none)
+            return error.set(Errc::out_of_memory, "no memory for %u requests", unanswered);
+        if (shared_) {
+            const Errc code = ring_.open(stream_, welcome, session.region, std::move(session.request_bell),
+                                         std::move(session.response_bell), error);
+            if (code != Errc::none) {
+                stream_.close();
+                return code;
+            }
+        }
+        idle_ = spec.idle;
+        spin_for_ns_ = to_ns(spec.spin_for);
+        connected_ = true;
+        return Errc::none;
+    }
+
+    [[nodiscard]] bool connected() const noexcept { return talk_.state() == Errc::none; }
+    [[nodiscard]] const wire::Welcome& welcome() const noexcept { return talk_.welcome(); }
+    // Why there is no session, or no longer one.
+    [[nodiscard]] const Error& error() const noexcept { return talk_.error(); }
+
+    // Sends one row of features; its sequence. Never blocks: what the socket does not take at once follows with the
+    // next flush(), poll() or wait().
+    Result<std::uint64_t> send(std::span<const float> features, const Tags& tags = {}) noexcept {
+        const auto sequence = queue(features, tags);
+        if (sequence)
+            if (Errc code = flush(); code != Errc::none) return code;
+        return sequence;
+    }
+
+    // As send(), but the request goes out with the next flush(), poll() or wait(): several share one system call.
+    Result<std::uint64_t> queue(std::span<const float> features, const Tags& tags = {}) noexcept {
+        if (features.size() != talk_.welcome().features) [[unlikely]]
+            return connected() ? Errc::invalid_argument : talk_.state();
+        const std::span<float> room = prepare();
+        if (room.empty()) [[unlikely]] return connected() ? Errc::in_flight_full : talk_.state();
+        std::memcpy(room.data(), features.data(), features.size_bytes());
+        return commit(tags);
+    }
+
+    // Where the features of the next request belong, for those who write them in place; commit() queues it. Empty
+    // where no request can be sent now.
+    [[nodiscard]] std::span<float> prepare() noexcept {
+        if (!connected() || talk_.full()) [[unlikely]] return {};
+        return talk_.features_of(shared_ ? ring_.room() : stream_.room());
+    }
+    std::uint64_t commit(const Tags& tags = {}) noexcept {
+        if (shared_) {
+            const std::uint64_t sequence = talk_.finish_request(ring_.room(), tags);
+            ring_.push();
+            return sequence;
+        }
+        const std::uint64_t sequence = talk_.finish_request(stream_.room(), tags);
+        stream_.push();
+        return sequence;
+    }
+
+    Errc flush() noexcept {
+        if (!connected()) [[unlikely]] return talk_.state();
+        return shared_ ? ring_.flush() : stream_.flush();
+    }
+
+    // The next answer if it is there, else nullptr; valid until the next poll(), wait() or request(). Never blocks.
+    Result<const Response*> poll() noexcept {
+        if (!connected()) [[unlikely]] return talk_.state();
+        return shared_ ? poll_on(ring_) : poll_on(stream_);
+    }
+
+    // The next answer; waits for it as Spec::idle says. nullptr where it did not come in time; it may still come.
+    Result<const Response*> wait(std::chrono::nanoseconds timeout = std::chrono::seconds(5)) noexcept {
+        if (!connected()) [[unlikely]] return talk_.state();
+        (void)flush();  // what it could not do, poll() finds out
+        return shared_ ? wait_on(ring_, timeout) : wait_on(stream_, timeout);
+    }
+
+    // Sends one row and waits for its answer; nothing else may be unanswered.
+    Result<const Response*> request(std::span<const float> features, const Tags& tags = {},
+                                    std::chrono::nanoseconds timeout = std::chrono::seconds(5)) noexcept {
+        if (connected() && talk_.unanswered() != 0) return Errc::invalid_argument;
+        if (const auto sequence = queue(features, tags); !sequence) return sequence.code();
+        return wait(timeout);
+    }
+
+    // Asks for a sign of life; poll() and wait() notice it: heartbeats() rises and daemon_clock_ns() is new.
+    Errc heartbeat() noexcept {
+        wire::Heartbeat beat{wire::make_header(wire::TemplateId::heartbeat, sizeof(wire::Heartbeat)), clock_ns()};
+        return send_control(&beat, sizeof beat);
+    }
+    [[nodiscard]] std::uint64_t heartbeats() const noexcept { return talk_.heartbeats(); }
+
+    // The daemon's clock at its last sign of life. With shared memory it gives one every 100 ms by itself.
+    [[nodiscard]] std::uint64_t daemon_clock_ns() const noexcept {
+        const std::uint64_t heard = talk_.daemon_clock_ns();
+        return shared_ && connected_ ? std::max(heard, ring_.daemon_heartbeat_ns()) : heard;
+    }
+
+    // Ends the session in order: send no more, poll() the answers that are left until Errc::finished.
+    Errc goodbye() noexcept {
+        wire::Goodbye bye{wire::make_header(wire::TemplateId::goodbye, sizeof(wire::Goodbye)),
+                          wire::GoodbyeCode::done,
+                          {}};
+        const Errc code = send_control(&bye, sizeof bye);
+        if (code == Errc::none) talk_.say_goodbye();
+        return code;
+    }
+    // The daemon's Goodbye, once it has come: it drains, or has withdrawn the model. Requests are still answered.
+    [[nodiscard]] std::optional<wire::GoodbyeCode> daemon_goodbye() const noexcept { return talk_.goodbye(); }
+
+    // Closes at once; unanswered requests are given up.
+    void close() noexcept {
+        if (!connected_) return;
+        connected_ = false;
+        if (connected()) {
+            (void)goodbye();
+            (void)talk_.ended("this client was closed");
+        }
+        ring_.close();
+        stream_.close();
+    }
+
+    [[nodiscard]] std::uint64_t unanswered() const noexcept { return talk_.unanswered(); }
+    [[nodiscard]] std::uint32_t unanswered_max() const noexcept { return talk_.unanswered_max(); }
+    // The sequence of the n-th oldest of them, also after the session has ended.
+    [[nodiscard]] std::uint64_t unanswered_sequence(std::uint64_t n) const noexcept {
+        return talk_.unanswered_sequence(n);
+    }
+    [[nodiscard]] std::uint64_t next_sequence() const noexcept { return talk_.next_sequence(); }
+    void set_next_sequence(std::uint64_t sequence) noexcept { talk_.set_next_sequence(sequence); }
+
+    // The socket, for a poll of your own. With shared memory it carries only control messages.
+    [[nodiscard]] int descriptor() const noexcept { return stream_.descriptor(); }
+
+private:
+    static std::uint64_t to_ns(std::chrono::nanoseconds time) noexcept {
+        return time.count() > 0 ? static_cast<std::uint64_t>(time.count()) : 0;
+    }
+
+    template <TransportLike T>
+    Result<const Response*> poll_on(T& transport) noexcept {
+        if (transport.unsent()) [[unlikely]] (void)transport.flush();
+        for (;;) {
+            const auto frame = transport.next();
+            if (!frame) [[unlikely]] return over(frame.code());
+            if (*frame == nullptr) return nullptr;
+            const auto answer = talk_.take(*frame);
+            if (!answer || *answer != nullptr) return answer;
+        }
+    }
+
+    template <TransportLike T>
+    Result<const Response*> wait_on(T& transport, std::chrono::nanoseconds timeout) noexcept {
+        constexpr int looks_per_clock_look = 32;
+        if (const auto answer = poll_on(transport); !answer || *answer != nullptr) return answer;
+        const std::uint64_t begin_ns = clock_ns();
+        const std::uint64_t timeout_ns = to_ns(timeout);
+        const std::uint64_t spin_ns = idle_ == Idle::spin ? timeout_ns : idle_ == Idle::block ? 0 : spin_for_ns_;
+        for (;;) {
+            for (int look = 0; look < looks_per_clock_look; ++look)
+                if (const auto answer = poll_on(transport); !answer || *answer != nullptr) return answer;
+            const std::uint64_t waited_ns = clock_ns() - begin_ns;
+            if (waited_ns >= timeout_ns) return nullptr;
+            if (waited_ns >= spin_ns) transport.sleep(timeout_ns - waited_ns);
+        }
+    }
+
+    Errc over(Errc code) noexcept {
+        if (code == Errc::closed) return talk_.ended("the daemon closed the connection");
+        return talk_.fail(code, "the daemon's ring counters or frames break the contract");
+    }
+
+    Errc send_control(const void* frame, std::size_t bytes) noexcept {
+        if (!connected()) return talk_.state();
+        const bool pushed = shared_ ? ring_.push_control(frame, bytes) : stream_.push_control(frame, bytes);
+        if (!pushed) return Errc::in_flight_full;
+        return flush();
+    }
+
+    Conversation talk_;
+    StreamTransport stream_;
+    SharedMemoryTransport ring_;
+    bool shared_ = false;
+    bool connected_ = false;  // there is something to close
+    Idle idle_ = Idle::spin;
+    std::uint64_t spin_for_ns_ = 0;
+};
+
+}  // namespace sigd
