@@ -181,14 +181,22 @@ class Batcher:
         everybody's in each batch would halve the throughput. Those for whom nothing is left come first next time.
         """
         ready = self._ready
-        room = self.batch_rows_max
+        room = spare = self.batch_rows_max
+        if len(ready) == 1:
+            session = ready.popleft()
+            session.queued = False
+            return [(session, min(session.waiting_rows, room))]
         few = min(FEW_ROWS, room)
         asking: list[tuple[Session, int]] = []
-        while ready and (reserve := min(ready[0].waiting_rows, few)) <= room:
-            session = ready.popleft()
-            asking.append((session, session.waiting_rows))
-            room -= reserve
-        spare = self.batch_rows_max - sum(waiting for _, waiting in asking if waiting <= few)
+        while ready and room:
+            waiting = ready[0].waiting_rows
+            reserved = min(waiting, few)
+            if reserved > room:
+                break
+            room -= reserved
+            if waiting <= few:
+                spare -= waiting
+            asking.append((ready.popleft(), waiting))
         picked: list[tuple[Session, int]] = []
         passed: list[Session] = []
         for session, waiting in asking:
