@@ -85,15 +85,11 @@ class AdminServer:
 
     Args:
         status: the daemon's counters now.
-        on_closed: called when a question's connection is gone.
         timeout_s: for one question and its answer.
     """
 
-    def __init__(
-        self, status: Callable[[], Status], on_closed: Callable[[], None], timeout_s: float = ANSWER_TIMEOUT_S
-    ) -> None:
+    def __init__(self, status: Callable[[], Status], timeout_s: float = ANSWER_TIMEOUT_S) -> None:
         self._status = status
-        self._on_closed = on_closed
         self._timeout_s = timeout_s
         self._askers = 0
         self._server: asyncio.AbstractServer | None = None
@@ -123,7 +119,6 @@ class AdminServer:
         finally:
             self._askers -= 1
             writer.transport.abort()
-            self._on_closed()
 
     async def _answer(self, reader: asyncio.StreamReader) -> Status | AdminError:
         try:

@@ -17,7 +17,7 @@ from sigd.daemon.config import Config
 from sigd.daemon.counters import Counters, LatencyCounts
 from sigd.daemon.idle import Ticker
 from sigd.daemon.listener import BACKLOG, Listener
-from sigd.daemon.process import collect_garbage, freeze_garbage, ignore_overflow, lock_memory, resident_bytes
+from sigd.daemon.process import freeze_garbage, ignore_overflow, lock_memory, resident_bytes
 from sigd.daemon.session import Session, State
 from sigd.daemon.stream import StreamProtocol
 from sigd.daemon.warmth import Warmth
@@ -30,8 +30,6 @@ log = logging.getLogger(__name__)
 
 DRAIN_GRACE_S = 0.25
 """How long a draining daemon lets clients that were told Goodbye close by themselves."""
-COLLECT_AFTER_CLOSED = 256
-"""Closed connections after which their garbage is collected: rare enough to cost nothing, often enough to matter."""
 
 
 class Service:
@@ -44,11 +42,15 @@ class Service:
         self._counters = Counters(backend.batch_rows_max)
         # Each with the timer that waits for its Hello.
         self._connections: dict[StreamProtocol, asyncio.TimerHandle] = {}
-        self._closed_since_collect = 0
         self._started_ns = monotonic_ns()
         self._stop = asyncio.Event()
         self._gone = asyncio.Event()
         self._failure: BackendFailed | None = None
+
+    @property
+    def device_failed(self) -> bool:
+        """Whether it ended because the model's device did: nothing may wait for that device any more."""
+        return self._failure is not None
 
     async def run(self) -> int:
         """Serve until told to stop; the exit code.
@@ -83,7 +85,7 @@ class Service:
             Listener(config.socket_path, mode) as listener,
             Listener(config.admin_socket_path, mode) as asked,
         ):
-            admin = AdminServer(self._status, self._tidy)
+            admin = AdminServer(self._status)
             await admin.start(asked.socket)
             server = await loop.create_unix_server(self._accept, sock=listener.socket, backlog=BACKLOG)
             if config.lock_memory:
@@ -150,14 +152,6 @@ class Service:
             )
         if not self._connections:
             self._gone.set()
-        self._tidy()
-
-    def _tidy(self) -> None:
-        """A connection is gone, of a client or of somebody who asked for the status."""
-        self._closed_since_collect += 1
-        if self._closed_since_collect >= COLLECT_AFTER_CLOSED and self._batcher.idle:
-            self._closed_since_collect = 0
-            collect_garbage()
 
     # -- the end -----------------------------------------------------------------------------------------------
 

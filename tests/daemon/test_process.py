@@ -92,15 +92,10 @@ def test_locked_memory_is_locked() -> None:
 
 def test_frozen_garbage_is_not_looked_at_again() -> None:
     said = in_a_process(
-        "import gc; from sigd.daemon.process import collect_garbage, freeze_garbage\n"
-        "freeze_garbage(); print(gc.isenabled(), gc.get_freeze_count() > 1000)\n"
-        "class Cycle: pass\n"
-        "def leave(): c = Cycle(); c.self = c\n"
-        "leave()\n"
-        "find = lambda: sum(isinstance(o, Cycle) for o in gc.get_objects())\n"
-        "before = find(); collect_garbage(); print(before, find())"
+        "import gc; from sigd.daemon.process import freeze_garbage\n"
+        "freeze_garbage(); print(gc.isenabled(), gc.get_freeze_count() > 1000, len(gc.get_objects()) < 100)"
     )
-    assert said == "False True\n1 0"
+    assert said == "False True True"
 
 
 def test_overflow_is_no_event() -> None:
