@@ -74,6 +74,11 @@ def main() -> None:
         _end(error, EXIT_ENVIRONMENT)
     except BackendFailed as error:
         # Not the user's doing: a supervisor may well try again.
+        if error.fatal:
+            from sigd.daemon.process import end_now
+
+            click.echo(f"sigd: {error}", err=True)
+            end_now(EXIT_CHECK_FAILED)
         _end(error, EXIT_CHECK_FAILED)
     except ModelError as error:
         _end(error, EXIT_USAGE)

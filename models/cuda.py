@@ -279,6 +279,13 @@ class Gpu:
         (code,) = self.driver.cuStreamQuery(0)
         return CudaError(self.error_name(code), int(code)) if int(code) in _STICKY else None
 
+    def dead(self) -> bool:
+        """Whether the context is dead; asked on the owner's thread."""
+        try:
+            return self.run(self.sticky_error) is not None
+        except CudaError as error:
+            return error.sticky
+
     def _retain(self) -> Any:
         flags = self.driver.CUctx_flags
         spinning = int(flags.CU_CTX_SCHED_SPIN) | int(flags.CU_CTX_MAP_HOST)

@@ -39,6 +39,8 @@ from sigd.models.trt_device import PreparedEngine
 log = logging.getLogger(__name__)
 
 _ONE: Final = np.float32(1.0)
+_START_PATIENCE: Final = 10
+"""How much longer than any later batch the first runs may take, which load what they need."""
 _CLOSE_TIMEOUT_MS: Final = 1000
 
 
@@ -137,12 +139,13 @@ class TensorRtBackend:
             self.spec,
             self.batch_rows_max,
             mapped=options.mapped_io,
-            timeout_ms=options.device_timeout_ms,
+            timeout_ms=_START_PATIENCE * options.device_timeout_ms,
         )
         opened = _Opened(gpu, prepared)
         try:
             self._check_memory(gpu)
             gpu.run(partial(prepared.open, plan, keep_warm=options.keep_warm_us > 0))
+            gpu.make_current()
         except (CudaError, TrtError) as error:
             raise self._not_opened(opened, error) from error
         except BaseException as error:
@@ -257,7 +260,6 @@ class TensorRtBackend:
     def _remember(self, opened: _Opened) -> None:
         """Take out of the prepared engine what a batch needs."""
         gpu, prepared = opened.gpu, opened.prepared
-        gpu.make_current()
         self.inputs = prepared.arrays.inputs[: self.batch_rows_max]
         self.outputs = prepared.arrays.outputs[: self.batch_rows_max]
         self.inputs[:] = 0.0
@@ -307,7 +309,7 @@ class TensorRtBackend:
                 return
         what = f"the launch of a batch of {rows} rows: {gpu.error_name(code)}"
         if code in (OUT_OF_MEMORY, LAUNCH_OUT_OF_RESOURCES):
-            raise BackendFailed(f"{self.spec.path}: {what}; {who_holds(gpu.facts.pci_bus_id)}")
+            raise BackendFailed(f"{self.spec.path}: {what}: nvidia-smi shows who holds the memory")
         raise self._device_failed(what)
 
     def _device_failed(self, what: str) -> BackendFailed:
@@ -328,8 +330,7 @@ class TensorRtBackend:
     def _not_opened(self, opened: _Opened, error: CudaError | TrtError) -> ModelError:
         """What to raise where the engine could not be prepared, everything freed again."""
         gpu, path = opened.gpu, self.spec.path
-        dead = error if isinstance(error, CudaError) and error.sticky else gpu.run(gpu.sticky_error)
-        if dead is not None:
+        if (isinstance(error, CudaError) and error.sticky) or gpu.dead():
             opened.abandon()
             self._failure = BackendFailed(
                 f"{path}: GPU {gpu.facts.index} failed at start: {error}", fatal=True

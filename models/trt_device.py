@@ -114,10 +114,8 @@ class PreparedEngine:
             bucket = next(bucket for bucket in batches if bucket >= rows)
             self.graphs[rows] = prepared[batches[bucket]]
         if keep_warm:
-            smallest = min(prepared)
-            self.keep_warm_graph = self._capture_apart(
-                self._contexts[sorted(prepared).index(smallest)], smallest[0]
-            )
+            size, _ = min(prepared)
+            self.keep_warm_graph = self._capture_apart(self._contexts[0], size)
 
     def close(self) -> None:
         """Free everything there is. To be called when nothing runs any more."""
@@ -178,17 +176,17 @@ class PreparedEngine:
 
     def _prepare(self, size: int, profile: int) -> Any:
         """The graph of one batch size, run twice."""
-        stream = self.lane.stream.handle
         assert self._engine is not None
-        context = self._trt.context(self._engine, self._scratch, stream, profile)
+        context = self._trt.context(self._engine, self._scratch, self.lane.stream.handle, profile)
         self._contexts.append(context)
         self._bind(context, size, self.arrays)
-        # What a context does once, at its first run, must be over before it is captured.
-        self._trt.enqueue(context, stream)
-        self.lane.finish(self._timeout_ms)
         return self._capture(context, size, self.arrays)
 
     def _capture(self, context: ExecutionContext, size: int, arrays: Arrays) -> Any:
+        """The graph of a context that is bound to these arrays, run twice."""
+        # What a context does once, at its first run after it was bound, must be over before it is captured.
+        self._trt.enqueue(context, self.lane.stream.handle)
+        self.lane.finish(self._timeout_ms)
         executable = self.lane.capture(partial(self._record, context, size, arrays))
         self._executables.append(executable)
         for _ in range(2):

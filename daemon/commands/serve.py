@@ -68,7 +68,7 @@ def run(config: Config, *, check: bool) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     import uvloop
 
-    from sigd.daemon.process import allow_descriptors, keep_standard_descriptors, pin_to_cpu
+    from sigd.daemon.process import allow_descriptors, end_now, keep_standard_descriptors, pin_to_cpu
     from sigd.daemon.service import Service
     from sigd.models.registry import backend_names, open_backend
 
@@ -94,10 +94,11 @@ def run(config: Config, *, check: bool) -> int:
         return 0
     config = msgspec.structs.replace(config, connections_max=allow_descriptors(config.connections_max))
 
-    async def main() -> int:
-        return await Service(config, backend).run()
-
-    return uvloop.run(main())
+    service = Service(config, backend)
+    exit_code = uvloop.run(service.run())
+    if service.device_failed:
+        end_now(exit_code)
+    return exit_code
 
 
 def _shipped_model() -> Path:

@@ -309,7 +309,7 @@ def test_a_neighbour_that_takes_all_memory_is_not_noticed(start: Start) -> None:
 def test_a_start_that_fails_says_why_and_opens_no_socket(
     start: Start, variables: dict[str, str], code: int, words: str
 ) -> None:
-    daemon = start(ready=False, **variables)
+    daemon = start("--device-timeout-ms", "100", ready=False, **variables)
     assert daemon.ended() == code, daemon.said()
     assert words in daemon.said()
     assert "Traceback" not in daemon.said()

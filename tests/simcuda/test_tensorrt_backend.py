@@ -428,7 +428,7 @@ def test_a_gpu_that_hangs_at_the_start_is_fatal(make_engine: EngineMaker, contro
     error = failing_open(engine, device_timeout_ms=20)
     assert isinstance(error, BackendFailed)
     assert error.fatal
-    assert "did not finish within 20 ms" in str(error)
+    assert "did not finish within 200 ms" in str(error), "ten times what a later batch may take"
 
 
 def test_a_gpu_without_a_context_says_what_to_look_at(make_engine: EngineMaker, control: Any) -> None:

@@ -64,6 +64,11 @@ __attribute__((constructor)) static void load(void) {
     __atomic_store_n(&sim->bytes, (int64_t)sizeof *sim, __ATOMIC_RELEASE);
 }
 
+/* A device that hangs holds up the end of a process that lets the driver finish. */
+__attribute__((destructor)) static void unload(void) {
+    while (sim->hang) sleep(1);
+}
+
 /* For tests in this process: where the block is. */
 EXPORT struct sim_control *simcuda_control(void) { return sim; }
 
