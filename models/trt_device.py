@@ -14,8 +14,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sigd.models.backend import Float32Array, buckets
-from sigd.models.cuda import Gpu, Lane, free_pinned, mapped_address, pinned_rows
+from sigd.models.cuda import Gpu
 from sigd.models.errors import ModelRefused
+from sigd.models.gpu_lane import Lane, free_pinned, mapped_address, pinned_rows
 from sigd.models.spec import ModelSpec
 from sigd.models.trt_api import EngineTensor, RowRange, TensorRt
 

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sigd.models.cuda import CudaError, Gpu, Lane, free_pinned, gpu_facts, mapped_address, pinned_rows
+from sigd.models.cuda import CudaError, Gpu, gpu_facts
 from sigd.models.errors import BackendUnavailable
+from sigd.models.gpu_lane import Lane, free_pinned, mapped_address, pinned_rows
 
 ILLEGAL_ADDRESS, LAUNCH_FAILED, INVALID_CONTEXT = 700, 719, 201
 
@@ -218,7 +219,8 @@ def test_a_process_ends_in_its_own_way(ending: str, expected: int) -> None:
     """Not aborted by a context that is still current, nor noisy about one that is dead."""
     lines = (
         "import simcuda_control",
-        "from sigd.models.cuda import Gpu, Lane",
+        "from sigd.models.cuda import Gpu",
+        "from sigd.models.gpu_lane import Lane",
         "control = simcuda_control.loaded()",
         "gpu = Gpu.acquire(0)",
         "gpu.make_current()",
