@@ -64,7 +64,7 @@ class Daemon:
         """Wait until a batch is under way that does not come back."""
         launched = -1
         while launched != (launched := self.control.calls_of("cuGraphLaunch")):
-            time.sleep(0.05)
+            time.sleep(0.3)
 
     def said(self) -> str:
         return self.errors.read_text()
