@@ -8,8 +8,10 @@ import fcntl
 import mmap
 import os
 import select
+import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +28,7 @@ from sigd.wire.ring import Region
 from sigd.wire.status import Transport
 
 if TYPE_CHECKING:
+    from tests.conftest import ModelMaker
     from tests.wire.conftest import CppBuilder
 
 
@@ -228,3 +231,60 @@ def shown_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ShownDaem
     daemon = ShownDaemon(tmp_path_factory.mktemp("shown"))
     yield daemon
     daemon.close()
+
+
+class DaemonProcess:
+    """A daemon as a process, that may be killed and started again at the same path."""
+
+    def __init__(self, folder: Path, command: list[str]) -> None:
+        self.path = str(folder / "s")
+        self._log = folder / "log"
+        self._command = [part.replace("SOCKET", self.path) for part in command]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and wait until somebody can connect."""
+        Path(self.path).unlink(missing_ok=True)
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        end_s = time.monotonic() + 60
+        while not self._accepts():
+            assert self._process.poll() is None, self._log.read_text()[-2000:]
+            assert time.monotonic() < end_s, "the daemon does not listen"
+            time.sleep(0.02)
+
+    def _accepts(self) -> bool:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(self.path)
+            except OSError:
+                return False
+            return True
+
+    def end(self, signal_number: signal.Signals) -> None:
+        """Send the signal and wait for the end."""
+        if self._process is not None:
+            self._process.send_signal(signal_number)
+            self._process.wait(30)
+            self._process = None
+
+
+@pytest.fixture
+def live_daemon(models: ModelMaker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
+    """`sigd serve` with a small model, started."""
+    model = str(models.mlp(features=8, outputs=3))
+    command = [sys.executable, "-P", "-m", "sigd.daemon", "serve", "--socket", "SOCKET", "--model", model]
+    daemon = DaemonProcess(tmp_path_factory.mktemp("live"), command)
+    daemon.start()
+    yield daemon
+    daemon.end(signal.SIGKILL)
+
+
+@pytest.fixture
+def ring_peer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
+    """ring_peer.py, which grants shared memory and sleeps when it has nothing to do, started."""
+    script = str(Path(__file__).with_name("ring_peer.py"))
+    peer = DaemonProcess(tmp_path_factory.mktemp("peer"), [sys.executable, "-P", script, "SOCKET", "block"])
+    peer.start()
+    yield peer
+    peer.end(signal.SIGKILL)
