@@ -123,6 +123,17 @@ class CppBuilder:
             pytest.skip(f"needs {compiler} (Debian: apt install {compiler.replace('clang++', 'clang')})")
         return path
 
+    def sanitized(self, kinds: str) -> tuple[str, ...]:
+        """Flags for a build that ends at the first finding; skips where the compiler has no such sanitizer."""
+        flags = (f"-fsanitize={kinds}", "-fno-sanitize-recover=all", "-g", "-O1", "-fno-omit-frame-pointer")
+        source = self._folder / "empty.cpp"
+        source.write_text("int main() {}\n")
+        command = [self.need("g++"), *flags, "-o", str(self._folder / "empty"), str(source)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        if done.returncode != 0:
+            pytest.skip(f"g++ has no -fsanitize={kinds} here: {done.stderr.strip().splitlines()[-1]}")
+        return flags
+
     def check(self, source: Path, *flags: str, compiler: str, standard: str) -> None:
         """Compile a source file only to see that there is nothing to say about it."""
         command = [self.need(compiler), f"-std={standard}", *self.warnings, "-I", str(include_dir()), *flags]

@@ -73,10 +73,11 @@ class CppClient:
             self._process.stdout.close()
 
 
-@pytest.fixture
-def cpp_client(cpp: CppBuilder) -> Iterator[CppClient]:
-    """One C++ client that is told what to do."""
-    program = cpp.build(Path(__file__).parent / "driver.cpp", "-O1", "-fno-exceptions", "-fno-rtti")
+@pytest.fixture(params=["plain", pytest.param("sanitized", marks=pytest.mark.slow)])
+def cpp_client(cpp: CppBuilder, request: pytest.FixtureRequest) -> Iterator[CppClient]:
+    """One C++ client that is told what to do; once as it is, once with AddressSanitizer and UBSan watching."""
+    flags = ("-O1",) if request.param == "plain" else cpp.sanitized("address,undefined")
+    program = cpp.build(Path(__file__).with_name("driver.cpp"), *flags, "-fno-exceptions", "-fno-rtti")
     client = CppClient(program)
     yield client
     client.end()
