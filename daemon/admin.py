@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -80,16 +80,20 @@ class AdminError(msgspec.Struct):
     error: str
 
 
+Op = Callable[[AdminRequest], Awaitable[msgspec.Struct]]
+"""Works out the answer to one kind of question."""
+
+
 class AdminServer:
     """Answers on an open listener until it is closed.
 
     Args:
-        status: the daemon's counters now.
+        ops: what may be asked, by name.
         timeout_s: for one question and its answer.
     """
 
-    def __init__(self, status: Callable[[], Status], timeout_s: float = ANSWER_TIMEOUT_S) -> None:
-        self._status = status
+    def __init__(self, ops: Mapping[str, Op], timeout_s: float = ANSWER_TIMEOUT_S) -> None:
+        self._ops = ops
         self._timeout_s = timeout_s
         self._askers = 0
         self._server: asyncio.AbstractServer | None = None
@@ -120,7 +124,7 @@ class AdminServer:
             self._askers -= 1
             writer.transport.abort()
 
-    async def _answer(self, reader: asyncio.StreamReader) -> Status | AdminError:
+    async def _answer(self, reader: asyncio.StreamReader) -> msgspec.Struct:
         try:
             line = await reader.readline()
         except ValueError:
@@ -129,9 +133,10 @@ class AdminServer:
             request = msgspec.json.decode(line, type=AdminRequest)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             return AdminError(f'{error}; expected one JSON line such as {{"op": "status"}}')
-        if request.op == "status":
-            return self._status()
-        return AdminError(f"unknown op {request.op!r}, expected: status")
+        op = self._ops.get(request.op)
+        if op is None:
+            return AdminError(f"unknown op {request.op!r}, expected: {', '.join(self._ops)}")
+        return await op(request)
 
 
 def ask_status(admin_socket: Path, timeout_s: float = ANSWER_TIMEOUT_S) -> Status:

@@ -18,7 +18,7 @@ from sigd.daemon.screening import Segment, fail_all, fail_rows_without_a_number,
 from sigd.models.errors import BackendFailed
 
 if TYPE_CHECKING:
-    from sigd.daemon.counters import Counters
+    from sigd.daemon.counters import ModelCounters
     from sigd.daemon.session import Session
     from sigd.models.backend import Backend
     from sigd.models.spec import ModelSpec
@@ -46,7 +46,7 @@ class Batcher:
     def __init__(
         self,
         backend: Backend,
-        counters: Counters,
+        counters: ModelCounters,
         clock: Callable[[], int],
         *,
         wake: Callable[[], None],

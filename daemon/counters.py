@@ -1,4 +1,5 @@
-"""What the daemon counts: outcomes, batches, connections, and how long things took. Written by the hot path only.
+"""What the daemon counts: of each model outcomes, batches and how long things took; of its clients who came and went.
+Written by the hot path only.
 
 Latencies are counted in two flat tables, 128 ns wide up to 1.05 ms and 131 us wide up to 1.07 s; anything longer
 counts in the last bin. Counting is one shift and one increment; percentiles are worked out by whoever asks.
@@ -50,8 +51,27 @@ class LatencyCounts:
         return bins
 
 
-class Counters:
-    """All counters of one daemon. Every attribute only ever grows, but `connections_open`.
+class ClientCounters:
+    """The counters of a daemon's clients. Every attribute only ever grows, but `connections_open`.
+
+    Attributes:
+        heartbeats: Heartbeats answered.
+        rejects: Rejects sent, indexed by RejectCode.
+        slow_readers: clients cut off because they did not read their answers.
+    """
+
+    __slots__ = ("connections_accepted", "connections_open", "heartbeats", "rejects", "slow_readers")
+
+    def __init__(self) -> None:
+        self.connections_accepted = 0
+        self.connections_open = 0
+        self.heartbeats = 0
+        self.rejects = [0] * (max(RejectCode) + 1)
+        self.slow_readers = 0
+
+
+class ModelCounters:
+    """The counters of one model. Every attribute only ever grows.
 
     Attributes:
         by_status: answers by Status, indexed by its number.
@@ -59,7 +79,6 @@ class Counters:
         total: from a request's receive time to its answer's send time.
         queue: `total` less the time in the model.
         model: time in the model, once for each batch.
-        rejects: Rejects sent, indexed by RejectCode.
     """
 
     __slots__ = (
@@ -69,13 +88,8 @@ class Counters:
         "_total_fine",
         "batches_by_rows",
         "by_status",
-        "connections_accepted",
-        "connections_open",
-        "heartbeats",
         "model",
         "queue",
-        "rejects",
-        "slow_readers",
         "total",
     )
 
@@ -89,11 +103,6 @@ class Counters:
         self._total_fine = self.total.fine
         self._queue_fine = self.queue.fine
         self._lone_slow_ns = 0
-        self.rejects = [0] * (max(RejectCode) + 1)
-        self.connections_accepted = 0
-        self.connections_open = 0
-        self.heartbeats = 0
-        self.slow_readers = 0
 
     def count_lone(self, total_ns: int, infer_ns: int) -> None:
         """Count one OK answer that was a batch of its own."""

@@ -30,7 +30,7 @@ from sigd.wire.status import GoodbyeCode, HelloFlag, RejectCode, Status, Transpo
 
 if TYPE_CHECKING:
     from sigd.daemon.batcher import Batcher
-    from sigd.daemon.counters import Counters
+    from sigd.daemon.counters import ClientCounters
     from sigd.daemon.limits import Limits
     from sigd.daemon.peer import Peer
 
@@ -91,7 +91,11 @@ class Session:
     batcher: Batcher
 
     def __init__(
-        self, peer: Peer, find_model: Callable[[str], Batcher | None], limits: Limits, counters: Counters
+        self,
+        peer: Peer,
+        find_model: Callable[[str], Batcher | None],
+        limits: Limits,
+        counters: ClientCounters,
     ) -> None:
         """`find_model` gives the batcher that serves a model's name, "" being the default, or None."""
         self.peer = peer

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 
 from sigd.daemon.batcher import Batcher
-from sigd.daemon.counters import Counters
+from sigd.daemon.counters import ClientCounters, ModelCounters
 from sigd.daemon.limits import Limits
 from sigd.daemon.process import ignore_overflow
 from sigd.daemon.session import Session
@@ -192,7 +192,7 @@ class FakeClient:
         self.turns = 0
         self._framer = Framer(1 << 22)
         self._fed = 0
-        self.session = Session(self, rig.find_model, rig.limits, rig.counters)
+        self.session = Session(self, rig.find_model, rig.limits, rig.client_counters)
 
     # -- what the session asks of its transport
 
@@ -299,7 +299,8 @@ class Rig:
         **bounds: Any,
     ) -> None:
         self.clock = FakeClock()
-        self.counters = Counters(batch_rows_max)
+        self.counters = ModelCounters(batch_rows_max)
+        self.client_counters = ClientCounters()
         self.limits = replace(limits or Limits(daemon_pid=4321), **bounds)
         self.backend = FakeBackend(self.clock, batch_rows_max, synchronous=synchronous)
         self.wakes = 0

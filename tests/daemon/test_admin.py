@@ -13,7 +13,15 @@ import pytest
 import uvloop
 
 from sigd.daemon import admin as admin_module
-from sigd.daemon.admin import ASKERS_MAX, AdminServer, LatencyStatus, ModelStatus, Status, ask_status
+from sigd.daemon.admin import (
+    ASKERS_MAX,
+    AdminRequest,
+    AdminServer,
+    LatencyStatus,
+    ModelStatus,
+    Status,
+    ask_status,
+)
 from sigd.daemon.errors import EnvironmentLacks
 
 STATUS = Status(
@@ -39,6 +47,10 @@ STATUS = Status(
 )
 
 
+async def _status(_request: AdminRequest) -> Status:
+    return STATUS
+
+
 def serve(folder: Path, ask: Callable[[Path], None], *, timeout_s: float = 5.0) -> None:
     """Let `ask`, in a thread, ask a server."""
     path = folder / "a"
@@ -47,7 +59,7 @@ def serve(folder: Path, ask: Callable[[Path], None], *, timeout_s: float = 5.0) 
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(path))
             listener.listen(100)
-            server = AdminServer(lambda: STATUS, timeout_s)
+            server = AdminServer({"status": _status}, timeout_s)
             await server.start(listener)
             await asyncio.to_thread(ask, path)
             server.close()

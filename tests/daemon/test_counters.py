@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sigd.daemon.admin import percentile_ns
-from sigd.daemon.counters import BINS, COARSE_SHIFT, FINE_SHIFT, Counters, LatencyCounts
+from sigd.daemon.counters import BINS, COARSE_SHIFT, FINE_SHIFT, LatencyCounts, ModelCounters
 from sigd.wire.status import Status
 
 FINE_END_NS = BINS << FINE_SHIFT
@@ -79,7 +79,7 @@ def test_no_percentile_of_nothing() -> None:
     )
 )
 def test_a_lone_answer_counts_like_a_batch_of_one(answers: list[tuple[int, int]]) -> None:
-    lone, full = Counters(4), Counters(4)
+    lone, full = ModelCounters(4), ModelCounters(4)
     start_ns = 10**12
     for total_ns, infer_ns in answers:
         lone.count_lone(total_ns, infer_ns)
@@ -103,7 +103,7 @@ def test_a_segment_counts_each_of_its_rows(
 ) -> None:
     ages_ns = sorted((age for age, _ in rows), reverse=True)
     now_ns = 10**12
-    counters = Counters(64)
+    counters = ModelCounters(64)
     statuses = None if all_ok else np.array([status for _, status in rows], np.uint16)
     counters.count_answers(np.array([now_ns - age for age in ages_ns], np.uint64), statuses, now_ns, infer_ns)
     expected, queue = LatencyCounts(), LatencyCounts()

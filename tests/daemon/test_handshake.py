@@ -73,7 +73,7 @@ def test_a_hello_that_cannot_be_served_is_told_why(rig: Rig, hello: Hello, code:
     reject = rejected(client)
     assert reject.code == code
     assert said in reject.reason
-    assert rig.counters.rejects[code] == 1
+    assert rig.client_counters.rejects[code] == 1
 
 
 @pytest.mark.parametrize(

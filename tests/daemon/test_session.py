@@ -87,7 +87,7 @@ def test_a_heartbeat_is_answered_between_the_requests_around_it(rig: Rig) -> Non
     first, heartbeat, second = client.received()
     assert heartbeat == Heartbeat(rig.clock.now_ns)
     assert (first.sequence, second.sequence) == (1, 2)  # type: ignore[union-attr]
-    assert rig.counters.heartbeats == 1
+    assert rig.client_counters.heartbeats == 1
 
 
 def test_a_flood_of_heartbeats_takes_turns(rig: Rig) -> None:
@@ -227,7 +227,7 @@ def test_nothing_is_done_after_the_end(rig: Rig) -> None:
     session.close()
     assert session.state is State.CLOSED
     assert client.raw == sent
-    assert sum(rig.counters.rejects) == 1
+    assert sum(rig.client_counters.rejects) == 1
     client.lose()
 
 

@@ -180,7 +180,7 @@ def test_every_request_gets_one_answer_in_order_whatever_happens(
     received = sum(map(len, told.answered))
     assert received <= counted if told.lost else received == counted
     if not told.lost:
-        assert told.heartbeats == rig.counters.heartbeats
+        assert told.heartbeats == rig.client_counters.heartbeats
 
 
 @given(st.data())

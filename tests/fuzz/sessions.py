@@ -15,7 +15,7 @@ from tests.fuzz.conversation import Served, check, owed
 from tests.fuzz.streams import Failed, chunks, demand
 
 from sigd.daemon.batcher import Batcher
-from sigd.daemon.counters import Counters
+from sigd.daemon.counters import ClientCounters, ModelCounters
 from sigd.daemon.limits import Limits
 from sigd.daemon.session import Session
 from sigd.models.spec import ModelSpec
@@ -82,7 +82,7 @@ class Connection:
         self.finished = False
         self.paused = False
         self.turns = 0
-        self.session = Session(self, rig.find_model, rig.limits, rig.counters)
+        self.session = Session(self, rig.find_model, rig.limits, rig.client_counters)
 
     def send(self, data: memoryview | bytes) -> None:
         demand(not self.finished, "sent after the end")
@@ -130,7 +130,8 @@ class SessionRig:
         in_flight_max = self.limits.in_flight_rows((40 + 4 * features + 7) // 8 * 8)
         self.served = Served(features, outputs, "doubling", in_flight_max, doubling=True)
         batch_rows_max = draw.choice((1, 4, 64))
-        self.counters = Counters(batch_rows_max)
+        self.counters = ModelCounters(batch_rows_max)
+        self.client_counters = ClientCounters()
         backend = DoublingBackend(self.served, batch_rows_max, synchronous=draw.random() < 0.6)
         self._batcher = Batcher(
             backend, self.counters, self.tick, wake=lambda: None, on_fatal=lambda error: None
