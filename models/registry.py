@@ -70,6 +70,13 @@ def _oracle(path: Path, options: BackendOptions) -> Backend:
     return OracleBackend(read_spec(path, options.name), options.batch_rows_max)
 
 
+def _echo(path: Path, options: BackendOptions) -> Backend:
+    from sigd.models.echo import EchoBackend
+
+    # Under the model's own name a client could take it for the model.
+    return EchoBackend(read_spec(path, options.name or "echo"), options.batch_rows_max)
+
+
 @dataclass(frozen=True, slots=True)
 class _Entry:
     factory: Callable[[Path, BackendOptions], Backend]
@@ -78,12 +85,15 @@ class _Entry:
     """Endings of the files that "auto" gives to this backend."""
     runtimes: tuple[RuntimeName, ...] = ()
     """Runtimes whose engines "auto" gives to this backend."""
+    runs_model: bool = True
+    """False for one that only measures what is around a model."""
 
 
 _BACKENDS = {
     "onnxruntime": _Entry(_onnxruntime, (".onnx",), ("onnxruntime",)),
     "tensorrt": _Entry(_tensorrt, (), ("tensorrt", "tensorrt-rtx")),
     "oracle": _Entry(_oracle),
+    "echo": _Entry(_echo, runs_model=False),
 }
 
 
@@ -149,7 +159,8 @@ def _name_for(path: Path) -> str:
         if path.suffix.lower() in entry.suffixes:
             return name
     known = ", ".join(f"{suffix} ({name})" for name, entry in _BACKENDS.items() for suffix in entry.suffixes)
+    names = ", ".join(name for name, entry in _BACKENDS.items() if entry.runs_model)
     raise ModelRefused(
         f"{path}: its ending {path.suffix!r} does not say which backend serves it, expected {known} or {ENGINE_SUFFIX}: rename"
-        f" it, or name the backend: {', '.join(_BACKENDS)}"
+        f" it, or name the backend: {names}"
     )

@@ -46,7 +46,10 @@ are then named NAME.FAIL.json and NAME.FAIL.hgrm; 2 wrong usage or input; 3 the 
 )
 @click.option("--socket", help="Measure the daemon that listens there.  [default: start one]")
 @click.option("--model", help="Model of the daemon that is started.  [default: the one that ships with sigd]")
-@click.option("--backend", help="Backend of the daemon that is started.  [default: auto]")
+@click.option(
+    "--backend",
+    help="Backend of the daemon that is started; echo runs no model, to measure the daemon alone.  [default: auto]",
+)
 @click.option(
     "--idle",
     type=click.Choice(["spin", "backoff", "block"]),

@@ -24,7 +24,10 @@ Examples:
 )
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="Configuration, TOML.")
 @click.option("--model", help="Model file.  [default: the one that ships with sigd]")
-@click.option("--backend", help="What runs the model: auto, or a backend's name.  [default: auto]")
+@click.option(
+    "--backend",
+    help="What runs the model: auto, or a backend's name; echo runs none, for measuring.  [default: auto]",
+)
 @click.option("--socket", help="Where clients connect.  [default: /run/sigd/sigd.sock, or the user's own]")
 @click.option("--admin-socket", help="Where `sigd status` asks.  [default: the socket's path + .admin]")
 @click.option(

@@ -25,12 +25,15 @@ BACKENDS: dict[str, tuple[pytest.MarkDecorator, ...]] = {
     "onnxruntime": (),
     "tensorrt": (pytest.mark.gpu,),
     "oracle": (),
+    "echo": (),
 }
 """Every backend by its name in the registry, with the marks that it runs under (`pytest.mark.gpu`)."""
 SERVE_ENGINES = frozenset({"tensorrt"})
 """Those that are given an engine, built from the model."""
 CHECK_NO_INDEX = frozenset({"tensorrt"})
 """Those on which an index out of its range is not an error: a GPU reads whatever is there."""
+RUN_NO_MODEL = frozenset({"echo"})
+"""Those that answer without the model: whatever is promised but the answers themselves is promised by them too."""
 
 
 @pytest.fixture(params=[pytest.param(name, marks=marks) for name, marks in BACKENDS.items()])
@@ -43,7 +46,14 @@ def backend_name(request: pytest.FixtureRequest, no_gpu_because: str) -> str:
 
 
 @pytest.fixture
-def checked_backend_name(backend_name: str) -> str:
+def runs_the_model(backend_name: str) -> None:
+    """For tests of the answers themselves."""
+    if backend_name in RUN_NO_MODEL:
+        pytest.skip(f"{backend_name} answers without running the model")
+
+
+@pytest.fixture
+def checked_backend_name(backend_name: str, runs_the_model: None) -> str:
     """Each backend on which a batch can fail without harm to the next."""
     if backend_name in CHECK_NO_INDEX:
         pytest.skip(f"{backend_name}: an index out of its range is not an error on a GPU")
