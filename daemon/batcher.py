@@ -245,7 +245,7 @@ class Batcher:
             outputs = outputs[segment.kept]
         send_ns = self.clock()
         outbox = session.outbox
-        session.peer.send(
+        session.send_answers(
             outbox.encode(
                 words,
                 outputs,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sigd.daemon.batcher import Batcher
     from sigd.daemon.counters import ClientCounters
     from sigd.daemon.limits import Limits
+    from sigd.daemon.peer import OpenRings
 
 log = logging.getLogger(__name__)
 
@@ -27,12 +28,17 @@ class Clients:
     """The connections of one daemon. `accept` is what a listening server makes one with."""
 
     def __init__(
-        self, find_model: Callable[[str], Batcher | None], limits: Limits, counters: ClientCounters
+        self,
+        find_model: Callable[[str], Batcher | None],
+        limits: Limits,
+        counters: ClientCounters,
+        open_rings: OpenRings | None,
     ) -> None:
-        """`find_model`: see `Session`."""
+        """`find_model`, `open_rings`: see `Session`."""
         self._find_model = find_model
         self._limits = limits
         self._counters = counters
+        self._open_rings = open_rings
         # Each with the timer that waits for its Hello.
         self._connections: dict[StreamProtocol, asyncio.TimerHandle] = {}
         self._refusing = False
@@ -41,7 +47,7 @@ class Clients:
     def accept(self) -> StreamProtocol:
         """A connection that has just been made."""
         return StreamProtocol(
-            lambda peer: Session(peer, self._find_model, self._limits, self._counters),
+            lambda peer: Session(peer, self._find_model, self._limits, self._counters, self._open_rings),
             self._opened,
             self._closed,
             self._limits.unsent_bytes_max,

@@ -39,6 +39,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         linger_us: how long a batch that is not full waits for more rows; 0 never waits.
         cpu: the core to run on; None leaves it to the kernel.
         lock_memory: keep all memory resident where the limits allow it.
+        shared_memory: offer it to clients that ask for it.
         gpu: for an engine, the number of its GPU; this and the next three are `sigd.models.gpu_options.GpuOptions`.
     """
 
@@ -54,6 +55,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     linger_us: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
     cpu: Annotated[int, Meta(ge=0, le=65_535)] | None = None
     lock_memory: bool = True
+    shared_memory: bool = True
     gpu: Annotated[int, Meta(ge=0, le=255)] = DEFAULT_GPU_OPTIONS.gpu
     mapped_io: bool = DEFAULT_GPU_OPTIONS.mapped_io
     device_timeout_ms: Annotated[int, Meta(ge=1, le=600_000)] = DEFAULT_GPU_OPTIONS.device_timeout_ms

@@ -5,7 +5,8 @@
     block    it always sleeps
 
 While the tick is armed the loop polls its sockets without sleeping, and the tick polls what has no descriptor (the
-completion of a batch on a device). Work that waits for a batch keeps it armed under every strategy.
+rings of shared memory, the completion of a batch on a device). Work that waits for a batch keeps it armed under every
+strategy.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ class Ticker:
         poll: does what work there is, and says whether there was or is any.
         last_batch_ns: when the last batch ended, on `clock`.
         spin_ns: how long "backoff" spins after that.
-        on_sleep: called when "backoff" stops to spin; whoever has work then calls `wake()`.
+        rest: called when "backoff" stops to spin; whoever has work then calls `wake()`.
+        may_sleep: called before the tick stops: from then on what it polls must wake it. False where something has come
+            meanwhile, and the tick goes on.
     """
 
     def __init__(
@@ -41,7 +44,8 @@ class Ticker:
         last_batch_ns: Callable[[], int],
         clock: Callable[[], int],
         spin_ns: int,
-        on_sleep: Callable[[], None],
+        rest: Callable[[], None],
+        may_sleep: Callable[[], bool],
     ) -> None:
         self._call_soon = loop.call_soon
         self._strategy = strategy
@@ -49,7 +53,8 @@ class Ticker:
         self._last_batch_ns = last_batch_ns
         self._clock = clock
         self._spin_ns = spin_ns
-        self._on_sleep = on_sleep
+        self._rest = rest
+        self._may_sleep = may_sleep
         self._armed = False
         self._stopped = False
         self._tick_always = self._make_tick_always()
@@ -93,8 +98,11 @@ class Ticker:
             raise
         if busy or self._spins():
             self.wake()
-        elif self._strategy is IdleStrategy.BACKOFF:
-            self._on_sleep()
+            return
+        if self._strategy is IdleStrategy.BACKOFF:
+            self._rest()
+        if not self._may_sleep():
+            self.wake()
 
     def _spins(self) -> bool:
         return (

@@ -43,7 +43,7 @@ def never(count_bytes: int, now_ns: int) -> bool:
 
 
 def lone_path(session: Session, batcher: Batcher, clock: Callable[[], int]) -> LonePath:
-    """The shortest way of one connection. Its inbox, outbox and peer must be those of its whole life."""
+    """The shortest way of one connection. Its inbox, outbox and way of answers must be those of its whole life."""
     backend, inbox, outbox = batcher.backend, session.inbox, session.outbox
     if not backend.synchronous or inbox.features > FEATURES_MAX or batcher.spec.outputs > OUTPUTS_MAX:
         return never
@@ -57,7 +57,7 @@ def lone_path(session: Session, batcher: Batcher, clock: Callable[[], int]) -> L
     model_input = backend.inputs[:1].data.cast("B")
     model_output = backend.outputs[:1].data.cast("B")
     output_floats = backend.outputs[0].data
-    encode, frame, send = outbox.encode_lone, outbox.lone, session.peer.send
+    encode, frame, send = outbox.encode_lone, outbox.lone, session.send_answers
     count_lone = batcher.counters.count_lone
 
     def lone(count_bytes: int, now_ns: int) -> bool:

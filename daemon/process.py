@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 _MCL_CURRENT = 1
 _MCL_FUTURE = 2
 _SPARE_DESCRIPTORS = 64
+_DESCRIPTORS_PER_CLIENT = 4
+"""The connection, and with shared memory its region and two doorbells."""
 _STANDARD_ERROR = 2
 
 
@@ -88,20 +90,21 @@ def allow_descriptors(connections_max: int) -> int:
     running out of descriptors in the middle of it could not.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections_max + _SPARE_DESCRIPTORS
+    wanted = _DESCRIPTORS_PER_CLIENT * connections_max + _SPARE_DESCRIPTORS
     if soft != resource.RLIM_INFINITY and soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         if soft < wanted:
+            served = max(1, (hard - _SPARE_DESCRIPTORS) // _DESCRIPTORS_PER_CLIENT)
             log.warning(
                 "connections_max of %d needs %d open files, the hard limit is %d: raise LimitNOFILE in the unit;"
                 " until then it is %d",
                 connections_max,
                 wanted,
                 hard,
-                max(1, hard - _SPARE_DESCRIPTORS),
+                served,
             )
-            return max(1, hard - _SPARE_DESCRIPTORS)
+            return served
     return connections_max
 
 

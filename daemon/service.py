@@ -18,6 +18,7 @@ from sigd.daemon.counters import ClientCounters, ModelCounters
 from sigd.daemon.idle import Ticker
 from sigd.daemon.listener import BACKLOG, Listener
 from sigd.daemon.process import freeze_garbage, ignore_overflow, lock_memory
+from sigd.daemon.shared_memory import RingHost
 from sigd.daemon.warmth import Warmth
 from sigd.models.backend import Backend
 from sigd.models.errors import BackendFailed
@@ -59,15 +60,19 @@ class Service:
             on_fatal=self._die,
             linger_ns=config.linger_us * 1000,
         )
-        self._clients = Clients(self._find_model, self._limits, self._counters)
+        rings = RingHost(loop, monotonic_ns, self._batcher.poll, lambda: self._ticker.wake())
+        self._clients = Clients(
+            self._find_model, self._limits, self._counters, rings.open if config.shared_memory else None
+        )
         self._ticker = Ticker(
             loop,
             config.idle,
-            self._batcher.poll,
+            rings.poll,
             lambda: self._batcher.last_batch_ns,
             monotonic_ns,
             config.backoff_spin_us * 1000,
             self._batcher.rest,
+            rings.may_sleep,
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
@@ -101,6 +106,7 @@ class Service:
                 end()
             await self._clients.drain()
         self._ticker.stop()
+        rings.close()
         self._backend.close()
         return self._exit_code()
 

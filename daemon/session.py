@@ -6,7 +6,8 @@ as arguments, bytes go out through the `Peer` that a transport provides.
                └── Goodbye, end of stream, a wrong frame (Reject), the end of the drain ──> CLOSED
 
 Frames are acted on in the order of arrival, and a frame that is no request only when the requests before it are
-answered: so a client's Goodbye finds nothing left to answer, and a wrong frame harms no request before it.
+answered: so a client's Goodbye finds nothing left to answer, and a wrong frame harms no request before it. With rings
+the stream carries everything but requests and answers, and only a Goodbye waits for the requests before it.
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from sigd.daemon.handshake import Terms, agree
 from sigd.daemon.lone import LonePath, lone_path, never
 from sigd.wire import fields
 from sigd.wire.errors import FrameError
 from sigd.wire.framer import FRAME_BYTES_MAX, Frame, Framer
 from sigd.wire.inbox import RequestInbox
-from sigd.wire.layout import request_frame_bytes
-from sigd.wire.messages import Goodbye, Heartbeat, Hello, Reject, Welcome
+from sigd.wire.messages import Goodbye, Heartbeat, Hello, Reject
 from sigd.wire.outbox import ResponseOutbox, StatusArray
-from sigd.wire.status import GoodbyeCode, HelloFlag, RejectCode, Status, Transport
+from sigd.wire.status import GoodbyeCode, RejectCode, Status
 
 if TYPE_CHECKING:
     from sigd.daemon.batcher import Batcher
     from sigd.daemon.counters import ClientCounters
     from sigd.daemon.limits import Limits
-    from sigd.daemon.peer import Peer
+    from sigd.daemon.peer import OpenRings, Peer, Rings
 
 EXCESS_ROWS: Final = 64
 """Room for requests past in_flight_max, so that they can be answered BUSY; what comes past that waits unread."""
@@ -59,7 +60,10 @@ class Session:
         in_batch_rows: pending rows that are in the batch being run, always the oldest.
         conflate: granted in the Welcome.
         client_name: as the client gave it in its Hello.
-        writable: gives where the next bytes belong; never empty while reading is not paused.
+        in_flight_max: granted in the Welcome; 0 until then.
+        lone: the shortest way, for whoever has put bytes into the inbox; where it is not for them, `took` is.
+        send_answers: where answers go, the peer or the rings.
+        writable: gives where the stream's next bytes belong; never empty while reading is not paused.
     """
 
     __slots__ = (
@@ -68,10 +72,12 @@ class Session:
         "_ended",
         "_find_model",
         "_framer",
+        "_leaving",
         "_limits",
-        "_lone",
         "_marks",
+        "_open_rings",
         "_paused",
+        "_rings",
         "_yielded",
         "batcher",
         "client_name",
@@ -79,9 +85,11 @@ class Session:
         "in_batch_rows",
         "in_flight_max",
         "inbox",
+        "lone",
         "outbox",
         "peer",
         "queued",
+        "send_answers",
         "state",
         "writable",
     )
@@ -96,18 +104,24 @@ class Session:
         find_model: Callable[[str], Batcher | None],
         limits: Limits,
         counters: ClientCounters,
+        open_rings: OpenRings | None = None,
     ) -> None:
-        """`find_model` gives the batcher that serves a model's name, "" being the default, or None."""
+        """`find_model`: see `handshake.agree`. Without `open_rings` shared memory is refused."""
         self.peer = peer
+        self.send_answers: Callable[[memoryview], None] = peer.send
         self._find_model = find_model
         self._limits = limits
         self._counters = counters
-        self._lone: LonePath = never
+        self._open_rings = open_rings
+        self._rings: Rings | None = None
+        self.lone: LonePath = never
+        # For the handshake; with rings, for all that comes on the stream.
         self._framer: Framer | None = Framer(FRAME_BYTES_MAX)
         self.writable: Callable[[], memoryview] = self._framer.writable
         self._marks: deque[tuple[int, int, Status]] = deque()
         self._answered_rows = 0
         self._ended = False
+        self._leaving = False
         self._paused = False
         self._yielded = False
         self.state = State.HELLO
@@ -121,22 +135,25 @@ class Session:
 
     def arrived(self, count_bytes: int, now_ns: int) -> None:
         """`count_bytes` were written at the start of `writable()`, and read at `now_ns`."""
-        if self._lone(count_bytes, now_ns):
-            return
         if self._framer is not None:
-            if self.state is State.HELLO:
-                self._framer.arrived(count_bytes)
-                self._greet(now_ns)
-            return
+            self._heard(count_bytes, now_ns)
+        elif not self.lone(count_bytes, now_ns):
+            self.took(count_bytes, now_ns)
+
+    def took(self, count_bytes: int, now_ns: int) -> None:
+        """`count_bytes` were written at the start of `inbox.writable()`, and `lone` did not want them."""
         if self.state is not State.CLOSED:
             self.inbox.arrived(count_bytes)
             self._scan(now_ns)
 
     def ended(self, now_ns: int) -> None:
-        """The client sends no more. What it sent is answered, then the connection closes."""
+        """The client sends no more. What it sent is answered, then the connection closes.
+
+        With rings the end of the stream is the end at once: nobody is left to take answers.
+        """
         self._ended = True
-        if self.state is State.HELLO:
-            self._close()
+        if self.state is State.HELLO or self._rings is not None:
+            self.close()
         else:
             self._go_on(now_ns)
 
@@ -144,6 +161,8 @@ class Session:
         """The loop's next round has come, see `Peer.yield_turn`."""
         self._yielded = False
         self._read_on()
+        if self._rings is not None:
+            self._listen(now_ns)
         self._go_on(now_ns)
 
     def lost(self) -> None:
@@ -151,7 +170,8 @@ class Session:
         if self.state is not State.CLOSED:
             self._forget()
         # Peer and session hold each other: let go, for the collector does not run where every microsecond counts.
-        self._lone = never
+        self.lone = never
+        self.send_answers = _nowhere
         del self.peer
 
     # -- the service's side ------------------------------------------------------------------------------------
@@ -167,10 +187,15 @@ class Session:
 
     def wind_up(self, now_ns: int) -> None:
         """Read no more; answer what was read, then close."""
-        if self.state is not State.CLOSED:
+        if self.state is State.HELLO:
+            self._close()
+        elif self.state is not State.CLOSED:
             self._paused = True
             self.peer.pause_reading()
-            self.ended(now_ns)
+            if self._rings is not None:
+                self._rings.stop()
+            self._ended = True
+            self._go_on(now_ns)
 
     def close(self) -> None:
         """Close now, whatever is pending."""
@@ -199,7 +224,7 @@ class Session:
     @property
     def pending_rows(self) -> int:
         """Requests received and not answered."""
-        return self.inbox.rows if self._framer is None else 0
+        return self.inbox.rows if self.in_flight_max else 0
 
     @property
     def waiting_rows(self) -> int:
@@ -251,9 +276,18 @@ class Session:
 
     # -- inside ------------------------------------------------------------------------------------------------
 
-    def _greet(self, now_ns: int) -> None:
-        framer = self._framer
-        assert framer is not None
+    def _heard(self, count_bytes: int, now_ns: int) -> None:
+        """Bytes of the handshake, or of what a client with rings says besides."""
+        if self.state is State.CLOSED:
+            return
+        assert self._framer is not None
+        self._framer.arrived(count_bytes)
+        if self.state is State.HELLO:
+            self._greet(self._framer, now_ns)
+        else:
+            self._listen(now_ns)
+
+    def _greet(self, framer: Framer, now_ns: int) -> None:
         try:
             frame = framer.next_frame()
             if frame is None:
@@ -263,60 +297,54 @@ class Session:
                     RejectCode.UNEXPECTED_TEMPLATE,
                     f"template {frame.header.template_id} came first, expected Hello (1)",
                 )
-            welcome = self._open(Hello.decode(frame.block), now_ns)
+            terms = agree(
+                Hello.decode(frame.block),
+                self._find_model,
+                self._limits,
+                rings_offered=self._open_rings is not None,
+            )
+            self._open(terms)
         except FrameError as error:
             self.reject(error.code, error.reason)
+            return
+        self.state = State.SERVING
+        rings = self._rings
+        welcome = terms.welcome(
+            None if rings is None else rings.layout, self._limits.daemon_pid, now_ns
+        ).encode()
+        if rings is not None:
+            self.peer.send_descriptors(welcome, rings.descriptors)
+            rings.start()
+            self._listen(now_ns)
             return
         # A client may send its first requests without waiting for the Welcome: they are in the same buffer.
         early = framer.rest()
         self._framer = None
         self.writable = self.inbox.writable
-        self.state = State.SERVING
-        self.peer.send(welcome.encode())
+        self.peer.send(welcome)
         if early:
             # An inbox holds at least what a handshake's buffer holds, less a Hello.
             self.inbox.writable()[: len(early)] = early
             self.inbox.arrived(len(early))
             self._scan(now_ns)
 
-    def _open(self, hello: Hello, now_ns: int) -> Welcome:
-        """Check what is asked for and make ready to serve it. Raises FrameError with the code that refuses it."""
-        batcher = self._find_model(hello.model_name)
-        if batcher is None:
-            default = self._find_model("")
-            instead = f"{default.spec.name!r} is served, " if default is not None else ""
-            raise FrameError(RejectCode.UNKNOWN_MODEL, f"{instead}not {hello.model_name!r}")
-        if hello.transport != Transport.STREAM:
-            raise FrameError(
-                RejectCode.TRANSPORT_UNAVAILABLE, f"transport {hello.transport} is not offered, 0 (stream) is"
-            )
-        if hello.flags & HelloFlag.DAEMON_WINDOWS:
-            raise FrameError(RejectCode.TRANSPORT_UNAVAILABLE, "flag bit 1 (windows) is not served")
-        spec = batcher.spec
-        for name, asked, served in (
-            ("features", hello.features, spec.features),
-            ("outputs", hello.outputs, spec.outputs),
-        ):
-            if asked not in (0, served):
-                raise FrameError(RejectCode.SHAPE_MISMATCH, f"{asked} {name}, the model has {served}")
-        self.batcher = batcher
-        self.client_name = hello.client_name
-        self.conflate = bool(hello.flags & HelloFlag.CONFLATE)
-        self.in_flight_max = self._limits.in_flight_rows(request_frame_bytes(spec.features))
-        self.inbox = RequestInbox(spec.features, self.in_flight_max + EXCESS_ROWS)
-        self.outbox = ResponseOutbox(spec.outputs, batcher.batch_rows_max, batcher.generation)
-        self._lone = lone_path(self, batcher, batcher.clock)
-        return Welcome(
-            features=spec.features,
-            outputs=spec.outputs,
-            in_flight_max=self.in_flight_max,
-            model_generation=batcher.generation,
-            daemon_pid=self._limits.daemon_pid,
-            clock_ns=now_ns,
-            model_sha256=spec.sha256,
-            model_name=spec.name,
-            flags=hello.flags & HelloFlag.CONFLATE,
-        )
+    def _open(self, terms: Terms) -> None:
+        """Make ready to serve a client on these terms. Raises FrameError with the code that refuses its rings."""
+        self.batcher = batcher = terms.batcher
+        if terms.ring_slots:
+            if self._open_rings is None:
+                raise FrameError(
+                    RejectCode.TRANSPORT_UNAVAILABLE,
+                    "shared memory is not offered here, transport 0 (stream) is",
+                )
+            self._rings = self._open_rings(self, terms.ring_slots)
+            self.send_answers = self._rings.send
+        self.client_name = terms.client_name
+        self.conflate = terms.conflate
+        self.in_flight_max = terms.in_flight_max
+        self.inbox = RequestInbox(batcher.spec.features, self.in_flight_max + EXCESS_ROWS)
+        self.outbox = ResponseOutbox(batcher.spec.outputs, batcher.batch_rows_max, batcher.generation)
+        self.lone = lone_path(self, batcher, batcher.clock)
 
     def _scan(self, now_ns: int) -> None:
         """Take in what arrived: admit requests, act on other frames, stop reading where there is no more room."""
@@ -333,8 +361,7 @@ class Session:
                 if self.state is State.CLOSED:
                     return
             else:
-                self._yielded = True
-                self.peer.yield_turn()
+                self._yield()
         except FrameError as error:
             self.reject(error.code, error.reason)
             return
@@ -343,6 +370,32 @@ class Session:
         if not self._paused and (self._yielded or not inbox.writable()):
             self._paused = True
             self.peer.pause_reading()
+
+    def _listen(self, now_ns: int) -> None:
+        """Act on what a client with rings says besides requests."""
+        framer = self._framer
+        assert framer is not None
+        try:
+            for _ in range(CONTROL_FRAMES_A_TURN):
+                if self.state is State.CLOSED or (frame := framer.next_frame()) is None:
+                    return
+                if frame.header.template_id == fields.GOODBYE.template_id:
+                    Goodbye.decode(frame.block)
+                    self._leaving = True
+                    self._go_on(now_ns)
+                else:
+                    self._act(frame, now_ns)
+        except FrameError as error:
+            self.reject(error.code, error.reason)
+            return
+        self._yield()
+        if not self._paused:
+            self._paused = True
+            self.peer.pause_reading()
+
+    def _yield(self) -> None:
+        self._yielded = True
+        self.peer.yield_turn()
 
     def _act(self, frame: Frame, now_ns: int) -> None:
         """Act on a frame that is no request; every request before it is answered."""
@@ -353,28 +406,43 @@ class Session:
             self.peer.send(Heartbeat(now_ns).encode())
         elif template_id == fields.GOODBYE.template_id:
             Goodbye.decode(frame.block)
-            if self.state is State.SERVING:  # or it was said already
-                self.peer.send(Goodbye(GoodbyeCode.DONE).encode())
-            self._close()
+            self._part()
         else:
             raise FrameError(
                 RejectCode.UNEXPECTED_TEMPLATE, f"template {template_id} is not for a client to send now"
             )
 
+    def _part(self) -> None:
+        """The client's Goodbye has been said, and nothing before it is left to answer."""
+        if self.state is State.SERVING:  # or it was said already
+            self.peer.send(Goodbye(GoodbyeCode.DONE).encode())
+        self._close()
+
     def _go_on(self, now_ns: int) -> None:
         """Look at what waited for rows to be answered or for its turn; close where nothing more can come."""
         if self.state is State.CLOSED:
             return
-        if self.inbox.unscanned_bytes:
+        if self._leaving and not self.inbox.rows:
+            self._leave(now_ns)
+        elif self._rings is None and self.inbox.unscanned_bytes:
             self._scan(now_ns)
         elif self.waiting_rows:
             self.batcher.enqueue(self)
         if self._ended and not (self.closed or self.inbox.rows or self._yielded):
             self._close()
 
+    def _leave(self, now_ns: int) -> None:
+        """Part with a client with rings, once what it published before its Goodbye is answered."""
+        assert self._rings is not None
+        if self._ended or not self._rings.take(now_ns):
+            self._part()
+        elif not self.closed and not self.inbox.rows:
+            # It was one request, and answered at once: there may be one more.
+            self._yield()
+
     def _read_on(self) -> None:
         """There may be room again, or it is this session's turn: go on reading, unless nothing more shall come."""
-        if self._paused and not self._ended and self.state is not State.CLOSED:
+        if self._paused and not (self._ended or self._yielded or self.state is State.CLOSED):
             self._paused = False
             self.peer.resume_reading()
 
@@ -384,7 +452,14 @@ class Session:
 
     def _forget(self) -> None:
         """Nothing more is answered: what is pending no longer counts."""
-        if self._framer is None:
+        if self.in_flight_max:
             self.batcher.pending_rows -= self.inbox.rows
             self.batcher.forget(self)
+        if self._rings is not None:
+            self._rings.close()
+            self._rings = None
         self.state = State.CLOSED
+
+
+def _nowhere(_answers: memoryview) -> None:
+    """Where the answers of a connection go that is gone."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import Callable
 from time import monotonic_ns
 from typing import cast
@@ -89,6 +90,18 @@ class StreamProtocol(asyncio.BufferedProtocol):
             return
         if written != len(data):
             self._queue(data[written:])
+
+    def send_descriptors(self, data: bytes, descriptors: tuple[int, ...]) -> None:
+        """Send a Welcome and what comes with it."""
+        try:
+            # The transport's own socket object does not pass descriptors.
+            with socket.socket(fileno=os.dup(self._descriptor)) as connection:
+                sent_bytes = socket.send_fds(connection, [data], descriptors)
+        except OSError:
+            # The peer is gone, or leaves the descriptors of so many sessions unread that it gets no more.
+            sent_bytes = 0
+        if sent_bytes != len(data):
+            self._abort()
 
     def _send_behind(self, data: memoryview | bytes) -> None:
         """Send where something is unsent already, or the connection has ended."""

@@ -83,10 +83,10 @@ class Region:
         self._fence = fence if fence is not None else make_fence()
 
     @classmethod
-    def create(cls, view: memoryview, layout: RegionLayout) -> Region:
+    def create(cls, view: memoryview, layout: RegionLayout, fence: Fence | None = None) -> Region:
         """Make zeroed memory of layout.region_bytes a region; see `region.write_header`."""
         write_header(view, layout)
-        return cls(view, layout)
+        return cls(view, layout, fence)
 
     @classmethod
     def attach(cls, view: memoryview) -> Region:

@@ -41,6 +41,9 @@ Examples:
     "--in-flight-max", type=click.IntRange(min=1), help="Unanswered requests a client.  [default: 256]"
 )
 @click.option("--linger-us", type=click.IntRange(min=0), help="Wait for a fuller batch.  [default: 0]")
+@click.option(
+    "--shared-memory/--no-shared-memory", default=None, help="Offer it to clients.  [default: offered]"
+)
 @click.option("--gpu", type=click.IntRange(min=0), help="Which GPU runs an engine.  [default: 0]")
 @click.option(
     "--mapped-io", is_flag=True, default=None, help="The engine reads and writes host memory itself."

@@ -3,6 +3,7 @@ decides, and clients whose transport is a list of bytes."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -179,6 +180,7 @@ class FakeClient:
     Attributes:
         raw: every byte that the session sent.
         finished: the session has closed the connection.
+        descriptors: that came with the Welcome, the client's own.
         turns: how often the session has asked for the loop's next round, and not got it yet.
     """
 
@@ -190,6 +192,7 @@ class FakeClient:
         self.paused = False
         self.gone = False
         self.turns = 0
+        self.descriptors: tuple[int, ...] = ()
         self._framer = Framer(1 << 22)
         self._fed = 0
         self.session = Session(self, rig.find_model, rig.limits, rig.client_counters)
@@ -200,6 +203,11 @@ class FakeClient:
         assert not self.finished, "sent after the end"
         if not self.gone:
             self.raw += data
+
+    def send_descriptors(self, data: bytes, descriptors: tuple[int, ...]) -> None:
+        assert not self.raw, "not the first thing that is sent"
+        self.descriptors = tuple(map(os.dup, descriptors))
+        self.send(data)
 
     def finish(self) -> None:
         assert not self.finished, "finished twice"

@@ -139,7 +139,7 @@ def test_an_error_while_answering_ends_one_connection(rig: Rig, caplog: pytest.L
     def broken_send(data: memoryview | bytes) -> None:
         raise RuntimeError("a bug in the transport")
 
-    clients[0].send = broken_send  # type: ignore[method-assign]
+    clients[0].session.send_answers = broken_send
     for client in clients:
         client.say(rig.request(1))
     rig.run()

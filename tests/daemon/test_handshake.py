@@ -62,7 +62,11 @@ def test_welcome_says_what_is_served(rig: Rig, features: int, outputs: int) -> N
         (Hello(features=2**32 - 1), RejectCode.SHAPE_MISMATCH, "the model has 4"),
         (Hello(model_name="other"), RejectCode.UNKNOWN_MODEL, "'fake' is served, not 'other'"),
         (Hello(model_name="x" * 32), RejectCode.UNKNOWN_MODEL, "'fake' is served, not 'xxx"),
-        (Hello(transport=Transport.SHARED_MEMORY), RejectCode.TRANSPORT_UNAVAILABLE, "0 (stream) is"),
+        (
+            Hello(transport=Transport.SHARED_MEMORY),
+            RejectCode.TRANSPORT_UNAVAILABLE,
+            "transport 0 (stream) is",
+        ),
         (Hello(transport=77), RejectCode.TRANSPORT_UNAVAILABLE, "transport 77"),
         (Hello(flags=HelloFlag.DAEMON_WINDOWS), RejectCode.TRANSPORT_UNAVAILABLE, "bit 1"),
     ],

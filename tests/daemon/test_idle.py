@@ -21,7 +21,9 @@ class Loop:
         self.work = 0
         self.broken = False
         self.polls = 0
+        self.rests = 0
         self.sleeps = 0
+        self.came_meanwhile = False
         self.soon: deque[Callable[[], object]] = deque()
         self.ticker = Ticker(
             self,  # type: ignore[arg-type]
@@ -30,7 +32,8 @@ class Loop:
             lambda: self.last_batch_ns,
             lambda: self.now_ns,
             SPIN_NS,
-            self.sleep,
+            self.rest,
+            self.may_sleep,
         )
 
     def call_soon(self, callback: Callable[[], object]) -> None:
@@ -46,8 +49,13 @@ class Loop:
         self.last_batch_ns = self.now_ns
         return True
 
-    def sleep(self) -> None:
+    def rest(self) -> None:
+        self.rests += 1
+
+    def may_sleep(self) -> bool:
         self.sleeps += 1
+        came, self.came_meanwhile = self.came_meanwhile, False
+        return not came
 
     def round(self) -> bool:
         """One round of the loop; False where it would sleep."""
@@ -123,7 +131,8 @@ def test_block_sleeps_as_soon_as_there_is_no_work() -> None:
     assert loop.round()
     assert loop.round(), "one look whether more has come"
     assert not loop.round()
-    assert loop.sleeps == 0, "there is nothing that its sleep would change"
+    assert loop.sleeps == 1
+    assert loop.rests == 0, "there is no spinning that its sleep would end"
 
 
 def test_backoff_spins_for_a_while_after_the_last_batch_then_sleeps() -> None:
@@ -137,10 +146,22 @@ def test_backoff_spins_for_a_while_after_the_last_batch_then_sleeps() -> None:
     loop.now_ns += SPIN_NS - 1
     for _ in range(10):
         assert loop.round()
-    assert loop.sleeps == 0
+    assert loop.rests == loop.sleeps == 0
     loop.now_ns += 1
     assert loop.round()
     assert not loop.round()
-    assert loop.sleeps == 1
+    assert loop.rests == loop.sleeps == 1
     loop.ticker.wake()
     assert loop.round(), "and wakes up again"
+
+
+@pytest.mark.parametrize("strategy", [IdleStrategy.BACKOFF, IdleStrategy.BLOCK])
+def test_what_came_just_before_it_slept_keeps_it_awake(strategy: IdleStrategy) -> None:
+    loop = Loop(strategy)
+    loop.now_ns = 50 * SPIN_NS
+    loop.came_meanwhile = True
+    loop.ticker.wake()
+    assert loop.round()
+    assert loop.round(), "one more look, at what came"
+    assert not loop.round()
+    assert loop.sleeps == 2

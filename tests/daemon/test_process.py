@@ -42,9 +42,9 @@ def test_a_core_that_is_not_there(cpu: int) -> None:
 @pytest.mark.parametrize(
     ("soft", "hard", "asked", "allowed", "soft_after"),
     [
-        (4096, 4096, 1024, 1024, 4096),
-        (256, 4096, 1024, 1024, 1088),
-        (256, 512, 1024, 448, 512),
+        (8192, 8192, 1024, 1024, 8192),
+        (256, 8192, 1024, 1024, 4160),
+        (256, 512, 1024, 112, 512),
         (60, 60, 1024, 1, 60),
     ],
 )
@@ -65,7 +65,7 @@ def test_too_few_descriptors_are_told_of(
 ) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (100, 200))
     monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
-    assert allow_descriptors(1024) == 136
+    assert allow_descriptors(1024) == 34
     assert "LimitNOFILE" in caplog.text
 
 

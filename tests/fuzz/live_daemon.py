@@ -53,6 +53,7 @@ class LiveDaemon:
             "-m",
             "sigd.daemon",
             "serve",
+            "--no-shared-memory",
             "--socket",
             self._path,
             "--idle",

@@ -88,6 +88,9 @@ class Connection:
         demand(not self.finished, "sent after the end")
         self.said += data
 
+    def send_descriptors(self, data: bytes, descriptors: tuple[int, ...]) -> None:
+        demand(False, "descriptors sent, and no rings were offered")
+
     def finish(self) -> None:
         demand(not self.finished, "finished twice")
         self.finished = True

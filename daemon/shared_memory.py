@@ -1,0 +1,311 @@
+"""The shared-memory transport: a thin shell that moves frames between the rings of a region and a session.
+
+While a session's rings are awake they are looked at in every tick of the loop. Asleep they cost nothing: their client
+rings a doorbell, which the loop waits for as for a socket. Rings go to sleep when the loop does, and, where many are
+open, when nothing has come for a while. See wire.ring for how none of this loses a wake-up.
+
+A client may write whatever it likes into its region, at any time. Every counter of its is held against ours, a request
+is copied before it is looked at, the region cannot be resized, and no system call on what it shares can wait (see
+daemon.doorbell). What breaks the rules ends its own session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import mmap
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from sigd.daemon.doorbell import BellRinger, silence
+from sigd.daemon.errors import EnvironmentLacks
+from sigd.wire.errors import FrameError
+from sigd.wire.region import RegionLayout, region_layout
+from sigd.wire.ring import Region, make_fence, why_not_here
+from sigd.wire.status import RejectCode
+
+if TYPE_CHECKING:
+    from sigd.daemon.session import Session
+
+BEAT_S: Final = 0.05
+"""How often a region's heartbeat moves; the contract says at least every 0.1 s."""
+AWAKE_MAX: Final = 16
+"""More rings than that are not all looked at in every tick: those that were quiet for a beat sleep."""
+_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+class SessionRings:
+    """The rings of one session. Implements daemon.peer.Rings.
+
+    Attributes:
+        layout, descriptors: see daemon.peer.Rings.
+        awake: looked at in every tick.
+        stalled: its client does not take its answers, so nothing more is taken from it.
+    """
+
+    __slots__ = (
+        "_bells",
+        "_clock",
+        "_host",
+        "_memory",
+        "_region",
+        "_requests",
+        "_responses",
+        "_session",
+        "_taken_at_beat",
+        "awake",
+        "layout",
+        "stalled",
+    )
+
+    def __init__(self, host: RingHost, session: Session, layout: RegionLayout) -> None:
+        """Raises OSError where there is no memory or no descriptor for them."""
+        self.layout = layout
+        self.awake = False
+        self.stalled = False
+        self._host = host
+        self._session = session
+        self._clock = host.clock
+        self._taken_at_beat = 0
+        self._memory = -1
+        self._bells: tuple[int, ...] = ()
+        try:
+            self._bells = (_eventfd(),)
+            self._bells += (_eventfd(),)
+            self._memory = os.memfd_create("sigd-rings", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            os.ftruncate(self._memory, layout.region_bytes)
+            fcntl.fcntl(self._memory, fcntl.F_ADD_SEALS, _SEALS)
+            view = memoryview(
+                mmap.mmap(self._memory, layout.region_bytes, mmap.MAP_SHARED | mmap.MAP_POPULATE)
+            )
+        except OSError:
+            self._close_descriptors()
+            raise
+        self._region = Region.create(view, layout, host.fence)
+        self._requests = self._region.requests_in()
+        self._responses = self._region.responses_out()
+        self.beat(self._clock())
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """Region, request doorbell, response doorbell; until `start()`."""
+        return (self._memory, *self._bells)
+
+    # -- the session's side ------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """The client has been told: look at what it publishes."""
+        os.close(self._memory)
+        self._memory = -1
+        self._host.add(self, self._bells[0], self._rung)
+
+    def take(self, now_ns: int) -> bool:
+        """Hand what has been published to the session; False where nothing was."""
+        session = self._session
+        inbox = session.inbox
+        try:
+            # Every request that is taken will need a slot for its answer.
+            room = self._responses.room() - inbox.rows
+            rows = self._requests.take(inbox.writable(), room) if room > 0 else 0
+        except FrameError as error:
+            session.reject(error.code, error.reason)
+            return True
+        if not rows:
+            self.stalled = room <= 0
+            return False
+        count_bytes = rows * inbox.frame_bytes
+        if not session.lone(count_bytes, now_ns):
+            session.took(count_bytes, now_ns)
+        return True
+
+    def send(self, data: memoryview) -> None:
+        """Publish answers, and wake a client that sleeps."""
+        try:
+            if self._responses.publish(data):
+                self._host.ring(self._bells[1])
+        except FrameError as error:
+            self._session.reject(error.code, error.reason)
+
+    def stop(self) -> None:
+        """Look at nothing more."""
+        self._host.remove(self, self._bells[0])
+
+    def close(self) -> None:
+        """Give everything back; the memory is unmapped when the last view of it is gone, which is now."""
+        self._host.remove(self, self._bells[0])
+        self._close_descriptors()
+        # A session and its rings hold each other.
+        del self._session, self._requests, self._responses, self._region
+
+    def _close_descriptors(self) -> None:
+        for descriptor in (self._memory, *self._bells):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._memory, self._bells = -1, ()
+
+    # -- the host's side ---------------------------------------------------------------------------------------
+
+    def look(self) -> bool:
+        """One look at the ring; False where nothing was there to take."""
+        requests = self._requests
+        return requests.words[requests.head_word] != requests.taken and self.take(self._clock())
+
+    def may_sleep(self) -> bool:
+        """From now on the doorbell is needed; False, and it is not, where something has come meanwhile."""
+        if self._requests.may_sleep() or self.stalled:
+            return True
+        self._requests.awake()
+        return False
+
+    def quiet(self) -> bool:
+        """Nothing was taken between the last two beats."""
+        taken = self._requests.taken
+        quiet = taken == self._taken_at_beat
+        self._taken_at_beat = taken
+        return quiet
+
+    def beat(self, now_ns: int) -> None:
+        """Show that the daemon lives."""
+        self._region.daemon_heartbeat_ns = now_ns
+
+    def _rung(self) -> None:
+        silence(self._bells[0], self._host.counter)
+        self._requests.awake()
+        self._host.rise(self)
+
+
+class RingHost:
+    """All rings of a daemon, and the tick's part of them.
+
+    Attributes:
+        poll: for the tick: looks at all rings that are awake, then lets `batch` run; True where there is work or was.
+        clock: CLOCK_MONOTONIC in ns.
+        fence: see wire.ring.
+        counter: 8 bytes for whoever silences a bell.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        clock: Callable[[], int],
+        batch: Callable[[], bool],
+        wake: Callable[[], None],
+    ) -> None:
+        """
+        Args:
+            batch: runs what waits, and says whether there is work left or was.
+            wake: called when there is something for `poll`.
+        """
+        self.clock = clock
+        self.fence = make_fence()
+        self.counter = bytearray(8)
+        self._loop = loop
+        self._wake = wake
+        self._ringer: BellRinger | None = None
+        self._open: dict[SessionRings, None] = {}
+        self._awake: tuple[SessionRings, ...] = ()
+        self._timer: asyncio.TimerHandle | None = None
+        self.poll = self._make_poll(batch)
+
+    def open(self, session: Session, ring_slots: int) -> SessionRings:
+        """Rings for a session; see daemon.peer.OpenRings.
+
+        Raises:
+            FrameError: there is no shared memory to be had; the reason says why.
+        """
+        spec = session.batcher.spec
+        try:
+            refused = why_not_here()
+            if refused:
+                raise FrameError(RejectCode.TRANSPORT_UNAVAILABLE, refused)
+            if self._ringer is None:
+                self._ringer = BellRinger()
+            return SessionRings(self, session, region_layout(ring_slots, spec.features, spec.outputs))
+        except EnvironmentLacks as error:
+            raise FrameError(RejectCode.TRANSPORT_UNAVAILABLE, str(error)) from None
+        except OSError as error:
+            reason = f"no shared memory to be had: {error.strerror}"
+            raise FrameError(RejectCode.TRANSPORT_UNAVAILABLE, reason) from None
+
+    def may_sleep(self) -> bool:
+        """The tick is about to stop: every ring that is awake goes to sleep, but those for which something came."""
+        busy = tuple(rings for rings in self._awake if not self._put_to_sleep(rings))
+        self._awake = busy
+        return not busy
+
+    def close(self) -> None:
+        """No rings are open any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._ringer is not None:
+            self._ringer.close()
+
+    # -- the rings' side ---------------------------------------------------------------------------------------
+
+    def add(self, rings: SessionRings, bell: int, rung: Callable[[], None]) -> None:
+        """Look at them from now on, and call `rung` when their doorbell rings."""
+        self._open[rings] = None
+        self._loop.add_reader(bell, rung)
+        self.rise(rings)
+        if self._timer is None:
+            self._timer = self._loop.call_later(BEAT_S, self._beat)
+
+    def remove(self, rings: SessionRings, bell: int) -> None:
+        """Look at them no more."""
+        if rings in self._open:
+            del self._open[rings]
+            self._loop.remove_reader(bell)
+            self._lower(rings)
+
+    def rise(self, rings: SessionRings) -> None:
+        """Something has come, or may have."""
+        if not rings.awake:
+            rings.awake = True
+            self._awake += (rings,)
+            self._wake()
+
+    def ring(self, bell: int) -> None:
+        """Wake a client."""
+        assert self._ringer is not None
+        self._ringer.ring(bell)
+
+    # -- inside ------------------------------------------------------------------------------------------------
+
+    def _make_poll(self, batch: Callable[[], bool]) -> Callable[[], bool]:
+        """It runs in every round of a loop that spins, so it is a closure."""
+
+        def poll() -> bool:
+            busy = False
+            for rings in self._awake:
+                if rings.awake and rings.look():
+                    busy = True
+            return batch() or busy
+
+        return poll
+
+    def _put_to_sleep(self, rings: SessionRings) -> bool:
+        rings.awake = not rings.may_sleep()
+        return not rings.awake
+
+    def _lower(self, rings: SessionRings) -> None:
+        rings.awake = False
+        self._awake = tuple(other for other in self._awake if other is not rings)
+
+    def _beat(self) -> None:
+        """What is to be done for all rings now and then."""
+        now_ns = self.clock()
+        many = len(self._awake) > AWAKE_MAX
+        for rings in self._open:
+            rings.beat(now_ns)
+            if rings.stalled:
+                # Nobody rings when there is room for answers again.
+                rings.stalled = False
+                self.rise(rings)
+            elif rings.quiet() and many and rings.awake and rings.may_sleep():
+                self._lower(rings)
+        self._timer = self._loop.call_later(BEAT_S, self._beat) if self._open else None
+
+
+def _eventfd() -> int:
+    return os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
