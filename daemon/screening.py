@@ -50,7 +50,7 @@ def screen(session: Session, rows: int, inputs: npt.NDArray[np.float32], first: 
     """
     inbox = session.inbox
     words = inbox.row_words(0, rows)
-    statuses = session.marked_statuses(rows) if session.has_marks else None
+    statuses = session.marks.statuses(rows) if session.marks else None
     deadlines = words[:, REQUEST_DEADLINE_WORD]
     if np.count_nonzero(deadlines):
         passed = (deadlines != 0) & (deadlines < now_ns)
@@ -99,8 +99,8 @@ def _overtaken(session: Session, rows: int, now_ns: int) -> npt.NDArray[np.bool_
     waiting = inbox.row_words(0, inbox.rows)
     deadlines = waiting[:, REQUEST_DEADLINE_WORD]
     runs = (deadlines == 0) | (deadlines >= now_ns)
-    if session.has_marks:
-        runs &= session.marked_statuses(inbox.rows) == Status.OK
+    if session.marks:
+        runs &= session.marks.statuses(inbox.rows) == Status.OK
     instruments = waiting.view(np.uint32)[:, _INSTRUMENT_HALF].tolist()
     newest = {instruments[row]: row for row in np.flatnonzero(runs).tolist()}
     return np.fromiter((newest.get(instruments[row], -1) > row for row in range(rows)), np.bool_, rows)

@@ -64,16 +64,7 @@ class Service:
         self._clients = Clients(
             self._find_model, self._limits, self._counters, rings.open if config.shared_memory else None
         )
-        self._ticker = Ticker(
-            loop,
-            config.idle,
-            rings.poll,
-            lambda: self._batcher.last_batch_ns,
-            monotonic_ns,
-            config.backoff_spin_us * 1000,
-            self._batcher.rest,
-            rings.may_sleep,
-        )
+        self._ticker = self._make_ticker(loop, rings)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         mode = int(config.socket_mode, 8)
@@ -109,6 +100,18 @@ class Service:
         rings.close()
         self._backend.close()
         return self._exit_code()
+
+    def _make_ticker(self, loop: asyncio.AbstractEventLoop, rings: RingHost) -> Ticker:
+        return Ticker(
+            loop,
+            self._config.idle,
+            rings.poll,
+            lambda: self._batcher.last_batch_ns,
+            monotonic_ns,
+            self._config.backoff_spin_us * 1000,
+            self._batcher.rest,
+            rings.may_sleep,
+        )
 
     def _find_model(self, name: str) -> Batcher | None:
         return self._batcher if name in ("", self._batcher.spec.name) else None

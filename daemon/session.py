@@ -12,21 +12,19 @@ the stream carries everything but requests and answers, and only a Goodbye waits
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
 from sigd.daemon.handshake import Terms, agree
 from sigd.daemon.lone import LonePath, lone_path, never
+from sigd.daemon.marks import Marks
 from sigd.wire import fields
 from sigd.wire.errors import FrameError
 from sigd.wire.framer import FRAME_BYTES_MAX, Frame, Framer
 from sigd.wire.inbox import RequestInbox
 from sigd.wire.messages import Goodbye, Heartbeat, Hello, Reject
-from sigd.wire.outbox import ResponseOutbox, StatusArray
+from sigd.wire.outbox import ResponseOutbox
 from sigd.wire.status import GoodbyeCode, RejectCode, Status
 
 if TYPE_CHECKING:
@@ -61,20 +59,19 @@ class Session:
         conflate: granted in the Welcome.
         client_name: as the client gave it in its Hello.
         in_flight_max: granted in the Welcome; 0 until then.
+        marks: which of the pending rows shall not run.
         lone: the shortest way, for whoever has put bytes into the inbox; where it is not for them, `took` is.
         send_answers: where answers go, the peer or the rings.
         writable: gives where the stream's next bytes belong; never empty while reading is not paused.
     """
 
     __slots__ = (
-        "_answered_rows",
         "_counters",
         "_ended",
         "_find_model",
         "_framer",
         "_leaving",
         "_limits",
-        "_marks",
         "_open_rings",
         "_paused",
         "_rings",
@@ -86,6 +83,7 @@ class Session:
         "in_flight_max",
         "inbox",
         "lone",
+        "marks",
         "outbox",
         "peer",
         "queued",
@@ -118,8 +116,7 @@ class Session:
         # For the handshake; with rings, for all that comes on the stream.
         self._framer: Framer | None = Framer(FRAME_BYTES_MAX)
         self.writable: Callable[[], memoryview] = self._framer.writable
-        self._marks: deque[tuple[int, int, Status]] = deque()
-        self._answered_rows = 0
+        self.marks = Marks()
         self._ended = False
         self._leaving = False
         self._paused = False
@@ -231,42 +228,27 @@ class Session:
         """Requests received and not in a batch yet."""
         return self.inbox.rows - self.in_batch_rows
 
-    @property
-    def has_marks(self) -> bool:
-        """True where some pending rows have their status already."""
-        return bool(self._marks)
-
-    def marked_statuses(self, count: int) -> StatusArray:
-        """Statuses given at admission to the oldest `count` pending rows; OK where the model shall decide."""
-        statuses = np.zeros(count, np.uint16)
-        for first, end, status in self._marks:
-            statuses[max(first - self._answered_rows, 0) : max(end - self._answered_rows, 0)] = status
-        return statuses
-
     def answered(self, count: int, now_ns: int) -> None:
         """The oldest `count` pending rows have been sent their answers."""
         if self.state is State.CLOSED:
             return
         self.batcher.pending_rows -= count
         self.inbox.answered(count)
-        self._answered_rows += count
-        while self._marks and self._marks[0][1] <= self._answered_rows:
-            self._marks.popleft()
+        self.marks.answered(count)
         self._read_on()
         self._go_on(now_ns)
 
     def admit(self, count: int) -> None:
         """The newest `count` pending rows wait for a batch; mark those that shall not run."""
-        end = self._answered_rows + self.inbox.rows
         excess = max(
             self.inbox.rows - self.in_flight_max,
             self.batcher.pending_rows + count - self._limits.rows_pending_max,
         )
         self.batcher.pending_rows += count
         if self.state is State.DRAINING:
-            self._marks.append((end - count, end, Status.DRAINING))
+            self.marks.mark_newest(count, self.inbox.rows, Status.DRAINING)
         elif excess > 0:
-            self._marks.append((end - min(excess, count), end, Status.BUSY))
+            self.marks.mark_newest(min(excess, count), self.inbox.rows, Status.BUSY)
 
     def take_lone(self, count_bytes: int, now_ns: int) -> None:
         """The request that arrived alone becomes a pending row, whose answer is on its way."""
