@@ -24,8 +24,15 @@ Bins = list[tuple[int, int]]
 """Counts of durations that are not zero: (upper edge in ns, count), ascending."""
 
 
+class LatencyStatus(msgspec.Struct, frozen=True):
+    """Durations since the start, in ns; bins are 128 ns wide up to 1.05 ms, then 131 us."""
+
+    bins: Bins
+    max_ns: int
+
+
 class ModelStatus(msgspec.Struct, frozen=True):
-    """The model that is being served."""
+    """A model that is being served, with its own counters: see daemon.counters.ModelCounters for what each counts."""
 
     name: str
     path: str
@@ -35,37 +42,34 @@ class ModelStatus(msgspec.Struct, frozen=True):
     outputs: int
     backend: str
     batch_rows_max: int
-
-
-class LatencyStatus(msgspec.Struct, frozen=True):
-    """Durations since the start, in ns; bins are 128 ns wide up to 1.05 ms, then 131 us."""
-
-    bins: Bins
-    max_ns: int
+    pending_rows: int
+    answers: dict[str, int]
+    batches_by_rows: dict[int, int]
+    total: LatencyStatus
+    queue: LatencyStatus
+    infer: LatencyStatus
 
 
 class Status(msgspec.Struct, frozen=True):
-    """A daemon's counters. See daemon.counters for what each one counts."""
+    """A daemon's counters. See daemon.counters.ClientCounters for what each one of its clients counts.
+
+    Attributes:
+        models: what is served, the default model first.
+    """
 
     version: str
     pid: int
     uptime_ns: int
     socket: str
     idle: str
-    model: ModelStatus
     clients: list[str]
     connections_open: int
     connections_accepted: int
-    pending_rows: int
     heartbeats: int
     slow_readers: int
     resident_bytes: int
-    answers: dict[str, int]
     rejects: dict[str, int]
-    batches_by_rows: dict[int, int]
-    total: LatencyStatus
-    queue: LatencyStatus
-    infer: LatencyStatus
+    models: list[ModelStatus]
 
 
 class AdminRequest(msgspec.Struct, forbid_unknown_fields=True):

@@ -152,4 +152,4 @@ class Service:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     async def _status(self, _request: AdminRequest) -> Status:
-        return snapshot.take(self._config, self._started_ns, self._batcher, self._clients, self._counters)
+        return snapshot.take(self._config, self._started_ns, [self._batcher], self._clients, self._counters)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from time import monotonic_ns
 from typing import TYPE_CHECKING
@@ -21,39 +22,43 @@ if TYPE_CHECKING:
 
 
 def take(
-    config: Config, started_ns: int, batcher: Batcher, clients: Clients, counters: ClientCounters
+    config: Config, started_ns: int, batchers: Iterable[Batcher], clients: Clients, counters: ClientCounters
 ) -> Status:
     """The status of a daemon that was started at `started_ns` on CLOCK_MONOTONIC."""
-    backend, spec, of_model = batcher.backend, batcher.spec, batcher.counters
     return Status(
         version=__version__,
         pid=os.getpid(),
         uptime_ns=monotonic_ns() - started_ns,
         socket=printable(config.socket_path),
         idle=config.idle.value,
-        model=ModelStatus(
-            name=printable(spec.name),
-            path=printable(spec.path),
-            sha256=spec.sha256.hex(),
-            generation=batcher.generation,
-            features=spec.features,
-            outputs=spec.outputs,
-            backend=backend.name,
-            batch_rows_max=backend.batch_rows_max,
-        ),
         clients=clients.names(),
         connections_open=counters.connections_open,
         connections_accepted=counters.connections_accepted,
-        pending_rows=batcher.pending_rows,
         heartbeats=counters.heartbeats,
         slow_readers=counters.slow_readers,
         resident_bytes=resident_bytes(),
-        answers={status.name: of_model.by_status[status] for status in AnswerStatus},
         rejects={code.name: counters.rejects[code] for code in RejectCode if counters.rejects[code]},
-        batches_by_rows={rows: count for rows, count in enumerate(of_model.batches_by_rows) if count},
-        total=_latency(of_model.total),
-        queue=_latency(of_model.queue),
-        infer=_latency(of_model.model),
+        models=[_model(batcher) for batcher in batchers],
+    )
+
+
+def _model(batcher: Batcher) -> ModelStatus:
+    backend, spec, counters = batcher.backend, batcher.spec, batcher.counters
+    return ModelStatus(
+        name=printable(spec.name),
+        path=printable(spec.path),
+        sha256=spec.sha256.hex(),
+        generation=batcher.generation,
+        features=spec.features,
+        outputs=spec.outputs,
+        backend=backend.name,
+        batch_rows_max=backend.batch_rows_max,
+        pending_rows=batcher.pending_rows,
+        answers={status.name: counters.by_status[status] for status in AnswerStatus},
+        batches_by_rows={rows: count for rows, count in enumerate(counters.batches_by_rows) if count},
+        total=_latency(counters.total),
+        queue=_latency(counters.queue),
+        infer=_latency(counters.model),
     )
 
 

@@ -9,7 +9,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from sigd.daemon.admin import LatencyStatus, Status, ask_status, percentile_ns
+from sigd.daemon.admin import LatencyStatus, ModelStatus, Status, ask_status, percentile_ns
 from sigd.daemon.config import admin_path_of, default_socket_path
 
 PERCENTS = (50.0, 90.0, 99.0, 99.9, 99.99)
@@ -19,7 +19,7 @@ PERCENTS = (50.0, 90.0, 99.0, 99.9, 99.99)
     epilog="""\b
 Examples:
   sigd status
-  sigd status --socket /run/sigd/sigd.sock --json | jq .answers"""
+  sigd status --socket /run/sigd/sigd.sock --json | jq '.models[0].answers'"""
 )
 @click.option("--socket", type=click.Path(path_type=Path), help="The daemon's socket.")
 @click.option(
@@ -39,14 +39,22 @@ def status(socket: Path | None, admin_socket: Path | None, as_json: bool) -> Non
 
 def _with_percentiles(answer: Status) -> dict[str, object]:
     fields: dict[str, object] = msgspec.to_builtins(answer)
-    for name in ("total", "queue", "infer"):
-        latency: LatencyStatus = getattr(answer, name)
-        fields[name] = {
-            "count": sum(count for _, count in latency.bins),
-            **{f"p{percent:g}_us": _percentile_us(latency, percent) for percent in PERCENTS},
-            "max_us": latency.max_ns / 1000,
+    fields["models"] = [
+        {
+            **msgspec.to_builtins(model),
+            **{name: _percentiles(getattr(model, name)) for name in ("total", "queue", "infer")},
         }
+        for model in answer.models
+    ]
     return fields
+
+
+def _percentiles(latency: LatencyStatus) -> dict[str, float]:
+    return {
+        "count": sum(count for _, count in latency.bins),
+        **{f"p{percent:g}_us": _percentile_us(latency, percent) for percent in PERCENTS},
+        "max_us": latency.max_ns / 1000,
+    }
 
 
 def _percentile_us(latency: LatencyStatus, percent: float) -> float:
@@ -56,30 +64,34 @@ def _percentile_us(latency: LatencyStatus, percent: float) -> float:
 
 def _show(answer: Status) -> None:
     console = Console(highlight=False, markup=False)
-    model = answer.model
     console.print(
         f"sigd {answer.version}, pid {answer.pid}, up {answer.uptime_ns / 1e9:,.0f} s, idle strategy {answer.idle},"
         f" {answer.resident_bytes / 2**20:.1f} MiB resident"
     )
     console.print(
+        f"connections {answer.connections_open} open, {answer.connections_accepted} accepted;"
+        f" {answer.slow_readers} slow readers cut off"
+    )
+    if answer.rejects:
+        console.print("rejects: " + ", ".join(f"{name} {count:,}" for name, count in answer.rejects.items()))
+    for model in answer.models:
+        _show_model(console, model)
+
+
+def _show_model(console: Console, model: ModelStatus) -> None:
+    console.print(
         f"model {model.name} ({model.features} -> {model.outputs}) generation {model.generation} on"
         f" {model.backend}, sha256 {model.sha256[:16]}"
     )
-    console.print(
-        f"connections {answer.connections_open} open, {answer.connections_accepted} accepted;"
-        f" {answer.pending_rows} requests pending; {answer.slow_readers} slow readers cut off"
-    )
-    answers = ", ".join(f"{name} {count:,}" for name, count in answer.answers.items() if count)
-    console.print(f"answers: {answers or 'none yet'}")
-    if answer.rejects:
-        console.print("rejects: " + ", ".join(f"{name} {count:,}" for name, count in answer.rejects.items()))
-    batches = sum(answer.batches_by_rows.values())
+    answers = ", ".join(f"{name} {count:,}" for name, count in model.answers.items() if count)
+    console.print(f"  answers: {answers or 'none yet'}; {model.pending_rows} requests pending")
+    batches = sum(model.batches_by_rows.values())
     if not batches:
         return
-    rows = sum(size * count for size, count in answer.batches_by_rows.items())
-    console.print(f"batches: {batches:,}, {rows / batches:.2f} rows on average")
+    rows = sum(size * count for size, count in model.batches_by_rows.items())
+    console.print(f"  batches: {batches:,}, {rows / batches:.2f} rows on average")
     table = Table("microseconds", *(f"p{percent:g}" for percent in PERCENTS), "max")
-    for name, latency in (("total", answer.total), ("queue", answer.queue), ("model", answer.infer)):
+    for name, latency in (("total", model.total), ("queue", model.queue), ("model", model.infer)):
         table.add_row(
             name,
             *(f"{_percentile_us(latency, percent):.1f}" for percent in PERCENTS),

@@ -30,20 +30,31 @@ STATUS = Status(
     uptime_ns=2,
     socket="/s",
     idle="spin",
-    model=ModelStatus("m", "/m.onnx", "00", 1, 64, 3, "onnxruntime", 64),
     clients=["engine"],
     connections_open=1,
     connections_accepted=2,
-    pending_rows=0,
     heartbeats=0,
     slow_readers=0,
     resident_bytes=1,
-    answers={"OK": 5},
     rejects={},
-    batches_by_rows={1: 5},
-    total=LatencyStatus([(128, 5)], 100),
-    queue=LatencyStatus([(128, 5)], 100),
-    infer=LatencyStatus([], 0),
+    models=[
+        ModelStatus(
+            name="m",
+            path="/m.onnx",
+            sha256="00",
+            generation=1,
+            features=64,
+            outputs=3,
+            backend="onnxruntime",
+            batch_rows_max=64,
+            pending_rows=0,
+            answers={"OK": 5},
+            batches_by_rows={1: 5},
+            total=LatencyStatus([(128, 5)], 100),
+            queue=LatencyStatus([(128, 5)], 100),
+            infer=LatencyStatus([], 0),
+        )
+    ],
 )
 
 

@@ -163,7 +163,7 @@ def test_a_client_that_dies_in_the_middle_of_a_frame(daemon: Daemon, cut: int) -
     with raw(daemon, whole[:cut]):
         pass
     daemon.until(lambda status: status.connections_open == 2)
-    assert daemon.status().pending_rows <= 1
+    assert daemon.status().models[0].pending_rows <= 1
 
 
 def test_a_slow_reader_is_cut_off_at_the_bound_and_hurts_nobody_else(
@@ -255,7 +255,7 @@ def test_churn_leaves_nothing_behind(daemon: Daemon) -> None:
     for number in range(200):
         come_and_go(number)
     status = daemon.until(lambda status: status.connections_open == 0)
-    assert status.pending_rows == 0
+    assert status.models[0].pending_rows == 0
     assert status.connections_accepted == 201
     deadline_s = time.monotonic() + 60
     while daemon.descriptors() > before:  # that of the last who asked goes a moment later
@@ -312,7 +312,7 @@ def test_a_client_that_is_killed_while_answers_are_on_their_way(
                 pass
             assert other.request([1, 0, 0, 0]).status == Status.OK
     status = daemon.until(lambda status: status.connections_open == 0)
-    assert status.pending_rows == 0
+    assert status.models[0].pending_rows == 0
     assert status.slow_readers == 0
 
 

@@ -164,10 +164,11 @@ def test_status_for_programs(start_daemon: StartDaemon, models: ModelMaker) -> N
         done = sigd("status", "--admin-socket", f"{daemon.socket}.admin", "--json")
     said = json.loads(done.stdout)
     assert said["clients"] == ["engine-1"]
-    assert said["answers"]["OK"] == 10
-    assert said["total"]["count"] == 10
-    assert 0 < said["total"]["p50_us"] <= said["total"]["p99.99_us"] <= said["total"]["max_us"]
-    assert sum(int(rows) * count for rows, count in said["batches_by_rows"].items()) == 10
+    (model,) = said["models"]
+    assert model["answers"]["OK"] == 10
+    assert model["total"]["count"] == 10
+    assert 0 < model["total"]["p50_us"] <= model["total"]["p99.99_us"] <= model["total"]["max_us"]
+    assert sum(int(rows) * count for rows, count in model["batches_by_rows"].items()) == 10
 
 
 def test_status_where_no_daemon_is(tmp_path: Path) -> None:

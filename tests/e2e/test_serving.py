@@ -53,12 +53,12 @@ def test_the_ready_line_says_what_is_served(start_daemon: StartDaemon, models: M
         model.stem,
         "8",
         "3",
-        status.model.sha256[:16],
+        status.models[0].sha256[:16],
         "onnxruntime",
         "block",
     )
     with daemon.connect() as client:
-        assert client.welcome.model_sha256.hex() == status.model.sha256
+        assert client.welcome.model_sha256.hex() == status.models[0].sha256
         assert client.welcome.daemon_pid == status.pid == daemon.process.pid
         assert client.welcome.model_name == model.stem
 
@@ -83,7 +83,7 @@ def test_every_idle_strategy_answers_what_the_model_says(
     assert np.array_equal(answers["sequence"], sequences)
     assert (answers["status"] == Status.OK).all()
     assert np.abs(answers["outputs"] - expected[60:]).max() < ROUNDING
-    assert daemon.status().answers["OK"] == 300
+    assert daemon.status().models[0].answers["OK"] == 300
 
 
 def test_a_row_gets_the_same_bits_alone_and_in_company(start_daemon: StartDaemon, models: ModelMaker) -> None:
@@ -128,9 +128,9 @@ def test_several_clients_at_once_each_get_their_own(
     for thread in threads:
         thread.join()
     assert failures == []
-    status = daemon.until(lambda status: status.connections_open == 0)
-    assert status.answers["OK"] == 3600
-    assert sum(rows * count for rows, count in status.batches_by_rows.items()) == 3600
+    (served,) = daemon.until(lambda status: status.connections_open == 0).models
+    assert served.answers["OK"] == 3600
+    assert sum(rows * count for rows, count in served.batches_by_rows.items()) == 3600
 
 
 def test_times_and_stamps_are_what_they_say(start_daemon: StartDaemon, models: ModelMaker) -> None:
@@ -164,8 +164,8 @@ def test_statuses_over_the_wire(start_daemon: StartDaemon, models: ModelMaker) -
         statuses = client.receive_many(200)["status"]
         assert set(statuses) <= {Status.OK, Status.BUSY}
         assert (statuses[:16] == Status.OK).all()
-    status = daemon.status()
-    assert status.answers["EXPIRED"] == status.answers["BAD_INPUT"] == status.answers["MODEL_ERROR"] == 2
+    answers = daemon.status().models[0].answers
+    assert answers["EXPIRED"] == answers["BAD_INPUT"] == answers["MODEL_ERROR"] == 2
     assert "failed on a batch" in daemon.said()
 
 
@@ -248,6 +248,6 @@ def _serves(daemon: Daemon) -> None:
 
 def test_the_shipped_model_is_the_default(start_daemon: StartDaemon) -> None:
     daemon = start_daemon()
-    status = daemon.status()
-    assert (status.model.name, status.model.features, status.model.outputs) == ("lob-mlp", 64, 3)
+    (model,) = daemon.status().models
+    assert (model.name, model.features, model.outputs) == ("lob-mlp", 64, 3)
     _serves(daemon)

@@ -124,7 +124,7 @@ class LiveDaemon:
         deadline_s = time.monotonic() + ANSWER_S
         while True:
             status = ask_status(admin_path_of(Path(self._path)))
-            left = (status.connections_open, status.pending_rows)
+            left = (status.connections_open, status.models[0].pending_rows)
             if left == (1, 0):
                 return
             demand(time.monotonic() < deadline_s, f"connections and rows that nobody owns: {left}")
