@@ -74,7 +74,13 @@ class SocketChannel:
             got = self._socket.recv(wanted - len(frame))
             if not got:
                 raise BrokenContract(
-                    Violation(ViolationKind.CLOSED_EARLY, number, wanted, len(frame), "before Welcome")
+                    Violation(
+                        ViolationKind.CLOSED_EARLY,
+                        number,
+                        wanted,
+                        len(frame),
+                        "the daemon closed the connection before its Welcome",
+                    )
                 )
             frame += got
             if len(frame) == _HEADER_BYTES:

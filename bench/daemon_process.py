@@ -15,15 +15,16 @@ from types import TracebackType
 from typing import Self
 
 from sigd.bench.errors import BadRequest, BenchError, EnvironmentLacks, PeerFailed
-from sigd.wire.client import connect
+from sigd.wire.dial import open_connection, shake_hands
 from sigd.wire.errors import ConnectFailed, SessionError
-from sigd.wire.messages import Welcome
+from sigd.wire.messages import Hello, Welcome
 
 _START_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 15.0
 _PR_SET_PDEATHSIG = 1
 _prctl = ctypes.CDLL(None).prctl  # looked up here: little may be done between fork and exec
-_CLIENT_NAME = "sigd bench"
+_OPEN_TIMEOUT_S = 5.0
+_HELLO = Hello(client_name="sigd bench")
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,6 @@ class OwnDaemon:
 
     Attributes:
         socket_path: where it listens.
-        welcome: what it told the first client.
     """
 
     def __init__(self, options: ServeOptions) -> None:
@@ -77,7 +77,7 @@ class OwnDaemon:
                 preexec_fn=_die_with_parent,  # noqa: PLW1509  no thread of ours runs yet, and it takes no lock
             )
         try:
-            self.welcome = self._wait_until_ready()
+            self._wait_until_ready()
         except BaseException:
             self._kill()
             raise
@@ -117,14 +117,15 @@ class OwnDaemon:
         if code != 0:
             raise PeerFailed(f"the daemon ended with {code} after SIGTERM, expected 0:\n{self._tail()}")
 
-    def _wait_until_ready(self) -> Welcome:
+    def _wait_until_ready(self) -> None:
         deadline_s = time.monotonic() + _START_TIMEOUT_S
         while time.monotonic() < deadline_s:
             code = self._process.poll()
             if code is not None:
                 raise self._ended(code)
             try:
-                return ask_welcome(self.socket_path)
+                ask_welcome(self.socket_path, _HELLO)
+                return
             except ConnectFailed:
                 time.sleep(0.02)
         raise PeerFailed(f"the daemon was not ready within {_START_TIMEOUT_S:.0f} s:\n{self._tail()}")
@@ -150,20 +151,19 @@ def _die_with_parent() -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def ask_welcome(socket_path: str) -> Welcome:
-    """Connect, take the Welcome, and leave.
+def ask_welcome(socket_path: str, hello: Hello) -> Welcome:
+    """Connect, say Hello, take the Welcome, and leave.
 
     Raises:
         ConnectFailed: nobody listens there (yet).
         PeerFailed: somebody does, but gives no Welcome.
     """
-    try:
-        with connect(socket_path, client_name=_CLIENT_NAME) as client:
-            return client.welcome
-    except ConnectFailed:
-        raise
-    except SessionError as error:
-        raise PeerFailed(f"{socket_path}: {error}") from error
+    with open_connection(socket_path, _OPEN_TIMEOUT_S) as connection:
+        try:
+            welcome, _ = shake_hands(connection, hello, time.monotonic() + _OPEN_TIMEOUT_S)
+        except SessionError as error:
+            raise PeerFailed(f"{socket_path}: {error}") from error
+    return welcome
 
 
 def resident_bytes(pid: int) -> int | None:

@@ -11,6 +11,7 @@ from sigd.bench.environment import Environment
 from sigd.bench.hiccup import Hiccups
 from sigd.bench.load import LATE_NS, STATUS_NAMES, Measurement
 from sigd.bench.rig import Mode, Outcome
+from sigd.wire.status import Transport
 
 SCHEMA = 1
 _PERCENTILES = (50.0, 90.0, 99.0, 99.9, 99.99, 100.0)
@@ -53,7 +54,8 @@ class Slow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LoadFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What was asked for. `speed` and `capture` are of a capture, `arrivals` of a rate; "" or 0 otherwise."""
+    """What was asked for. `speed` and `capture` are of a capture, `arrivals` of a rate, `ring_slots` of the transport
+    "shm" (the other is "stream"); "" or 0 otherwise."""
 
     mode: str
     arrivals: str
@@ -63,6 +65,8 @@ class LoadFacts(msgspec.Struct, frozen=True, kw_only=True):
     rate_achieved_hz: float
     connections: int
     in_flight: int
+    transport: str
+    ring_slots: int
     warmup_s: float
     elapsed_s: float
     client: str
@@ -160,6 +164,7 @@ class Document(msgspec.Struct, frozen=True, kw_only=True):
         passed: valid and within the budget.
         latency: from the intended send time (a closed loop: from the send). `uncorrected`: from the send.
         max_over_median: of `latency`.
+        ns_per_request: of the run's time, for each answered request, whatever its status.
         hdr: `latency` as an HdrHistogram in ns, V2 compressed and base64, to merge with others.
     """
 
@@ -174,6 +179,7 @@ class Document(msgspec.Struct, frozen=True, kw_only=True):
     stages: dict[str, Stage]
     mean_batch_rows: float
     signals_per_s: float
+    ns_per_request: float
     load: LoadFacts
     accounting: Accounting
     late_sends: LateSends
@@ -205,6 +211,7 @@ def document(outcome: Outcome) -> Document:
         if measured.statuses[0]
         else 0.0,
         signals_per_s=round(floor.signals_per_s(measured), 1),
+        ns_per_request=round(measured.elapsed_ns / measured.received, 1) if measured.received else 0.0,
         load=_load(outcome),
         accounting=Accounting(
             requests=measured.requests,
@@ -252,6 +259,8 @@ def _load(outcome: Outcome) -> LoadFacts:
         rate_achieved_hz=round(outcome.verdict.rate_achieved_hz, 1),
         connections=settings.connections,
         in_flight=outcome.in_flight,
+        transport="shm" if settings.transport is Transport.SHARED_MEMORY else "stream",
+        ring_slots=outcome.welcome.ring_slots,
         warmup_s=settings.warmup_s,
         elapsed_s=round(outcome.measurement.elapsed_ns / 1e9, 3),
         client=outcome.measurement.client,

@@ -1,7 +1,7 @@
 """The floor: what the machine itself costs, measured in turns with sigd so that drift hits both alike.
 
-One round is: the same load generator against `native/echo.cpp`, two native programs spinning over a Unix socket with
-the same frame sizes; the bare backend call, as the backend itself offers it; then sigd. The floor of a percentile is
+One round is: the same load generator against `native/echo.cpp` (over shared memory `native/ring_echo.cpp`), two native
+programs spinning over a Unix socket (a ring) with the same frame sizes; the bare backend call, as the backend itself offers it; then sigd. The floor of a percentile is
 the sum of the first two's. Whatever does not measure sleeps or is stopped meanwhile, for the cores are the same.
 """
 
@@ -20,9 +20,11 @@ from sigd.bench.bare_backend import BareBackend, BareCalls
 from sigd.bench.errors import PeerFailed
 from sigd.bench.load import LoadGenerator, LoadPlan, Measurement
 from sigd.bench.native import NativePrograms
+from sigd.wire.status import Transport
 
 ROUNDS = 5
 _RATIO_PERCENTILES = (50.0, 99.0)
+_ECHOES: dict[int, str] = {Transport.STREAM: "echo", Transport.SHARED_MEMORY: "ring_echo"}
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Ratio:
 
     @property
     def floor_ns(self) -> int:
-        """Socket and model together."""
+        """Transport and model together."""
         return self.echo_ns + self.bare_ns
 
 
@@ -87,7 +89,7 @@ def run_round(
     Raises:
         PeerFailed: the echo, the backend or the load generator did not run, or the echo lost something.
     """
-    with _echo(programs, plan.outputs, daemon_cpu) as socket_path:
+    with _echo(programs.path(_ECHOES[plan.hello.transport]), plan.outputs, daemon_cpu) as socket_path:
         echo = generator.run(replace(plan, socket_path=socket_path), lambda: None)
     if echo.violation or echo.lost:
         raise PeerFailed(f"the floor itself failed: {echo.violation or f'{echo.lost} echoes lost'}")
@@ -148,11 +150,11 @@ def _ratio(echo_ns: int, bare_ns: int, sigd_ns: int) -> float:
 
 
 @contextmanager
-def _echo(programs: NativePrograms, outputs: int, cpu: int | None) -> Iterator[str]:
+def _echo(program: str, outputs: int, cpu: int | None) -> Iterator[str]:
     """The echo program, listening; it ends by itself when its clients have gone."""
     with tempfile.TemporaryDirectory(prefix="sigd-echo-") as directory:
         socket_path = os.path.join(directory, "echo.sock")
-        command = [programs.path("echo"), socket_path, str(outputs), str(-1 if cpu is None else cpu)]
+        command = [program, socket_path, str(outputs), str(-1 if cpu is None else cpu)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             try:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from sigd.bench import histogram
 from sigd.bench.schedule import Int64Array
+from sigd.wire.messages import Hello
 from sigd.wire.status import Status
 
 STATUS_NAMES = tuple(status.name for status in Status)
@@ -60,6 +61,7 @@ class ViolationKind(enum.IntEnum):
     OUTPUTS = 9
     STAMPS = 10
     NO_WELCOME = 11
+    COUNTER = 12
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class LoadPlan:
 
     Attributes:
         socket_path: of the daemon.
-        hello: the Hello frame, the same for every connection.
+        hello: what every connection asks for.
         frames: uint8, shape (rows, request_bytes): whole SignalRequest frames, sent in turn and over again; the
             generator writes sequence and client_time_ns into its copy.
         outputs: floats for each response, as the Welcome said.
@@ -103,7 +105,7 @@ class LoadPlan:
     """
 
     socket_path: str
-    hello: bytes
+    hello: Hello
     frames: npt.NDArray[np.uint8]
     outputs: int
     intended_ns: Int64Array | None = None

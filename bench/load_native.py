@@ -26,6 +26,7 @@ from sigd.bench.load import (
     slowest_of,
 )
 from sigd.bench.native import NativePrograms
+from sigd.wire import fields
 
 _PATH_BYTES = 112
 
@@ -34,7 +35,7 @@ PLAN_HEADER = np.dtype(
     [
         ("magic", "S8"),
         ("socket_path", f"S{_PATH_BYTES}"),
-        ("hello_length", "<u8"),
+        ("hello", f"V{fields.HELLO.frame_bytes}"),
         ("rows", "<u8"),
         ("request_length", "<u8"),
         ("intended", "<u8"),
@@ -55,7 +56,7 @@ PLAN_HEADER = np.dtype(
 RESULT_HEADER = np.dtype(
     [
         ("magic", "S8"),
-        ("welcome", "V128"),
+        ("welcome", f"V{fields.WELCOME.frame_bytes}"),
         ("begin_ns", "<i8"),
         ("last_sent_ns", "<i8"),
         ("last_received_ns", "<i8"),
@@ -77,11 +78,11 @@ RESULT_HEADER = np.dtype(
         ("violation_connection", "<u8"),
         ("violation_expected", "<u8"),
         ("violation_found", "<u8"),
-        ("violation_text", "S72"),
+        ("violation_text", "S192"),
     ]
 )
-assert PLAN_HEADER.itemsize == 248
-assert RESULT_HEADER.itemsize == 432
+assert PLAN_HEADER.itemsize == 320
+assert RESULT_HEADER.itemsize == 552
 
 _COUNTED = ("corrected", "uncorrected", "queue", "model", "rest")
 
@@ -139,7 +140,7 @@ def _write_plan(plan: LoadPlan, path: Path) -> None:
     values = {
         "magic": b"SGDPLAN1",
         "socket_path": plan.socket_path.encode(),
-        "hello_length": len(plan.hello),
+        "hello": np.void(plan.hello.encode()),
         "rows": rows,
         "request_length": request_length,
         "intended": intended.size,
@@ -160,7 +161,6 @@ def _write_plan(plan: LoadPlan, path: Path) -> None:
         header[name] = value
     with path.open("wb") as file:
         file.write(header.tobytes())
-        file.write(plan.hello)
         file.write(np.ascontiguousarray(plan.frames).data)
         file.write(np.ascontiguousarray(intended, dtype="<i8").data)
 

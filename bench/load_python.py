@@ -61,7 +61,7 @@ class PythonLoad:
             for number in range(plan.connections):
                 channel = SocketChannel(plan.socket_path)
                 channels.append(channel)
-                welcome = channel.open(number, plan.hello)
+                welcome = channel.open(number, plan.hello.encode())
             with pinned(plan.cpu):
                 return drive(plan, channels, welcome, on_measuring, time.monotonic_ns)
         except BrokenContract as broken:

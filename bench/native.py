@@ -14,9 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sigd.bench.errors import EnvironmentLacks
+from sigd.wire.cpp_header import include_dir
 
 SOURCES = Path(__file__).parent / "native"
-PROGRAMS = ("loadgen", "echo", "hiccup")
+#: The C++ client, whose frames and rings the programs use.
+INCLUDE = include_dir()
+PROGRAMS = ("loadgen", "echo", "ring_echo", "hiccup")
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-Wall", "-Wextra")
 _CANDIDATES = ("c++", "g++", "clang++")
 _BUILD_TIMEOUT_S = 180
@@ -27,7 +30,7 @@ class NativePrograms:
     """The built programs.
 
     Attributes:
-        directory: where the executables `loadgen`, `echo` and `hiccup` lie.
+        directory: where the executables of PROGRAMS lie.
         command: the compiler's path.
         compiler: the first line of its `--version`.
         flags: what it was given.
@@ -98,7 +101,7 @@ def _version(compiler: str) -> str:
 
 
 def _compile(compiler: str, source: Path, executable: Path) -> None:
-    command = [compiler, *FLAGS, "-o", str(executable), str(source)]
+    command = [compiler, *FLAGS, "-I", str(INCLUDE), "-o", str(executable), str(source)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_BUILD_TIMEOUT_S, check=False)
     except (OSError, subprocess.SubprocessError) as error:
@@ -112,7 +115,7 @@ def _compile(compiler: str, source: Path, executable: Path) -> None:
 
 def _digest(compiler: str, version: str) -> str:
     seen = hashlib.sha256()
-    for source in sorted(SOURCES.iterdir()):
+    for source in (*sorted(SOURCES.iterdir()), *sorted(INCLUDE.rglob("*.hpp"))):
         if source.suffix in (".cpp", ".hpp"):
             seen.update(source.name.encode() + b"\0" + source.read_bytes())
     # -march=native: a home folder shared between machines must not share the binaries of another processor.

@@ -34,6 +34,8 @@ def render(document: Document, console: Console) -> None:
         console.print(_slowest_table(document))
     if document.floor is not None:
         _floor(document, console)
+    if document.load.mode == "closed loop" or document.floor is not None:
+        _rate(document, console)
     _verdict(document, console)
 
 
@@ -71,7 +73,12 @@ def _load(document: Document, console: Console) -> None:
         what += f"; {load.arrivals} arrivals"
     if load.capture:
         what += f"; arrivals of {load.capture} at {load.speed:g}x"
-    console.print(f"load     {what}; {load.connections} connections, {load.in_flight} in flight each at most")
+    ways = (
+        f"connections over shared memory ({load.ring_slots} slots a ring)"
+        if load.transport == "shm"
+        else "connections over a Unix socket"
+    )
+    console.print(f"load     {what}; {load.connections} {ways}, {load.in_flight} in flight each at most")
     intended = f"{load.rate_intended_hz:,.0f}/s intended, " if load.rate_intended_hz else ""
     console.print(
         f"         {document.accounting.requests:,} requests in {load.elapsed_s:,.2f} s after {load.warmup_s:g} s of "
@@ -131,7 +138,7 @@ def _stage_table(document: Document) -> Table:
     meaning = {
         "queue": "in the daemon: decoding, waiting, batching, encoding",
         "model": "in the model, for the batch of the request",
-        "rest": "sockets and client",
+        "rest": "rings and client" if document.load.transport == "shm" else "sockets and client",
     }
     for name, stage in document.stages.items():
         table.add_row(name, _us(stage.p50_us), _us(stage.p99_us), meaning[name])
@@ -240,10 +247,23 @@ def _floor(document: Document, console: Console) -> None:
                 f"{ratio.ratio_pooled:.2f}",
             )
         console.print(table)
+
+
+def _rate(document: Document, console: Console) -> None:
+    floor = document.floor
     console.print(
-        f"rate     {floor.signals_per_s:,.0f} signals/s, {floor.throughput_ratio:.1%} of the "
-        f"{floor.bare_rows_per_s:,.0f} rows/s of the bare backend at {floor.bare_batch_rows} rows a call"
+        f"rate     {document.signals_per_s:,.0f} signals/s, {document.ns_per_request:,.0f} ns a request"
+        + (
+            "; the backend echo runs no model: this is the daemon alone"
+            if document.model.backend == "echo"
+            else ""
+        )
     )
+    if floor is not None:
+        console.print(
+            f"         {floor.throughput_ratio:.1%} of the {floor.bare_rows_per_s:,.0f} rows/s of the bare backend at "
+            f"{floor.bare_batch_rows} rows a call"
+        )
 
 
 def _verdict(document: Document, console: Console) -> None:

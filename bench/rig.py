@@ -27,10 +27,13 @@ from sigd.bench.pinning import allowed_cpus, choose_cores
 from sigd.bench.schedule import NS_PER_S, Int64Array
 from sigd.wire.errors import ConnectFailed
 from sigd.wire.messages import Hello, Welcome
+from sigd.wire.region import RING_SLOTS_MAX
+from sigd.wire.status import Transport
 
 _HICCUP_SECONDS = 1.0
 _BATCH_ROWS_MAX = 64
 _BARE_SHARE = 0.15
+_CLIENT_NAME = "sigd bench"
 
 Say = Callable[[str], None]
 
@@ -59,6 +62,7 @@ class Settings:
     mode: Mode
     socket_path: str | None = None
     serve: ServeOptions = field(default_factory=ServeOptions)
+    transport: Transport = Transport.STREAM
     rate_hz: float = 10_000.0
     arrivals: str = "poisson"
     capture: Path | None = None
@@ -168,11 +172,13 @@ def _choose_client(settings: Settings) -> tuple[LoadGenerator, NativePrograms | 
     if settings.client == "python":
         if settings.floor:
             raise BadRequest("--floor is measured with the native client: leave out --client python")
+        if settings.transport is Transport.SHARED_MEMORY:
+            raise BadRequest("--transport shm is measured with the native client: leave out --client python")
         return PythonLoad(), None, "asked for with --client python; its own work is part of each latency"
     try:
         programs = native.build()
     except EnvironmentLacks as error:
-        if settings.client == "cpp" or settings.floor:
+        if settings.client == "cpp" or settings.floor or settings.transport is Transport.SHARED_MEMORY:
             raise
         note = f"there is no native one: {error}. Its own work is part of each latency"
         return PythonLoad(), None, note
@@ -185,7 +191,7 @@ def _target(settings: Settings, daemon_cpu: int | None, say: Say) -> Iterator[_T
         serve = replace(settings.serve, cpu=daemon_cpu)
         say("starting a daemon: sigd " + " ".join(serve.arguments("SOCKET")))
         with OwnDaemon(serve) as own:
-            yield _Target(own.socket_path, own.welcome, own)
+            yield _Target(own.socket_path, _granted(settings, own.socket_path), own)
         return
     if settings.floor:
         raise BadRequest(
@@ -193,10 +199,21 @@ def _target(settings: Settings, daemon_cpu: int | None, say: Say) -> Iterator[_T
             "leave out --socket, and a daemon is started for it"
         )
     try:
-        welcome = ask_welcome(settings.socket_path)
+        welcome = _granted(settings, settings.socket_path)
     except ConnectFailed as error:
         raise EnvironmentLacks(str(error)) from error
     yield _Target(settings.socket_path, welcome, None)
+
+
+def _granted(settings: Settings, socket_path: str) -> Welcome:
+    """What the daemon grants over the transport that is measured; of a ring, slots for all that shall be in flight."""
+    hello = Hello(transport=settings.transport, client_name=_CLIENT_NAME)
+    welcome = ask_welcome(socket_path, hello)
+    in_flight = settings.in_flight or 1
+    if settings.transport is Transport.SHARED_MEMORY and welcome.in_flight_max < in_flight <= RING_SLOTS_MAX:
+        slots = 1 << (in_flight - 1).bit_length()
+        welcome = ask_welcome(socket_path, replace(hello, ring_slots=slots))
+    return welcome
 
 
 def _plans(settings: Settings, target: _Target, client_cpu: int | None, say: Say) -> list[LoadPlan]:
@@ -208,11 +225,21 @@ def _plans(settings: Settings, target: _Target, client_cpu: int | None, say: Say
     if in_flight > welcome.in_flight_max:
         raise BadRequest(
             f"--in-flight {in_flight} is more than the daemon grants a connection ({welcome.in_flight_max}); "
-            "beyond that it answers BUSY"
+            + (
+                "its ring has no more slots"
+                if settings.transport is Transport.SHARED_MEMORY
+                else "beyond that it answers BUSY"
+            )
         )
     base = LoadPlan(
         socket_path=target.socket_path,
-        hello=Hello(welcome.features, welcome.outputs, client_name="sigd bench").encode(),
+        hello=Hello(
+            welcome.features,
+            welcome.outputs,
+            settings.transport,
+            ring_slots=welcome.ring_slots,
+            client_name=_CLIENT_NAME,
+        ),
         frames=np.empty((0, 0), dtype=np.uint8),
         outputs=welcome.outputs,
         connections=settings.connections,

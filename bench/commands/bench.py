@@ -28,6 +28,8 @@ Examples:
   sigd bench --p99 --capture btcusdt.gz --speed 50       the arrivals of a real market, 50 times as fast
   sigd bench --p99 --socket /run/sigd/sigd.sock --rate 2000 --json p99.json --hgrm p99.hgrm
   sigd bench --no-p99 --closed-loop --connections 4 --in-flight 64 --floor --idle spin     throughput
+  sigd bench --p99 --closed-loop --floor --idle spin --transport shm        through shared memory
+  sigd bench --no-p99 --closed-loop --in-flight 64 --idle spin --transport shm --backend echo    the daemon alone
 
 \b
 Open loop: latency counts from the intended send time, so that a stall counts for every request that it held up.
@@ -54,6 +56,13 @@ are then named NAME.FAIL.json and NAME.FAIL.hgrm; 2 wrong usage or input; 3 the 
     "--idle",
     type=click.Choice(["spin", "backoff", "block"]),
     help="Idle strategy of the daemon that is started.  [default: the daemon's own]",
+)
+@click.option(
+    "--transport",
+    type=click.Choice(["stream", "uds", "shm"]),
+    default="stream",
+    show_default=True,
+    help="How requests travel: stream, also called uds, is the Unix socket; shm is shared memory.",
 )
 @click.option(
     "--rate", type=click.FloatRange(0, min_open=True), help="Open loop, requests/s.  [default: 10000]"
@@ -89,7 +98,7 @@ are then named NAME.FAIL.json and NAME.FAIL.hgrm; 2 wrong usage or input; 3 the 
     type=click.Choice(["auto", "cpp", "python"]),
     default="auto",
     show_default=True,
-    help="The load generator: cpp is built with the compiler at hand; python is for machines without one.",
+    help="The load generator: cpp is built with the compiler at hand; python is for machines without one, stream only.",
 )
 @click.option(
     "--seed", type=click.IntRange(0), default=1, show_default=True, help="Of the arrivals and the features."
@@ -158,6 +167,7 @@ def settings_of(
     model: str | None,
     backend: str | None,
     idle: str | None,
+    transport: str,
     rate: float | None,
     arrivals: str | None,
     capture: Path | None,
@@ -179,6 +189,7 @@ def settings_of(
     """
     from sigd.bench.daemon_process import ServeOptions
     from sigd.bench.rig import Mode, Settings
+    from sigd.wire.status import Transport
 
     chosen = {"--rate": rate is not None, "--capture": capture is not None, "--closed-loop": closed_loop}
     if sum(chosen.values()) > 1:
@@ -196,6 +207,7 @@ def settings_of(
         mode=mode,
         socket_path=socket,
         serve=ServeOptions(model=model, backend=backend, idle=idle),
+        transport=Transport.SHARED_MEMORY if transport == "shm" else Transport.STREAM,
         rate_hz=rate or _DEFAULT_RATE_HZ,
         arrivals=arrivals or "poisson",
         capture=capture,

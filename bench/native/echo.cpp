@@ -3,14 +3,18 @@
 //
 //     echo SOCKET OUTPUTS CPU        serves until its last client has gone
 
-#include "frames.hpp"
-#include "platform.hpp"
-
+#include <cstring>
 #include <vector>
 
-namespace {
+#include <sys/socket.h>
+#include <unistd.h>
 
-using namespace sigd;
+#include <sigd/sigd_wire.hpp>
+
+#include "platform.hpp"
+
+namespace sigd::bench {
+namespace {
 
 constexpr std::size_t read_bytes = 1 << 18;
 constexpr std::size_t in_flight_max = 1 << 16;
@@ -19,16 +23,16 @@ struct Peer {
     explicit Peer(int connected) : fd(connected) {}
 
     int fd;
-    std::vector<std::uint8_t> in = std::vector<std::uint8_t>(2 * read_bytes);
+    std::vector<std::byte> in = std::vector<std::byte>(2 * read_bytes);
     std::size_t filled = 0;
-    std::vector<std::uint8_t> out;
+    std::vector<std::byte> out;
     std::size_t out_begin = 0;
     std::size_t out_end = 0;
 };
 
 class Echo {
 public:
-    explicit Echo(std::uint32_t outputs) : outputs_(outputs), answer_(response_bytes(outputs)) {}
+    explicit Echo(std::uint32_t outputs) : outputs_(outputs), answer_(wire::response_frame_bytes(outputs)) {}
 
     // False when the peer has gone.
     bool turn(Peer& peer) {
@@ -45,11 +49,11 @@ private:
     void answer_frames(Peer& peer) {
         std::size_t at = 0;
         peer.out_begin = peer.out_end = 0;
-        while (peer.filled - at >= header_bytes) {
-            const auto header = read_as<Header>(peer.in.data() + at);
-            const std::size_t length = header_bytes + header.block_length;
+        while (peer.filled - at >= wire::header_bytes) {
+            const auto header = load<wire::Header>(peer.in.data() + at);
+            const std::size_t length = wire::header_bytes + header.block_length;
             if (peer.filled - at < length) break;
-            if (header.template_id == static_cast<std::uint16_t>(Template::hello)) welcome(peer, at);
+            if (header.template_id == wire::TemplateId::hello) welcome(peer, at);
             else answer(peer, at);
             at += length;
         }
@@ -58,9 +62,9 @@ private:
     }
 
     void welcome(Peer& peer, std::size_t at) {
-        Welcome welcome{};
-        welcome.header = {sizeof(Welcome) - header_bytes, static_cast<std::uint16_t>(Template::welcome), schema_id, 1};
-        welcome.features = read_as<Hello>(peer.in.data() + at).features;
+        wire::Welcome welcome{};
+        welcome.header = wire::make_header(wire::TemplateId::welcome, sizeof welcome);
+        welcome.features = load<wire::Hello>(peer.in.data() + at).features;
         welcome.outputs = outputs_;
         welcome.in_flight_max = in_flight_max;
         welcome.daemon_pid = static_cast<std::uint64_t>(getpid());
@@ -69,22 +73,21 @@ private:
     }
 
     void answer(Peer& peer, std::size_t at) {
-        const auto request = read_as<RequestHead>(peer.in.data() + at);
-        ResponseHead head{};
-        head.header = {static_cast<std::uint16_t>(answer_ - header_bytes),
-                       static_cast<std::uint16_t>(Template::signal_response), schema_id, 1};
+        const auto request = load<wire::SignalRequestHead>(peer.in.data() + at);
+        wire::SignalResponseHead head{};
+        head.header = wire::make_header(wire::TemplateId::signal_response, answer_);
         head.sequence = request.sequence;
         head.client_time_ns = request.client_time_ns;
         head.instrument_id = request.instrument_id;
         head.batch_rows = 1;
-        std::uint8_t* to = room(peer, answer_);
+        std::byte* to = room(peer, answer_);
         std::memcpy(to, &head, sizeof head);
         std::memset(to + sizeof head, 0, answer_ - sizeof head);
     }
 
-    std::uint8_t* room(Peer& peer, std::size_t bytes) {
+    std::byte* room(Peer& peer, std::size_t bytes) {
         if (peer.out.size() < peer.out_end + bytes) peer.out.resize(2 * (peer.out_end + bytes));
-        std::uint8_t* to = peer.out.data() + peer.out_end;
+        std::byte* to = peer.out.data() + peer.out_end;
         peer.out_end += bytes;
         return to;
     }
@@ -103,19 +106,11 @@ private:
     std::size_t answer_;
 };
 
-int listen_on(const char* path) {
-    const int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (listener < 0) die("socket");
-    const sockaddr_un address = unix_address(path);
-    if (bind(listener, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) die(path);
-    if (listen(listener, 64) != 0) die(path);
-    set_nonblocking(listener);
-    return listener;
-}
-
 }  // namespace
+}  // namespace sigd::bench
 
 int main(int argc, char** argv) {
+    using namespace sigd::bench;
     if (argc != 4) {
         std::fprintf(stderr, "usage: echo SOCKET OUTPUTS CPU\n");
         return 2;

@@ -6,18 +6,18 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "frames.hpp"
+#include <sigd/sigd_wire.hpp>
 
-namespace sigd {
+namespace sigd::bench {
 
 constexpr char plan_magic[9] = "SGDPLAN1";
 constexpr char result_magic[9] = "SGDRSLT1";
 
-// Followed by: the Hello frame, `rows` request frames of `request_length` bytes, `intended` int64 offsets in ns.
+// Followed by: `rows` request frames of `request_length` bytes, `intended` int64 offsets in ns.
 struct PlanHeader {
     char magic[8];
     char socket_path[112];
-    std::uint64_t hello_length;
+    wire::Hello hello;           // what every connection asks for
     std::uint64_t rows;
     std::uint64_t request_length;
     std::uint64_t intended;      // open loop: how many send times follow, below 0 is warm-up; 0 = closed loop
@@ -34,7 +34,7 @@ struct PlanHeader {
     std::int64_t busy_gap_ns;    // the same while something was sent or received, which takes time of its own
     std::uint64_t seed;
 };
-static_assert(sizeof(PlanHeader) == 248);
+static_assert(sizeof(PlanHeader) == 320);
 
 // Latencies are counted as HdrHistogram counts them: 1 ns to 2^36 ns at three significant digits.
 constexpr int sub_bucket_bits = 11;
@@ -61,13 +61,16 @@ static_assert(sizeof(Sample) == 56);
 // The kinds a run can end with; the numbers are those of sigd.bench.load.ViolationKind.
 enum class ViolationKind : std::uint64_t {
     none, closed_early, rejected, header, unsolicited, sequence, client_time, instrument, status, outputs, stamps,
-    no_welcome,
+    no_welcome, counter,
 };
+
+constexpr std::size_t violation_text_bytes = 192;
+constexpr wire::Status status_last = wire::Status::conflated;
 
 // Followed by: histogram_count * histogram_bins u64 counts, `slowest` Samples, `samples` Samples.
 struct ResultHeader {
     char magic[8];
-    Welcome welcome;
+    wire::Welcome welcome;
     std::int64_t begin_ns;           // CLOCK_MONOTONIC of the first measured send time
     std::int64_t last_sent_ns;
     std::int64_t last_received_ns;
@@ -89,8 +92,8 @@ struct ResultHeader {
     std::uint64_t violation_connection;
     std::uint64_t violation_expected;
     std::uint64_t violation_found;
-    char violation_text[72];
+    char violation_text[violation_text_bytes];
 };
-static_assert(sizeof(ResultHeader) == 8 + 128 + 3 * 8 + 3 * 8 + 64 + 10 * 8 + 4 * 8 + 72);
+static_assert(sizeof(ResultHeader) == 8 + 128 + 3 * 8 + 3 * 8 + 64 + 10 * 8 + 4 * 8 + violation_text_bytes);
 
-}  // namespace sigd
+}  // namespace sigd::bench

@@ -16,24 +16,24 @@ int main(int argc, char** argv) {
         std::fprintf(stderr, "usage: hiccup SECONDS THRESHOLD_NS CPU\n");
         return 2;
     }
-    sigd::pin(std::strtoll(argv[3], nullptr, 10));
+    sigd::bench::pin(std::strtoll(argv[3], nullptr, 10));
     const auto spin_ns = static_cast<std::int64_t>(1e9 * std::strtod(argv[1], nullptr));
     const std::int64_t threshold_ns = std::strtoll(argv[2], nullptr, 10);
 
     std::array<std::int64_t, 1001> costs;
     for (auto& cost : costs) {
         // One reading is too short for the clock's own grain, so eight are taken together.
-        const std::int64_t begin = sigd::clock_ns();
-        for (int i = 0; i < 7; ++i) (void)sigd::clock_ns();
-        cost = sigd::clock_ns() - begin;
+        const std::int64_t begin = sigd::bench::clock_ns();
+        for (int i = 0; i < 7; ++i) (void)sigd::bench::clock_ns();
+        cost = sigd::bench::clock_ns() - begin;
     }
     std::nth_element(costs.begin(), costs.begin() + costs.size() / 2, costs.end());
 
     std::int64_t readings = 0, gaps = 0, taken_ns = 0, worst_ns = 0;
-    const std::int64_t begin = sigd::clock_ns();
+    const std::int64_t begin = sigd::bench::clock_ns();
     std::int64_t last = begin;
     while (last - begin < spin_ns) {
-        const std::int64_t now = sigd::clock_ns();
+        const std::int64_t now = sigd::bench::clock_ns();
         const std::int64_t gap = now - last;
         if (gap >= threshold_ns) {
             ++gaps;

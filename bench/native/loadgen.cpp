@@ -1,29 +1,36 @@
-// The load generator: one pinned thread that spins over non-blocking Unix sockets.
+// The load generator: one pinned thread that spins over non-blocking Unix sockets, or over the rings of shared memory.
 //
 //     loadgen PLAN RESULT        (see exchange.hpp; written and read by sigd.bench.load_native)
 //
 // Open loop: request i goes to connection i mod N when its intended time has come and that connection has fewer than
 // in_flight unanswered; what is late stays in the schedule, so waiting counts. Closed loop: every connection keeps
-// in_flight requests unanswered. Either way what may go goes in one write, and what has come is taken in one read.
+// in_flight requests unanswered. Either way what may go goes at once, and what has come is taken at once: in one write
+// and one read, or with one publication and one look at a ring.
 // Prints "measuring" shortly before the first measured request. Exit 0: a result was written, whatever it says.
 
+#include <cstring>
 #include <fstream>
+#include <memory>
+#include <string>
 #include <vector>
 
+#include <fcntl.h>
+#include <sys/mman.h>
+
 #include "exchange.hpp"
+#include "link.hpp"
 #include "platform.hpp"
 #include "recorder.hpp"
 #include "session.hpp"
+#include "violation.hpp"
 
+namespace sigd::bench {
 namespace {
-
-using namespace sigd;
 
 // The plan as it lies in the mapped file.
 struct Plan {
     const PlanHeader* header;
-    const std::uint8_t* hello;
-    const std::uint8_t* frames;
+    const std::byte* frames;
     const std::int64_t* intended;
 };
 
@@ -38,12 +45,11 @@ Plan map_plan(const char* path) {
     void* base = mmap(nullptr, static_cast<std::size_t>(size), PROT_READ, MAP_SHARED | MAP_POPULATE, fd, 0);
     if (base == MAP_FAILED) die(path);
     close(fd);
-    const auto* bytes = static_cast<const std::uint8_t*>(base);
-    Plan plan{reinterpret_cast<const PlanHeader*>(bytes), bytes + sizeof(PlanHeader), nullptr, nullptr};
+    const auto* bytes = static_cast<const std::byte*>(base);
+    Plan plan{reinterpret_cast<const PlanHeader*>(bytes), bytes + sizeof(PlanHeader), nullptr};
     const PlanHeader& h = *plan.header;
-    plan.frames = plan.hello + h.hello_length;
     plan.intended = reinterpret_cast<const std::int64_t*>(plan.frames + h.rows * h.request_length);
-    const std::size_t expected = sizeof h + h.hello_length + h.rows * h.request_length + 8 * h.intended;
+    const std::size_t expected = sizeof h + h.rows * h.request_length + 8 * h.intended;
     if (std::memcmp(h.magic, plan_magic, 8) != 0 || static_cast<std::size_t>(size) != expected || h.rows == 0 ||
         h.connections == 0 || h.in_flight == 0) {
         errno = EINVAL;
@@ -52,6 +58,22 @@ Plan map_plan(const char* path) {
     return plan;
 }
 
+// What the plan's Hello asks for.
+Spec spec_of(const PlanHeader& header) {
+    const wire::Hello& hello = header.hello;
+    const auto text = [](const char* field, std::size_t size) { return std::string(field, strnlen(field, size)); };
+    Spec spec;
+    spec.path = text(header.socket_path, sizeof header.socket_path);
+    spec.features = hello.features;
+    spec.outputs = hello.outputs;
+    spec.model_name = text(hello.model_name, sizeof hello.model_name);
+    spec.client_name = text(hello.client_name, sizeof hello.client_name);
+    spec.transport = hello.transport;
+    spec.ring_slots = hello.ring_slots;
+    return spec;
+}
+
+template <class Link>
 class Run {
 public:
     explicit Run(const Plan& plan)
@@ -59,7 +81,8 @@ public:
           cursors_(header_.connections) {
         sessions_.reserve(header_.connections);
         for (std::uint64_t c = 0; c < header_.connections; ++c) {
-            sessions_.emplace_back(c, header_.in_flight, header_.request_length);
+            sessions_.push_back(
+                std::make_unique<Session<Link>>(c, header_.in_flight, header_.request_length, violation_));
             cursors_[c] = c;
         }
         while (warmups_ < header_.intended && plan_.intended[warmups_] < 0) ++warmups_;
@@ -69,10 +92,9 @@ public:
     const Violation& violation() const { return violation_; }
 
     bool connect() {
-        for (auto& session : sessions_) {
-            violation_ = session.open(header_.socket_path, plan_.hello, header_.hello_length, recorder_.result.welcome);
-            if (violation_.kind != ViolationKind::none) return false;
-        }
+        const Spec spec = spec_of(header_);
+        for (std::uint64_t c = 0; c < sessions_.size(); ++c)
+            if (!sessions_[c]->open(spec, recorder_.result.welcome)) return ended_by(c);
         return true;
     }
 
@@ -94,33 +116,35 @@ public:
                 std::puts("measuring");
                 std::fflush(stdout);
             }
-            std::size_t moved = 0;
-            for (std::uint64_t c = 0; c < sessions_.size(); ++c)
+            idle = true;
+            for (std::uint64_t c = 0; c < sessions_.size(); ++c) {
+                bool moved = false;
                 if (!serve(c, moved)) return;
-            idle = moved == 0;
+                idle &= !moved;
+            }
             if ((turn & 0xFF) == 0 && over(now_ns)) return;
         }
     }
 
 private:
+    bool ended_by(std::uint64_t c) {
+        violation_.connection = c;
+        return false;
+    }
+
     // One turn of one connection; false ends the run.
-    bool serve(std::uint64_t c, std::size_t& moved) {
-        Session& session = sessions_[c];
-        std::size_t got = 0;
-        violation_ = session.receive(recorder_, got);
-        if (violation_.kind != ViolationKind::none) return false;
+    bool serve(std::uint64_t c, bool& moved) {
+        Session<Link>& session = *sessions_[c];
+        if (!session.receive(recorder_, moved)) return ended_by(c);
         const bool pending = session.pending();
         const bool added = pending ? false : (header_.intended ? add_due(c) : add_to_fill(c));
-        moved += got + (added ? 1 : 0);
-        if (pending || added) {
-            violation_ = session.flush();
-            if (violation_.kind != ViolationKind::none) return false;
-        }
+        moved |= added;
+        if ((pending || added) && !session.flush()) return ended_by(c);
         return true;
     }
 
     bool add_due(std::uint64_t c) {
-        Session& session = sessions_[c];
+        Session<Link>& session = *sessions_[c];
         std::uint64_t room = session.room();
         if (room == 0 || cursors_[c] >= header_.intended) return false;
         const std::int64_t now_ns = clock_ns();
@@ -138,7 +162,7 @@ private:
     }
 
     bool add_to_fill(std::uint64_t c) {
-        Session& session = sessions_[c];
+        Session<Link>& session = *sessions_[c];
         std::uint64_t room = session.room();
         if (room == 0) return false;
         const std::int64_t now_ns = clock_ns();
@@ -157,7 +181,7 @@ private:
         return now_ns >= begin_ns_ + header_.duration_ns;
     }
 
-    const std::uint8_t* frame(std::uint64_t i) const {
+    const std::byte* frame(std::uint64_t i) const {
         return plan_.frames + (i % header_.rows) * header_.request_length;
     }
 
@@ -182,9 +206,9 @@ private:
         bool unanswered = false;
         bool unsent = false;
         for (std::uint64_t c = 0; c < sessions_.size(); ++c) {
-            if (sessions_[c].unanswered() > 0) {
+            if (sessions_[c]->unanswered() > 0) {
                 unanswered = true;
-                if (now_ns - sessions_[c].oldest_sent_ns() > header_.stall_ns) return true;
+                if (now_ns - sessions_[c]->oldest_sent_ns() > header_.stall_ns) return true;
             }
             unsent |= cursors_[c] < header_.intended;
         }
@@ -195,7 +219,7 @@ private:
     const Plan& plan_;
     const PlanHeader& header_;
     Recorder recorder_;
-    std::vector<Session> sessions_;
+    std::vector<std::unique_ptr<Session<Link>>> sessions_;
     std::vector<std::uint64_t> cursors_;  // open loop: the next request of each connection
     std::uint64_t warmups_ = 0;
     std::uint64_t issued_ = 0;  // closed loop
@@ -203,8 +227,7 @@ private:
     Violation violation_;
 };
 
-void write_result(const char* path, const Plan& plan, Run& run) {
-    Recorder& recorder = run.recorder();
+void write_result(const char* path, const Plan& plan, Recorder& recorder, const Violation& violation) {
     ResultHeader& result = recorder.result;
     std::memcpy(result.magic, result_magic, 8);
     result.requests = result.sent;
@@ -213,7 +236,6 @@ void write_result(const char* path, const Plan& plan, Run& run) {
         for (std::uint64_t i = 0; i < plan.header->intended; ++i) result.requests += plan.intended[i] >= 0 ? 1 : 0;
     }
     result.samples = recorder.samples().size();
-    const Violation& violation = run.violation();
     result.violation = violation.kind;
     result.violation_connection = violation.connection;
     result.violation_expected = violation.expected;
@@ -233,18 +255,28 @@ void write_result(const char* path, const Plan& plan, Run& run) {
     if (!file) die(path);
 }
 
+template <class Link>
+void carry_out(const Plan& plan, const char* result_path) {
+    Run<Link> run(plan);
+    lock_memory();
+    if (run.connect()) run.go();
+    write_result(result_path, plan, run.recorder(), run.violation());
+}
+
 }  // namespace
+}  // namespace sigd::bench
 
 int main(int argc, char** argv) {
+    using namespace sigd::bench;
     if (argc != 3) {
         std::fprintf(stderr, "usage: loadgen PLAN RESULT\n");
         return 2;
     }
     const Plan plan = map_plan(argv[1]);
     pin(plan.header->cpu);
-    Run run(plan);
-    lock_memory();
-    if (run.connect()) run.go();
-    write_result(argv[2], plan, run);
+    if (plan.header->hello.transport == sigd::wire::Transport::shared_memory)
+        carry_out<RingLink>(plan, argv[2]);
+    else
+        carry_out<StreamLink>(plan, argv[2]);
     return 0;
 }

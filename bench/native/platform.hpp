@@ -1,4 +1,4 @@
-// Clock, core, socket: the little that the native programs ask of Linux.
+// What the native programs ask of Linux beyond the client's own headers: a clock for differences, a core, a listener.
 #pragma once
 
 #include <cerrno>
@@ -7,21 +7,17 @@
 #include <cstdlib>
 #include <cstring>
 
-#include <fcntl.h>
 #include <sched.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/un.h>
-#include <time.h>
-#include <unistd.h>
 
-namespace sigd {
+#include <sigd/platform.hpp>
 
-inline std::int64_t clock_ns() {
-    timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return std::int64_t{1'000'000'000} * now.tv_sec + now.tv_nsec;
-}
+namespace sigd::bench {
+
+// The client's clock as a signed number: what is measured are differences, and some of them are below zero.
+inline std::int64_t clock_ns() { return static_cast<std::int64_t>(sigd::clock_ns()); }
 
 [[noreturn]] inline void die(const char* what) {
     std::fprintf(stderr, "%s: %s\n", what, std::strerror(errno));
@@ -42,7 +38,10 @@ inline void lock_memory() {
     (void)mlockall(MCL_CURRENT);
 }
 
-inline sockaddr_un unix_address(const char* path) {
+// A non-blocking Unix socket that listens at `path`.
+inline int listen_on(const char* path) {
+    const int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (listener < 0) die("socket");
     sockaddr_un address{};
     address.sun_family = AF_UNIX;
     if (std::strlen(path) >= sizeof address.sun_path) {
@@ -50,14 +49,11 @@ inline sockaddr_un unix_address(const char* path) {
         die(path);
     }
     std::memcpy(address.sun_path, path, std::strlen(path));
-    return address;
-}
-
-inline void set_nonblocking(int fd) {
-    const int flags = fcntl(fd, F_GETFL, 0);
-    if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) != 0) die("cannot make the socket non-blocking");
+    if (bind(listener, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) die(path);
+    if (listen(listener, 64) != 0) die(path);
+    return listener;
 }
 
 inline bool would_block() { return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR; }
 
-}  // namespace sigd
+}  // namespace sigd::bench

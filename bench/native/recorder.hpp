@@ -10,7 +10,7 @@
 
 #include "exchange.hpp"
 
-namespace sigd {
+namespace sigd::bench {
 
 // The index arithmetic of HdrHistogram (hdrhistogram.org) for 2048 sub-buckets and unit 1.
 class Histogram {
@@ -45,7 +45,7 @@ public:
         result.last_received_ns = sample.received_ns;
         if (result.received == 1) result.generation_first = sample.model_generation;
         result.generation_last = sample.model_generation;
-        if (sample.status == status_ok) record_ok(sample);
+        if (sample.status == static_cast<std::uint16_t>(wire::Status::ok)) record_ok(sample);
         keep(sample);
     }
 
@@ -118,4 +118,4 @@ private:
     std::uint64_t random_;
 };
 
-}  // namespace sigd
+}  // namespace sigd::bench

@@ -16,7 +16,9 @@ from sigd.bench.commands.bench import bench, settings_of
 from sigd.bench.document import Document
 from sigd.bench.errors import BadRequest, EnvironmentLacks
 from sigd.bench.floor import ROUNDS
+from sigd.bench.native import NativePrograms
 from sigd.bench.rig import Mode
+from sigd.wire.status import Transport
 
 StartPeer = Callable[..., Any]
 
@@ -25,6 +27,12 @@ StartPeer = Callable[..., Any]
 def short_looks_at_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rig, "_HICCUP_SECONDS", 0.01)
     monkeypatch.setenv("COLUMNS", "160")
+
+
+@pytest.fixture
+def shared_memory(programs: NativePrograms) -> tuple[str, ...]:
+    """Options that measure over shared memory."""
+    return ("--client", "cpp", "--transport", "shm")
 
 
 @pytest.fixture(params=["cpp", "python"])
@@ -77,6 +85,45 @@ def test_a_run_that_passes_writes_what_it_shows(
     assert hgrm_file.read_text().startswith("       Value     Percentile")
     assert "PASS" in result.output
     assert ("the client is in Python" in result.output) == (client == "python")
+
+
+def test_over_shared_memory_the_report_says_so(
+    shared_memory: tuple[str, ...], start_peer: StartPeer, tmp_path: Path
+) -> None:
+    result = run(
+        *("--no-p99", "--socket", start_peer().path, *shared_memory),
+        *("--closed-loop", "--in-flight", "64", "--requests", "500", "--json", tmp_path / "run.json"),
+    )
+    assert result.exit_code == 0, result.output
+    document = msgspec.json.decode((tmp_path / "run.json").read_bytes(), type=Document)
+    assert (document.load.transport, document.load.ring_slots) == ("shm", 64)
+    assert document.accounting.by_status["OK"] == 500
+    half_a_ms_ns = 500_000  # as far as elapsed_s is rounded
+    assert document.ns_per_request * 500 == pytest.approx(1e9 * document.load.elapsed_s, abs=half_a_ms_ns)
+    assert "over shared memory (64 slots a ring)" in result.output
+    assert f"{document.ns_per_request:,.0f} ns a request" in result.output
+
+
+def test_an_open_loop_over_shared_memory_has_a_ring_in_flight(
+    shared_memory: tuple[str, ...], start_peer: StartPeer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verdict, "RATE_TOLERANCE", 0.99)
+    result = run(
+        *("--no-p99", "--socket", start_peer().path, *shared_memory),
+        *("--rate", "2000", "--requests", "100", "--json", tmp_path / "run.json"),
+    )
+    assert result.exit_code == 0, result.output
+    document = msgspec.json.decode((tmp_path / "run.json").read_bytes(), type=Document)
+    assert document.load.in_flight == 64
+
+
+def test_more_in_flight_than_the_ring_has_slots_is_exit_2(
+    shared_memory: tuple[str, ...], start_peer: StartPeer
+) -> None:
+    result = run("--socket", start_peer().path, *shared_memory, "--closed-loop", "--in-flight", "65")
+    assert result.exit_code == 2
+    assert "--in-flight 65 is more than the daemon grants a connection (64)" in result.stderr
+    assert "its ring has no more slots" in result.stderr
 
 
 def test_over_the_budget_is_exit_1_and_named_so(client: str, start_peer: StartPeer, tmp_path: Path) -> None:
@@ -144,6 +191,7 @@ def test_json_to_standard_output_is_json_alone(start_peer: StartPeer) -> None:
         (["--socket", "s", "--model", "m"], "leave out --model"),
         (["--socket", "s", "--idle", "spin"], "leave out --idle"),
         (["--floor", "--client", "python", "--closed-loop"], "leave out --client python"),
+        (["--transport", "shm", "--client", "python"], "leave out --client python"),
         (["--json", "/nonexistent/run.json"], "does not exist"),
     ],
 )
@@ -194,7 +242,7 @@ class TestWithoutACompiler:
         assert result.exit_code == 0
         assert "the client is in Python: there is no native one: no C++ compiler" in result.output
 
-    @pytest.mark.parametrize("asked", [["--client", "cpp"], ["--floor"]])
+    @pytest.mark.parametrize("asked", [["--client", "cpp"], ["--floor"], ["--transport", "shm"]])
     def test_what_needs_it_is_exit_3(self, start_peer: StartPeer, asked: list[str]) -> None:
         result = run("--closed-loop", "--requests", "50", *asked)
         assert result.exit_code == 3
@@ -206,7 +254,7 @@ def options(**changes: Any) -> dict[str, Any]:
     for name in ("json_file", "hgrm_file"):
         del defaults[name]
     given = {"p99": True, "budget_us": 100.0, "closed_loop": False, "connections": 1, "warmup": 1.0}
-    return defaults | given | {"floor": False, "client": "auto", "seed": 1} | changes
+    return defaults | given | {"transport": "stream", "floor": False, "client": "auto", "seed": 1} | changes
 
 
 def test_without_a_mode_it_is_an_open_loop_of_ten_thousand_a_second() -> None:
@@ -214,6 +262,15 @@ def test_without_a_mode_it_is_an_open_loop_of_ten_thousand_a_second() -> None:
     assert settings.mode is Mode.RATE
     assert (settings.rate_hz, settings.arrivals) == (10_000.0, "poisson")
     assert settings.budget_ns == 100_000
+
+
+def test_uds_is_another_name_for_the_stream() -> None:
+    named = {name: settings_of(**options(transport=name)).transport for name in ("stream", "uds", "shm")}
+    assert named == {
+        "stream": Transport.STREAM,
+        "uds": Transport.STREAM,
+        "shm": Transport.SHARED_MEMORY,
+    }
 
 
 def test_a_capture_takes_a_speed_and_no_floor(tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ from sigd.bench.load import SAMPLE, LatencyCounts, LoadPlan, Measurement
 from sigd.bench.load_native import NativeLoad
 from sigd.bench.native import NativePrograms
 from sigd.bench.requests import random_frames
-from sigd.wire.messages import Hello
+from sigd.wire.fields import HEADER_BYTES
+from sigd.wire.messages import Hello, Welcome
+from sigd.wire.status import Transport
 
 SECOND = 1_000_000_000
 
@@ -107,7 +109,10 @@ def test_a_backend_that_does_not_open_is_quoted(tmp_path: Path) -> None:
         BareBackend(str(tmp_path / "absent.onnx"), "onnxruntime", 4, None)
 
 
-def test_a_round_measures_echo_backend_and_daemon_in_turn(programs: NativePrograms) -> None:
+@pytest.mark.parametrize("transport", list(Transport))
+def test_a_round_measures_echo_backend_and_daemon_in_turn(
+    programs: NativePrograms, transport: Transport
+) -> None:
     order: list[str] = []
 
     class FakeBackend:
@@ -121,12 +126,16 @@ def test_a_round_measures_echo_backend_and_daemon_in_turn(programs: NativeProgra
         order.append("sigd")
         return measured(14.0)
 
-    plan = LoadPlan(
-        "/nowhere", Hello(4, 3).encode(), random_frames(4, 0, 10), 3, requests=200, connections=2, in_flight=4
-    )
+    hello = Hello(4, 3, transport, ring_slots=8)
+    plan = LoadPlan("/nowhere", hello, random_frames(4, 0, 10), 3, requests=200, connections=2, in_flight=4)
     backend: Any = FakeBackend()
     found = floor.run_round(plan, NativeLoad(programs), programs, backend, None, 0.5, run_sigd)
     assert order == ["bare 1 0.5", "bare 8 0.5", "sigd"]
     assert found.echo.received == 200
     assert found.echo.violation is None
     assert found.echo.counts.corrected.sum() == 200
+    welcome = Welcome.decode(found.echo.welcome[HEADER_BYTES:])
+    assert welcome.transport == transport, "the floor is of the transport that is measured"
+    # What a daemon would grant: the strides are the frames' lengths, rounded up to 64.
+    rings = (8, 64, 128) if transport is Transport.SHARED_MEMORY else (0, 0, 0)
+    assert (welcome.ring_slots, welcome.request_stride, welcome.response_stride) == rings

@@ -15,21 +15,40 @@ from sigd.bench.load_native import NativeLoad
 from sigd.bench.load_python import PythonLoad, latency_counts
 from sigd.bench.requests import encode, random_frames
 from sigd.wire.messages import Hello
+from sigd.wire.status import Transport
 
 StartPeer = Callable[..., Any]
 
 
-@pytest.fixture(params=["cpp", "python"])
-def generator(request: pytest.FixtureRequest) -> LoadGenerator:
-    if request.param == "python":
+PlanFor = Callable[..., LoadPlan]
+
+
+@pytest.fixture(params=["cpp", "cpp over shared memory", "python"])
+def way(request: pytest.FixtureRequest) -> str:
+    """Which generator, and over what."""
+    return str(request.param)
+
+
+@pytest.fixture
+def generator(way: str, request: pytest.FixtureRequest) -> LoadGenerator:
+    if way == "python":
         return PythonLoad()
     return NativeLoad(request.getfixturevalue("programs"))
 
 
-def plan_for(path: str, **options: Any) -> LoadPlan:
-    options.setdefault("requests", 300)
-    options.setdefault("stall_ns", 300_000_000)
-    return LoadPlan(path, Hello(4, 3).encode(), random_frames(4, seed=1, rows=100), 3, **options)
+@pytest.fixture
+def plan_for(way: str) -> PlanFor:
+    """A plan for the peer at that path, by the way that is tested."""
+
+    def plan_for(path: str, frames: Any = None, **options: Any) -> LoadPlan:
+        options.setdefault("requests", 300)
+        options.setdefault("stall_ns", 300_000_000)
+        transport = Transport.SHARED_MEMORY if "shared memory" in way else Transport.STREAM
+        if frames is None:
+            frames = random_frames(4, seed=1, rows=100)
+        return LoadPlan(path, Hello(4, 3, transport), frames, 3, **options)
+
+    return plan_for
 
 
 def measure(generator: LoadGenerator, plan: LoadPlan) -> Measurement:
@@ -41,7 +60,7 @@ def measure(generator: LoadGenerator, plan: LoadPlan) -> Measurement:
 
 @pytest.mark.parametrize(("connections", "in_flight"), [(1, 1), (3, 8)])
 def test_closed_loop_measures_exactly_what_was_asked(
-    generator: LoadGenerator, start_peer: StartPeer, connections: int, in_flight: int
+    generator: LoadGenerator, start_peer: StartPeer, plan_for: PlanFor, connections: int, in_flight: int
 ) -> None:
     peer = start_peer()
     plan = plan_for(peer.path, connections=connections, in_flight=in_flight, warmup_ns=20_000_000)
@@ -61,7 +80,9 @@ def test_closed_loop_measures_exactly_what_was_asked(
     assert measurement.batch_rows_sum == 300
 
 
-def test_what_is_counted_is_what_was_sampled(generator: LoadGenerator, start_peer: StartPeer) -> None:
+def test_what_is_counted_is_what_was_sampled(
+    generator: LoadGenerator, start_peer: StartPeer, plan_for: PlanFor
+) -> None:
     measurement = measure(generator, plan_for(start_peer().path, connections=2, in_flight=4))
     expected = latency_counts(measurement.samples)
     for name in ("corrected", "uncorrected", "queue", "model", "rest"):
@@ -77,7 +98,9 @@ def test_what_is_counted_is_what_was_sampled(generator: LoadGenerator, start_pee
     np.testing.assert_array_equal(slowest_ns, np.sort(of_reads_ns)[::-1][:16])
 
 
-def test_samples_are_bounded_and_counts_are_not(generator: LoadGenerator, start_peer: StartPeer) -> None:
+def test_samples_are_bounded_and_counts_are_not(
+    generator: LoadGenerator, start_peer: StartPeer, plan_for: PlanFor
+) -> None:
     measurement = measure(generator, plan_for(start_peer().path, in_flight=16, samples_max=20))
     assert len(measurement.samples) == 20
     assert measurement.received == 300
@@ -87,7 +110,7 @@ def test_samples_are_bounded_and_counts_are_not(generator: LoadGenerator, start_
 
 
 def test_open_loop_sends_the_whole_schedule_over_all_connections(
-    generator: LoadGenerator, start_peer: StartPeer
+    generator: LoadGenerator, start_peer: StartPeer, plan_for: PlanFor
 ) -> None:
     peer = start_peer()
     offsets = schedule.with_warmup(schedule.poisson(2000, 0.2, seed=7), 50_000_000)
@@ -105,19 +128,19 @@ def test_open_loop_sends_the_whole_schedule_over_all_connections(
 
 
 def test_measured_requests_begin_with_the_first_frame(
-    generator: LoadGenerator, start_peer: StartPeer
+    generator: LoadGenerator, start_peer: StartPeer, plan_for: PlanFor
 ) -> None:
     peer = start_peer()
     instruments = np.arange(100, 140, dtype=np.uint32)
     frames = encode(np.zeros((40, 4), dtype=np.float32), instruments)
     offsets = schedule.with_warmup(schedule.constant(1000, 0.04), 15_000_000)
-    measure(generator, LoadPlan(peer.path, Hello(4, 3).encode(), frames, 3, intended_ns=offsets, in_flight=8))
+    measure(generator, plan_for(peer.path, frames, requests=0, intended_ns=offsets, in_flight=8))
     sent = [instrument for _, instrument in peer.requests]
     assert sent[-40:] == instruments.tolist()
 
 
 def test_a_stalled_peer_shows_in_the_corrected_latencies(
-    generator: LoadGenerator, start_peer: StartPeer
+    generator: LoadGenerator, start_peer: StartPeer, plan_for: PlanFor
 ) -> None:
     peer = start_peer(fault="stall", at=100, stall_s=0.1)
     plan = plan_for(peer.path, requests=0, intended_ns=schedule.constant(1000, 0.4), in_flight=1)
@@ -157,7 +180,7 @@ BREACHES = {
 
 @pytest.mark.parametrize("fault", BREACHES)
 def test_a_breach_of_the_contract_ends_the_run_and_is_named(
-    generator: LoadGenerator, start_peer: StartPeer, fault: str
+    generator: LoadGenerator, start_peer: StartPeer, plan_for: PlanFor, fault: str
 ) -> None:
     peer = start_peer(fault=fault, at=50)
     measurement = measure(generator, plan_for(peer.path, in_flight=4))
@@ -172,15 +195,81 @@ def test_a_breach_of_the_contract_ends_the_run_and_is_named(
     assert measurement.lost > 0
 
 
+class TestOverSharedMemory:
+    """What can only go wrong there."""
+
+    @pytest.fixture(params=["cpp over shared memory"])
+    def way(self, request: pytest.FixtureRequest) -> str:
+        return str(request.param)
+
+    @pytest.mark.parametrize(
+        ("fault", "kind", "words"),
+        [
+            ("head_back", ViolationKind.COUNTER, "ran backwards"),
+            ("head_ahead", ViolationKind.COUNTER, "further ahead"),
+            ("heartbeat_in_the_ring", ViolationKind.HEADER, "another message than an answer"),
+            ("longer_than_its_slot", ViolationKind.HEADER, "longer than its slot"),
+            ("answer_beside_the_ring", ViolationKind.HEADER, "an answer beside the ring"),
+        ],
+    )
+    def test_a_breach_of_the_rings_rules_ends_the_run_and_is_named(
+        self,
+        *,
+        generator: LoadGenerator,
+        start_peer: StartPeer,
+        plan_for: PlanFor,
+        fault: str,
+        kind: ViolationKind,
+        words: str,
+    ) -> None:
+        # The silent answer beside the ring is met once the ring is empty.
+        in_flight = 1 if fault == "answer_beside_the_ring" else 4
+        measurement = measure(
+            generator, plan_for(start_peer(fault=fault).path, in_flight=in_flight, stall_ns=5_000_000_000)
+        )
+        assert measurement.violation is not None
+        assert measurement.violation.kind is kind
+        assert words in measurement.violation.text
+        assert measurement.received == 50
+
+    def test_a_region_that_could_shrink_is_no_welcome(
+        self, generator: LoadGenerator, start_peer: StartPeer, plan_for: PlanFor
+    ) -> None:
+        measurement = measure(generator, plan_for(start_peer(fault="unsealed").path))
+        assert measurement.violation is not None
+        assert measurement.violation.kind is ViolationKind.NO_WELCOME
+        assert "sealed" in measurement.violation.text
+
+    def test_more_in_flight_than_slots_is_refused(
+        self, generator: LoadGenerator, start_peer: StartPeer, plan_for: PlanFor
+    ) -> None:
+        with pytest.raises(PeerFailed, match="65 in flight, the ring was granted 64 slots"):
+            generator.run(plan_for(start_peer().path, in_flight=65), lambda: None)
+
+    def test_a_ring_is_gone_round_many_times(
+        self, generator: LoadGenerator, start_peer: StartPeer, plan_for: PlanFor
+    ) -> None:
+        peer = start_peer()
+        measurement = measure(generator, plan_for(peer.path, requests=2000, connections=2, in_flight=64))
+        assert measurement.violation is None
+        assert measurement.received == 2000
+        assert len({sequence for sequence, _ in peer.requests}) == len(peer.requests) >= 2000
+
+
 @pytest.mark.parametrize(
     ("fault", "kind", "words"),
     [
         ("reject_hello", ViolationKind.REJECTED, "no such model"),
-        ("close_before_welcome", ViolationKind.CLOSED_EARLY, "before Welcome"),
+        ("close_before_welcome", ViolationKind.CLOSED_EARLY, "before its Welcome"),
     ],
 )
 def test_a_refused_session_is_a_finding(
-    generator: LoadGenerator, start_peer: StartPeer, fault: str, kind: ViolationKind, words: str
+    generator: LoadGenerator,
+    start_peer: StartPeer,
+    plan_for: PlanFor,
+    fault: str,
+    kind: ViolationKind,
+    words: str,
 ) -> None:
     measurement = measure(generator, plan_for(start_peer(fault=fault).path))
     assert measurement.violation is not None
@@ -189,14 +278,16 @@ def test_a_refused_session_is_a_finding(
     assert measurement.received == 0
 
 
-def test_an_answer_nobody_asked_for_is_found(generator: LoadGenerator, start_peer: StartPeer) -> None:
+def test_an_answer_nobody_asked_for_is_found(
+    generator: LoadGenerator, start_peer: StartPeer, plan_for: PlanFor
+) -> None:
     measurement = measure(generator, plan_for(start_peer(fault="twice").path, in_flight=1))
     assert measurement.violation is not None
     assert measurement.violation.kind in (ViolationKind.UNSOLICITED, ViolationKind.SEQUENCE)
 
 
 def test_replies_that_never_come_are_lost_and_bound_the_run(
-    generator: LoadGenerator, start_peer: StartPeer
+    generator: LoadGenerator, start_peer: StartPeer, plan_for: PlanFor
 ) -> None:
     measurement = measure(generator, plan_for(start_peer(fault="silent", at=50).path, in_flight=4))
     assert measurement.violation is None
@@ -206,27 +297,28 @@ def test_replies_that_never_come_are_lost_and_bound_the_run(
 
 @pytest.mark.parametrize("fault", ["heartbeats", "newer_version"])
 def test_what_the_contract_allows_is_no_breach(
-    generator: LoadGenerator, start_peer: StartPeer, fault: str
+    generator: LoadGenerator, start_peer: StartPeer, plan_for: PlanFor, fault: str
 ) -> None:
     measurement = measure(generator, plan_for(start_peer(fault=fault).path, in_flight=4))
     assert measurement.violation is None
     assert measurement.received == 300
 
 
-def test_every_answer_is_accounted_for_by_status(generator: LoadGenerator, start_peer: StartPeer) -> None:
+def test_every_answer_is_accounted_for_by_status(
+    generator: LoadGenerator, start_peer: StartPeer, plan_for: PlanFor
+) -> None:
     measurement = measure(generator, plan_for(start_peer(fault="busy").path))
     assert measurement.violation is None
     assert measurement.statuses == (270, 0, 30, 0, 0, 0, 0)
     assert int(measurement.counts.corrected.sum()) == 270, "latencies are of the requests that got a signal"
 
 
-def test_a_socket_where_nobody_listens(generator: LoadGenerator, tmp_path: Any) -> None:
+def test_a_socket_where_nobody_listens(generator: LoadGenerator, tmp_path: Any, plan_for: PlanFor) -> None:
     with pytest.raises(PeerFailed, match=r"absent\.sock"):
         generator.run(plan_for(str(tmp_path / "absent.sock")), lambda: None)
 
 
-def test_two_runs_add_up(start_peer: StartPeer) -> None:
-    generator = PythonLoad()
+def test_two_runs_add_up(generator: LoadGenerator, start_peer: StartPeer, plan_for: PlanFor) -> None:
     first = measure(generator, plan_for(start_peer().path, requests=100))
     second = measure(generator, plan_for(start_peer(fault="busy").path, requests=50))
     both = first.plus(second)

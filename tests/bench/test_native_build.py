@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -57,8 +58,21 @@ def test_other_sources_are_other_programs(
     for source in native.SOURCES.iterdir():
         if source.is_file():
             (sources / source.name).write_bytes(source.read_bytes())
-    (sources / "frames.hpp").write_text("// changed\n")
     monkeypatch.setattr(native, "SOURCES", sources)
+    assert native.build() == first, "where they lie does not matter"
+    (sources / "platform.hpp").write_text("// changed\n")
+    assert native.build().directory != first.directory
+
+
+def test_other_headers_of_the_client_are_other_programs(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_compiler(tmp_path, monkeypatch)
+    first = native.build()
+    headers = tmp_path / "include"
+    shutil.copytree(native.INCLUDE, headers)
+    (headers / "sigd" / "ring.hpp").write_text("// changed\n")
+    monkeypatch.setattr(native, "INCLUDE", headers)
     assert native.build().directory != first.directory
 
 

@@ -11,6 +11,7 @@ from sigd.bench.load import LoadPlan, Measurement
 from sigd.bench.load_python import drive
 from sigd.bench.pacing import SEQUENCES_PER_CONNECTION, Pacer
 from sigd.bench.requests import random_frames
+from sigd.wire.messages import Hello
 
 MS = 1_000_000
 FRAMES = random_frames(2, seed=0, rows=8)
@@ -18,7 +19,7 @@ FRAMES = random_frames(2, seed=0, rows=8)
 
 def plan(**options: Any) -> LoadPlan:
     options.setdefault("intended_ns", None)
-    return LoadPlan("/nowhere", b"", FRAMES, 1, **options)
+    return LoadPlan("/nowhere", Hello(2, 1), FRAMES, 1, **options)
 
 
 def offsets(*ms: int) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -49,30 +49,37 @@ private:
     std::size_t bytes_ = 0;
 };
 
+// Maps the region that came with a Welcome, and holds it against what the Welcome says.
+inline Errc open_region(const Descriptor& descriptor, const wire::Welcome& welcome, Mapping& mapping, Region& region,
+                        Error& error) noexcept {
+    // Sealed, the file cannot shrink under the mapping: no access to it can fault.
+    const int seals = ::fcntl(descriptor.get(), F_GET_SEALS);
+    if (seals < 0 || (seals & F_SEAL_SHRINK) == 0)
+        return error.set(Errc::protocol_broken, "the region is not sealed against shrinking");
+    if (!mapping.map(descriptor.get())) {
+        const int system = errno;
+        (void)error.set(Errc::system, "cannot map the region: %s", std::strerror(system));
+        error.system = system;
+        return Errc::system;
+    }
+    if (const char* wrong = region.attach(mapping.base(), mapping.bytes()))
+        return error.set(Errc::protocol_broken, "%s", wrong);
+    const wire::RegionHeader& header = region.header();
+    if (header.ring_slots != welcome.ring_slots || header.request_stride != welcome.request_stride ||
+        header.response_stride != welcome.response_stride || header.features != welcome.features ||
+        header.outputs != welcome.outputs)
+        return error.set(Errc::protocol_broken, "the region is not the one that the Welcome describes");
+    return Errc::none;
+}
+
 class SharedMemoryTransport {
 public:
     // Takes over what came with a Welcome; the control channel is the stream transport of the same connection.
     Errc open(StreamTransport& control, const wire::Welcome& welcome, const Descriptor& region,
               Descriptor request_bell, Descriptor response_bell, Error& error) noexcept {
         control_ = &control;
-        // Sealed, the file cannot shrink under the mapping: no access to it can fault.
-        const int seals = ::fcntl(region.get(), F_GET_SEALS);
-        if (seals < 0 || (seals & F_SEAL_SHRINK) == 0)
-            return error.set(Errc::protocol_broken, "the region is not sealed against shrinking");
-        if (!mapping_.map(region.get())) {
-            const int system = errno;
-            (void)error.set(Errc::system, "cannot map the region: %s", std::strerror(system));
-            error.system = system;
-            return Errc::system;
-        }
-        if (const char* wrong = region_.attach(mapping_.base(), mapping_.bytes()))
-            return error.set(Errc::protocol_broken, "%s", wrong);
-        const wire::RegionHeader& header = region_.header();
-        if (header.ring_slots != welcome.ring_slots || header.request_stride != welcome.request_stride ||
-            header.response_stride != welcome.response_stride || header.features != welcome.features ||
-            header.outputs != welcome.outputs)
-            return error.set(Errc::protocol_broken, "the region is not the one that the Welcome describes");
-        response_stride_ = header.response_stride;
+        if (Errc code = open_region(region, welcome, mapping_, region_, error); code != Errc::none) return code;
+        response_stride_ = region_.header().response_stride;
         if (!frame_.reserve(response_stride_)) return error.set(Errc::out_of_memory, "no memory for an answer");
         request_bell_ = std::move(request_bell);
         response_bell_ = std::move(response_bell);
