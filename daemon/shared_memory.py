@@ -67,7 +67,7 @@ class SessionRings:
         self._host = host
         self._session = session
         self._clock = host.clock
-        self._taken_at_beat = 0
+        self._taken_at_beat = -1
         self._memory = -1
         self._bells: tuple[int, ...] = ()
         try:
@@ -295,14 +295,13 @@ class RingHost:
     def _beat(self) -> None:
         """What is to be done for all rings now and then."""
         now_ns = self.clock()
-        many = len(self._awake) > AWAKE_MAX
         for rings in self._open:
             rings.beat(now_ns)
             if rings.stalled:
                 # Nobody rings when there is room for answers again.
                 rings.stalled = False
                 self.rise(rings)
-            elif rings.quiet() and many and rings.awake and rings.may_sleep():
+            elif rings.quiet() and rings.awake and len(self._awake) > AWAKE_MAX and rings.may_sleep():
                 self._lower(rings)
         self._timer = self._loop.call_later(BEAT_S, self._beat) if self._open else None
 

@@ -16,6 +16,7 @@ import pytest
 from sigd.daemon.batcher import Batcher
 from sigd.daemon.counters import ClientCounters, ModelCounters
 from sigd.daemon.limits import Limits
+from sigd.daemon.peer import OpenRings
 from sigd.daemon.process import ignore_overflow
 from sigd.daemon.session import Session
 from sigd.models.errors import BackendFailed
@@ -184,7 +185,7 @@ class FakeClient:
         turns: how often the session has asked for the loop's next round, and not got it yet.
     """
 
-    def __init__(self, rig: Rig) -> None:
+    def __init__(self, rig: Rig, open_rings: OpenRings | None = None) -> None:
         self.rig = rig
         self.unread = bytearray()
         self.raw = bytearray()
@@ -195,7 +196,7 @@ class FakeClient:
         self.descriptors: tuple[int, ...] = ()
         self._framer = Framer(1 << 22)
         self._fed = 0
-        self.session = Session(self, rig.find_model, rig.limits, rig.client_counters)
+        self.session = Session(self, rig.find_model, rig.limits, rig.client_counters, open_rings)
 
     # -- what the session asks of its transport
 
@@ -329,9 +330,9 @@ class Rig:
     def find_model(self, name: str) -> Batcher | None:
         return self.batcher if name in ("", "fake") else None
 
-    def client(self) -> FakeClient:
+    def client(self, open_rings: OpenRings | None = None) -> FakeClient:
         """A connection that has said nothing yet."""
-        client = FakeClient(self)
+        client = FakeClient(self, open_rings)
         self.clients.append(client)
         return client
 

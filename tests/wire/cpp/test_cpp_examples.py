@@ -62,10 +62,10 @@ def test_a_soak_over_the_stream(cpp: CppBuilder, live_daemon: DaemonProcess) -> 
     assert (tally["sent"], tally["ok"], tally["lost"], tally["sessions"]) == (10_000, 10_000, 0, 8)
 
 
-def test_a_soak_over_shared_memory(cpp: CppBuilder, ring_peer: DaemonProcess) -> None:
+def test_a_soak_over_shared_memory(cpp: CppBuilder, live_daemon: DaemonProcess) -> None:
     program = cpp.build(EXAMPLES / "soak.cpp", "-O2")
     options = ("--requests", "5000", "--clients", "2", "--session", "1500", "--idle", "block")
-    tally = soaked(run(program, ring_peer.path, "--transport", "shared_memory", *options))
+    tally = soaked(run(program, live_daemon.path, "--transport", "shared_memory", *options))
     assert (tally["sent"], tally["ok"], tally["lost"], tally["sessions"]) == (10_000, 10_000, 0, 8)
 
 
@@ -75,22 +75,19 @@ def wait_for(said: IO[str], wanted: str) -> None:
         assert line, f"it ended before it said {wanted!r}"
 
 
-@pytest.mark.parametrize("fixture", ["live_daemon", "ring_peer"])
+@pytest.mark.parametrize("transport", ["stream", "shared_memory"])
 def test_a_soak_over_daemons_that_are_killed(
-    cpp: CppBuilder, request: pytest.FixtureRequest, fixture: str
+    cpp: CppBuilder, live_daemon: DaemonProcess, transport: str
 ) -> None:
     """Whatever was under way is counted as lost by its numbers, and nothing else is."""
     program = cpp.build(EXAMPLES / "soak.cpp", "-O2")
-    daemon: DaemonProcess = request.getfixturevalue(fixture)
-    transport = "stream" if fixture == "live_daemon" else "shared_memory"
+    daemon = live_daemon
     command = [str(program), daemon.path, "--transport", transport, "--requests", str(10**15)]
     command += ["--in-flight", "16", "--idle", "block", "--patience", "60"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as soak:
         assert soak.stdout is not None
         assert soak.stderr is not None
-        for session, how in enumerate(
-            (signal.SIGTERM, signal.SIGKILL), 1
-        ):  # a drain, for those who can, and a kill
+        for session, how in enumerate((signal.SIGTERM, signal.SIGKILL), 1):  # a drain and a kill
             wait_for(soak.stderr, f"session {session}\n")
             time.sleep(0.1)
             daemon.end(how)

@@ -27,11 +27,10 @@ def _run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("kinds", [MEMORY, THREADS])
 @pytest.mark.parametrize("transport", ["stream", "shared_memory"])
-def test_several_clients(cpp: CppBuilder, request: pytest.FixtureRequest, transport: str, kinds: str) -> None:
+def test_several_clients(cpp: CppBuilder, live_daemon: DaemonProcess, transport: str, kinds: str) -> None:
     program = cpp.build(package_dir() / "examples" / "soak.cpp", *cpp.sanitized(kinds))
-    daemon: DaemonProcess = request.getfixturevalue("live_daemon" if transport == "stream" else "ring_peer")
     options = ["--clients", "3", "--requests", "10000", "--session", "3000", "--idle", "backoff"]
-    done = _run(program, daemon.path, "--transport", transport, *options)
+    done = _run(program, live_daemon.path, "--transport", transport, *options)
     assert done.returncode == 0, done.stderr
     tally = json.loads(done.stdout)
     assert (tally["ok"], tally["lost"], tally["sessions"]) == (30_000, 0, 12)
