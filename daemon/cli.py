@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import logging
+import os
 import sys
 from typing import Final
 
@@ -77,7 +79,7 @@ def main() -> None:
         if error.fatal:
             from sigd.daemon.process import end_now
 
-            click.echo(f"sigd: {error}", err=True)
+            _complain(error)
             end_now(EXIT_CHECK_FAILED)
         _end(error, EXIT_CHECK_FAILED)
     except ModelError as error:
@@ -87,5 +89,13 @@ def main() -> None:
 
 
 def _end(error: Exception, exit_code: int) -> None:
-    click.echo(f"sigd: {error}", err=True)
+    _complain(error)
     sys.exit(exit_code)
+
+
+def _complain(error: Exception) -> None:
+    """The journal is told that it is an error, in the form that it takes off again."""
+    from sigd.daemon.logs import STANDARD_ERROR, journal_reads, priority
+
+    mark = f"<{priority(logging.ERROR)}>" if journal_reads(STANDARD_ERROR, os.environ) else ""
+    click.echo(f"{mark}sigd: {error}", err=True)

@@ -13,6 +13,7 @@ from msgspec import Meta
 from sigd.daemon.errors import UsageError
 from sigd.daemon.idle import IdleStrategy
 from sigd.daemon.limits import DEFAULTS, Limits
+from sigd.daemon.logs import LogFormat
 from sigd.models.gpu_options import DEFAULT_GPU_OPTIONS, GpuOptions
 
 _SOCKET_PATH_BYTES_MAX = 107
@@ -40,6 +41,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         cpu: the core to run on; None leaves it to the kernel.
         lock_memory: keep all memory resident where the limits allow it.
         shared_memory: offer it to clients that ask for it.
+        log_format: auto, text, json or journal, see `sigd.daemon.logs`.
         gpu: for an engine, the number of its GPU; this and the next three are `sigd.models.gpu_options.GpuOptions`.
     """
 
@@ -55,6 +57,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     linger_us: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
     cpu: Annotated[int, Meta(ge=0, le=65_535)] | None = None
     lock_memory: bool = True
+    log_format: LogFormat = LogFormat.AUTO
     shared_memory: bool = True
     gpu: Annotated[int, Meta(ge=0, le=255)] = DEFAULT_GPU_OPTIONS.gpu
     mapped_io: bool = DEFAULT_GPU_OPTIONS.mapped_io

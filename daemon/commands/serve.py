@@ -13,6 +13,7 @@ import msgspec
 from sigd.daemon.config import Config, load_config
 from sigd.daemon.errors import UsageError
 from sigd.daemon.idle import IdleStrategy
+from sigd.daemon.logs import LogFormat, start_logging
 
 
 @click.command(
@@ -56,16 +57,18 @@ Examples:
     type=click.IntRange(min=0),
     help="Run an empty batch after so long.  [default: 0, never]",
 )
+@click.option(
+    "--log-format",
+    type=click.Choice([log_format.value for log_format in LogFormat]),
+    help="What the log looks like.  [default: auto, which knows the journal]",
+)
 @click.option("--check", is_flag=True, help="Check configuration and model, run it once, and exit.")
 @click.option("--verbose", is_flag=True, help="Log more.")
 def serve(config_file: Path | None, check: bool, verbose: bool, **overrides: object) -> None:
     """Serve a model over a Unix socket until SIGTERM, which drains: everything accepted is answered."""
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.DEBUG if verbose else logging.INFO,
-        format="sigd %(levelname)s %(message)s",
-    )
-    sys.exit(run(load_config(config_file, overrides), check=check))
+    config = load_config(config_file, overrides)
+    start_logging(logging.DEBUG if verbose else logging.INFO, config.log_format, os.environ)
+    sys.exit(run(config, check=check))
 
 
 def run(config: Config, *, check: bool) -> int:

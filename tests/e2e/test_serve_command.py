@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -175,3 +176,38 @@ def test_status_where_no_daemon_is(tmp_path: Path) -> None:
     done = sigd("status", "--socket", tmp_path / "s")
     assert done.returncode == 3
     assert "start one with: sigd serve" in done.stderr
+
+
+def test_the_log_for_programs(start_daemon: StartDaemon, models: ModelMaker) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    daemon = start_daemon(
+        "--model", str(models.copied(4)), "--log-format", "json", ready=False, stdout=writing
+    )
+    os.close(writing)
+    while "standard output" not in daemon.said():
+        assert daemon.process.poll() is None, daemon.said()
+    (line,) = daemon.said().splitlines()
+    said = json.loads(line)
+    assert (said["level"], said["logger"]) == ("warning", "sigd.daemon.service")
+
+
+def test_a_format_of_the_log_that_there_is_not(tmp_path: Path) -> None:
+    config = tmp_path / "sigd.toml"
+    config.write_text('log_format = "syslog"')
+    done = sigd("serve", "--config", config)
+    assert done.returncode == 2
+    assert "syslog" in done.stderr
+
+
+def test_the_journal_is_told_that_an_error_is_one() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        status = os.fstat(theirs.fileno())
+        environ = {**os.environ, "JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
+        command = [sys.executable, "-P", "-m", "sigd.daemon", "serve", "--model", "none.onnx"]
+        assert (
+            subprocess.run(command, stderr=theirs.fileno(), env=environ, check=False, timeout=60).returncode
+            == 2
+        )
+        assert ours.recv(4096).startswith(b"<3>sigd: ")
