@@ -222,8 +222,7 @@ class Batcher:
             flat = self.backend.outputs[:rows].reshape(-1)
             if not flat.dot(flat) < inf:
                 fail_rows_without_a_number(self.backend.outputs[:rows], segments)
-            self.counters.batches_by_rows[rows] += 1
-            self.counters.model.add(infer_ns)
+            self.counters.count_batch(rows, infer_ns)
         self.last_batch_ns = end_ns
         self._answer_all(segments, infer_ns, rows)
 
@@ -256,8 +255,11 @@ class Batcher:
             )
         )
         if not session.closed:
-            statuses = None if outbox.all_ok else outbox.statuses(segment.rows)
-            self.counters.count_answers(words[:, 0], statuses, send_ns, infer_ns)
+            if segment.rows == 1 and outbox.all_ok:
+                self.counters.count_one(send_ns - words.item(0), infer_ns)
+            else:
+                statuses = None if outbox.all_ok else outbox.statuses(segment.rows)
+                self.counters.count_answers(words[:, 0], statuses, send_ns, infer_ns)
             session.answered(segment.rows, send_ns)
 
     def _fail(self, segments: list[Segment], error: Exception) -> None:

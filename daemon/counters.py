@@ -2,7 +2,9 @@
 Written by the hot path only.
 
 Latencies are counted in two flat tables, 128 ns wide up to 1.05 ms and 131 us wide up to 1.07 s; anything longer
-counts in the last bin. Counting is one shift and one increment; percentiles are worked out by whoever asks.
+counts in the last bin. Counting is one shift and one increment; percentiles are worked out by whoever asks. Where
+counting itself is a part of what it counts, below 65 us, single answers go to a list, which costs half as much as a
+typed table, and all that can be worked out from it later is not counted at all.
 """
 
 from __future__ import annotations
@@ -17,38 +19,58 @@ from sigd.wire.status import RejectCode, Status
 FINE_SHIFT: Final = 7
 COARSE_SHIFT: Final = 17
 BINS: Final = 1 << 13
+QUICK_BINS: Final = 1 << 9
+_OK: Final = int(Status.OK)
+
+Table = npt.NDArray[np.uint64]
 
 
 class LatencyCounts:
-    """Counts of durations in nanoseconds, in bins of 128 ns, then of 131,072 ns."""
+    """Counts of durations in nanoseconds, in bins of 128 ns, then of 131,072 ns.
 
-    __slots__ = ("_coarse", "_fine", "coarse", "fine", "max_ns")
+    Attributes:
+        quick: more counts for the first bins, by whoever counts single durations; see `ModelCounters`.
+        max_ns: the longest.
+    """
+
+    __slots__ = ("_coarse", "_coarse_table", "_fine", "_fine_table", "max_ns", "quick")
 
     def __init__(self) -> None:
-        self._fine = np.zeros(BINS, np.uint64)
-        self._coarse = np.zeros(BINS, np.uint64)
-        self.fine = self._fine.data
-        self.coarse = self._coarse.data
+        self._fine_table = np.zeros(BINS, np.uint64)
+        self._coarse_table = np.zeros(BINS, np.uint64)
+        self._fine = self._fine_table.data
+        self._coarse = self._coarse_table.data
+        self.quick = [0] * QUICK_BINS
         self.max_ns = 0
 
     def add(self, duration_ns: int, count: int = 1) -> None:
         """Count `count` durations of `duration_ns`."""
         bin_index = duration_ns >> FINE_SHIFT
         if bin_index < BINS:
-            self.fine[bin_index] += count
+            self._fine[bin_index] += count
         else:
-            self.coarse[min(duration_ns >> COARSE_SHIFT, BINS - 1)] += count
+            self._coarse[min(duration_ns >> COARSE_SHIFT, BINS - 1)] += count
         if duration_ns > self.max_ns:  # noqa: PLR1730  a call of max() costs more than the branch
             self.max_ns = duration_ns
+
+    def tables(self) -> tuple[Table, Table]:
+        """Copies: BINS counts in bins of 128 ns, and BINS in bins of 131,072 ns, of which the first 8 are empty."""
+        fine = self._fine_table.copy()
+        fine[:QUICK_BINS] += np.array(self.quick, np.uint64)
+        return fine, self._coarse_table.copy()
 
     def sparse(self) -> list[tuple[int, int]]:
         """The bins that are not empty as (upper edge in ns, count), ascending."""
         bins: list[tuple[int, int]] = []
-        for table, shift in ((self._fine, FINE_SHIFT), (self._coarse, COARSE_SHIFT)):
+        for table, shift in zip(self.tables(), (FINE_SHIFT, COARSE_SHIFT), strict=True):
             filled = np.flatnonzero(table)
             edges = (filled + 1) << shift
             bins.extend(zip(edges.tolist(), table[filled].tolist(), strict=True))
         return bins
+
+    def count(self) -> int:
+        """How many durations were counted."""
+        return int(self._fine_table.sum()) + int(self._coarse_table.sum()) + sum(self.quick)
 
 
 class ClientCounters:
@@ -71,53 +93,75 @@ class ClientCounters:
 
 
 class ModelCounters:
-    """The counters of one model. Every attribute only ever grows.
+    """The counters of one model. Everything only ever grows.
 
     Attributes:
-        by_status: answers by Status, indexed by its number.
-        batches_by_rows: batches that ran, indexed by their rows.
         total: from a request's receive time to its answer's send time.
         queue: `total` less the time in the model.
-        model: time in the model, once for each batch.
+        model: time in the model, once for each batch; in its `quick` counts are requests that ran alone, and only
+            those, so that their sum says how many there were.
     """
 
     __slots__ = (
-        "_lone_slow_ns",
-        "_model_fine",
-        "_queue_fine",
-        "_total_fine",
-        "batches_by_rows",
-        "by_status",
+        "_batches_by_rows",
+        "_model_quick",
+        "_not_ok",
+        "_queue_quick",
+        "_slow_ns",
+        "_total_quick",
         "model",
         "queue",
         "total",
     )
 
     def __init__(self, batch_rows_max: int) -> None:
-        self.by_status = [0] * len(Status)
-        self.batches_by_rows = [0] * (batch_rows_max + 1)
+        self._not_ok = [0] * len(Status)
+        self._batches_by_rows = [0] * (batch_rows_max + 1)
         self.total = LatencyCounts()
         self.queue = LatencyCounts()
         self.model = LatencyCounts()
-        self._model_fine = self.model.fine
-        self._total_fine = self.total.fine
-        self._queue_fine = self.queue.fine
-        self._lone_slow_ns = 0
+        self._model_quick = self.model.quick
+        self._total_quick = self.total.quick
+        self._queue_quick = self.queue.quick
+        self._slow_ns = 0
+
+    @property
+    def by_status(self) -> list[int]:
+        """Answers by Status, indexed by its number."""
+        by_status = self._not_ok.copy()
+        by_status[_OK] = self.total.count() - sum(by_status)
+        return by_status
+
+    @property
+    def batches_by_rows(self) -> list[int]:
+        """Batches that ran, indexed by their rows."""
+        batches = self._batches_by_rows.copy()
+        batches[1] += sum(self._model_quick)
+        return batches
 
     def count_lone(self, total_ns: int, infer_ns: int) -> None:
         """Count one OK answer that was a batch of its own."""
-        self.by_status[0] += 1
-        self.batches_by_rows[1] += 1
-        if total_ns < self._lone_slow_ns:
-            # An infer time is part of its total, so all three lie in the fine tables, and no maximum can rise.
-            self._model_fine[infer_ns >> FINE_SHIFT] += 1
-            self._total_fine[total_ns >> FINE_SHIFT] += 1
-            self._queue_fine[total_ns - infer_ns >> FINE_SHIFT] += 1
+        if total_ns < self._slow_ns:
+            # An infer time is part of its total, so all three lie in the quick lists, and no maximum can rise.
+            self._model_quick[infer_ns >> FINE_SHIFT] += 1
+            self._total_quick[total_ns >> FINE_SHIFT] += 1
+            self._queue_quick[total_ns - infer_ns >> FINE_SHIFT] += 1
             return
+        self.count_batch(1, infer_ns)
+        self._count_slow(total_ns, infer_ns)
+
+    def count_batch(self, rows: int, infer_ns: int) -> None:
+        """Count one batch that ran."""
+        self._batches_by_rows[rows] += 1
         self.model.add(infer_ns)
-        self.total.add(total_ns)
-        self.queue.add(total_ns - infer_ns)
-        self._lone_slow_ns = min(self.model.max_ns, self.queue.max_ns, self.total.max_ns, BINS << FINE_SHIFT)
+
+    def count_one(self, total_ns: int, infer_ns: int) -> None:
+        """Count one OK answer that was part of a batch."""
+        if total_ns < self._slow_ns:
+            self._total_quick[total_ns >> FINE_SHIFT] += 1
+            self._queue_quick[total_ns - infer_ns >> FINE_SHIFT] += 1
+            return
+        self._count_slow(total_ns, infer_ns)
 
     def count_answers(
         self,
@@ -128,18 +172,22 @@ class ModelCounters:
     ) -> None:
         """Count a segment's answers. The rows of one segment mostly came with one read, so at one time."""
         rows = len(receive_times_ns)
-        if statuses is None:
-            self.by_status[Status.OK] += rows
-        else:
+        if statuses is not None:
             for status, count in enumerate(np.bincount(statuses, minlength=len(Status)).tolist()):
-                self.by_status[status] += count
-        first = int(receive_times_ns[0])
-        if first == int(receive_times_ns[-1]):
-            self._count_durations(send_time_ns - first, infer_ns, rows)
+                if status != _OK:
+                    self._not_ok[status] += count
+        first_ns = receive_times_ns.item(0)
+        if first_ns == receive_times_ns.item(-1):
+            self._count_durations(send_time_ns - first_ns, infer_ns, rows)
             return
         times, counts = np.unique(receive_times_ns, return_counts=True)
         for time_ns, count in zip(times.tolist(), counts.tolist(), strict=True):
             self._count_durations(send_time_ns - time_ns, infer_ns, count)
+
+    def _count_slow(self, total_ns: int, infer_ns: int) -> None:
+        self._count_durations(total_ns, infer_ns, 1)
+        quick_end_ns = QUICK_BINS << FINE_SHIFT
+        self._slow_ns = min(self.model.max_ns, self.queue.max_ns, self.total.max_ns, quick_end_ns)
 
     def _count_durations(self, total_ns: int, infer_ns: int, rows: int) -> None:
         self.total.add(total_ns, rows)

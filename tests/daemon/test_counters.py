@@ -6,13 +6,14 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sigd.daemon.admin import percentile_ns
-from sigd.daemon.counters import BINS, COARSE_SHIFT, FINE_SHIFT, LatencyCounts, ModelCounters
+from sigd.daemon.counters import BINS, COARSE_SHIFT, FINE_SHIFT, QUICK_BINS, LatencyCounts, ModelCounters
 from sigd.wire.status import Status
 
+QUICK_END_NS = QUICK_BINS << FINE_SHIFT
 FINE_END_NS = BINS << FINE_SHIFT
 COARSE_END_NS = BINS << COARSE_SHIFT
 
@@ -70,27 +71,33 @@ def test_no_percentile_of_nothing() -> None:
     assert percentile_ns([], 99.0) == 0
 
 
-@given(
-    st.lists(
-        st.integers(0, 2 * FINE_END_NS).flatmap(
-            lambda total: st.tuples(st.just(total), st.integers(0, total))
-        ),
-        max_size=60,
-    )
+answers = st.lists(
+    st.one_of(st.integers(0, QUICK_END_NS + 300), st.integers(0, 2 * FINE_END_NS)).flatmap(
+        lambda total: st.tuples(st.just(total), st.integers(0, total), st.booleans())
+    ),
+    max_size=60,
 )
-def test_a_lone_answer_counts_like_a_batch_of_one(answers: list[tuple[int, int]]) -> None:
-    lone, full = ModelCounters(4), ModelCounters(4)
+
+
+@given(answers)
+@example([(FINE_END_NS, FINE_END_NS // 2, True), *[(20_000, 8_000, True), (QUICK_END_NS - 1, 0, False)] * 9])
+def test_single_answers_count_like_segments_of_one(answers: list[tuple[int, int, bool]]) -> None:
+    single, full = ModelCounters(4), ModelCounters(4)
     start_ns = 10**12
-    for total_ns, infer_ns in answers:
-        lone.count_lone(total_ns, infer_ns)
-        full.batches_by_rows[1] += 1
-        full.model.add(infer_ns)
+    for total_ns, infer_ns, is_lone in answers:
+        if is_lone:
+            single.count_lone(total_ns, infer_ns)
+        else:
+            single.count_batch(1, infer_ns)
+            single.count_one(total_ns, infer_ns)
+        full.count_batch(1, infer_ns)
         full.count_answers(np.array([start_ns], np.uint64), None, start_ns + total_ns, infer_ns)
     for name in ("total", "queue", "model"):
-        assert getattr(lone, name).sparse() == getattr(full, name).sparse()
-        assert getattr(lone, name).max_ns == getattr(full, name).max_ns
-    assert lone.by_status == full.by_status
-    assert lone.batches_by_rows == full.batches_by_rows
+        assert getattr(single, name).sparse() == getattr(full, name).sparse()
+        assert getattr(single, name).max_ns == getattr(full, name).max_ns
+        assert getattr(single, name).count() == len(answers)
+    assert single.by_status == full.by_status == [len(answers)] + [0] * (len(Status) - 1)
+    assert single.batches_by_rows == full.batches_by_rows == [0, len(answers), 0, 0, 0]
 
 
 @given(
