@@ -160,10 +160,9 @@ def ask_welcome(socket_path: str, hello: Hello) -> Welcome:
     """
     with open_connection(socket_path, _OPEN_TIMEOUT_S) as connection:
         try:
-            welcome, _ = shake_hands(connection, hello, time.monotonic() + _OPEN_TIMEOUT_S)
+            return shake_hands(connection, hello, time.monotonic() + _OPEN_TIMEOUT_S)[0]
         except SessionError as error:
             raise PeerFailed(f"{socket_path}: {error}") from error
-    return welcome
 
 
 def resident_bytes(pid: int) -> int | None:

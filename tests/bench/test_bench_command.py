@@ -281,19 +281,23 @@ def test_a_capture_takes_a_speed_and_no_floor(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_floor_beside_a_daemon_of_our_own(programs: object, models: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("transport", ["stream", "shm"])
+def test_the_floor_beside_a_daemon_of_our_own(
+    programs: object, models: Any, tmp_path: Path, transport: str
+) -> None:
     json_file = tmp_path / "floor.json"
     result = CliRunner().invoke(
         bench,
         [
             *("--budget-us", "1e6", "--model", str(models.mlp(features=8)), "--closed-loop", "--floor"),
-            *("--duration", "1", "--warmup", "0.1", "--json", str(json_file)),
+            *("--duration", "1", "--warmup", "0.1", "--transport", transport, "--json", str(json_file)),
         ],
     )
     assert result.exit_code == 0, result.output
     document = msgspec.json.decode(json_file.read_bytes(), type=Document)
     assert document.memory is not None
     assert document.memory.after_warmup_kib > 10_000
+    assert document.load.transport == transport
     assert document.floor is not None
     assert document.floor.rounds == ROUNDS
     for ratio in document.floor.ratios:
@@ -302,3 +306,32 @@ def test_the_floor_beside_a_daemon_of_our_own(programs: object, models: Any, tmp
     assert document.floor.signals_per_s > 0
     assert document.floor.bare_rows_per_s > document.floor.signals_per_s
     assert "against the floor" in result.output
+
+
+@pytest.mark.slow
+def test_the_daemon_alone_over_shared_memory(
+    shared_memory: tuple[str, ...], models: Any, tmp_path: Path
+) -> None:
+    options = ("--no-p99", "--backend", "echo", *shared_memory, "--model", models.mlp(features=8))
+    json_file = tmp_path / "alone.json"
+    result = run(
+        *options,
+        "--closed-loop",
+        "--in-flight",
+        "64",
+        "--idle",
+        "spin",
+        "--duration",
+        "0.5",
+        "--json",
+        json_file,
+    )
+    assert result.exit_code == 0, result.output
+    document = msgspec.json.decode(json_file.read_bytes(), type=Document)
+    assert document.accounting.by_status["OK"] == document.accounting.answered > 1000
+    assert document.model.name == "echo"
+    assert document.load.ring_slots >= 64
+    assert "the backend echo runs no model: this is the daemon alone" in result.output
+    refused = run(*options, "--closed-loop", "--in-flight", "100000")
+    assert refused.exit_code == 2
+    assert "its ring has no more slots" in refused.stderr
