@@ -17,21 +17,14 @@ from sigd.daemon.idle import IdleStrategy, Ticker
 from sigd.daemon.lone import never
 from sigd.daemon.screening import screen
 from sigd.daemon.stages.client import ServedClient
-from sigd.wire.layout import (
-    REQUEST_CLIENT_TIME_WORD,
-    REQUEST_INSTRUMENT_WORD,
-    REQUEST_SEQUENCE_WORD,
-    outcome_word,
-)
 from sigd.wire.region import region_layout
 from sigd.wire.ring import Region
-from sigd.wire.status import Status
 
 if TYPE_CHECKING:
     from sigd.models.backend import Backend
 
 BATCHING: Final = "batching around them"
-"""What the batcher (alone: the shortest way) does besides the stages above it."""
+"""What the batcher does besides the stages above it; of a request alone, all of its way but the model."""
 COLDER: Final = "colder caches, the tick itself"
 """What the whole takes longer than its stages, each of which runs over and over and has the core's caches to itself."""
 WHOLE: Final = "a tick with these requests"
@@ -148,34 +141,14 @@ class _Stages:
         for _ in range(2):
             self._tick(1)
         assert client.batcher.alone is session, "the request goes the full way"
-        stages = {"take from the ring": self._take_ns(1)}
-        stages["model"] = self.time(backend.bare_call(1))
-        outbox, words = session.outbox, client.frames.cast("Q")
-        stages["encode"] = self.time(
-            partial(
-                outbox.encode_lone,
-                words[REQUEST_SEQUENCE_WORD],
-                words[REQUEST_CLIENT_TIME_WORD],
-                monotonic_ns(),
-                monotonic_ns(),
-                words[REQUEST_INSTRUMENT_WORD],
-                outcome_word(0, Status.OK, 1),
-                backend.outputs[:1].data.cast("B"),
-            )
-        )
-        stages["count"] = self.time(partial(client.batcher.counters.count_lone, 1000, 100))
-        publish_ns = self._publish_ns(outbox.lone)
-        inbox = session.inbox
-        frame_bytes = inbox.frame_bytes
-        inbox.writable()[:frame_bytes] = client.frames[:frame_bytes]
-        way_ns = self.time(partial(session.lone, frame_bytes, monotonic_ns()), after=partial(client.take, 1))
-        stages[BATCHING] = way_ns - publish_ns - sum(stages[name] for name in ("model", "encode", "count"))
-        stages["publish"] = publish_ns
+        model_ns = self.time(backend.bare_call(1))
         whole_ns = self.time(
             client.host.poll, before=partial(client.publish, 1), after=partial(client.take, 1)
         )
         assert client.batcher.alone is session, "the request went the full way"
-        return _column("1, alone", 1, stages, whole_ns)
+        # It is one function: of its stages only the model can be called alone.
+        stages = {"model": model_ns, BATCHING: whole_ns - model_ns, WHOLE: whole_ns}
+        return Column(title="1, alone", rows=1, stages_ns=stages)
 
     def together(self, rows: int) -> Column:
         """That many requests in one tick, the full way."""
@@ -233,7 +206,9 @@ class _Stages:
             client.publish(rows)
 
         whole_ns = self.time(client.host.poll, before=ask, after=partial(client.take, rows))
-        return _column(f"{rows} together" if rows > 1 else "1, full way", rows, stages, whole_ns)
+        stages[COLDER] = whole_ns - sum(stages.values())
+        title = f"{rows} together" if rows > 1 else "1, full way"
+        return Column(title=title, rows=rows, stages_ns=stages | {WHOLE: whole_ns})
 
     def time(
         self,
@@ -298,11 +273,6 @@ def _once(
     if after is not None:
         after()
     return end_ns - begin_ns
-
-
-def _column(title: str, rows: int, stages: dict[str, float], whole_ns: float) -> Column:
-    stages[COLDER] = whole_ns - sum(stages.values())
-    return Column(title=title, rows=rows, stages_ns=stages | {WHOLE: whole_ns})
 
 
 def _nowhere(_answers: memoryview) -> None:
