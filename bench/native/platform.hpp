@@ -34,8 +34,10 @@ inline void pin(std::int64_t cpu) {
 }
 
 inline void lock_memory() {
+#if !defined(__SANITIZE_ADDRESS__)  // its shadow memory is terabytes of addresses, and locked they would all be filled
     // Best effort: where the limits forbid it the run goes on, and the hiccups it then has are reported as such.
     (void)mlockall(MCL_CURRENT);
+#endif
 }
 
 // A non-blocking Unix socket that listens at `path`.
