@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from sigd.wire.messages import Reject
 _HEADER_BYTES = fields.HEADER_BYTES
 _READ_BYTES = 1 << 18
 _OPEN_TIMEOUT_S = 5.0
+_DESCRIPTORS_MAX = 3
 
 
 class Channel(Protocol):
@@ -35,9 +37,14 @@ class BrokenContract(Exception):
 
 
 class SocketChannel:
-    """A Unix stream socket as a Channel."""
+    """A Unix stream socket as a Channel.
+
+    Attributes:
+        descriptors: what was passed with the Welcome; closed with the channel.
+    """
 
     def __init__(self, path: str) -> None:
+        self.descriptors: list[int] = []
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._socket.settimeout(_OPEN_TIMEOUT_S)
@@ -71,7 +78,8 @@ class SocketChannel:
         frame = b""
         wanted = _HEADER_BYTES
         while len(frame) < wanted:
-            got = self._socket.recv(wanted - len(frame))
+            got, passed, _, _ = socket.recv_fds(self._socket, wanted - len(frame), _DESCRIPTORS_MAX)
+            self.descriptors += passed
             if not got:
                 raise BrokenContract(
                     Violation(
@@ -104,8 +112,11 @@ class SocketChannel:
             return None
 
     def close(self) -> None:
-        """Close the socket."""
+        """Close the socket, and what came with the Welcome."""
         self._socket.close()
+        for descriptor in self.descriptors:
+            os.close(descriptor)
+        self.descriptors = []
 
 
 def rejection(number: int, frame: bytes) -> Violation:

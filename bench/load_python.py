@@ -13,6 +13,7 @@ import numpy as np
 
 from sigd.bench import histogram
 from sigd.bench.channel import BrokenContract, Channel, SocketChannel, rejection
+from sigd.bench.errors import PeerFailed
 from sigd.bench.load import (
     HICCUP_BUSY_NS,
     HICCUP_NS,
@@ -27,6 +28,7 @@ from sigd.bench.load import (
 )
 from sigd.bench.pacing import Asked, Pacer
 from sigd.bench.pinning import pinned
+from sigd.bench.ring_channel import RingChannel
 from sigd.wire import fields
 from sigd.wire.layout import (
     HEADER_STRUCT,
@@ -35,7 +37,8 @@ from sigd.wire.layout import (
     RESPONSE_OUTPUTS_OFFSET,
     response_frame_bytes,
 )
-from sigd.wire.status import Status
+from sigd.wire.messages import Welcome
+from sigd.wire.status import Status, Transport
 
 _HEADER_BYTES = fields.HEADER_BYTES
 _RESPONSE = struct.Struct("<QQQQIIIHH")
@@ -55,13 +58,16 @@ class PythonLoad:
 
     def run(self, plan: LoadPlan, on_measuring: Callable[[], None]) -> Measurement:
         """See `sigd.bench.load.LoadGenerator`."""
+        in_rings = plan.hello.transport == Transport.SHARED_MEMORY
+        make_channel = RingChannel if in_rings else SocketChannel
         channels: list[SocketChannel] = []
         try:
             welcome = b""
             for number in range(plan.connections):
-                channel = SocketChannel(plan.socket_path)
+                channel = make_channel(plan.socket_path)
                 channels.append(channel)
                 welcome = channel.open(number, plan.hello.encode())
+                _check_room(plan, Welcome.decode(welcome[_HEADER_BYTES:]))
             with pinned(plan.cpu):
                 return drive(plan, channels, welcome, on_measuring, time.monotonic_ns)
         except BrokenContract as broken:
@@ -69,6 +75,12 @@ class PythonLoad:
         finally:
             for channel in channels:
                 channel.close()
+
+
+def _check_room(plan: LoadPlan, welcome: Welcome) -> None:
+    """On a stream the daemon answers BUSY where more are in flight; a ring has no room for them."""
+    if welcome.transport == Transport.SHARED_MEMORY and plan.in_flight > welcome.ring_slots:
+        raise PeerFailed(f"{plan.in_flight} in flight, the ring was granted {welcome.ring_slots} slots")
 
 
 def drive(

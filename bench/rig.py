@@ -172,13 +172,11 @@ def _choose_client(settings: Settings) -> tuple[LoadGenerator, NativePrograms | 
     if settings.client == "python":
         if settings.floor:
             raise BadRequest("--floor is measured with the native client: leave out --client python")
-        if settings.transport is Transport.SHARED_MEMORY:
-            raise BadRequest("--transport shm is measured with the native client: leave out --client python")
         return PythonLoad(), None, "asked for with --client python; its own work is part of each latency"
     try:
         programs = native.build()
     except EnvironmentLacks as error:
-        if settings.client == "cpp" or settings.floor or settings.transport is Transport.SHARED_MEMORY:
+        if settings.client == "cpp" or settings.floor:
             raise
         note = f"there is no native one: {error}. Its own work is part of each latency"
         return PythonLoad(), None, note

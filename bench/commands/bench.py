@@ -98,7 +98,7 @@ are then named NAME.FAIL.json and NAME.FAIL.hgrm; 2 wrong usage or input; 3 the 
     type=click.Choice(["auto", "cpp", "python"]),
     default="auto",
     show_default=True,
-    help="The load generator: cpp is built with the compiler at hand; python is for machines without one, stream only.",
+    help="The load generator: cpp is built with the compiler at hand; python is for machines without one.",
 )
 @click.option(
     "--seed", type=click.IntRange(0), default=1, show_default=True, help="Of the arrivals and the features."

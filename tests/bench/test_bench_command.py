@@ -16,7 +16,6 @@ from sigd.bench.commands.bench import bench, settings_of
 from sigd.bench.document import Document
 from sigd.bench.errors import BadRequest, EnvironmentLacks
 from sigd.bench.floor import ROUNDS
-from sigd.bench.native import NativePrograms
 from sigd.bench.rig import Mode
 from sigd.wire.status import Transport
 
@@ -30,9 +29,9 @@ def short_looks_at_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def shared_memory(programs: NativePrograms) -> tuple[str, ...]:
+def shared_memory(client: str) -> tuple[str, ...]:
     """Options that measure over shared memory."""
-    return ("--client", "cpp", "--transport", "shm")
+    return ("--client", client, "--transport", "shm")
 
 
 @pytest.fixture(params=["cpp", "python"])
@@ -191,7 +190,6 @@ def test_json_to_standard_output_is_json_alone(start_peer: StartPeer) -> None:
         (["--socket", "s", "--model", "m"], "leave out --model"),
         (["--socket", "s", "--idle", "spin"], "leave out --idle"),
         (["--floor", "--client", "python", "--closed-loop"], "leave out --client python"),
-        (["--transport", "shm", "--client", "python"], "leave out --client python"),
         (["--json", "/nonexistent/run.json"], "does not exist"),
     ],
 )
@@ -242,7 +240,7 @@ class TestWithoutACompiler:
         assert result.exit_code == 0
         assert "the client is in Python: there is no native one: no C++ compiler" in result.output
 
-    @pytest.mark.parametrize("asked", [["--client", "cpp"], ["--floor"], ["--transport", "shm"]])
+    @pytest.mark.parametrize("asked", [["--client", "cpp"], ["--floor"]])
     def test_what_needs_it_is_exit_3(self, start_peer: StartPeer, asked: list[str]) -> None:
         result = run("--closed-loop", "--requests", "50", *asked)
         assert result.exit_code == 3

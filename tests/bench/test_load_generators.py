@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -23,15 +25,26 @@ StartPeer = Callable[..., Any]
 PlanFor = Callable[..., LoadPlan]
 
 
-@pytest.fixture(params=["cpp", "cpp over shared memory", "python"])
+@pytest.fixture(params=["cpp", "cpp over shared memory", "python", "python over shared memory"])
 def way(request: pytest.FixtureRequest) -> str:
     """Which generator, and over what."""
     return str(request.param)
 
 
+@pytest.fixture(autouse=True)
+def let_the_peer_run(way: str) -> Iterator[None]:
+    """The peer is a thread of this process: a client in Python that makes no system call lets nobody else run for the
+    whole of an interval, several times for each request."""
+    before_s = sys.getswitchinterval()
+    if way == "python over shared memory":
+        sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before_s)
+
+
 @pytest.fixture
 def generator(way: str, request: pytest.FixtureRequest) -> LoadGenerator:
-    if way == "python":
+    if way.startswith("python"):
         return PythonLoad()
     return NativeLoad(request.getfixturevalue("programs"))
 
@@ -198,17 +211,21 @@ def test_a_breach_of_the_contract_ends_the_run_and_is_named(
 class TestOverSharedMemory:
     """What can only go wrong there."""
 
-    @pytest.fixture(params=["cpp over shared memory"])
+    @pytest.fixture(params=["cpp over shared memory", "python over shared memory"])
     def way(self, request: pytest.FixtureRequest) -> str:
         return str(request.param)
 
     @pytest.mark.parametrize(
         ("fault", "kind", "words"),
         [
-            ("head_back", ViolationKind.COUNTER, "ran backwards"),
-            ("head_ahead", ViolationKind.COUNTER, "further ahead"),
-            ("heartbeat_in_the_ring", ViolationKind.HEADER, "another message than an answer"),
-            ("longer_than_its_slot", ViolationKind.HEADER, "longer than its slot"),
+            ("head_back", ViolationKind.COUNTER, "ran backwards|head at"),
+            ("head_ahead", ViolationKind.COUNTER, "further ahead|head at"),
+            (
+                "heartbeat_in_the_ring",
+                ViolationKind.HEADER,
+                "another message than an answer|template 4 in a ring",
+            ),
+            ("longer_than_its_slot", ViolationKind.HEADER, "longer than its slot|136 bytes in a slot of 128"),
             ("answer_beside_the_ring", ViolationKind.HEADER, "an answer beside the ring"),
         ],
     )
@@ -222,14 +239,13 @@ class TestOverSharedMemory:
         kind: ViolationKind,
         words: str,
     ) -> None:
-        # The silent answer beside the ring is met once the ring is empty.
-        in_flight = 1 if fault == "answer_beside_the_ring" else 4
+        # One in flight: when the counter jumps, all that was published before has been taken.
         measurement = measure(
-            generator, plan_for(start_peer(fault=fault).path, in_flight=in_flight, stall_ns=5_000_000_000)
+            generator, plan_for(start_peer(fault=fault).path, in_flight=1, stall_ns=5_000_000_000)
         )
         assert measurement.violation is not None
         assert measurement.violation.kind is kind
-        assert words in measurement.violation.text
+        assert re.search(words, measurement.violation.text)
         assert measurement.received == 50
 
     def test_a_region_that_could_shrink_is_no_welcome(
