@@ -14,6 +14,7 @@ from collections.abc import Callable
 from math import inf
 from typing import TYPE_CHECKING, Final
 
+from sigd.daemon.limits import DEFAULTS, Limits
 from sigd.daemon.screening import Segment, fail_all, fail_rows_without_a_number, screen
 from sigd.models.errors import BackendFailed
 
@@ -34,7 +35,9 @@ class Batcher:
     """One model, its backend, and the sessions that it serves.
 
     Attributes:
+        name: what clients call the model; it stays, whatever file is served under it.
         spec: the model that is served.
+        limits: the bounds of admission to this model.
         generation: rises by one with each swap of the model.
         batch_rows_max: the backend's.
         pending_rows: requests admitted and not answered, over all sessions.
@@ -51,6 +54,7 @@ class Batcher:
         *,
         wake: Callable[[], None],
         on_fatal: Callable[[BackendFailed], None],
+        limits: Limits = DEFAULTS,
         linger_ns: int = 0,
         generation: int = 1,
     ) -> None:
@@ -62,7 +66,9 @@ class Batcher:
             on_fatal: called once the requests in flight are answered after a failure that the process cannot survive.
             linger_ns: how long a batch that is not full waits for more rows.
         """
+        self.name = backend.spec.name
         self.spec: ModelSpec = backend.spec
+        self.limits = limits
         self.batch_rows_max = backend.batch_rows_max
         self.generation = generation
         self.pending_rows = 0

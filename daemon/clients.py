@@ -47,7 +47,7 @@ class Clients:
     def accept(self) -> StreamProtocol:
         """A connection that has just been made."""
         return StreamProtocol(
-            lambda peer: Session(peer, self._find_model, self._limits, self._counters, self._open_rings),
+            lambda peer: Session(peer, self._find_model, self._counters, self._open_rings),
             self._opened,
             self._closed,
             self._limits.unsent_bytes_max,

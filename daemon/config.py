@@ -14,12 +14,32 @@ from sigd.daemon.errors import UsageError
 from sigd.daemon.idle import IdleStrategy
 from sigd.daemon.limits import DEFAULTS, Limits
 from sigd.daemon.logs import LogFormat
+from sigd.daemon.model_config import (
+    BatchRows,
+    GpuNumber,
+    InFlight,
+    LingerUs,
+    ModelConfig,
+    ModelTable,
+    RowsPending,
+    Threads,
+    check_tables,
+)
 from sigd.models.gpu_options import DEFAULT_GPU_OPTIONS, GpuOptions
 
 _SOCKET_PATH_BYTES_MAX = 107
 """What fits sockaddr_un.sun_path with its closing zero."""
 
 _PATHS = ("model", "socket", "admin_socket")
+_OF_EACH_MODEL = (
+    "backend",
+    "batch_rows_max",
+    "intra_op_threads",
+    "linger_us",
+    "in_flight_max",
+    "rows_pending_max",
+)
+"""What a `[[model]]` table may say, or leave to the top of the file."""
 
 Seconds = Annotated[float, Meta(gt=0, le=3600)]
 
@@ -31,7 +51,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         socket: where clients connect.
         admin_socket: where `sigd status` asks; "" is the socket's path with ".admin" at its end.
         socket_mode: permissions of both, octal; the group of the process decides who else may connect.
-        model: the model file; "" is the one that ships with sigd.
+        model: the model file, "" being the one that ships with sigd; or several models, see `ModelTable`.
         backend: "auto" goes by the file.
         batch_rows_max: the largest batch.
         intra_op_threads: CPU threads that share one batch; more than one pays for large models only.
@@ -48,23 +68,23 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     socket: str = ""
     admin_socket: str = ""
     socket_mode: Annotated[str, Meta(pattern="^0?[0-7]{3}$")] = "0660"
-    model: str = ""
+    model: str | list[ModelTable] = ""
     backend: str = "auto"
-    batch_rows_max: Annotated[int, Meta(ge=1, le=4096)] = 64
-    intra_op_threads: Annotated[int, Meta(ge=1, le=1024)] = 1
+    batch_rows_max: BatchRows = 64
+    intra_op_threads: Threads = 1
     idle: IdleStrategy = IdleStrategy.BACKOFF
     backoff_spin_us: Annotated[int, Meta(ge=0, le=10_000_000)] = 200
-    linger_us: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    linger_us: LingerUs = 0
     cpu: Annotated[int, Meta(ge=0, le=65_535)] | None = None
     lock_memory: bool = True
     log_format: LogFormat = LogFormat.AUTO
     shared_memory: bool = True
-    gpu: Annotated[int, Meta(ge=0, le=255)] = DEFAULT_GPU_OPTIONS.gpu
+    gpu: GpuNumber = DEFAULT_GPU_OPTIONS.gpu
     mapped_io: bool = DEFAULT_GPU_OPTIONS.mapped_io
     device_timeout_ms: Annotated[int, Meta(ge=1, le=600_000)] = DEFAULT_GPU_OPTIONS.device_timeout_ms
     keep_warm_us: Annotated[int, Meta(ge=0, le=60_000_000)] = DEFAULT_GPU_OPTIONS.keep_warm_us
-    in_flight_max: Annotated[int, Meta(ge=1, le=65536)] = DEFAULTS.in_flight_max
-    rows_pending_max: Annotated[int, Meta(ge=1, le=1 << 24)] = DEFAULTS.rows_pending_max
+    in_flight_max: InFlight = DEFAULTS.in_flight_max
+    rows_pending_max: RowsPending = DEFAULTS.rows_pending_max
     unsent_bytes_max: Annotated[int, Meta(ge=4096, le=1 << 30)] = DEFAULTS.unsent_bytes_max
     connections_max: Annotated[int, Meta(ge=1, le=65_536)] = DEFAULTS.connections_max
     hello_timeout_s: Seconds = DEFAULTS.hello_timeout_s
@@ -80,9 +100,22 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         """Where `sigd status` asks."""
         return Path(self.admin_socket) if self.admin_socket else admin_path_of(self.socket_path)
 
-    def gpu_options(self) -> GpuOptions:
-        """How an engine runs on a GPU."""
-        return GpuOptions(self.gpu, self.mapped_io, self.device_timeout_ms, self.keep_warm_us)
+    def models(self) -> tuple[ModelConfig, ...]:
+        """What is served, the default model first."""
+        tables = [ModelTable(path=self.model)] if isinstance(self.model, str) else self.model
+        return tuple(map(self._resolved, tables))
+
+    def _resolved(self, table: ModelTable) -> ModelConfig:
+        def value(name: str) -> Any:
+            own = getattr(table, name)
+            return getattr(self, name) if own is None else own
+
+        return ModelConfig(
+            name=table.name or None,
+            path=Path(table.path) if table.path else None,
+            gpu=GpuOptions(value("gpu"), self.mapped_io, self.device_timeout_ms, self.keep_warm_us),
+            **{name: value(name) for name in _OF_EACH_MODEL},
+        )
 
     def limits(self) -> Limits:
         """The bounds of admission."""
@@ -124,11 +157,23 @@ def load_config(file: Path | None, overrides: dict[str, Any]) -> Config:
     try:
         config = msgspec.convert(values, Config)
     except msgspec.ValidationError as error:
-        known = ", ".join(Config.__struct_fields__)
+        of_a_table = "`$.model[" in str(error)
+        known = ", ".join((ModelTable if of_a_table else Config).__struct_fields__)
         hint = f"; known names are: {known}" if "unknown field" in str(error) else ""
+        if isinstance(values.get("model"), dict):
+            hint = "; a table of a model begins with [[model]]"
         raise UsageError(f"{source}{error}{hint}") from None
-    for name in _PATHS:
-        if "\0" in getattr(config, name):
+    try:
+        if not isinstance(config.model, str):
+            check_tables(config.model)
+    except UsageError as error:
+        raise UsageError(f"{source}{error}") from None
+    for name, path in (
+        ("socket", config.socket),
+        ("admin_socket", config.admin_socket),
+        *(("model", model.path) for model in config.models()),
+    ):
+        if "\0" in str(path):
             raise UsageError(f"{source}{name} holds a zero byte, which no path can")
     if config.admin_socket_path == config.socket_path:
         raise UsageError(f"{source}socket and admin_socket are both {config.socket_path}, expected two paths")
@@ -149,7 +194,15 @@ def _read_toml(file: Path) -> dict[str, Any]:
         raise UsageError(f"{file}: the configuration cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{file}: no TOML: {error}") from None
-    for name in _PATHS:
-        if isinstance(values.get(name), str) and values[name]:
-            values[name] = str(file.parent / values[name])
+    _make_relative(values, _PATHS, file.parent)
+    tables = values.get("model")
+    for table in tables if isinstance(tables, list) else ():
+        if isinstance(table, dict):
+            _make_relative(table, ("path",), file.parent)
     return values
+
+
+def _make_relative(values: dict[str, Any], names: tuple[str, ...], folder: Path) -> None:
+    for name in names:
+        if isinstance(values.get(name), str) and values[name]:
+            values[name] = str(folder / values[name])

@@ -14,7 +14,6 @@ from sigd.wire.status import HelloFlag, RejectCode, Transport
 
 if TYPE_CHECKING:
     from sigd.daemon.batcher import Batcher
-    from sigd.daemon.limits import Limits
     from sigd.wire.region import RegionLayout
 
 _TRANSPORTS: Final = ", ".join(f"{transport} ({transport.name.lower()})" for transport in Transport)
@@ -35,7 +34,7 @@ class Terms:
     in_flight_max: int
     ring_slots: int
 
-    def welcome(self, layout: RegionLayout | None, daemon_pid: int, now_ns: int) -> Welcome:
+    def welcome(self, layout: RegionLayout | None, now_ns: int) -> Welcome:
         """The frame that says so. `layout` is the region's, None on a stream."""
         spec = self.batcher.spec
         return Welcome(
@@ -43,10 +42,10 @@ class Terms:
             outputs=spec.outputs,
             in_flight_max=self.in_flight_max,
             model_generation=self.batcher.generation,
-            daemon_pid=daemon_pid,
+            daemon_pid=self.batcher.limits.daemon_pid,
             clock_ns=now_ns,
             model_sha256=spec.sha256,
-            model_name=spec.name,
+            model_name=self.batcher.name,
             transport=Transport.STREAM if layout is None else Transport.SHARED_MEMORY,
             flags=HelloFlag.CONFLATE if self.conflate else HelloFlag.NONE,
             ring_slots=self.ring_slots,
@@ -55,9 +54,7 @@ class Terms:
         )
 
 
-def agree(
-    hello: Hello, find_model: Callable[[str], Batcher | None], limits: Limits, *, rings_offered: bool
-) -> Terms:
+def agree(hello: Hello, find_model: Callable[[str], Batcher | None], *, rings_offered: bool) -> Terms:
     """The terms for what is asked.
 
     Args:
@@ -70,7 +67,7 @@ def agree(
     batcher = find_model(hello.model_name)
     if batcher is None:
         default = find_model("")
-        instead = f"{default.spec.name!r} is served, " if default is not None else ""
+        instead = f"{default.name!r} is served, " if default is not None else ""
         raise FrameError(RejectCode.UNKNOWN_MODEL, f"{instead}not {hello.model_name!r}")
     if hello.transport not in tuple(map(int, Transport)):
         raise FrameError(
@@ -89,7 +86,7 @@ def agree(
     ):
         if asked not in (0, served):
             raise FrameError(RejectCode.SHAPE_MISMATCH, f"{asked} {name}, the model has {served}")
-    rows = limits.in_flight_rows(request_frame_bytes(spec.features))
+    rows = batcher.limits.in_flight_rows(request_frame_bytes(spec.features))
     slots = _slots(hello.ring_slots, rows) if hello.transport == Transport.SHARED_MEMORY else 0
     return Terms(batcher, hello.client_name, bool(hello.flags & HelloFlag.CONFLATE), slots or rows, slots)
 

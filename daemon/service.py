@@ -7,6 +7,8 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from time import monotonic_ns
 
 from sigd.daemon import snapshot
@@ -17,7 +19,9 @@ from sigd.daemon.config import Config
 from sigd.daemon.counters import ClientCounters, ModelCounters
 from sigd.daemon.idle import Ticker
 from sigd.daemon.listener import BACKLOG, Listener
+from sigd.daemon.model_config import ModelConfig
 from sigd.daemon.process import freeze_garbage, ignore_overflow, lock_memory
+from sigd.daemon.served import ServedModels
 from sigd.daemon.shared_memory import RingHost
 from sigd.daemon.warmth import Warmth
 from sigd.models.backend import Backend
@@ -27,11 +31,12 @@ log = logging.getLogger(__name__)
 
 
 class Service:
-    """One daemon, from an open backend to its last answer."""
+    """One daemon, from open backends to its last answer."""
 
-    def __init__(self, config: Config, backend: Backend) -> None:
+    def __init__(self, config: Config, backends: Sequence[Backend]) -> None:
+        """`backends`: those of `config.models()`, in their order."""
         self._config = config
-        self._backend = backend
+        self._backends = backends
         self._limits = config.limits()
         self._counters = ClientCounters()
         self._started_ns = monotonic_ns()
@@ -52,17 +57,10 @@ class Service:
         loop = asyncio.get_running_loop()
         config = self._config
         ignore_overflow()
-        self._batcher = Batcher(
-            self._backend,
-            ModelCounters(self._backend.batch_rows_max),
-            monotonic_ns,
-            wake=lambda: self._ticker.wake(),
-            on_fatal=self._die,
-            linger_ns=config.linger_us * 1000,
-        )
-        rings = RingHost(loop, monotonic_ns, self._batcher.poll, lambda: self._ticker.wake())
+        self._models = ServedModels(list(map(self._make_batcher, config.models(), self._backends)))
+        rings = RingHost(loop, monotonic_ns, self._models.poll, lambda: self._ticker.wake())
         self._clients = Clients(
-            self._find_model, self._limits, self._counters, rings.open if config.shared_memory else None
+            self._models.find, self._limits, self._counters, rings.open if config.shared_memory else None
         )
         self._ticker = self._make_ticker(loop, rings)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -81,14 +79,17 @@ class Service:
                 lock_memory()
             freeze_garbage()
             self._ticker.start()
-            warmth = Warmth(loop, self._backend, self._batcher, config.keep_warm_us / 1e6, self._die)
-            warmth.start()
+            warmths = [
+                Warmth(loop, batcher, config.keep_warm_us / 1e6, self._die) for batcher in self._models
+            ]
+            for warmth in warmths:
+                warmth.start()
             self._say_ready()
             await self._stop.wait()
             # The way here ends first: another daemon may take the place while this one drains.
             for end in (
                 self._clients.refuse,
-                warmth.stop,
+                *(warmth.stop for warmth in warmths),
                 listener.remove,
                 asked.remove,
                 server.close,
@@ -98,23 +99,35 @@ class Service:
             await self._clients.drain()
         self._ticker.stop()
         rings.close()
-        self._backend.close()
+        for batcher in self._models:
+            batcher.backend.close()
         return self._exit_code()
+
+    def _make_batcher(self, model: ModelConfig, backend: Backend) -> Batcher:
+        limits = replace(
+            self._limits, in_flight_max=model.in_flight_max, rows_pending_max=model.rows_pending_max
+        )
+        return Batcher(
+            backend,
+            ModelCounters(backend.batch_rows_max),
+            monotonic_ns,
+            wake=lambda: self._ticker.wake(),
+            on_fatal=self._die,
+            limits=limits,
+            linger_ns=model.linger_us * 1000,
+        )
 
     def _make_ticker(self, loop: asyncio.AbstractEventLoop, rings: RingHost) -> Ticker:
         return Ticker(
             loop,
             self._config.idle,
             rings.poll,
-            lambda: self._batcher.last_batch_ns,
+            self._models.last_batch_ns,
             monotonic_ns,
             self._config.backoff_spin_us * 1000,
-            self._batcher.rest,
+            self._models.rest,
             rings.may_sleep,
         )
-
-    def _find_model(self, name: str) -> Batcher | None:
-        return self._batcher if name in ("", self._batcher.spec.name) else None
 
     def _die(self, failure: BackendFailed) -> None:
         self._failure = failure
@@ -125,24 +138,18 @@ class Service:
         if self._failure is not None:
             log.critical("stopped: the model's device failed and cannot be used any more: %s", self._failure)
             return 1
-        if self._batcher.pending_rows:
-            log.error(
-                "%d requests were not answered within %g s",
-                self._batcher.pending_rows,
-                self._limits.drain_timeout_s,
-            )
+        if pending_rows := self._models.pending_rows:
+            log.error("%d requests were not answered within %g s", pending_rows, self._limits.drain_timeout_s)
             return 1
         return 0
 
     # -- what is said ------------------------------------------------------------------------------------------
 
     def _say_ready(self) -> None:
-        spec = self._backend.spec
         core = "" if self._config.cpu is None else f" cpu={self._config.cpu}"
         line = (
             f"sigd ready: socket={snapshot.printable(self._config.socket_path)}"
-            f" model={snapshot.printable(spec.name)} ({spec.features} -> {spec.outputs})"
-            f" sha256={spec.sha256.hex()[:16]} backend={self._backend.name} idle={self._config.idle.value}{core}"
+            f"{''.join(map(_said_of, self._models))} idle={self._config.idle.value}{core}"
         )
         try:
             print(line, flush=True)
@@ -152,4 +159,12 @@ class Service:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     async def _status(self, _request: AdminRequest) -> Status:
-        return snapshot.take(self._config, self._started_ns, [self._batcher], self._clients, self._counters)
+        return snapshot.take(self._config, self._started_ns, self._models, self._clients, self._counters)
+
+
+def _said_of(batcher: Batcher) -> str:
+    spec = batcher.spec
+    return (
+        f" model={snapshot.printable(batcher.name)} ({spec.features} -> {spec.outputs})"
+        f" sha256={spec.sha256.hex()[:16]} backend={batcher.backend.name}"
+    )

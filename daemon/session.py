@@ -30,7 +30,6 @@ from sigd.wire.status import GoodbyeCode, RejectCode, Status
 if TYPE_CHECKING:
     from sigd.daemon.batcher import Batcher
     from sigd.daemon.counters import ClientCounters
-    from sigd.daemon.limits import Limits
     from sigd.daemon.peer import OpenRings, Peer, Rings
 
 EXCESS_ROWS: Final = 64
@@ -71,10 +70,10 @@ class Session:
         "_find_model",
         "_framer",
         "_leaving",
-        "_limits",
         "_open_rings",
         "_paused",
         "_rings",
+        "_rows_pending_max",
         "_yielded",
         "batcher",
         "client_name",
@@ -100,7 +99,6 @@ class Session:
         self,
         peer: Peer,
         find_model: Callable[[str], Batcher | None],
-        limits: Limits,
         counters: ClientCounters,
         open_rings: OpenRings | None = None,
     ) -> None:
@@ -108,7 +106,6 @@ class Session:
         self.peer = peer
         self.send_answers: Callable[[memoryview], None] = peer.send
         self._find_model = find_model
-        self._limits = limits
         self._counters = counters
         self._open_rings = open_rings
         self._rings: Rings | None = None
@@ -242,7 +239,7 @@ class Session:
         """The newest `count` pending rows wait for a batch; mark those that shall not run."""
         excess = max(
             self.inbox.rows - self.in_flight_max,
-            self.batcher.pending_rows + count - self._limits.rows_pending_max,
+            self.batcher.pending_rows + count - self._rows_pending_max,
         )
         self.batcher.pending_rows += count
         if self.state is State.DRAINING:
@@ -282,7 +279,6 @@ class Session:
             terms = agree(
                 Hello.decode(frame.block),
                 self._find_model,
-                self._limits,
                 rings_offered=self._open_rings is not None,
             )
             self._open(terms)
@@ -291,9 +287,7 @@ class Session:
             return
         self.state = State.SERVING
         rings = self._rings
-        welcome = terms.welcome(
-            None if rings is None else rings.layout, self._limits.daemon_pid, now_ns
-        ).encode()
+        welcome = terms.welcome(None if rings is None else rings.layout, now_ns).encode()
         if rings is not None:
             self.peer.send_descriptors(welcome, rings.descriptors)
             rings.start()
@@ -313,6 +307,7 @@ class Session:
     def _open(self, terms: Terms) -> None:
         """Make ready to serve a client on these terms. Raises FrameError with the code that refuses its rings."""
         self.batcher = batcher = terms.batcher
+        self._rows_pending_max = batcher.limits.rows_pending_max
         if terms.ring_slots:
             if self._open_rings is None:
                 raise FrameError(

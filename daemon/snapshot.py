@@ -45,7 +45,7 @@ def take(
 def _model(batcher: Batcher) -> ModelStatus:
     backend, spec, counters = batcher.backend, batcher.spec, batcher.counters
     return ModelStatus(
-        name=printable(spec.name),
+        name=printable(batcher.name),
         path=printable(spec.path),
         sha256=spec.sha256.hex(),
         generation=batcher.generation,

@@ -14,7 +14,10 @@ log = logging.getLogger(__name__)
 
 
 class Idler(Protocol):
-    """Whoever knows whether nothing runs and nothing waits."""
+    """Whoever knows what runs, and whether nothing does and nothing waits."""
+
+    @property
+    def backend(self) -> Backend: ...
 
     @property
     def idle(self) -> bool: ...
@@ -31,13 +34,11 @@ class Warmth:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        backend: Backend,
         work: Idler,
         interval_s: float,
         on_fatal: Callable[[BackendFailed], None],
     ) -> None:
         self._loop = loop
-        self._keep_warm = backend.keep_warm if isinstance(backend, KeepsWarm) else None
         self._work = work
         self._interval_s = interval_s
         self._on_fatal = on_fatal
@@ -45,18 +46,18 @@ class Warmth:
 
     def start(self) -> None:
         """Begin, if there is anything to do."""
-        if self._interval_s and self._keep_warm is not None:
-            self._timer = self._loop.call_later(self._interval_s, self._warm, self._keep_warm)
+        if self._interval_s and isinstance(self._work.backend, KeepsWarm):
+            self._timer = self._loop.call_later(self._interval_s, self._warm, self._work.backend)
 
     def stop(self) -> None:
         """End."""
         if self._timer is not None:
             self._timer.cancel()
 
-    def _warm(self, keep_warm: Callable[[], None]) -> None:
+    def _warm(self, backend: KeepsWarm) -> None:
         try:
             if self._work.idle:
-                keep_warm()
+                backend.keep_warm()
         except BackendFailed as failure:
             log.error("keeping the device warm failed: %s", failure)
             if failure.fatal:

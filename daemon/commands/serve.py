@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
@@ -14,6 +15,10 @@ from sigd.daemon.config import Config, load_config
 from sigd.daemon.errors import UsageError
 from sigd.daemon.idle import IdleStrategy
 from sigd.daemon.logs import LogFormat, start_logging
+
+if TYPE_CHECKING:
+    from sigd.daemon.model_config import ModelConfig
+    from sigd.models.backend import Backend
 
 
 @click.command(
@@ -79,38 +84,44 @@ def run(config: Config, *, check: bool) -> int:
 
     from sigd.daemon.process import allow_descriptors, end_now, keep_standard_descriptors, pin_to_cpu
     from sigd.daemon.service import Service
-    from sigd.models.registry import backend_names, open_backend
+    from sigd.models.registry import backend_names
 
     keep_standard_descriptors()
-    if config.backend not in backend_names():
-        raise UsageError(f"no backend is called {config.backend!r}: choose from {', '.join(backend_names())}")
+    for model in config.models():
+        if model.backend not in backend_names():
+            raise UsageError(
+                f"no backend is called {model.backend!r}: choose from {', '.join(backend_names())}"
+            )
     if config.cpu is not None:
         pin_to_cpu(config.cpu)
-    backend = open_backend(
-        Path(config.model) if config.model else _shipped_model(),
-        config.backend,
-        config.batch_rows_max,
-        intra_op_threads=config.intra_op_threads,
-        gpu=config.gpu_options(),
-    )
+    backends = [_open(model) for model in config.models()]
     if check:
-        spec = backend.spec
-        backend.close()
-        click.echo(
-            f"good: {spec.path} ({spec.features} -> {spec.outputs}) runs on {backend.name}; it would serve at"
-            f" {config.socket_path}"
-        )
+        for backend in backends:
+            spec = backend.spec
+            backend.close()
+            click.echo(
+                f"good: {spec.path} ({spec.features} -> {spec.outputs}) runs on {backend.name}; it would serve at"
+                f" {config.socket_path}"
+            )
         return 0
     config = msgspec.structs.replace(config, connections_max=allow_descriptors(config.connections_max))
 
-    service = Service(config, backend)
+    service = Service(config, backends)
     exit_code = uvloop.run(service.run())
     if service.device_failed:
         end_now(exit_code)
     return exit_code
 
 
-def _shipped_model() -> Path:
+def _open(model: ModelConfig) -> Backend:
+    from sigd.models.registry import open_backend
     from sigd.models.zoo import default_model_path
 
-    return default_model_path()
+    return open_backend(
+        default_model_path() if model.path is None else model.path,
+        model.backend,
+        model.batch_rows_max,
+        name=model.name,
+        intra_op_threads=model.intra_op_threads,
+        gpu=model.gpu,
+    )

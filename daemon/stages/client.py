@@ -10,7 +10,6 @@ import numpy as np
 
 from sigd.daemon.batcher import Batcher
 from sigd.daemon.counters import ClientCounters, ModelCounters
-from sigd.daemon.limits import DEFAULTS
 from sigd.daemon.session import Session
 from sigd.daemon.shared_memory import RingHost
 from sigd.models.backend import Backend
@@ -65,7 +64,7 @@ class ServedClient:
         )
         self.host = RingHost(loop, monotonic_ns, self.batcher.poll, lambda: None)
         peer = _Greeter()
-        self.session = Session(peer, lambda _: self.batcher, DEFAULTS, ClientCounters(), self.host.open)
+        self.session = Session(peer, lambda _: self.batcher, ClientCounters(), self.host.open)
         hello = Hello(transport=Transport.SHARED_MEMORY, client_name="stages").encode()
         self.session.writable()[: len(hello)] = hello
         self.session.arrived(len(hello), monotonic_ns())

@@ -196,7 +196,7 @@ class FakeClient:
         self.descriptors: tuple[int, ...] = ()
         self._framer = Framer(1 << 22)
         self._fed = 0
-        self.session = Session(self, rig.find_model, rig.limits, rig.client_counters, open_rings)
+        self.session = Session(self, rig.find_model, rig.client_counters, open_rings)
 
     # -- what the session asks of its transport
 
@@ -321,6 +321,7 @@ class Rig:
             self.clock,
             wake=self._wake,
             on_fatal=self.fatal.append,
+            limits=self.limits,
             linger_ns=linger_ns,
         )
 

@@ -68,6 +68,48 @@ def test_paths_of_a_file_are_relative_to_it_and_flags_to_the_caller(tmp_path: Pa
     assert load_config(file, {}).socket_path == tmp_path / "run/s"
 
 
+def test_one_model_is_a_list_of_one(tmp_path: Path) -> None:
+    file = written(tmp_path, 'model = "m.onnx"\nbackend = "oracle"\nlinger_us = 3\ngpu = 1\n')
+    (model,) = load_config(file, {"batch_rows_max": 5}).models()
+    assert (model.name, model.path, model.backend) == (None, tmp_path / "m.onnx", "oracle")
+    assert (model.batch_rows_max, model.linger_us, model.gpu.gpu) == (5, 3, 1)
+    (shipped,) = Config().models()
+    assert shipped.path is None
+
+
+def test_a_table_says_what_differs_from_the_top_of_the_file(tmp_path: Path) -> None:
+    text = """
+in_flight_max = 9
+batch_rows_max = 32
+device_timeout_ms = 7
+[[model]]
+name = "main"
+path = "a.onnx"
+in_flight_max = 4
+rows_pending_max = 5
+gpu = 2
+[[model]]
+path = "/abs/b.onnx"
+backend = "oracle"
+batch_rows_max = 1
+intra_op_threads = 2
+linger_us = 6
+"""
+    first, second = load_config(written(tmp_path, text), {"gpu": 3}).models()
+    assert (first.name, first.path, first.backend) == ("main", tmp_path / "a.onnx", "auto")
+    assert (first.in_flight_max, first.rows_pending_max, first.batch_rows_max) == (4, 5, 32)
+    assert (first.gpu.gpu, first.gpu.device_timeout_ms) == (2, 7)
+    assert (second.name, second.path, second.backend) == (None, Path("/abs/b.onnx"), "oracle")
+    assert (second.in_flight_max, second.batch_rows_max, second.intra_op_threads) == (9, 1, 2)
+    assert (second.linger_us, second.gpu.gpu) == (6, 3)
+
+
+def test_the_flag_for_a_model_serves_that_one_alone(tmp_path: Path) -> None:
+    file = written(tmp_path, '[[model]]\npath = "a.onnx"\n[[model]]\npath = "b.onnx"\n')
+    (model,) = load_config(file, {"model": "c.onnx"}).models()
+    assert model.path == Path("c.onnx")
+
+
 def test_the_admin_socket_stands_beside_the_socket() -> None:
     config = Config(socket="/run/x/s.sock")
     assert config.admin_socket_path == admin_path_of(Path("/run/x/s.sock")) == Path("/run/x/s.sock.admin")
@@ -100,6 +142,14 @@ def test_the_admin_socket_stands_beside_the_socket() -> None:
         (b"\xff\xfe", ["no TOML"]),
         ('socket = "a\\u0000b"', ["zero byte", "socket"]),
         ('model = "a\\u0000b"', ["zero byte", "model"]),
+        ("[[model]]\npath = 'a\\u0000b'".replace("'", '"'), ["zero byte", "model"]),
+        ("[[model]]\npth = 'm.onnx'", ["unknown field `pth`", "known names are: name, path, backend"]),
+        ("[model]\npath = 'm.onnx'", ["begins with [[model]]"]),
+        ("[[model]]\nbatch_rows_max = 0", [">= 1", "model", "batch_rows_max"]),
+        ("model = []", ["empty list", "[[model]]"]),
+        ("model = 3", ["str", "int", "model"]),
+        ("[[model]]\npath = 'a/m.onnx'\n[[model]]\npath = 'b/m.onnx'", ["two models are called 'm'"]),
+        ("[[model]]\nname = 'm'\n[[model]]\npath = 'm.onnx'", ["two models are called 'm'"]),
         ("socket = '/a/s'\nadmin_socket = '/a/s'", ["both /a/s", "two paths"]),
     ],
 )

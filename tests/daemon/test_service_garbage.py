@@ -92,7 +92,7 @@ def test_it_is_freed_by_reference_counts(
     left: Counter[str] = Counter()
 
     async def main() -> int:
-        service = asyncio.create_task(Service(config, backend).run())
+        service = asyncio.create_task(Service(config, [backend]).run())
         while not path.exists():
             await asyncio.sleep(0.001)
         for times in (2, TIMES):

@@ -44,10 +44,10 @@ class Warmable:
 class Rig:
     def __init__(self, backend: Any, interval_s: float) -> None:
         self.loop = FakeLoop()
-        self.work = SimpleNamespace(idle=True)
+        self.work = SimpleNamespace(idle=True, backend=backend)
         self.fatal: list[BackendFailed] = []
         loop: Any = self.loop
-        self.warmth = Warmth(loop, backend, self.work, interval_s, self.fatal.append)
+        self.warmth = Warmth(loop, self.work, interval_s, self.fatal.append)
 
 
 def test_it_is_asked_again_and_again_while_nothing_runs() -> None:
@@ -93,8 +93,8 @@ def test_a_failure_is_said_and_a_fatal_one_passed_on(fatal: bool, caplog: pytest
 def test_it_runs_on_a_real_loop() -> None:
     async def warmed_up() -> int:
         backend: Any = Warmable()
-        work = SimpleNamespace(idle=True)
-        warmth = Warmth(asyncio.get_running_loop(), backend, work, 1e-4, lambda failure: None)
+        work = SimpleNamespace(idle=True, backend=backend)
+        warmth = Warmth(asyncio.get_running_loop(), work, 1e-4, lambda failure: None)
         warmth.start()
         while not backend.warmed:
             await asyncio.sleep(1e-4)

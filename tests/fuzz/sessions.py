@@ -82,7 +82,7 @@ class Connection:
         self.finished = False
         self.paused = False
         self.turns = 0
-        self.session = Session(self, rig.find_model, rig.limits, rig.client_counters)
+        self.session = Session(self, rig.find_model, rig.client_counters)
 
     def send(self, data: memoryview | bytes) -> None:
         demand(not self.finished, "sent after the end")
@@ -137,7 +137,12 @@ class SessionRig:
         self.client_counters = ClientCounters()
         backend = DoublingBackend(self.served, batch_rows_max, synchronous=draw.random() < 0.6)
         self._batcher = Batcher(
-            backend, self.counters, self.tick, wake=lambda: None, on_fatal=lambda error: None
+            backend,
+            self.counters,
+            self.tick,
+            wake=lambda: None,
+            on_fatal=lambda error: None,
+            limits=self.limits,
         )
         self._requests = RequestOutbox(features)
         self._neighbour = Connection(self)
