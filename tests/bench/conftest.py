@@ -12,6 +12,7 @@ import os
 import select
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -281,8 +282,14 @@ class Peer(threading.Thread):
 
 @pytest.fixture
 def start_peer(tmp_path: Path) -> Iterator[Callable[..., Peer]]:
-    """Start a Peer at a socket of its own; it ends with the test."""
+    """Start a Peer at a socket of its own; it ends with the test.
+
+    It is a thread of this process: a client in Python that makes no system call would let it run only when an interval
+    of the interpreter's is over, several times for each request.
+    """
     peers: list[Peer] = []
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
 
     def start(**options: object) -> Peer:
         peer = Peer(tmp_path / f"peer{len(peers)}.sock", **options)  # type: ignore[arg-type]
@@ -291,6 +298,7 @@ def start_peer(tmp_path: Path) -> Iterator[Callable[..., Peer]]:
         return peer
 
     yield start
+    sys.setswitchinterval(interval_s)
     for peer in peers:
         peer.stop()
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,17 +28,6 @@ PlanFor = Callable[..., LoadPlan]
 def way(request: pytest.FixtureRequest) -> str:
     """Which generator, and over what."""
     return str(request.param)
-
-
-@pytest.fixture(autouse=True)
-def let_the_peer_run(way: str) -> Iterator[None]:
-    """The peer is a thread of this process: a client in Python that makes no system call lets nobody else run for the
-    whole of an interval, several times for each request."""
-    before_s = sys.getswitchinterval()
-    if way == "python over shared memory":
-        sys.setswitchinterval(1e-5)
-    yield
-    sys.setswitchinterval(before_s)
 
 
 @pytest.fixture
