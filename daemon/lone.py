@@ -33,8 +33,8 @@ LonePath = Callable[[int, int], bool]
 FEATURES_MAX: Final = 1024
 OUTPUTS_MAX: Final = 16
 """Past these a loop over single values, here in C and there in Python, costs more than NumPy's fixed price."""
-_LONE_OUTCOME: Final = outcome_word(0, Status.OK, 1)
-_U32: Final = 0xFFFF_FFFF
+LONE_OUTCOME: Final = outcome_word(0, Status.OK, 1)
+U32: Final = 0xFFFF_FFFF
 
 
 def never(count_bytes: int, now_ns: int) -> bool:
@@ -42,10 +42,16 @@ def never(count_bytes: int, now_ns: int) -> bool:
     return False
 
 
+def fits(batcher: Batcher) -> bool:
+    """Whether the shortest way is for this model."""
+    spec = batcher.spec
+    return batcher.backend.synchronous and spec.features <= FEATURES_MAX and spec.outputs <= OUTPUTS_MAX
+
+
 def lone_path(session: Session, batcher: Batcher, clock: Callable[[], int]) -> LonePath:
     """The shortest way of one connection. Its inbox, outbox and way of answers must be those of its whole life."""
     backend, inbox, outbox = batcher.backend, session.inbox, session.outbox
-    if not backend.synchronous or inbox.features > FEATURES_MAX or batcher.spec.outputs > OUTPUTS_MAX:
+    if not fits(batcher):
         return never
     storage, words = inbox.storage, inbox.words
     features_end = REQUEST_FEATURES_OFFSET + 4 * inbox.features
@@ -82,15 +88,15 @@ def lone_path(session: Session, batcher: Batcher, clock: Callable[[], int]) -> L
             return True
         end_ns = clock()
         infer_ns = end_ns - start_ns
-        if not isfinite(sum(output_floats)) or (deadline_ns and deadline_ns < end_ns) or infer_ns > _U32:
+        if not isfinite(sum(output_floats)) or (deadline_ns and deadline_ns < end_ns) or infer_ns > U32:
             return False
         encode(
             words[REQUEST_SEQUENCE_WORD],
             words[REQUEST_CLIENT_TIME_WORD],
             now_ns,
             end_ns,
-            words[REQUEST_INSTRUMENT_WORD] & _U32,
-            _LONE_OUTCOME | infer_ns,
+            words[REQUEST_INSTRUMENT_WORD] & U32,
+            LONE_OUTCOME | infer_ns,
             model_output,
         )
         send(frame)

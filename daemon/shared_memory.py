@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from sigd.daemon.doorbell import BellRinger, silence
 from sigd.daemon.errors import EnvironmentLacks
+from sigd.daemon.lone_ring import NOTHING, WAITS, Found, Look, ring_look
 from sigd.wire.errors import FrameError
 from sigd.wire.region import RegionLayout, region_layout
 from sigd.wire.ring import Region, make_fence, why_not_here
@@ -32,6 +33,10 @@ BEAT_S: Final = 0.05
 """How often a region's heartbeat moves; the contract says at least every 0.1 s."""
 AWAKE_MAX: Final = 16
 """More rings than that are not all looked at in every tick: those that were quiet for a beat sleep."""
+ROUND: Final = range(8)
+"""Looks at rings that are the only ones awake, in one round of the loop."""
+ANSWERED_MAX: Final = 4
+"""Requests from them that are answered at once in one round."""
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
@@ -40,6 +45,7 @@ class SessionRings:
 
     Attributes:
         layout, descriptors: see daemon.peer.Rings.
+        look: see daemon.lone_ring.
         awake: looked at in every tick.
         stalled: its client does not take its answers, so nothing more is taken from it.
     """
@@ -56,6 +62,7 @@ class SessionRings:
         "_taken_at_beat",
         "awake",
         "layout",
+        "look",
         "stalled",
     )
 
@@ -64,6 +71,7 @@ class SessionRings:
         self.layout = layout
         self.awake = False
         self.stalled = False
+        self.look: Look = _nothing
         self._host = host
         self._session = session
         self._clock = host.clock
@@ -98,6 +106,10 @@ class SessionRings:
         """The client has been told: look at what it publishes."""
         os.close(self._memory)
         self._memory = -1
+        session = self._session
+        self.look = ring_look(
+            session, session.batcher, self._requests, self._responses, self.take, self._wake_client
+        )
         self._host.add(self, self._bells[0], self._rung)
 
     def take(self, now_ns: int) -> bool:
@@ -114,16 +126,14 @@ class SessionRings:
         if not rows:
             self.stalled = room <= 0
             return False
-        count_bytes = rows * inbox.frame_bytes
-        if not session.lone(count_bytes, now_ns):
-            session.took(count_bytes, now_ns)
+        session.took(rows * inbox.frame_bytes, now_ns)
         return True
 
     def send(self, data: memoryview) -> None:
         """Publish answers, and wake a client that sleeps."""
         try:
             if self._responses.publish(data):
-                self._host.ring(self._bells[1])
+                self._wake_client()
         except FrameError as error:
             self._session.reject(error.code, error.reason)
 
@@ -136,6 +146,7 @@ class SessionRings:
         self._host.remove(self, self._bells[0])
         self._close_descriptors()
         # A session and its rings hold each other.
+        self.look = _nothing
         del self._session, self._requests, self._responses, self._region
 
     def _close_descriptors(self) -> None:
@@ -145,11 +156,6 @@ class SessionRings:
         self._memory, self._bells = -1, ()
 
     # -- the host's side ---------------------------------------------------------------------------------------
-
-    def look(self) -> bool:
-        """One look at the ring; False where nothing was there to take."""
-        requests = self._requests
-        return requests.words[requests.head_word] != requests.taken and self.take(self._clock())
 
     def may_sleep(self) -> bool:
         """From now on the doorbell is needed; False, and it is not, where something has come meanwhile."""
@@ -168,6 +174,9 @@ class SessionRings:
     def beat(self, now_ns: int) -> None:
         """Show that the daemon lives."""
         self._region.daemon_heartbeat_ns = now_ns
+
+    def _wake_client(self) -> None:
+        self._host.ring(self._bells[1])
 
     def _rung(self) -> None:
         silence(self._bells[0], self._host.counter)
@@ -205,6 +214,7 @@ class RingHost:
         self._ringer: BellRinger | None = None
         self._open: dict[SessionRings, None] = {}
         self._awake: tuple[SessionRings, ...] = ()
+        self._looks: tuple[Look, ...] = ()
         self._timer: asyncio.TimerHandle | None = None
         self.poll = self._make_poll(batch)
 
@@ -231,7 +241,7 @@ class RingHost:
     def may_sleep(self) -> bool:
         """The tick is about to stop: every ring that is awake goes to sleep, but those for which something came."""
         busy = tuple(rings for rings in self._awake if not self._put_to_sleep(rings))
-        self._awake = busy
+        self._set_awake(busy)
         return not busy
 
     def close(self) -> None:
@@ -262,7 +272,7 @@ class RingHost:
         """Something has come, or may have."""
         if not rings.awake:
             rings.awake = True
-            self._awake += (rings,)
+            self._set_awake((*self._awake, rings))
             self._wake()
 
     def ring(self, bell: int) -> None:
@@ -276,11 +286,24 @@ class RingHost:
         """It runs in every round of a loop that spins, so it is a closure."""
 
         def poll() -> bool:
-            busy = False
-            for rings in self._awake:
-                if rings.awake and rings.look():
-                    busy = True
-            return batch() or busy
+            looks = self._looks
+            if len(looks) != 1:
+                busy = False
+                for look in looks:
+                    if look():
+                        busy = True
+                return batch() or busy
+            (look,) = looks
+            answered = 0
+            # Whoever was just answered asks again before a round of the loop would be over; the round also looks at
+            # the sockets, which wait no longer than for `ANSWERED_MAX` requests.
+            for _ in ROUND:
+                found = look()
+                if found:
+                    answered += 1
+                    if found == WAITS or answered == ANSWERED_MAX:
+                        break
+            return batch() or answered > 0
 
         return poll
 
@@ -290,7 +313,11 @@ class RingHost:
 
     def _lower(self, rings: SessionRings) -> None:
         rings.awake = False
-        self._awake = tuple(other for other in self._awake if other is not rings)
+        self._set_awake(tuple(other for other in self._awake if other is not rings))
+
+    def _set_awake(self, awake: tuple[SessionRings, ...]) -> None:
+        self._awake = awake
+        self._looks = tuple(rings.look for rings in awake)
 
     def _beat(self) -> None:
         """What is to be done for all rings now and then."""
@@ -304,6 +331,11 @@ class RingHost:
             elif rings.quiet() and rings.awake and len(self._awake) > AWAKE_MAX and rings.may_sleep():
                 self._lower(rings)
         self._timer = self._loop.call_later(BEAT_S, self._beat) if self._open else None
+
+
+def _nothing() -> Found:
+    """The look at rings that are not there yet, or any more."""
+    return NOTHING
 
 
 def _eventfd() -> int:

@@ -127,21 +127,24 @@ class _Ring:
         ring_slots: how many there are.
         words: the region's first page as u64, for those who poll `words[head_word]` in their own loop.
         head_word, tail_word: places in it.
+        flags: the same page as u32.
+        sleeping: place in it of the consumer's flag.
+        fence: to be called between publishing and looking at that flag.
     """
 
     __slots__ = (
         "_bytes",
-        "_fence",
-        "_flag",
-        "_flags",
         "_mask",
         "_rows",
         "_slots",
         "_slots_offset",
         "_stride",
+        "fence",
+        "flags",
         "frame_bytes",
         "head_word",
         "ring_slots",
+        "sleeping",
         "tail_word",
         "words",
     )
@@ -162,9 +165,9 @@ class _Ring:
         self.words = region._words
         self.head_word = OFFSETS[f"{kind}_head"] // _U64_BYTES
         self.tail_word = OFFSETS[f"{kind}_tail"] // _U64_BYTES
-        self._flags = view[:REGION_HEADER_BYTES].cast("I")
-        self._flag = OFFSETS[f"{consumer}_sleeping"] // _U32_BYTES
-        self._fence = fence
+        self.flags = view[:REGION_HEADER_BYTES].cast("I")
+        self.sleeping = OFFSETS[f"{consumer}_sleeping"] // _U32_BYTES
+        self.fence = fence
         self._bytes = view
         # A view of each slot, made when it is first used: slicing anew each time costs more than copying the frame.
         self._slots: list[memoryview | None] = [None] * layout.ring_slots
@@ -176,8 +179,8 @@ class _Ring:
             (self._stride, _U64_BYTES),
         )
 
-    def _slot(self, place: int) -> memoryview:
-        """The frame in slot `place`."""
+    def slot(self, place: int) -> memoryview:
+        """The frame in slot `place`, which the other side may write to at any time."""
         view = self._slots[place]
         if view is None:
             offset = self._slots_offset + place * self._stride
@@ -190,14 +193,15 @@ class RingProducer(_Ring):
 
     Attributes:
         published: frames published since the start.
+        tail_seen: of those, how many the consumer had taken when somebody last looked.
     """
 
-    __slots__ = ("_tail_seen", "published")
+    __slots__ = ("published", "tail_seen")
 
     def __init__(self, region: Region, kind: str, fence: Fence) -> None:
         super().__init__(region, kind, fence)
         self.published = 0
-        self._tail_seen = 0
+        self.tail_seen = 0
 
     def room(self) -> int:
         """Free slots.
@@ -206,9 +210,9 @@ class RingProducer(_Ring):
             FrameError: the consumer's counter ran backwards, or says that it took what was never published.
         """
         tail = self.words[self.tail_word]
-        if not self._tail_seen <= tail <= self.published:
-            raise violation(f"tail at {tail}, expected within {self._tail_seen}..{self.published}")
-        self._tail_seen = tail
+        if not self.tail_seen <= tail <= self.published:
+            raise violation(f"tail at {tail}, expected within {self.tail_seen}..{self.published}")
+        self.tail_seen = tail
         return self.ring_slots - self.published + tail
 
     def publish(self, frames: memoryview | bytes) -> bool:
@@ -227,20 +231,20 @@ class RingProducer(_Ring):
         if count * frame_bytes != len(frames):
             raise ValueError(f"{len(frames)} bytes, expected a multiple of {frame_bytes}")
         after = head + count
-        if after - self._tail_seen > self.ring_slots and count > (room := self.room()):
+        if after - self.tail_seen > self.ring_slots and count > (room := self.room()):
             raise ValueError(f"{count} frames, the ring has room for {room}")
         if count == 1:
             place = head & self._mask
-            (self._slots[place] or self._slot(place))[:] = frames
+            (self._slots[place] or self.slot(place))[:] = frames
         elif count <= _FEW_ROWS:
             for at in range(0, len(frames), frame_bytes):
-                self._slot(head & self._mask)[:] = frames[at : at + frame_bytes]
+                self.slot(head & self._mask)[:] = frames[at : at + frame_bytes]
                 head += 1
         else:
             self._scatter(frames, head, count)
         self.published = self.words[self.head_word] = after
-        self._fence()
-        return self._flags[self._flag] != 0
+        self.fence()
+        return self.flags[self.sleeping] != 0
 
     def _scatter(self, frames: memoryview | bytes, head: int, count: int) -> None:
         rows = np.frombuffer(frames, np.uint64).reshape(count, -1)
@@ -255,16 +259,17 @@ class RingConsumer(_Ring):
 
     Attributes:
         taken: frames taken since the start.
+        header: of the frames that are expected, as one word.
     """
 
-    __slots__ = ("_head_seen", "_header", "_message", "taken")
+    __slots__ = ("_head_seen", "_message", "header", "taken")
 
     def __init__(self, region: Region, kind: str, fence: Fence) -> None:
         super().__init__(region, kind, fence)
         self.taken = 0
         self._head_seen = 0
         self._message: Message = fields.SIGNAL_REQUEST if kind == "request" else fields.SIGNAL_RESPONSE
-        self._header = header_word(self._message.template_id, self.frame_bytes)
+        self.header = header_word(self._message.template_id, self.frame_bytes)
 
     def waiting(self) -> int:
         """Frames to take.
@@ -305,8 +310,8 @@ class RingConsumer(_Ring):
         if count == 1 and rows_max and len(into) >= self.frame_bytes:
             # The common case, and the one that counts: a request that comes alone.
             place = taken & self._mask
-            into[: self.frame_bytes] = self._slots[place] or self._slot(place)
-            if _read_word(into)[0] != self._header:
+            into[: self.frame_bytes] = self._slots[place] or self.slot(place)
+            if _read_word(into)[0] != self.header:
                 self._accept(into, 0)
         elif count:
             count = min(count, rows_max, len(into) // self.frame_bytes)
@@ -321,8 +326,8 @@ class RingConsumer(_Ring):
             return
         for row in range(count):
             at = row * self.frame_bytes
-            into[at : at + self.frame_bytes] = self._slot(self.taken + row & self._mask)
-            if _read_word(into, at)[0] != self._header:
+            into[at : at + self.frame_bytes] = self.slot(self.taken + row & self._mask)
+            if _read_word(into, at)[0] != self.header:
                 self._accept(into, at)
 
     def _gather(self, into: memoryview, count: int) -> None:
@@ -331,7 +336,7 @@ class RingConsumer(_Ring):
         before_end = min(count, self.ring_slots - first)
         rows[:before_end] = self._rows[first : first + before_end]
         rows[before_end:] = self._rows[: count - before_end]
-        for row in np.flatnonzero(rows[:, 0] != self._header).tolist():
+        for row in np.flatnonzero(rows[:, 0] != self.header).tolist():
             self._accept(into, row * self.frame_bytes)
 
     def _accept(self, into: memoryview, offset: int) -> None:
@@ -344,17 +349,17 @@ class RingConsumer(_Ring):
         check_length(self._message.name, header, self.frame_bytes)
         if header.frame_bytes > self._stride:
             raise violation(f"frame of {header.frame_bytes} bytes in a slot of {self._stride}")
-        _HEADER_WORD.pack_into(into, offset, self._header)
+        _HEADER_WORD.pack_into(into, offset, self.header)
 
     def may_sleep(self) -> bool:
         """Say that the doorbell is needed. False where something came meanwhile: do not sleep, take it.
 
         Either way `awake` comes next, after sleeping until the doorbell rings where this was True.
         """
-        self._flags[self._flag] = 1
-        self._fence()
+        self.flags[self.sleeping] = 1
+        self.fence()
         return self.words[self.head_word] == self.taken
 
     def awake(self) -> None:
         """No doorbell is needed any more. One that was rung meanwhile costs a look at an empty ring."""
-        self._flags[self._flag] = 0
+        self.flags[self.sleeping] = 0

@@ -67,8 +67,8 @@ class Watched:
 
 def _watch(ring: Any, replay: Replay, *, fenced: bool) -> None:
     ring.words = Watched(replay, "words")
-    ring._flags = Watched(replay, "flags")
-    ring._fence = (lambda: replay.make(Step("fence"))) if fenced else lambda: None
+    ring.flags = Watched(replay, "flags")
+    ring.fence = (lambda: replay.make(Step("fence"))) if fenced else lambda: None
 
 
 def _region() -> Region:
@@ -76,12 +76,12 @@ def _region() -> Region:
     frame_bytes = region.requests_out().frame_bytes
     frame = header_word(10, frame_bytes).to_bytes(8, "little") + bytes(frame_bytes - 8)
     for slot in range(_LAYOUT.ring_slots):
-        region.requests_in()._slot(slot)[:] = frame
+        region.requests_in().slot(slot)[:] = frame
     return region
 
 
 REGION = _region()
-FRAME = bytes(REGION.requests_in()._slot(0))
+FRAME = bytes(REGION.requests_in().slot(0))
 
 
 def producer(replay: Replay, *, fenced: bool) -> None:
