@@ -130,8 +130,9 @@ public:
     }
 
 private:
-    // The socket costs a system call to look at, and has something to say once in a blue moon.
-    static constexpr std::uint32_t looks_per_control_look = 1024;
+    // The socket has something to say once in a blue moon, and a look at it costs a system call, in which an answer may
+    // come. So there is one in some milliseconds; one in a thousand looks would be one in every tenth request's time.
+    static constexpr std::uint32_t looks_per_control_look = 1 << 16;
 
     // Copies what is in the ring out of it, then has it looked at.
     template <class Take>
