@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from sigd.daemon.lone import LONE_OUTCOME, U32, fits
 from sigd.wire import fields
+from sigd.wire.errors import FrameError
 from sigd.wire.layout import REQUEST_FEATURES_OFFSET, RESPONSE_OUTPUTS_OFFSET, header_word
 
 if TYPE_CHECKING:
@@ -95,6 +96,13 @@ def ring_look(
     flags, client_sleeping = responses.flags, responses.sleeping
     count_lone = batcher.counters.count_lone
 
+    def is_full() -> bool:
+        """Whether the client has taken none of the answers that fill the ring; asked when they have gone round once."""
+        try:
+            return responses.room() == 0
+        except FrameError:
+            return True  # the full way meets it too, and says so
+
     def look_alone() -> Found:
         taken = requests.taken
         head = words[head_word]
@@ -105,7 +113,7 @@ def ring_look(
             head - taken != 1
             or batcher.alone is not session
             or inbox.tail
-            or published - responses.tail_seen == slots
+            or (published - responses.tail_seen == slots and is_full())
         ):
             return WAITS if take(clock()) else NOTHING
         frame, part = request_views[taken & places] or request_at(taken & places)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sigd.daemon import shared_memory
+from sigd.daemon.session import Session
 from sigd.daemon.shared_memory import AWAKE_MAX, RingHost, SessionRings
 from sigd.wire.layout import response_frame_bytes
 from sigd.wire.messages import Goodbye, Heartbeat, Hello, Reject, Welcome
@@ -213,6 +214,35 @@ def test_a_lone_request_is_answered_in_one_look(make_rig: type[Rig]) -> None:
         rigged.host.poll()
         assert client.answers() == [(sequence, Status.OK)]
     assert rigged.rig.batcher.alone is client.session
+
+
+def test_the_shortest_way_goes_round_the_ring(make_rig: type[Rig], monkeypatch: pytest.MonkeyPatch) -> None:
+    rigged = RingRig(make_rig())
+    client = rigged.connect(ring_slots=4)
+
+    def ask(sequence: int) -> None:
+        client.send(rigged.rig.requests([sequence]))
+        rigged.host.poll()
+        assert client.answers() == [(sequence, Status.OK)]
+
+    ask(0)
+    with monkeypatch.context() as patched:
+        patched.delattr(Session, "took")
+        for sequence in range(1, 13):
+            ask(sequence)
+
+
+def test_a_tail_outside_the_rules_ends_a_lone_clients_session(make_rig: type[Rig]) -> None:
+    rigged = RingRig(make_rig())
+    client = rigged.connect(ring_slots=4)
+    for sequence in range(4):
+        client.send(rigged.rig.requests([sequence]))
+        rigged.host.poll()
+    assert client.answers() == [(sequence, Status.OK) for sequence in range(4)]
+    client.write_word("response_tail", 5)
+    client.send(rigged.rig.requests([4]))
+    rigged.run()
+    assert client.rejected().code == RejectCode.PROTOCOL_VIOLATION
 
 
 def test_rings_and_streams_share_one_batch(make_rig: type[Rig]) -> None:
