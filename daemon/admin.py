@@ -7,6 +7,7 @@ percentiles are worked out by the asker, so that a question costs the hot path a
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -160,6 +161,11 @@ def ask_status(admin_socket: Path, timeout_s: float = ANSWER_TIMEOUT_S) -> Statu
                 if not part:
                     break
                 answer += part
+    except PermissionError:
+        raise EnvironmentLacks(
+            f"{admin_socket}: the daemon may not be asked by user {os.geteuid()}: ask as its own user or as root, or let its"
+            ' group ask too, with admin_socket_mode = "0660" in its configuration'
+        ) from None
     except OSError as error:
         raise EnvironmentLacks(
             f"{admin_socket}: no daemon answers there ({error.strerror or error}); start one with: sigd serve"

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from sigd.daemon.access import AccessConfig, access_of
 from sigd.daemon.errors import UsageError
 from sigd.daemon.idle import IdleStrategy
 from sigd.daemon.limits import DEFAULTS, Limits
@@ -42,6 +43,7 @@ _OF_EACH_MODEL = (
 """What a `[[model]]` table may say, or leave to the top of the file."""
 
 Seconds = Annotated[float, Meta(gt=0, le=3600)]
+SocketMode = Annotated[str, Meta(pattern="^0?[0-7]{3}$")]
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -50,7 +52,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     Attributes:
         socket: where clients connect.
         admin_socket: where `sigd status` asks; "" is the socket's path with ".admin" at its end.
-        socket_mode: permissions of both, octal; the group of the process decides who else may connect.
+        socket_mode: permissions of `socket`, octal; the group of the process decides who else may connect.
+        admin_socket_mode: the same of `admin_socket`.
+        access: who of those may be a client; see `sigd.daemon.access`.
         model: the model file, "" being the one that ships with sigd; or several models, see `ModelTable`.
         backend: "auto" goes by the file.
         batch_rows_max: the largest batch.
@@ -67,7 +71,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     socket: str = ""
     admin_socket: str = ""
-    socket_mode: Annotated[str, Meta(pattern="^0?[0-7]{3}$")] = "0660"
+    socket_mode: SocketMode = "0660"
+    admin_socket_mode: SocketMode = "0600"
+    access: AccessConfig = AccessConfig()
     model: str | list[ModelTable] = ""
     backend: str = "auto"
     batch_rows_max: BatchRows = 64
@@ -87,6 +93,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     rows_pending_max: RowsPending = DEFAULTS.rows_pending_max
     unsent_bytes_max: Annotated[int, Meta(ge=4096, le=1 << 30)] = DEFAULTS.unsent_bytes_max
     connections_max: Annotated[int, Meta(ge=1, le=65_536)] = DEFAULTS.connections_max
+    connections_per_user_max: Annotated[int, Meta(ge=1, le=65_536)] = DEFAULTS.connections_per_user_max
     hello_timeout_s: Seconds = DEFAULTS.hello_timeout_s
     drain_timeout_s: Seconds = DEFAULTS.drain_timeout_s
 
@@ -124,6 +131,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             rows_pending_max=self.rows_pending_max,
             unsent_bytes_max=self.unsent_bytes_max,
             connections_max=self.connections_max,
+            connections_per_user_max=self.connections_per_user_max,
             hello_timeout_s=self.hello_timeout_s,
             drain_timeout_s=self.drain_timeout_s,
             daemon_pid=os.getpid(),
@@ -157,13 +165,13 @@ def load_config(file: Path | None, overrides: dict[str, Any]) -> Config:
     try:
         config = msgspec.convert(values, Config)
     except msgspec.ValidationError as error:
-        of_a_table = "`$.model[" in str(error)
-        known = ", ".join((ModelTable if of_a_table else Config).__struct_fields__)
+        known = ", ".join(_struct_of(str(error)).__struct_fields__)
         hint = f"; known names are: {known}" if "unknown field" in str(error) else ""
         if isinstance(values.get("model"), dict):
             hint = "; a table of a model begins with [[model]]"
         raise UsageError(f"{source}{error}{hint}") from None
     try:
+        access_of(config.access)
         if not isinstance(config.model, str):
             check_tables(config.model)
     except UsageError as error:
@@ -184,6 +192,13 @@ def load_config(file: Path | None, overrides: dict[str, Any]) -> Config:
                 " that a Unix socket's address holds: choose a shorter one"
             )
     return config
+
+
+def _struct_of(error: str) -> type[msgspec.Struct]:
+    """Which table msgspec speaks of."""
+    if "`$.model[" in error:
+        return ModelTable
+    return AccessConfig if "`$.access`" in error else Config
 
 
 def _read_toml(file: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ class Limits:
         inbox_bytes_max: most memory for one connection's unanswered requests; large requests lower in_flight_max.
         unsent_bytes_max: answers kept for a client that does not read; past it the connection is cut off.
         connections_max: clients at a time; more are rejected with code 8.
+        connections_per_user_max: the same of one user, so that no user takes every place.
         hello_timeout_s: a connection without its Hello by then is closed.
         drain_timeout_s: longest wait for answers and clients when the daemon stops.
         daemon_pid: this process, as clients are told.
@@ -26,6 +27,7 @@ class Limits:
     inbox_bytes_max: int = 4 << 20
     unsent_bytes_max: int = 1 << 20
     connections_max: int = 1024
+    connections_per_user_max: int = 1000
     hello_timeout_s: float = 5.0
     drain_timeout_s: float = 5.0
     daemon_pid: int = 0

@@ -12,6 +12,7 @@ from dataclasses import replace
 from time import monotonic_ns
 
 from sigd.daemon import snapshot
+from sigd.daemon.access import access_of
 from sigd.daemon.admin import AdminRequest, AdminServer, Status
 from sigd.daemon.batcher import Batcher
 from sigd.daemon.clients import Clients
@@ -60,15 +61,18 @@ class Service:
         self._models = ServedModels(list(map(self._make_batcher, config.models(), self._backends)))
         rings = RingHost(loop, monotonic_ns, self._models.poll, lambda: self._ticker.wake())
         self._clients = Clients(
-            self._models.find, self._limits, self._counters, rings.open if config.shared_memory else None
+            self._models.find,
+            access_of(config.access),
+            self._limits,
+            self._counters,
+            rings.open if config.shared_memory else None,
         )
         self._ticker = self._make_ticker(loop, rings)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        mode = int(config.socket_mode, 8)
         with (
-            Listener(config.socket_path, mode) as listener,
-            Listener(config.admin_socket_path, mode) as asked,
+            Listener(config.socket_path, int(config.socket_mode, 8)) as listener,
+            Listener(config.admin_socket_path, int(config.admin_socket_mode, 8)) as asked,
         ):
             admin = AdminServer({"status": self._status})
             await admin.start(asked.socket)

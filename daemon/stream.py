@@ -13,6 +13,7 @@ from collections.abc import Callable
 from time import monotonic_ns
 from typing import cast
 
+from sigd.daemon.access import Credentials, credentials_of
 from sigd.daemon.session import Session
 
 _write = os.write
@@ -26,11 +27,16 @@ class StreamProtocol(asyncio.BufferedProtocol):
 
     Args:
         make_session: a new session with this object as its peer.
-        on_open: called with it when the connection is there; False where it is one too many.
+        on_open: called with it when the connection is there.
         on_closed: called with it when the connection is gone, and whether it was cut off for not reading.
         unsent_bytes_max: see daemon.limits.
+
+    Attributes:
+        credentials: of the peer, from the opening on.
+        descriptor: the socket's, -1 before the opening and after the end.
     """
 
+    credentials: Credentials
     _transport: asyncio.Transport
 
     def __init__(
@@ -45,7 +51,7 @@ class StreamProtocol(asyncio.BufferedProtocol):
         self._on_open = on_open
         self._on_closed = on_closed
         self._unsent_bytes_max = unsent_bytes_max
-        self._descriptor = -1
+        self.descriptor = -1
         self._detour = True  # send() must not write straight to the descriptor
 
     # -- asyncio's side ----------------------------------------------------------------------------------------
@@ -53,7 +59,9 @@ class StreamProtocol(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports have asyncio.Transport's methods, not its class
         self._transport = cast(asyncio.Transport, transport)
-        self._descriptor = transport.get_extra_info("socket").fileno()
+        connection = transport.get_extra_info("socket")
+        self.credentials = credentials_of(connection)
+        self.descriptor = connection.fileno()
         self._detour = False
         self._on_open(self)
 
@@ -81,7 +89,7 @@ class StreamProtocol(asyncio.BufferedProtocol):
             self._send_behind(data)
             return
         try:
-            written = _write(self._descriptor, data)
+            written = _write(self.descriptor, data)
         except BlockingIOError:
             written = 0
         except OSError:
@@ -95,7 +103,7 @@ class StreamProtocol(asyncio.BufferedProtocol):
         """Send a Welcome and what comes with it."""
         try:
             # The transport's own socket object does not pass descriptors.
-            with socket.socket(fileno=os.dup(self._descriptor)) as connection:
+            with socket.socket(fileno=os.dup(self.descriptor)) as connection:
                 sent_bytes = socket.send_fds(connection, [data], descriptors)
         except OSError:
             # The peer is gone, or leaves the descriptors of so many sessions unread that it gets no more.
@@ -105,7 +113,7 @@ class StreamProtocol(asyncio.BufferedProtocol):
 
     def _send_behind(self, data: memoryview | bytes) -> None:
         """Send where something is unsent already, or the connection has ended."""
-        if self._descriptor < 0:
+        if self.descriptor < 0:
             return
         if self._transport.get_write_buffer_size():
             self._queue(data)
@@ -129,7 +137,7 @@ class StreamProtocol(asyncio.BufferedProtocol):
 
     def _end_writing(self) -> None:
         """The descriptor's number may soon be another file's."""
-        self._descriptor = -1
+        self.descriptor = -1
         self._detour = True
 
     def _abort(self) -> None:

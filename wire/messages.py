@@ -16,7 +16,7 @@ _STRUCTS = {
     for message in fields.MESSAGES
     if message.frame_bytes is not None
 }
-_REASON_BYTES = 64
+REASON_BYTES_MAX = 64
 _CLIENT_NAME_BYTES = 24
 MODEL_NAME_BYTES = 32
 
@@ -146,7 +146,7 @@ class Reject:
 
     def encode(self) -> bytes:
         """The whole frame, 80 bytes. A reason over 64 bytes is cut at a character's boundary."""
-        return _frame(fields.REJECT, self.code, 0, 0, fit_utf8(self.reason, _REASON_BYTES))
+        return _frame(fields.REJECT, self.code, 0, 0, fit_utf8(self.reason, REASON_BYTES_MAX))
 
     @classmethod
     def decode(cls, block: Block) -> Reject:

@@ -40,6 +40,7 @@ def test_every_bound_reaches_the_daemon(tmp_path: Path) -> None:
         "rows_pending_max": 8,
         "unsent_bytes_max": 5000,
         "connections_max": 9,
+        "connections_per_user_max": 6,
         "hello_timeout_s": 0.5,
         "drain_timeout_s": 1.5,
     }
@@ -134,6 +135,7 @@ def test_the_admin_socket_stands_beside_the_socket() -> None:
         ("drain_timeout_s = nan", ["> 0"]),
         ("socket_mode = '0999'", ["socket_mode"]),
         ("socket_mode = 660", ["str", "int"]),
+        ("admin_socket_mode = '1600'", ["admin_socket_mode"]),
         ("cpu = -1", [">= 0"]),
         ("cpu = 100000000000", ["<= 65535"]),
         ("lock_memory = 1", ["bool"]),
