@@ -2,6 +2,8 @@
 percentiles are worked out by the asker, so that a question costs the hot path as little as it can.
 
     {"op": "status"}  ->  a `Status`
+
+A first line of HTTP, such as GET /metrics HTTP/1.1, is answered as that.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from sigd.daemon.errors import EnvironmentLacks
+from sigd.daemon.metrics.http import Pages, is_http, respond
 
 REQUEST_BYTES_MAX = 4096
 ANSWER_TIMEOUT_S = 5.0
@@ -93,12 +96,16 @@ class AdminServer:
     """Answers on an open listener until it is closed.
 
     Args:
-        ops: what may be asked, by name.
+        ops: what may be asked, by name; where there are none, only HTTP is spoken.
+        pages: what may be asked over HTTP.
         timeout_s: for one question and its answer.
     """
 
-    def __init__(self, ops: Mapping[str, Op], timeout_s: float = ANSWER_TIMEOUT_S) -> None:
+    def __init__(
+        self, ops: Mapping[str, Op], pages: Pages | None = None, timeout_s: float = ANSWER_TIMEOUT_S
+    ) -> None:
         self._ops = ops
+        self._pages = pages or {}
         self._timeout_s = timeout_s
         self._askers = 0
         self._server: asyncio.AbstractServer | None = None
@@ -106,7 +113,8 @@ class AdminServer:
 
     async def start(self, listener: socket.socket) -> None:
         """Begin to answer."""
-        self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=REQUEST_BYTES_MAX)
+        start = asyncio.start_unix_server if listener.family == socket.AF_UNIX else asyncio.start_server
+        self._server = await start(self._serve, sock=listener, limit=REQUEST_BYTES_MAX)
 
     def close(self) -> None:
         """Answer no more."""
@@ -118,7 +126,7 @@ class AdminServer:
         try:
             if self._askers <= ASKERS_MAX:
                 async with asyncio.timeout(self._timeout_s):
-                    writer.write(self._encoder.encode(await self._answer(reader)) + b"\n")
+                    writer.write(await self._answer(reader))
                     await writer.drain()
                     writer.close()
                     await writer.wait_closed()
@@ -129,19 +137,24 @@ class AdminServer:
             self._askers -= 1
             writer.transport.abort()
 
-    async def _answer(self, reader: asyncio.StreamReader) -> msgspec.Struct:
+    async def _answer(self, reader: asyncio.StreamReader) -> bytes:
         try:
             line = await reader.readline()
         except ValueError:
-            return AdminError(f"a line of more than {REQUEST_BYTES_MAX} bytes")
+            return self._encoded(AdminError(f"a line of more than {REQUEST_BYTES_MAX} bytes"))
+        if is_http(line) or not self._ops:
+            return await respond(line, reader, self._pages)
         try:
             request = msgspec.json.decode(line, type=AdminRequest)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            return AdminError(f'{error}; expected one JSON line such as {{"op": "status"}}')
+            return self._encoded(AdminError(f'{error}; expected one JSON line such as {{"op": "status"}}'))
         op = self._ops.get(request.op)
         if op is None:
-            return AdminError(f"unknown op {request.op!r}, expected: {', '.join(self._ops)}")
-        return await op(request)
+            return self._encoded(AdminError(f"unknown op {request.op!r}, expected: {', '.join(self._ops)}"))
+        return self._encoded(await op(request))
+
+    def _encoded(self, answer: msgspec.Struct) -> bytes:
+        return self._encoder.encode(answer) + b"\n"
 
 
 def ask_status(admin_socket: Path, timeout_s: float = ANSWER_TIMEOUT_S) -> Status:

@@ -128,6 +128,11 @@ class Batcher:
         """True where no row waits and no batch runs."""
         return not self._ready and not self._segments
 
+    @property
+    def waiting_rows(self) -> int:
+        """Requests admitted and not in a batch yet, over all sessions."""
+        return sum(session.waiting_rows for session in self._ready)
+
     def poll(self) -> bool:
         """Finish the batch that runs, if it is done, and start the next. True where there is work left or was."""
         if self._segments:
@@ -147,8 +152,10 @@ class Batcher:
         return True
 
     def _lingers(self) -> bool:
-        waiting = sum(session.waiting_rows for session in self._ready)
-        return waiting < self.batch_rows_max and self.clock() - self._lingering_since_ns < self._linger_ns
+        return (
+            self.waiting_rows < self.batch_rows_max
+            and self.clock() - self._lingering_since_ns < self._linger_ns
+        )
 
     def _start(self) -> None:
         """Fill a batch in turn from the ready sessions and submit it."""

@@ -69,6 +69,13 @@ class Clients:
             if connection.session.state is not State.HELLO
         )
 
+    def open_by(self) -> Counter[tuple[str, int]]:
+        """How many are connected, by transport ("shm", or "stream", which is everybody's before the Hello) and user."""
+        return Counter(
+            ("shm" if connection.session.has_rings else "stream", connection.credentials.uid)
+            for connection in self._connections
+        )
+
     def refuse(self) -> None:
         """Close whoever comes from now on: the daemon is stopping."""
         self._refusing = True

@@ -15,6 +15,7 @@ from sigd.daemon.errors import UsageError
 from sigd.daemon.idle import IdleStrategy
 from sigd.daemon.limits import DEFAULTS, Limits
 from sigd.daemon.logs import LogFormat
+from sigd.daemon.loopback import parse_loopback
 from sigd.daemon.model_config import (
     BatchRows,
     GpuNumber,
@@ -66,6 +67,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         lock_memory: keep all memory resident where the limits allow it.
         shared_memory: offer it to clients that ask for it.
         log_format: auto, text, json or journal, see `sigd.daemon.logs`.
+        metrics_listen: where metrics are served besides the admin socket: a loopback address such as 127.0.0.1:9464.
         gpu: for an engine, the number of its GPU; this and the next three are `sigd.models.gpu_options.GpuOptions`.
     """
 
@@ -84,6 +86,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     cpu: Annotated[int, Meta(ge=0, le=65_535)] | None = None
     lock_memory: bool = True
     log_format: LogFormat = LogFormat.AUTO
+    metrics_listen: str = ""
     shared_memory: bool = True
     gpu: GpuNumber = DEFAULT_GPU_OPTIONS.gpu
     mapped_io: bool = DEFAULT_GPU_OPTIONS.mapped_io
@@ -174,6 +177,8 @@ def load_config(file: Path | None, overrides: dict[str, Any]) -> Config:
         access_of(config.access)
         if not isinstance(config.model, str):
             check_tables(config.model)
+        if config.metrics_listen:
+            parse_loopback(config.metrics_listen)
     except UsageError as error:
         raise UsageError(f"{source}{error}") from None
     for name, path in (

@@ -20,6 +20,7 @@ from sigd.daemon.config import Config
 from sigd.daemon.counters import ClientCounters, ModelCounters
 from sigd.daemon.idle import Ticker
 from sigd.daemon.listener import BACKLOG, Listener
+from sigd.daemon.metrics.observer import Observer
 from sigd.daemon.model_config import ModelConfig
 from sigd.daemon.process import freeze_garbage, ignore_overflow, lock_memory
 from sigd.daemon.served import ServedModels
@@ -68,20 +69,23 @@ class Service:
             rings.open if config.shared_memory else None,
         )
         self._ticker = self._make_ticker(loop, rings)
+        self._observer = Observer(loop, config, self._models, self._clients, self._counters)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         with (
             Listener(config.socket_path, int(config.socket_mode, 8)) as listener,
             Listener(config.admin_socket_path, int(config.admin_socket_mode, 8)) as asked,
         ):
-            admin = AdminServer({"status": self._status})
+            admin = AdminServer({"status": self._status}, self._observer.pages)
             await admin.start(asked.socket)
             server = await loop.create_unix_server(
                 self._clients.accept, sock=listener.socket, backlog=BACKLOG
             )
+            await self._observer.prepare()
             if config.lock_memory:
                 lock_memory()
             freeze_garbage()
+            self._observer.start()
             self._ticker.start()
             warmths = [
                 Warmth(loop, batcher, config.keep_warm_us / 1e6, self._die) for batcher in self._models
@@ -94,6 +98,7 @@ class Service:
             for end in (
                 self._clients.refuse,
                 *(warmth.stop for warmth in warmths),
+                self._observer.stop,
                 listener.remove,
                 asked.remove,
                 server.close,
@@ -151,9 +156,10 @@ class Service:
 
     def _say_ready(self) -> None:
         core = "" if self._config.cpu is None else f" cpu={self._config.cpu}"
+        metrics = f" metrics={self._observer.place}" if self._observer.place else ""
         line = (
             f"sigd ready: socket={snapshot.printable(self._config.socket_path)}"
-            f"{''.join(map(_said_of, self._models))} idle={self._config.idle.value}{core}"
+            f"{''.join(map(_said_of, self._models))} idle={self._config.idle.value}{core}{metrics}"
         )
         try:
             print(line, flush=True)

@@ -216,6 +216,11 @@ class Session:
         return self.state is State.CLOSED
 
     @property
+    def has_rings(self) -> bool:
+        """True where requests and answers go through shared memory."""
+        return self._rings is not None
+
+    @property
     def pending_rows(self) -> int:
         """Requests received and not answered."""
         return self.inbox.rows if self.in_flight_max else 0

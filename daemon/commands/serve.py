@@ -62,6 +62,7 @@ Examples:
     type=click.IntRange(min=0),
     help="Run an empty batch after so long.  [default: 0, never]",
 )
+@click.option("--metrics-listen", help="Serve metrics on loopback too, as in 127.0.0.1:9464.")
 @click.option(
     "--log-format",
     type=click.Choice([log_format.value for log_format in LogFormat]),

@@ -70,7 +70,7 @@ def serve(folder: Path, ask: Callable[[Path], None], *, timeout_s: float = 5.0) 
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(path))
             listener.listen(100)
-            server = AdminServer({"status": _status}, timeout_s)
+            server = AdminServer({"status": _status}, timeout_s=timeout_s)
             await server.start(listener)
             await asyncio.to_thread(ask, path)
             server.close()
@@ -137,10 +137,10 @@ def test_who_keeps_silent_is_let_go(tmp_path: Path) -> None:
 
 def test_who_does_not_take_the_answer_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     long = msgspec.structs.replace(STATUS, clients=["engine"] * 100_000)
-    monkeypatch.setattr(AdminServer, "_answer", lambda *_: _ready(long))
+    monkeypatch.setattr(AdminServer, "_answer", lambda *_: _ready())
 
-    async def _ready(status: Status) -> Status:
-        return status
+    async def _ready() -> bytes:
+        return msgspec.json.encode(long) + b"\n"
 
     def ask(path: Path) -> None:
         with socket.socket(socket.AF_UNIX) as asker:

@@ -1,0 +1,352 @@
+"""What Prometheus is told: a table of families, each with the function that reads its values off the counters.
+
+Names, units and labels are a contract with whoever has built a dashboard on them; docs/metrics.md is made from this
+table. Durations of answers are in microseconds and say so in their names; all else is in Prometheus's base units.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+from sigd import __version__
+from sigd.daemon.health import runnable_s, usage
+from sigd.daemon.metrics.buckets import LATENCY_BOUNDS_US, ROWS_BOUNDS, latency_histogram, rows_histogram
+from sigd.daemon.process import resident_bytes
+from sigd.daemon.snapshot import printable
+from sigd.wire.status import RejectCode, Status
+
+if TYPE_CHECKING:
+    from sigd.daemon.batcher import Batcher
+    from sigd.daemon.clients import Clients
+    from sigd.daemon.counters import ClientCounters, LatencyCounts
+    from sigd.daemon.health import GarbageWatch, LoopWatch
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where everything is read.
+
+    Attributes:
+        models: those that are served.
+        began_s: when the daemon began, in seconds since 1970.
+        idle: its idle strategy.
+    """
+
+    models: Iterable[Batcher]
+    clients: Clients
+    counters: ClientCounters
+    loop: LoopWatch
+    garbage: GarbageWatch
+    began_s: float
+    idle: str
+
+
+class Kind(Enum):
+    """Of a family."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+Series = tuple[tuple[str, ...], tuple[float, ...]]
+"""Values of the labels; then one value, or those of a histogram, see `buckets.histogram`."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family of series.
+
+    Attributes:
+        name: of a counter, without the _total that Prometheus shows.
+        words: what it counts, one line.
+        bounds: of a histogram's buckets.
+    """
+
+    name: str
+    kind: Kind
+    words: str
+    read: Callable[[Source], Iterable[Series]]
+    labels: tuple[str, ...] = ()
+    bounds: tuple[float, ...] = ()
+
+
+def _of_models(value: Callable[[Batcher], float]) -> Callable[[Source], Iterator[Series]]:
+    """One value for each model."""
+
+    def read(source: Source) -> Iterator[Series]:
+        for batcher in source.models:
+            yield (printable(batcher.name),), (value(batcher),)
+
+    return read
+
+
+def _latencies(counts: Callable[[Batcher], LatencyCounts]) -> Callable[[Source], Iterator[Series]]:
+    """One histogram for each model."""
+
+    def read(source: Source) -> Iterator[Series]:
+        for batcher in source.models:
+            yield (printable(batcher.name),), latency_histogram(counts(batcher))
+
+    return read
+
+
+def _one(value: Callable[[Source], float]) -> Callable[[Source], list[Series]]:
+    """One value for the daemon."""
+    return lambda source: [((), (value(source),))]
+
+
+def _requests(source: Source) -> Iterator[Series]:
+    for batcher in source.models:
+        name, by_status = printable(batcher.name), batcher.counters.by_status
+        for status in Status:
+            yield (name, status.name), (by_status[status],)
+
+
+def _batches(source: Source) -> Iterator[Series]:
+    for batcher in source.models:
+        yield (printable(batcher.name),), rows_histogram(batcher.counters.batches_by_rows)
+
+
+def _worst(source: Source) -> Iterator[Series]:
+    for batcher in source.models:
+        for stage in ("total", "queue", "model"):
+            counts: LatencyCounts = getattr(batcher.counters, stage)
+            yield (printable(batcher.name), stage), (counts.max_ns / 1000,)
+
+
+def _model_info(source: Source) -> Iterator[Series]:
+    for batcher in source.models:
+        spec, backend = batcher.spec, batcher.backend
+        numbers = (spec.features, spec.outputs, backend.batch_rows_max)
+        yield (printable(spec.name), spec.sha256.hex(), backend.name, *map(str, numbers)), (1,)
+
+
+def _open(source: Source) -> Iterator[Series]:
+    by_kind: Counter[str] = Counter(stream=0, shm=0)
+    by_kind.update(source.clients.transports())
+    for kind, count in by_kind.items():
+        yield (kind,), (count,)
+
+
+def _rejects(source: Source) -> Iterator[Series]:
+    for code in RejectCode:
+        yield (code.name,), (source.counters.rejects[code],)
+
+
+def _switches(_source: Source) -> list[Series]:
+    used = usage()
+    return [(("voluntary",), (used.voluntary_switches,)), (("involuntary",), (used.involuntary_switches,))]
+
+
+def _faults(_source: Source) -> list[Series]:
+    used = usage()
+    return [(("minor",), (used.minor_faults,)), (("major",), (used.major_faults,))]
+
+
+def _runnable(_source: Source) -> list[Series]:
+    waited_s = runnable_s()
+    return [] if waited_s is None else [((), (waited_s,))]
+
+
+_BINNED: Final = (
+    "Counted in bins of 128 ns up to 1.05 ms and of 131 us beyond; each value in the first bucket that holds its whole"
+    " bin, in the sum as the middle of it."
+)
+_MODEL: Final = ("model",)
+
+FAMILIES: Final = (
+    Family(
+        "sigd_build_info",
+        Kind.GAUGE,
+        "1, with what serves.",
+        lambda source: [((__version__, platform.python_version(), source.idle), (1,))],
+        ("version", "python", "idle"),
+    ),
+    Family(
+        "sigd_model_info",
+        Kind.GAUGE,
+        "1 for each model that is served, with what it is.",
+        _model_info,
+        ("model", "sha256", "backend", "features", "outputs", "batch_rows_max"),
+    ),
+    Family(
+        "sigd_model_generation",
+        Kind.GAUGE,
+        "Rises by one with each swap of the model.",
+        _of_models(lambda batcher: batcher.generation),
+        _MODEL,
+    ),
+    Family(
+        "sigd_requests",
+        Kind.COUNTER,
+        "Requests answered, by the status of the answer. Every request is answered once.",
+        _requests,
+        ("model", "status"),
+    ),
+    Family(
+        "sigd_requests_in_flight",
+        Kind.GAUGE,
+        "Requests received and not answered.",
+        _of_models(lambda batcher: batcher.pending_rows),
+        _MODEL,
+    ),
+    Family(
+        "sigd_requests_waiting",
+        Kind.GAUGE,
+        "Requests received and not in a batch yet.",
+        _of_models(lambda batcher: batcher.waiting_rows),
+        _MODEL,
+    ),
+    Family(
+        "sigd_batch_rows",
+        Kind.HISTOGRAM,
+        "Rows of the batches that ran.",
+        _batches,
+        _MODEL,
+        ROWS_BOUNDS,
+    ),
+    Family(
+        "sigd_total_latency_us",
+        Kind.HISTOGRAM,
+        f"Microseconds from a request's arrival to its answer. {_BINNED}",
+        _latencies(lambda batcher: batcher.counters.total),
+        _MODEL,
+        LATENCY_BOUNDS_US,
+    ),
+    Family(
+        "sigd_queue_latency_us",
+        Kind.HISTOGRAM,
+        f"The same without the time in the model. {_BINNED}",
+        _latencies(lambda batcher: batcher.counters.queue),
+        _MODEL,
+        LATENCY_BOUNDS_US,
+    ),
+    Family(
+        "sigd_model_latency_us",
+        Kind.HISTOGRAM,
+        f"Microseconds in the model, once for each batch. {_BINNED}",
+        _latencies(lambda batcher: batcher.counters.model),
+        _MODEL,
+        LATENCY_BOUNDS_US,
+    ),
+    Family(
+        "sigd_latency_max_us",
+        Kind.GAUGE,
+        "The longest since the start, exact.",
+        _worst,
+        ("model", "stage"),
+    ),
+    Family(
+        "sigd_connections_open",
+        Kind.GAUGE,
+        "Clients connected, by the transport of their requests (stream before their Hello).",
+        _open,
+        ("transport",),
+    ),
+    Family(
+        "sigd_connections_accepted",
+        Kind.COUNTER,
+        "Connections accepted.",
+        _one(lambda source: source.counters.connections_accepted),
+    ),
+    Family(
+        "sigd_rejects",
+        Kind.COUNTER,
+        "Connections ended with a Reject, by its code.",
+        _rejects,
+        ("code",),
+    ),
+    Family(
+        "sigd_slow_readers",
+        Kind.COUNTER,
+        "Clients cut off because they did not read their answers.",
+        _one(lambda source: source.counters.slow_readers),
+    ),
+    Family(
+        "sigd_heartbeats",
+        Kind.COUNTER,
+        "Heartbeats answered.",
+        _one(lambda source: source.counters.heartbeats),
+    ),
+    Family(
+        "sigd_loop_looks",
+        Kind.COUNTER,
+        "How often a timer has looked how late the loop comes to it, a hundred times a second.",
+        _one(lambda source: source.loop.looks),
+    ),
+    Family(
+        "sigd_loop_stalls",
+        Kind.COUNTER,
+        "Looks that came more than 1 ms late. A stall of n ms is seen with a chance of n - 1 in ten.",
+        _one(lambda source: source.loop.stalls),
+    ),
+    Family(
+        "sigd_loop_stall_seconds",
+        Kind.COUNTER,
+        "How late those looks came, together.",
+        _one(lambda source: source.loop.stalled_ns / 1e9),
+    ),
+    Family(
+        "sigd_loop_stall_max_seconds",
+        Kind.GAUGE,
+        "The latest of them since the start.",
+        _one(lambda source: source.loop.worst_ns / 1e9),
+    ),
+    Family(
+        "sigd_loop_context_switches",
+        Kind.COUNTER,
+        "How often the serving thread slept (voluntary) or was made to give way to another (involuntary).",
+        _switches,
+        ("kind",),
+    ),
+    Family(
+        "sigd_loop_page_faults",
+        Kind.COUNTER,
+        "Pages that the serving thread had to wait for, from memory (minor) or from a disk (major).",
+        _faults,
+        ("kind",),
+    ),
+    Family(
+        "sigd_loop_runnable_seconds",
+        Kind.COUNTER,
+        "How long the serving thread could have run while another had its core; absent where the kernel does not tell.",
+        _runnable,
+    ),
+    Family(
+        "sigd_gc_collections",
+        Kind.COUNTER,
+        "Runs of Python's garbage collector, which is off while sigd serves.",
+        _one(lambda source: source.garbage.collections),
+    ),
+    Family(
+        "sigd_gc_pause_seconds",
+        Kind.COUNTER,
+        "How long those runs took.",
+        _one(lambda source: source.garbage.paused_ns / 1e9),
+    ),
+    Family(
+        "process_cpu_seconds",
+        Kind.COUNTER,
+        "CPU time of the process, user and system.",
+        _one(lambda _source: usage().cpu_s),
+    ),
+    Family(
+        "process_resident_memory_bytes",
+        Kind.GAUGE,
+        "Resident memory of the process.",
+        _one(lambda _source: resident_bytes()),
+    ),
+    Family(
+        "process_start_time_seconds",
+        Kind.GAUGE,
+        "When the daemon began, in seconds since 1970.",
+        _one(lambda source: source.began_s),
+    ),
+)
+"""In the order in which they are told."""

@@ -1,0 +1,85 @@
+"""The daemon as it is seen from outside: what watches it while it serves, and the pages where that is told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from sigd.daemon.admin import AdminServer
+from sigd.daemon.health import GarbageWatch, LoopWatch
+from sigd.daemon.loopback import listen_loopback, parse_loopback
+from sigd.daemon.metrics.exposition import CONTENT_TYPE, Exposition
+from sigd.daemon.metrics.families import Source
+from sigd.daemon.metrics.http import Page, Pages
+
+if TYPE_CHECKING:
+    from sigd.daemon.batcher import Batcher
+    from sigd.daemon.clients import Clients
+    from sigd.daemon.config import Config
+    from sigd.daemon.counters import ClientCounters
+
+
+class Observer:
+    """Watches from `start()` to `stop()`.
+
+    Attributes:
+        loop_watch, garbage_watch: what they note.
+        pages: for the admin socket; they are on loopback too, where the configuration says so.
+        place: where on loopback, "" where nowhere; from `prepare()` on.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        config: Config,
+        models: Iterable[Batcher],
+        clients: Clients,
+        counters: ClientCounters,
+    ) -> None:
+        self.loop_watch = LoopWatch(loop)
+        self.garbage_watch = GarbageWatch()
+        self.pages: Pages = {"/metrics": self._metrics, "/healthz": self._health}
+        self.place = ""
+        self._listen = config.metrics_listen
+        began_s = datetime.now(UTC).timestamp()
+        self._exposition = Exposition(
+            Source(models, clients, counters, self.loop_watch, self.garbage_watch, began_s, config.idle.value)
+        )
+        self._server: AdminServer | None = None
+
+    async def prepare(self) -> None:
+        """All that takes long, and the listening.
+
+        Raises:
+            EnvironmentLacks: the port cannot be had.
+        """
+        self._exposition.prepare()
+        if self._listen:
+            listener = listen_loopback(parse_loopback(self._listen))
+            self.place = (
+                f"http://{parse_loopback(self._listen)._replace(port=listener.getsockname()[1])}/metrics"
+            )
+            self._server = AdminServer({}, self.pages)
+            await self._server.start(listener)
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self.loop_watch.start()
+        self.garbage_watch.start()
+
+    def stop(self) -> None:
+        """Watch no more, and answer on loopback no more."""
+        self.loop_watch.stop()
+        self.garbage_watch.stop()
+        if self._server is not None:
+            self._server.close()
+
+    async def _metrics(self) -> Page:
+        return Page(HTTPStatus.OK, CONTENT_TYPE, await self._exposition.scrape())
+
+    async def _health(self) -> Page:
+        """That it is answered says it all: who answers is the loop that serves."""
+        return Page(HTTPStatus.OK, "text/plain; charset=utf-8", b"ok\n")
