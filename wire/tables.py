@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -29,13 +30,13 @@ def tables() -> dict[str, str]:
     return found
 
 
-def with_tables(text: str) -> str:
-    """`text` with what stands between the marks replaced by the tables that they name.
+def with_tables(text: str, current: Mapping[str, str] | None = None) -> str:
+    """`text` with what stands between the marks replaced by the tables that they name: `current`, or `tables()`.
 
     Raises:
         ValueError: a mark names no table, or a table has no mark.
     """
-    current = tables()
+    current = tables() if current is None else current
     named = [match[2] for match in _MARKED.finditer(text)]
     if sorted(named) != sorted(current):
         raise ValueError(f"marks for {sorted(named)}, expected one for each of {sorted(current)}")

@@ -2,7 +2,7 @@
 
 prometheus-client writes every line: names, labels, escapes, HELP and TYPE. But it takes milliseconds for what a
 scrape needs, so it does that once for each set of labels, with NaN for values; a scrape reads the counters and puts
-their numbers where NaN stood. Between two steps of it the loop may turn. See docs/decisions/0008-metrics.md.
+their numbers where NaN stood. Between two steps of it the loop may turn. See docs/decisions/0010-metrics.md.
 """
 
 from __future__ import annotations

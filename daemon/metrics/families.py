@@ -124,7 +124,7 @@ def _model_info(source: Source) -> Iterator[Series]:
     for batcher in source.models:
         spec, backend = batcher.spec, batcher.backend
         numbers = (spec.features, spec.outputs, backend.batch_rows_max)
-        yield (printable(spec.name), spec.sha256.hex(), backend.name, *map(str, numbers)), (1,)
+        yield (printable(batcher.name), spec.sha256.hex(), backend.name, *map(str, numbers)), (1,)
 
 
 def _open(source: Source) -> Iterator[Series]:

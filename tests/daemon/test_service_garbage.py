@@ -44,6 +44,9 @@ SAID: dict[str, list[bytes]] = {
     "half a question": [b'{"op"'],
     "no question": [b"x\n"],
     "too long a question": [b"x" * 10_000],
+    "a question about metrics": [b"GET /metrics HTTP/1.1\r\n\r\n"],
+    "a question for another page": [b"GET / HTTP/1.1\r\n\r\n"],
+    "half a question for a page": [b"GET /metrics HTTP/1.1\r\nHost: x\r\n"],
 }
 
 
