@@ -7,7 +7,6 @@ table. Durations of answers are in microseconds and say so in their names; all e
 from __future__ import annotations
 
 import platform
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -128,10 +127,8 @@ def _model_info(source: Source) -> Iterator[Series]:
 
 
 def _open(source: Source) -> Iterator[Series]:
-    by_kind: Counter[str] = Counter(stream=0, shm=0)
-    by_kind.update(source.clients.transports())
-    for kind, count in by_kind.items():
-        yield (kind,), (count,)
+    for (transport, uid), count in sorted(source.clients.open_by().items()):
+        yield (transport, str(uid)), (count,)
 
 
 def _rejects(source: Source) -> Iterator[Series]:
@@ -245,9 +242,9 @@ FAMILIES: Final = (
     Family(
         "sigd_connections_open",
         Kind.GAUGE,
-        "Clients connected, by the transport of their requests (stream before their Hello).",
+        "Clients connected, by the transport of their requests (stream before their Hello) and by user id.",
         _open,
-        ("transport",),
+        ("transport", "uid"),
     ),
     Family(
         "sigd_connections_accepted",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sigd.daemon.access import AccessConfig, access_of
 from sigd.daemon.clients import Clients
 from sigd.daemon.health import GarbageWatch, LoopWatch
 from sigd.daemon.metrics.families import Source
@@ -25,7 +26,7 @@ def make_source() -> MakeSource:
     def make(rig: Rig) -> Source:
         return Source(
             [rig.batcher],
-            Clients(rig.find_model, rig.limits, rig.client_counters, None),
+            Clients(rig.find_model, access_of(AccessConfig()), rig.limits, rig.client_counters, None),
             rig.client_counters,
             LoopWatch(asyncio.get_running_loop()),
             GarbageWatch(),
