@@ -57,6 +57,7 @@ profile: $(VENV)/.base  ## where the daemon's time for a request goes, stage by 
 
 fuzz: $(VENV)/.dev  ## a million hostile frames and more against the decoder and a live daemon
 	$(BIN)/python -m tests.fuzz.fuzz_stream
+	$(BIN)/python -m tests.fuzz.fuzz_rings
 
 TRAIN = $(BIN)/python -m sigd.models.training $(if $(SIGD_DATA),--data "$(SIGD_DATA)") $(if $(CAPTURE),--capture "$(CAPTURE)") --out "$(or $(OUT),models/zoo)"
 train: $(VENV)/.base  ## train the shipped model anew: make train SIGD_DATA=FOLDER (or CAPTURE=FILE, OUT=FOLDER)
