@@ -1,48 +1,38 @@
-"""A synchronous client in Python: the engine's side of the conversation over a Unix socket.
+"""A synchronous client in Python: the engine's side of the conversation, over a Unix socket or in shared memory.
 
     with connect("/run/sigd/sigd.sock", features=64, outputs=3) as client:
         response = client.request(features_row)
 
 Requests may be pipelined: any number of `send` before the first `receive`; answers come in the order of the requests
 and each is checked to echo the sequence of the request that it answers. While a send waits for room the answers are
-read and kept, so that a client and a daemon that both wait for room cannot lock each other up. Not thread-safe: one
-client, one thread.
+read and kept, so that a client and a daemon that both wait for room cannot lock each other up. All that holds for both
+transports. Not thread-safe: one client, one thread.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import select
-import socket
 import time
-from collections.abc import Callable
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
-from sigd.wire import fields
+from sigd.wire.carrier import Carrier
+from sigd.wire.conversation import Conversation
 from sigd.wire.dial import open_connection, shake_hands
-from sigd.wire.errors import (
-    FrameError,
-    ProtocolBroken,
-    ReceiveTimeout,
-    Rejected,
-    SessionClosed,
-    SessionError,
-)
-from sigd.wire.framer import Frame
+from sigd.wire.errors import NoSharedMemory, ProtocolBroken, SessionClosed
+from sigd.wire.exchange import Exchange
 from sigd.wire.greeting import check_hello
-from sigd.wire.messages import Goodbye, Heartbeat, Hello, Reject, Welcome
+from sigd.wire.messages import Goodbye, Heartbeat, Hello, Welcome
 from sigd.wire.request_outbox import RequestOutbox
-from sigd.wire.response_inbox import Response, ResponseInbox
-from sigd.wire.status import HelloFlag
-from sigd.wire.unanswered import Unanswered
-
-_POLL_S_MAX: Final = 60.0  # poll() has no infinity; whoever waits longer asks again
-_DAEMON_CLOSED: Final = "the daemon closed the connection"
+from sigd.wire.response_inbox import Response
+from sigd.wire.ring import why_not_here
+from sigd.wire.ring_carrier import RingCarrier
+from sigd.wire.status import HelloFlag, Transport
+from sigd.wire.stream_carrier import StreamCarrier
 
 
 def connect(
@@ -53,6 +43,8 @@ def connect(
     model_name: str = "",
     client_name: str = "",
     conflate: bool = False,
+    shared_memory: bool = False,
+    ring_slots: int = 0,
     timeout_s: float = 5.0,
     spin: bool = False,
 ) -> Client:
@@ -65,31 +57,47 @@ def connect(
         model_name: at most 32 bytes of UTF-8; empty is the daemon's default model.
         client_name: for the daemon's logs and metrics; cut after 24 bytes of UTF-8.
         conflate: ask that a request be answered CONFLATED once a newer one of its instrument waits.
+        shared_memory: requests and answers travel in rings that the daemon shares with this process; it must run on
+            the daemon's host. Faster, and while both sides are awake without a system call.
+        ring_slots: how many requests may be unanswered in shared memory, a power of two; 0 is the daemon's default.
         timeout_s: for the handshake, and for every later call that names none; math.inf waits for ever.
-        spin: never sleep while waiting for an answer; lowest latency, one core busy meanwhile.
+        spin: never sleep while waiting for an answer; lowest latency, one core busy meanwhile, and the interpreter's
+            other threads held up.
 
     Raises:
         ConnectFailed: nobody listens there, or the socket may not be opened.
         Rejected: the daemon refused: code and reason.
+        NoSharedMemory: asked for, and not to be had from here: connect without it.
         SessionClosed, ReceiveTimeout, ProtocolBroken: the daemon did not answer Hello as the contract says.
         ShapeError: a name or number that Hello cannot carry.
     """
     hello = Hello(
         features=features,
         outputs=outputs,
+        transport=Transport.SHARED_MEMORY if shared_memory else Transport.STREAM,
         flags=HelloFlag.CONFLATE if conflate else HelloFlag.NONE,
+        ring_slots=ring_slots,
         client_name=client_name,
         model_name=model_name,
     )
     check_hello(hello)
+    if shared_memory and (refused := why_not_here()):
+        raise NoSharedMemory(f"{refused}; connect with the stream transport")
     deadline_s = time.monotonic() + timeout_s
-    connection = open_connection(os.fspath(path), timeout_s)
-    try:
-        welcome, rest = shake_hands(connection, hello, deadline_s)
-        return Client(connection, welcome, rest, timeout_s=timeout_s, spin=spin)
-    except BaseException:
-        connection.close()
-        raise
+    with contextlib.ExitStack() as undo:
+        connection = undo.enter_context(open_connection(os.fspath(path), timeout_s))
+        granted = shake_hands(connection, hello, deadline_s)
+        for number in granted.descriptors:
+            undo.callback(os.close, number)
+        talk = Conversation(granted.welcome.outputs)
+        carrier: Carrier
+        if shared_memory:
+            carrier = RingCarrier(connection, granted, talk.inbox, spin=spin)
+        else:
+            carrier = StreamCarrier(connection, talk.inbox, granted.rest, spin=spin)
+        client = Client(Exchange(carrier, talk, timeout_s), granted.welcome)
+        undo.pop_all()
+    return client
 
 
 class Client:
@@ -97,31 +105,18 @@ class Client:
 
     Attributes:
         welcome: what the daemon granted.
-        goodbye_code: the code of the daemon's Goodbye once it has come, else None.
     """
 
-    def __init__(
-        self, connection: socket.socket, welcome: Welcome, rest: bytes, *, timeout_s: float, spin: bool
-    ) -> None:
-        """Take over a connection after its handshake; `rest` is what came behind the Welcome."""
+    def __init__(self, exchange: Exchange, welcome: Welcome) -> None:
+        """Take over after the handshake."""
         self.welcome = welcome
-        self.goodbye_code: int | None = None
-        self._socket = connection
-        self._timeout_s = timeout_s
-        self._spin = spin
+        self._exchange = exchange
+        self._talk = exchange.talk
+        self._inbox = exchange.talk.inbox
+        self._unanswered = exchange.talk.unanswered
         self._outbox = RequestOutbox(welcome.features)
-        self._inbox = ResponseInbox(welcome.outputs)
-        self._unanswered = Unanswered()
-        self._heartbeats = 0
-        self._daemon_clock_ns = 0
-        self._end: Callable[[], SessionError] | None = None
-        connection.setblocking(False)
-        self._readable = select.poll()
-        self._readable.register(connection, select.POLLIN)
-        self._either = select.poll()
-        self._either.register(connection, select.POLLIN | select.POLLOUT)
-        self._inbox.feed(rest)
-        self._scan()
+        self._offer_requests = exchange.carrier.offer_requests
+        self._offer_control = exchange.carrier.offer_control
 
     def __enter__(self) -> Self:
         return self
@@ -136,9 +131,15 @@ class Client:
         """Requests sent whose answers were not taken yet."""
         return len(self._unanswered)
 
+    @property
+    def goodbye_code(self) -> int | None:
+        """The code of the daemon's Goodbye once it has come, else None."""
+        return self._talk.goodbye_code
+
     def fileno(self) -> int:
-        """The socket, for a caller's own poll; answers that `receive` has read ahead do not show on it."""
-        return self._socket.fileno()
+        """The socket, for a caller's own poll. Answers that `receive` has read ahead do not show on it, and with shared
+        memory none do."""
+        return self._exchange.carrier.fileno()
 
     def send(
         self,
@@ -159,8 +160,11 @@ class Client:
 
         Raises:
             ShapeError: not that many features, or a number that its field cannot hold; nothing was sent.
-            Rejected, SessionClosed, ProtocolBroken: the session has ended, or ends because the daemon took no bytes
+            Rejected, SessionClosed, ProtocolBroken: the session has ended, or ends because the daemon made no room
                 within the session's timeout; the request counts as unanswered.
+
+        In shared memory no more than welcome.ring_slots are unanswered on the daemon's side: one more waits until the
+        oldest answer has come, and is then on its way.
         """
         if sequence is None:
             sequence = self._unanswered.next_sequence
@@ -168,7 +172,7 @@ class Client:
             client_time_ns = time.monotonic_ns()
         frame = self._outbox.encode_lone(features, sequence, client_time_ns, deadline_ns, instrument_id)
         self._unanswered.append(sequence)
-        self._transmit(frame)
+        self._exchange.transmit(self._offer_requests, frame)
         return sequence
 
     def send_many(
@@ -187,7 +191,8 @@ class Client:
             sequences: shape (k,); None counts on from the last.
             client_time_ns, deadline_ns, instrument_id: one for all, or shape (k,); as in `send`.
 
-        More than welcome.in_flight_max unanswered is allowed; the daemon answers what is too much with BUSY.
+        More than welcome.in_flight_max unanswered is allowed: on a stream the daemon answers what is too much with
+        BUSY, in shared memory this waits, see `send`.
 
         Raises:
             ShapeError: as `send`; nothing was sent.
@@ -204,7 +209,7 @@ class Client:
             part = slice(first, first + self._outbox.rows_max)
             frames = self._outbox.encode(rows[part], columns[:, part])
             self._unanswered.extend(sent[part])
-            self._transmit(frames)
+            self._exchange.transmit(self._offer_requests, frames)
         return sent
 
     def receive(self, timeout_s: float | None = None) -> Response:
@@ -224,7 +229,8 @@ class Client:
         try:
             self._unanswered.answer(response.sequence)
         except ProtocolBroken as error:
-            raise self._broken(str(error)) from None
+            self._talk.broken(str(error))
+            raise
         return response
 
     def receive_many(self, count: int | None = None, timeout_s: float | None = None) -> npt.NDArray[np.void]:
@@ -238,7 +244,7 @@ class Client:
         """
         wanted = 1 if count is None else count
         while self._inbox.rows < wanted or count is None:
-            if not self._read():
+            if not self._exchange.read():
                 break
         if self._inbox.rows < wanted:
             self._wait_for_rows(wanted, timeout_s)
@@ -246,7 +252,8 @@ class Client:
         try:
             self._unanswered.answer_many(taken["sequence"])
         except ProtocolBroken as error:
-            raise self._broken(str(error)) from None
+            self._talk.broken(str(error))
+            raise
         return taken
 
     def request(
@@ -272,12 +279,13 @@ class Client:
             ReceiveTimeout: no sign of life within the time given.
             Rejected, SessionClosed, ProtocolBroken: the session has ended.
         """
-        before = self._heartbeats
-        self._transmit(Heartbeat(time.monotonic_ns()).encode())
-        deadline_s = self._deadline_s(timeout_s)
-        while self._heartbeats == before:
-            self._advance(deadline_s, "no Heartbeat came back")
-        return self._daemon_clock_ns
+        talk = self._talk
+        before = talk.heartbeats
+        self._exchange.transmit(self._offer_control, Heartbeat(time.monotonic_ns()).encode())
+        deadline_s = self._exchange.deadline_s(timeout_s)
+        while talk.heartbeats == before:
+            self._exchange.advance(deadline_s, "no Heartbeat came back")
+        return talk.daemon_clock_ns
 
     def goodbye(self, timeout_s: float | None = None) -> npt.NDArray[np.void]:
         """End the session in order: say Goodbye, collect the answers to all that was sent, see the daemon close.
@@ -289,11 +297,11 @@ class Client:
             As `receive`; SessionClosed only where requests stay unanswered.
         """
         with contextlib.suppress(SessionClosed):  # a daemon that drains may have closed already
-            self._transmit(Goodbye().encode())
-        deadline_s = self._deadline_s(timeout_s)
-        while self._end is None:
-            self._advance(deadline_s, "the daemon did not close the connection after Goodbye")
-        error = self._end()
+            self._exchange.transmit(self._offer_control, Goodbye().encode())
+        deadline_s = self._exchange.deadline_s(timeout_s)
+        while not self._talk.over:
+            self._exchange.advance(deadline_s, "the daemon did not close the connection after Goodbye")
+        error = self._talk.error()
         if not isinstance(error, SessionClosed) or error.unanswered:
             raise error
         answers = self.receive_many(self._inbox.rows)
@@ -302,132 +310,9 @@ class Client:
 
     def close(self) -> None:
         """Close at once, with a Goodbye where it can be said without waiting; unanswered requests are given up."""
-        if self._socket.fileno() < 0:
-            return
-        if self._end is None:
-            with contextlib.suppress(OSError):
-                self._socket.send(Goodbye().encode())
-            self._end_closed("this client was closed")
-        self._socket.close()
-
-    # What follows waits, reads and writes.
-
-    def _deadline_s(self, timeout_s: float | None) -> float:
-        return time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
+        self._exchange.close()
 
     def _wait_for_rows(self, rows: int, timeout_s: float | None) -> None:
-        deadline_s = self._deadline_s(timeout_s)
+        deadline_s = self._exchange.deadline_s(timeout_s)
         while self._inbox.rows < rows:
-            self._advance(deadline_s, f"{self._inbox.rows} of {rows} answers came")
-
-    def _advance(self, deadline_s: float, so_far: str) -> None:
-        """Read what has arrived, or wait for something to arrive."""
-        if self._end is not None:
-            raise self._end()
-        if self._read():
-            return
-        left_s = deadline_s - time.monotonic()
-        if left_s <= 0:
-            raise ReceiveTimeout(f"{so_far} within the time given; {self.unanswered} requests are unanswered")
-        if not self._spin:
-            self._readable.poll(min(left_s, _POLL_S_MAX) * 1e3)
-
-    def _read(self) -> bool:
-        """Take in what has arrived; False where nothing has, or nothing can any more."""
-        if self._end is not None:
-            return False
-        try:
-            count_bytes = self._socket.recv_into(self._inbox.writable())
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            self._end_closed(f"{_DAEMON_CLOSED} ({error.strerror})")
-            return True
-        if count_bytes == 0:
-            self._end_closed(_DAEMON_CLOSED)
-            return True
-        self._inbox.arrived(count_bytes)
-        self._scan()
-        return True
-
-    def _scan(self) -> None:
-        try:
-            while self._end is None and (frame := self._inbox.scan()) is not None:
-                self._act(frame)
-        except FrameError as error:
-            reason = error.reason
-            self._end = lambda: ProtocolBroken(f"the daemon sent bytes that are no valid frame: {reason}")
-
-    def _act(self, frame: Frame) -> None:
-        template_id = frame.header.template_id
-        if template_id == fields.HEARTBEAT.template_id:
-            self._daemon_clock_ns = Heartbeat.decode(frame.block).clock_ns
-            self._heartbeats += 1
-        elif template_id == fields.GOODBYE.template_id:
-            self.goodbye_code = Goodbye.decode(frame.block).code
-        elif template_id == fields.REJECT.template_id:
-            reject = Reject.decode(frame.block)
-            self._end = lambda: Rejected(reject.code, reject.reason)
-        else:
-            self._end = lambda: ProtocolBroken(
-                f"the daemon sent template {template_id}, expected an answer or a control message"
-            )
-
-    def _transmit(self, frames: memoryview | bytes) -> None:
-        if self._end is not None:
-            raise self._end()
-        try:
-            sent_bytes = self._send_some(frames)
-            if sent_bytes < len(frames):
-                self._transmit_rest(memoryview(frames)[sent_bytes:])
-        except BaseException:
-            # Half a frame may be out, so nothing can follow it; a Ctrl-C ends here too.
-            if self._end is None:
-                self._end_closed("a send was broken off")
-            self._socket.close()
-            raise
-
-    def _transmit_rest(self, left: memoryview) -> None:
-        """The socket is full: read while waiting for room, or two sides that only write would wait for ever."""
-        deadline_s = self._deadline_s(None)
-        while left:
-            left_s = deadline_s - time.monotonic()
-            if left_s <= 0:
-                self._end_closed(f"the daemon took no bytes for {self._timeout_s} s")
-                raise self._ended()
-            self._either.poll(min(left_s, _POLL_S_MAX) * 1e3)
-            if self._read() and self._end is not None:
-                raise self._ended()
-            if sent_bytes := self._send_some(left):
-                left = left[sent_bytes:]
-                deadline_s = self._deadline_s(None)
-
-    def _send_some(self, frames: memoryview | bytes) -> int:
-        try:
-            return self._socket.send(frames)
-        except BlockingIOError:
-            return 0
-        except OSError as error:
-            # The daemon may have said why before it closed.
-            while self._read():
-                pass
-            if self._end is None:
-                self._end_closed(f"{_DAEMON_CLOSED} ({error.strerror})")
-            raise self._ended() from error
-
-    # How a session ends: errors are made anew each time, an instance kept would collect tracebacks.
-
-    def _ended(self) -> SessionError:
-        assert self._end is not None
-        return self._end()
-
-    def _end_closed(self, why: str) -> None:
-        def closed() -> SessionClosed:
-            lost = max(0, self.unanswered - self._inbox.rows)
-            return SessionClosed(f"{why}; {lost} requests are unanswered", unanswered=lost)
-
-        self._end = closed
-
-    def _broken(self, message: str) -> ProtocolBroken:
-        self._end = lambda: ProtocolBroken(message)
-        return ProtocolBroken(message)
+            self._exchange.advance(deadline_s, f"{self._inbox.rows} of {rows} answers came")

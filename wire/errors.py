@@ -5,6 +5,7 @@ WireError
 ├── SessionError             the client's side of a conversation that failed
 │   ├── ConnectFailed        nobody listens there, or the socket may not be opened
 │   ├── Rejected             the daemon said Reject: code and reason
+│   ├── NoSharedMemory       this machine or this connection cannot have it; a stream it can
 │   ├── SessionClosed        the daemon closed the connection; says how many requests were unanswered
 │   ├── ReceiveTimeout       no answer within the time given
 │   └── ProtocolBroken       the daemon answered something that the contract does not allow
@@ -54,6 +55,10 @@ class Rejected(SessionError):
         super().__init__(f"the daemon rejected the session: {reason} (code {code}, {name})")
         self.code = code
         self.reason = reason
+
+
+class NoSharedMemory(SessionError):
+    """Shared memory was asked for and cannot be had from this side; connect without it."""
 
 
 class SessionClosed(SessionError):

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from sigd.wire import fields
 from sigd.wire.errors import ProtocolBroken, Rejected, ShapeError
+from sigd.wire.fields import FEATURES_MAX
 from sigd.wire.framer import Frame
+from sigd.wire.layout import OUTPUTS_MAX
 from sigd.wire.messages import MODEL_NAME_BYTES, Hello, Reject, Welcome
+from sigd.wire.region import RING_SLOTS_MAX
+from sigd.wire.status import Transport
 
 
 def check_hello(hello: Hello) -> None:
     """Raises ShapeError where Hello cannot carry what is asked; a model's name that is cut would be another's."""
+    slots = hello.ring_slots
+    if hello.transport == Transport.STREAM and slots:
+        raise ShapeError(f"ring_slots of {slots} on a stream, expected 0, or shared memory to be asked for")
+    if not 0 <= slots <= RING_SLOTS_MAX or slots & (slots - 1):
+        raise ShapeError(
+            f"ring_slots of {slots}, expected a power of two within 1..{RING_SLOTS_MAX}, or 0 for the daemon's own"
+        )
     for name, value in (("features", hello.features), ("outputs", hello.outputs)):
         if not 0 <= value < 2**32:
             raise ShapeError(f"{name} of {value}, expected a number within 0..{2**32 - 1}")
@@ -35,11 +46,11 @@ def read_welcome(frame: Frame, hello: Hello) -> Welcome:
     if template_id != fields.WELCOME.template_id:
         raise ProtocolBroken(f"the daemon answered Hello with template {template_id}, expected Welcome")
     welcome = Welcome.decode(frame.block)
-    for name, asked, granted in (
-        ("features", hello.features, welcome.features),
-        ("outputs", hello.outputs, welcome.outputs),
+    for name, asked, granted, most in (
+        ("features", hello.features, welcome.features, FEATURES_MAX),
+        ("outputs", hello.outputs, welcome.outputs, OUTPUTS_MAX),
     ):
-        if granted == 0 or asked not in (0, granted):
+        if not 1 <= granted <= most or asked not in (0, granted):
             raise ProtocolBroken(f"asked for {asked or 'any'} {name}, the daemon granted {granted}")
     if welcome.transport != hello.transport:
         raise ProtocolBroken(f"asked for transport {hello.transport}, the daemon granted {welcome.transport}")

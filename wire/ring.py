@@ -69,7 +69,7 @@ def make_fence() -> Fence:
 class Region:
     """A region in memory and the four ends of its two rings, two for each side.
 
-    The ends hold on to the memory: it can be unmapped when they and this are gone.
+    The ends hold on to the memory: it can be unmapped when they and this are gone, or have let go with `release()`.
 
     Attributes:
         layout: where its parts stand.
@@ -117,6 +117,11 @@ class Region:
     @daemon_heartbeat_ns.setter
     def daemon_heartbeat_ns(self, now_ns: int) -> None:
         self._words[OFFSETS["daemon_heartbeat_ns"] // _U64_BYTES] = now_ns
+
+    def release(self) -> None:
+        """Let go of the memory; nothing else is called after it. The ends let go each for itself, and first."""
+        self._words.release()
+        self._view.release()
 
 
 class _Ring:
@@ -186,6 +191,10 @@ class _Ring:
             offset = self._slots_offset + place * self._stride
             view = self._slots[place] = self._bytes[offset : offset + self.frame_bytes]
         return view
+
+    def release(self) -> None:
+        """Let go of the memory, whoever may still hold on to this, as a traceback does; nothing is called after it."""
+        del self.words, self.flags, self._bytes, self._slots, self._rows
 
 
 class RingProducer(_Ring):

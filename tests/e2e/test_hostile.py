@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import resource
 import socket
@@ -318,7 +319,7 @@ def test_a_client_that_is_killed_while_answers_are_on_their_way(
 
 def test_a_session_that_was_ended_says_so_to_its_client(daemon: Daemon) -> None:
     client = daemon.connect()
-    client._socket.sendall(b"\xff" * 8)
+    os.write(client.fileno(), b"\xff" * 8)
     with pytest.raises(Rejected) as caught:
         client.receive()
     assert caught.value.code == RejectCode.UNSUPPORTED_VERSION

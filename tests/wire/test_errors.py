@@ -8,6 +8,7 @@ from sigd.wire import errors
 from sigd.wire.errors import (
     ConnectFailed,
     FrameError,
+    NoSharedMemory,
     ProtocolBroken,
     ReceiveTimeout,
     Rejected,
@@ -24,6 +25,7 @@ PARENTS = {
     SessionError: WireError,
     ConnectFailed: SessionError,
     Rejected: SessionError,
+    NoSharedMemory: SessionError,
     SessionClosed: SessionError,
     ReceiveTimeout: SessionError,
     ProtocolBroken: SessionError,

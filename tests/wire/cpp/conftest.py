@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import mmap
 import os
+import resource
 import select
 import signal
 import socket
@@ -61,6 +62,17 @@ class CppClient:
         while not (found := self.do(command)).startswith(wanted):
             assert time.monotonic() < end_s, f"{command}: {found}, expected {wanted}"
         return found
+
+    @contextlib.contextmanager
+    def no_more_descriptors(self) -> Iterator[None]:
+        """It may open no file meanwhile."""
+        pid = self._process.pid
+        own = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, own[1]))
+        try:
+            yield
+        finally:
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, own)
 
     def end(self) -> None:
         """Let it go."""

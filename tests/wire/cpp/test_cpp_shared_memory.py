@@ -283,8 +283,8 @@ def _granted(daemon: ShownDaemon, layout: RegionLayout, scene: str) -> tuple[byt
     region = daemon.memory(layout, sealed=scene != "unsealed")
     descriptors = [region, *daemon.bells()]
     welcome = daemon.shared_welcome(layout)
-    if scene == "none":
-        descriptors = []
+    if scene == "one":
+        descriptors = descriptors[:1]
     elif scene == "two":
         descriptors = descriptors[:2]
     elif scene == "no memfd":
@@ -309,7 +309,7 @@ def _granted(daemon: ShownDaemon, layout: RegionLayout, scene: str) -> tuple[byt
 @pytest.mark.parametrize(
     ("scene", "message"),
     [
-        ("none", "sent no region and two doorbells"),
+        ("one", "sent no region and two doorbells"),
         ("two", "sent no region and two doorbells"),
         ("no memfd", "not sealed against shrinking"),
         ("unsealed", "not sealed against shrinking"),
@@ -332,6 +332,28 @@ def test_a_grant_that_is_none(
     assert found.startswith("protocol_broken | ")
     assert message in found
     assert shown_daemon.connection.recv(100) == b"", "the client hung up"
+
+
+def test_no_descriptors_tell_a_forwarded_connection(cpp_client: CppClient, shown_daemon: ShownDaemon) -> None:
+    cpp_client.tell(f"connect path={shown_daemon.path} transport=1")
+    shown_daemon.accept()
+    shown_daemon.send(shown_daemon.shared_welcome(LAYOUT).encode())
+    found = cpp_client.hear()
+    assert found.startswith(
+        "no_shared_memory | no descriptors came with the Welcome: the connection is forwarded"
+    )
+    assert found.endswith("connect with the stream transport")
+    assert shown_daemon.connection.recv(100) == b"", "the client hung up"
+
+
+def test_a_process_that_may_open_no_more(cpp_client: CppClient, shown_daemon: ShownDaemon) -> None:
+    cpp_client.tell(f"connect path={shown_daemon.path} transport=1")
+    shown_daemon.accept()
+    with cpp_client.no_more_descriptors():
+        shown_daemon.grant_memory()
+        found = cpp_client.hear()
+    assert found.startswith("system | ")
+    assert found.endswith("no descriptors are left for shared memory; raise the limit (ulimit -n)")
 
 
 def test_a_stream_where_memory_was_asked_for(cpp_client: CppClient, shown_daemon: ShownDaemon) -> None:

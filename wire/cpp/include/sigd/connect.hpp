@@ -156,6 +156,7 @@ private:
         const ssize_t got = ::recvmsg(session_.socket.get(), &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
         if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) return Errc::none;
         if (got < 0) return refused(Errc::closed, std::strerror(errno));
+        truncated_ |= (message.msg_flags & MSG_CTRUNC) != 0;
         keep_descriptors(message);
         if (got == 0) return error_.set(Errc::closed, "the daemon closed the connection before its Welcome");
         buffers_.arrived(static_cast<std::size_t>(got));
@@ -196,10 +197,22 @@ private:
             return error_.set(Errc::protocol_broken, "asked for transport %u, the daemon granted %u",
                               static_cast<unsigned>(spec_.transport), static_cast<unsigned>(welcome.transport));
         if (welcome.in_flight_max == 0) return error_.set(Errc::protocol_broken, "the daemon granted no request");
-        if (welcome.transport == wire::Transport::shared_memory && !session_.response_bell.valid())
-            return error_.set(Errc::protocol_broken, "the daemon sent no region and two doorbells with its Welcome");
+        if (welcome.transport == wire::Transport::shared_memory && !session_.response_bell.valid()) return missing();
         session_.welcome = welcome;
         return Errc::none;
+    }
+
+    // Fewer descriptors than three came with the Welcome.
+    Errc missing() noexcept {
+        if (truncated_) {
+            errno = EMFILE;
+            return refused(Errc::system, "no descriptors are left for shared memory; raise the limit (ulimit -n)");
+        }
+        if (!session_.region.valid())
+            return error_.set(Errc::no_shared_memory,
+                              "no descriptors came with the Welcome: the connection is forwarded (SSH?), and shared "
+                              "memory works on the daemon's host only; connect with the stream transport");
+        return error_.set(Errc::protocol_broken, "the daemon sent no region and two doorbells with its Welcome");
     }
 
     Errc granted(const char* what, std::uint32_t asked, std::uint32_t found, std::uint32_t most) noexcept {
@@ -226,6 +239,7 @@ private:
     Session& session_;
     Error& error_;
     std::uint64_t deadline_ns_ = 0;
+    bool truncated_ = false;  // descriptors came for which there was no room
 };
 
 }  // namespace detail

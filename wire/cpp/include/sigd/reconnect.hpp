@@ -47,7 +47,8 @@ private:
 // True where the next attempt would end like this one: what was asked for is wrong, or not to be had.
 inline bool is_permanent(const Error& error) noexcept {
     if (error.code == Errc::rejected) return error.reject != wire::RejectCode::too_many_connections;
-    return error.code == Errc::invalid_argument || error.code == Errc::protocol_broken;
+    return error.code == Errc::invalid_argument || error.code == Errc::protocol_broken ||
+           error.code == Errc::no_shared_memory;
 }
 
 // A client that comes back.
