@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +60,9 @@ def run(sessions: int, idle: str, seed: int, model: Path | None = None) -> Found
         with connect(path, client_name="neighbour", spin=idle == "spin", timeout_s=30) as neighbour:
             for _ in range(200):
                 _ask(neighbour)
+            with Attacker(path):
+                pass  # what is made for the first rings stays
+            _wait_until(lambda: _held(process.pid)[1] == 0)
             before = _held(process.pid)
             for number in range(sessions):
                 name = list(ATTACKS)[number % len(ATTACKS)]
@@ -118,10 +121,15 @@ def _held(pid: int) -> tuple[int, int]:
 
 def _settled(pid: int, before: tuple[int, int]) -> tuple[int, int]:
     """How many more it holds than before, once the last connections had time to close."""
-    end_s = time.monotonic() + 10
-    while (now := _held(pid)) != before and time.monotonic() < end_s:
-        time.sleep(0.05)
+    _wait_until(lambda: _held(pid) == before)
+    now = _held(pid)
     return now[0] - before[0], now[1] - before[1]
+
+
+def _wait_until(true: Callable[[], bool]) -> None:
+    end_s = time.monotonic() + 10
+    while not true() and time.monotonic() < end_s:
+        time.sleep(0.05)
 
 
 def main() -> None:
