@@ -9,7 +9,7 @@ SIGD := $(BIN)/sigd
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-simcuda test-gpu test-rtx check format lint types imports bench profile fuzz train lock wheel clean
+.PHONY: help demo test test-fast test-simcuda test-gpu test-rtx check format lint types imports bench profile fuzz soak train lock wheel clean
 
 help:  ## this list
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ profile: $(VENV)/.base  ## where the daemon's time for a request goes, stage by 
 fuzz: $(VENV)/.dev  ## a million hostile frames and more against the decoder and a live daemon
 	$(BIN)/python -m tests.fuzz.fuzz_stream
 	$(BIN)/python -m tests.fuzz.fuzz_rings
+
+soak: $(VENV)/.dev  ## a hundred million requests over both transports, over daemons that are killed (needs a C++ compiler)
+	$(BIN)/python -m tests.soak.soak
 
 TRAIN = $(BIN)/python -m sigd.models.training $(if $(SIGD_DATA),--data "$(SIGD_DATA)") $(if $(CAPTURE),--capture "$(CAPTURE)") --out "$(or $(OUT),models/zoo)"
 train: $(VENV)/.base  ## train the shipped model anew: make train SIGD_DATA=FOLDER (or CAPTURE=FILE, OUT=FOLDER)
