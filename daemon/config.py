@@ -27,7 +27,9 @@ from sigd.daemon.model_config import (
     Threads,
     check_tables,
 )
+from sigd.models.errors import ModelRefused
 from sigd.models.gpu_options import DEFAULT_GPU_OPTIONS, GpuOptions
+from sigd.models.trusted_file import read_file
 
 _SOCKET_PATH_BYTES_MAX = 107
 """What fits sockaddr_un.sun_path with its closing zero."""
@@ -208,8 +210,9 @@ def _struct_of(error: str) -> type[msgspec.Struct]:
 
 def _read_toml(file: Path) -> dict[str, Any]:
     try:
-        with file.open("rb") as stream:
-            values = tomllib.load(stream)
+        values = tomllib.loads(read_file(file).decode())
+    except ModelRefused as error:
+        raise UsageError(str(error)) from None
     except OSError as error:
         raise UsageError(f"{file}: the configuration cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -25,6 +25,7 @@ from sigd.models.errors import BackendUnavailable, ModelError, ModelRefused
 from sigd.models.manifest import Manifest, RuntimeName, decode_manifest, encode_manifest, manifest_path
 from sigd.models.processor import instruction_sets
 from sigd.models.spec import ModelSpec, model_name
+from sigd.models.trusted_file import read_file
 
 ENGINE_SUFFIX: Final = ".engine"
 INSTALL: Final[Mapping[RuntimeName, str]] = {
@@ -84,7 +85,7 @@ def read_manifest(engine: Path | str) -> Manifest:
     """
     path = manifest_path(Path(engine))
     try:
-        content = path.read_bytes()
+        content = read_file(path)
     except FileNotFoundError:
         raise ModelRefused(
             f"{path}: no such file: an engine is served with the manifest that was written beside it. Copy both files, or"
@@ -166,7 +167,7 @@ def rebuild_command(manifest: Manifest, changes: Mapping[str, str] = MappingProx
 
 def _read_checked(path: Path, expected_sha256: str, manifest: Manifest | None) -> bytes:
     try:
-        content = path.read_bytes()
+        content = read_file(path)
     except OSError as error:
         raise ModelRefused(f"{path}: cannot be read: {error.strerror or error}") from error
     sha256 = hashlib.sha256(content).hexdigest()

@@ -2,6 +2,7 @@
 
 ModelError                 anything below; the message says what was wrong, what was expected and what to do
 ├── ModelRefused           the file is not a model that can be served (shape, dtype, operator, digest)
+│   └── FileNotTrusted      others could change the file (sigd.models.trusted_file)
 ├── BackendUnavailable     this machine or this installation cannot run that backend
 ├── BackendFailed          a backend that was open failed while it ran; requests in flight get MODEL_ERROR
 │   └── BackendClosed      used before open() or after close(): a programming error of the caller

@@ -7,15 +7,16 @@ daemon runs can neither change the answers nor take the process down through a m
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sigd.models.errors import ModelRefused
+from sigd.models.trusted_file import read_file
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, TensorProto
+    from onnx import ModelProto, TensorProto
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +60,14 @@ def read_onnx(path: Path, expected_sha256: bytes | None = None) -> OnnxFile:
             f"{path}: not an ONNX model ({len(content)} bytes), expected a file written by an ONNX exporter"
         )
     sha256 = hashlib.sha256(content)
-    weight_names = sorted(set(_external_locations(model.graph)))
-    for weight_name in weight_names:
-        sha256.update(_read_weights(path, weight_name))
-    try:
-        if weight_names:
-            onnx.load_external_data_for_model(model, str(path.parent))
-            content = model.SerializeToString()
-    except (onnx.checker.ValidationError, ValueError, OSError) as error:
-        raise ModelRefused(f"{path}: its files of weights do not fit it: {error}") from error
+    outside = [tensor for tensor in _tensors(model) if tensor.data_location == tensor.EXTERNAL]
+    weights = {name: _read_weights(path, name) for name in sorted({_location(tensor) for tensor in outside})}
+    for part in weights.values():
+        sha256.update(part)
+    for tensor in outside:
+        _take_in(path, tensor, weights)
+    if outside:
+        content = model.SerializeToString()
     if expected_sha256 is not None and sha256.digest() != expected_sha256:
         raise ModelRefused(
             f"{path}: has changed since its spec was read (SHA-256 {sha256.hexdigest()}, expected {expected_sha256.hex()}):"
@@ -78,7 +78,7 @@ def read_onnx(path: Path, expected_sha256: bytes | None = None) -> OnnxFile:
 
 def _read_bytes(path: Path) -> bytes:
     try:
-        content = path.read_bytes()
+        content = read_file(path)
     except FileNotFoundError:
         raise ModelRefused(f"{path}: no such file, expected an ONNX model") from None
     except IsADirectoryError:
@@ -95,7 +95,7 @@ def _read_weights(path: Path, location: str) -> bytes:
     if Path(location).is_absolute() or ".." in Path(location).parts:
         raise ModelRefused(f"{path}: keeps weights in {location!r}, expected a file beside the model")
     try:
-        return (path.parent / location).read_bytes()
+        return read_file(path.parent / location)
     except OSError as error:
         raise ModelRefused(
             f"{path}: keeps weights in {location!r}, which cannot be read beside it ({error.strerror or error}): copy that"
@@ -103,20 +103,37 @@ def _read_weights(path: Path, location: str) -> bytes:
         ) from error
 
 
-def _external_locations(graph: GraphProto) -> Iterator[str]:
-    for tensor in _tensors(graph):
-        if tensor.data_location == tensor.EXTERNAL:
-            for entry in tensor.external_data:
-                if entry.key == "location":
-                    # Text that is no UTF-8 arrives as bytes; shown as such it names no file.
-                    yield str(entry.value)
+def _take_in(path: Path, tensor: TensorProto, weights: Mapping[str, bytes]) -> None:
+    """Put the weights of a tensor where it is, out of the bytes that were hashed."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    content = weights[_location(tensor)]
+    try:
+        start = int(entries.get("offset", 0))
+        end = start + int(entries.get("length", len(content) - start))
+    except ValueError:
+        start = end = -1
+    if not 0 <= start <= end <= len(content):
+        raise ModelRefused(
+            f"{path}: its files of weights do not fit it: {tensor.name!r} is bytes {entries.get('offset', 0)} and on,"
+            f" {entries.get('length', 'the rest')} of them, of a file of {len(content)}: copy the files again, all together"
+        )
+    tensor.raw_data = content[start:end]
+    tensor.data_location = tensor.DEFAULT
+    del tensor.external_data[:]
 
 
-def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
-    """Every tensor stored in a graph, in its nodes' attributes and in the graphs inside those."""
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
+def _location(tensor: TensorProto) -> str:
+    """The name of the file that holds it. Text that is no UTF-8 arrives as bytes; shown as such it names no file."""
+    return next((str(entry.value) for entry in tensor.external_data if entry.key == "location"), "")
+
+
+def _tensors(model: ModelProto) -> Iterator[TensorProto]:
+    """Every tensor stored in a model: in its graph, in attributes, in the graphs inside those and in its functions."""
+    yield from model.graph.initializer
+    nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    while nodes:
+        for attribute in nodes.pop().attribute:
             yield from (*attribute.tensors, *((attribute.t,) if attribute.HasField("t") else ()))
             for inner in (*attribute.graphs, *((attribute.g,) if attribute.HasField("g") else ())):
-                yield from _tensors(inner)
+                yield from inner.initializer
+                nodes.extend(inner.node)

@@ -15,6 +15,7 @@ from sigd.daemon.config import Config, load_config
 from sigd.daemon.errors import UsageError
 from sigd.daemon.idle import IdleStrategy
 from sigd.daemon.logs import LogFormat, start_logging
+from sigd.models.trusted_file import demand_trust
 
 if TYPE_CHECKING:
     from sigd.daemon.model_config import ModelConfig
@@ -68,10 +69,19 @@ Examples:
     type=click.Choice([log_format.value for log_format in LogFormat]),
     help="What the log looks like.  [default: auto, which knows the journal]",
 )
+@click.option(
+    "--allow-insecure-files",
+    is_flag=True,
+    help="Serve what users other than root and this one could change, too.",
+)
 @click.option("--check", is_flag=True, help="Check configuration and model, run it once, and exit.")
 @click.option("--verbose", is_flag=True, help="Log more.")
-def serve(config_file: Path | None, check: bool, verbose: bool, **overrides: object) -> None:
+def serve(
+    config_file: Path | None, allow_insecure_files: bool, check: bool, verbose: bool, **overrides: object
+) -> None:
     """Serve a model over a Unix socket until SIGTERM, which drains: everything accepted is answered."""
+    if not allow_insecure_files:
+        demand_trust()
     config = load_config(config_file, overrides)
     start_logging(logging.DEBUG if verbose else logging.INFO, config.log_format, os.environ)
     sys.exit(run(config, check=check))

@@ -77,6 +77,28 @@ def test_wrong_usage_and_input_end_with_2_and_the_reason(
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize("which", ["m.onnx", "sigd.toml"])
+def test_what_others_could_change_is_not_served_unless_that_is_asked_for(
+    start_daemon: StartDaemon, models: ModelMaker, tmp_path: Path, which: str
+) -> None:
+    model, config = tmp_path / "m.onnx", tmp_path / "sigd.toml"
+    model.write_bytes(models.copied(4).read_bytes())
+    config.write_text('model = "m.onnx"')
+    for file in (model, config):
+        file.chmod(0o644)
+    arguments = ("--config", str(config), "--socket", str(tmp_path / "s"))
+    assert sigd("serve", "--check", *arguments).returncode == 0
+    (tmp_path / which).chmod(0o666)
+    for check in ([], ["--check"]):
+        done = sigd("serve", *check, *arguments)
+        assert done.returncode == 2
+        assert f"{tmp_path / which} has mode 0666" in done.stderr
+        assert f"o-w {tmp_path / which}; or serve with --allow-insecure-files" in done.stderr
+    daemon = start_daemon("--config", str(config), "--allow-insecure-files")
+    with daemon.connect() as client:
+        assert client.request(ROW).outputs.tolist() == ROW
+
+
 def test_a_place_that_is_taken_ends_with_3(start_daemon: StartDaemon, models: ModelMaker) -> None:
     model = models.copied(4)
     daemon = start_daemon("--model", str(model))

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from sigd.models import trusted_file
 from sigd.models.engine import (
     EngineNotWritten,
     Environment,
@@ -30,6 +31,7 @@ from sigd.models.engine import (
 from sigd.models.errors import BackendUnavailable, ModelRefused
 from sigd.models.manifest import Golden, Host, Manifest, Plan, Profile, Source, Target, Tensor, manifest_path
 from sigd.models.processor import instruction_sets
+from sigd.models.trusted_file import FileNotTrusted
 
 PLAN = b"the plan " * 100
 RTX_3090 = Environment(
@@ -182,6 +184,18 @@ def test_a_changed_engine_is_refused(write: Write) -> None:
         check_engine(engine, environment=RTX_3090)
     with pytest.raises(ModelRefused, match=r"not the engine that its manifest describes.*load it again"):
         read_engine(spec)
+
+
+@pytest.mark.parametrize("which", ["m.engine", "m.engine.json"])
+def test_a_pair_that_others_could_change_is_not_served(
+    write: Write, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    engine = write()
+    monkeypatch.setattr(trusted_file._demand, "made", True)
+    check_engine(engine, environment=RTX_3090)
+    engine.with_name(which).chmod(0o666)
+    with pytest.raises(FileNotTrusted, match=f"chmod .*{which}"):
+        check_engine(engine, environment=RTX_3090)
 
 
 def test_an_engine_without_a_manifest_is_refused(write: Write) -> None:

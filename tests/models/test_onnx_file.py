@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import onnx
 import pytest
 
+from sigd.models import onnx_file
 from sigd.models.errors import ModelRefused
 from sigd.models.onnx_file import read_onnx
 
@@ -136,7 +137,7 @@ def test_an_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     def denied(_: Path) -> bytes:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", denied)
+    monkeypatch.setattr(onnx_file, "read_file", denied)
     with pytest.raises(ModelRefused, match="cannot be read: Permission denied"):
         read_onnx(tmp_path / "m.onnx")
 
