@@ -281,26 +281,43 @@ def test_coming_and_going_does_not_make_it_grow(daemon: Daemon, what: str) -> No
     assert daemon.status().resident_bytes - before < 4 << 20
 
 
-def test_running_out_of_descriptors_is_survived(start_daemon: StartDaemon, models: ModelMaker) -> None:
+def test_with_few_descriptors_fewer_are_served(start_daemon: StartDaemon, models: ModelMaker) -> None:
     daemon = start_daemon(
         "--model",
         str(models.copied(4)),
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100)),
     )
     assert "LimitNOFILE" in daemon.said()
-    crowd = []
-    for _ in range(150):
-        connection = socket.socket(socket.AF_UNIX)
-        connection.connect(str(daemon.socket))
-        crowd.append(connection)
-    crowd[0].settimeout(60)
-    crowd[0].sendall(Hello().encode() + requests(1))
-    assert len(crowd[0].recv(128)) == 128, "the first one is served"
-    for connection in crowd:
-        connection.close()
-    daemon.until(lambda status: status.connections_open == 0)
+    with raw(daemon, Hello().encode() + requests(1)) as first:
+        assert len(first.recv(128)) == 128, "the first one is served"
+        with contextlib.ExitStack() as crowd:
+            for _ in range(150):
+                crowd.enter_context(raw(daemon))
+        daemon.until(lambda status: (status.connections_open, status.connections_accepted) == (1, 151))
     with daemon.connect() as client:
         assert client.request([5, 0, 0, 0]).outputs[0] == 5
+
+
+def test_running_out_of_descriptors_is_survived(start_daemon: StartDaemon, models: ModelMaker) -> None:
+    """Which takes a limit that is lowered while it serves: it lets in no more than it has descriptors for."""
+    daemon = start_daemon("--model", str(models.copied(4)), "--idle", "block")
+    with daemon.connect() as client:
+        assert client.request([1, 0, 0, 0]).outputs[0] == 1
+        _, hard = resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, (daemon.descriptors() + 3, hard))
+        with contextlib.ExitStack() as crowd:
+            connections = [crowd.enter_context(raw(daemon)) for _ in range(20)]
+            for connection in connections[3:]:
+                assert until_closed(connection) == b"", (
+                    "closed without a word: it has no descriptor to say it on"
+                )
+            before_s = daemon.cpu_s()
+            time.sleep(0.3)
+            assert daemon.cpu_s() - before_s < 0.15, "it spins"
+            assert client.request([2, 0, 0, 0]).outputs[0] == 2
+        resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, (hard, hard))
+        with daemon.connect() as after:
+            assert after.request([3, 0, 0, 0]).outputs[0] == 3
 
 
 def test_a_client_that_is_killed_while_answers_are_on_their_way(
