@@ -113,8 +113,8 @@ class AdminServer:
 
     async def start(self, listener: socket.socket) -> None:
         """Begin to answer."""
-        start = asyncio.start_unix_server if listener.family == socket.AF_UNIX else asyncio.start_server
-        self._server = await start(self._serve, sock=listener, limit=REQUEST_BYTES_MAX)
+        # start_unix_server() would on some versions of Python remove the file, which may not be ours.
+        self._server = await asyncio.start_server(self._serve, sock=listener, limit=REQUEST_BYTES_MAX)
 
     def close(self) -> None:
         """Answer no more."""

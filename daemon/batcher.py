@@ -277,7 +277,7 @@ class Batcher:
 
     def _fail(self, segments: list[Segment], error: Exception) -> None:
         """Every row of the batch gets its answer, MODEL_ERROR; then, where the process cannot go on, it ends."""
-        now_ns = self.clock()
+        now_ns = self.last_batch_ns = self.clock()
         failure = error if isinstance(error, BackendFailed) else None
         if now_ns - self._failure_logged_ns >= _FAILURE_LOG_INTERVAL_NS:
             self._failure_logged_ns = now_ns

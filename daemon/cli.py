@@ -22,6 +22,10 @@ COMMANDS: Final = {
     "build-engine": ("sigd.daemon.commands.build_engine:build_engine", "Build a model file into an engine."),
     "inspect": ("sigd.daemon.commands.inspect:inspect", "Show what a model file or an engine is."),
     "compare": ("sigd.bench.commands.compare:compare", "Compare two models on the same rows."),
+    "install-service": (
+        "sigd.daemon.commands.install_service:install_service",
+        "Let systemd run this installation.",
+    ),
     "doctor": ("sigd.daemon.commands.doctor:doctor", "Check this machine and say how to mend it."),
 }
 """Name to (module:attribute, one line for `sigd --help`). The modules of sigd.bench are named here and imported by

@@ -34,6 +34,8 @@ from sigd.models.trusted_file import read_file
 _SOCKET_PATH_BYTES_MAX = 107
 """What fits sockaddr_un.sun_path with its closing zero."""
 
+_SOCKET_NAME = "sigd.sock"
+
 _PATHS = ("model", "socket", "admin_socket")
 _OF_EACH_MODEL = (
     "backend",
@@ -145,10 +147,32 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 def default_socket_path() -> Path:
     """/run/sigd/sigd.sock where that directory may be written to, else one in the user's own runtime directory."""
-    for directory in (Path("/run/sigd"), Path(os.environ.get("XDG_RUNTIME_DIR", "/nonexistent"))):
+    *directories, last = _socket_directories()
+    for directory in directories:
         if os.access(directory, os.W_OK | os.X_OK):
-            return directory / "sigd.sock"
-    return Path(f"/tmp/sigd-{os.getuid()}") / "sigd.sock"
+            return directory / _SOCKET_NAME
+    return last / _SOCKET_NAME
+
+
+def running_socket_path() -> Path:
+    """Where a daemon listens that was started without saying where, for whoever asks: the first of those places where
+    there is a socket, which may be one that only the service manager could make."""
+    for directory in _socket_directories():
+        path = directory / _SOCKET_NAME
+        try:
+            if path.is_socket():
+                return path
+        except PermissionError:
+            return path
+    return default_socket_path()
+
+
+def _socket_directories() -> tuple[Path, ...]:
+    return (
+        Path("/run/sigd"),
+        Path(os.environ.get("XDG_RUNTIME_DIR", "/nonexistent")),
+        Path(f"/tmp/sigd-{os.getuid()}"),
+    )
 
 
 def admin_path_of(socket_path: Path) -> Path:

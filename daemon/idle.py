@@ -49,7 +49,7 @@ class Ticker:
     ) -> None:
         self._call_soon = loop.call_soon
         self._strategy = strategy
-        self._poll = poll
+        self._work = self._poll = poll
         self._last_batch_ns = last_batch_ns
         self._clock = clock
         self._spin_ns = spin_ns
@@ -57,7 +57,7 @@ class Ticker:
         self._may_sleep = may_sleep
         self._armed = False
         self._stopped = False
-        self._tick_always = self._make_tick_always()
+        self._tick_always, self._set_poll_always = self._make_tick_always()
 
     def start(self) -> None:
         """Arm the tick where the strategy wants it always."""
@@ -74,8 +74,26 @@ class Ticker:
             self._armed = True
             self._call_soon(self._tick_always if self._strategy is IdleStrategy.SPIN else self._tick)
 
-    def _make_tick_always(self) -> Callable[[], None]:
-        """The tick of "spin". It runs in every round of the loop, so it is a closure: no attribute is looked up."""
+    def interpose(self, call: Callable[[], None]) -> None:
+        """Have the next tick call `call` before it polls: proof that ticks come, which costs the others nothing."""
+        poll, set_poll = self._work, self._set_poll
+
+        def poll_once() -> bool:
+            set_poll(poll)
+            call()
+            return poll()
+
+        set_poll(poll_once)
+        self.wake()
+
+    def _set_poll(self, poll: Callable[[], bool]) -> None:
+        self._poll = poll
+        self._set_poll_always(poll)
+
+    def _make_tick_always(self) -> tuple[Callable[[], None], Callable[[Callable[[], bool]], None]]:
+        """The tick of "spin", and what sets whom it polls.
+
+        It runs in every round of the loop, so it is a closure: no attribute is looked up."""
         call_soon, poll = self._call_soon, self._poll
 
         def tick() -> None:
@@ -84,7 +102,11 @@ class Ticker:
                 call_soon(tick)
                 poll()
 
-        return tick
+        def set_poll(changed: Callable[[], bool]) -> None:
+            nonlocal poll
+            poll = changed
+
+        return tick, set_poll
 
     def _tick(self) -> None:
         self._armed = False

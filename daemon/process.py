@@ -9,6 +9,7 @@ import os
 import resource
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
@@ -65,6 +66,24 @@ def lock_memory() -> bool:
         log.warning("memory is not locked: mlockall: %s", os.strerror(ctypes.get_errno()))
         return False
     return True
+
+
+def warn_of_realtime_spin(policy: int, runtime: Path = Path("/proc/sys/kernel/sched_rt_runtime_us")) -> None:
+    """Say so in the log where a loop that never sleeps has been given real-time priority, `policy`."""
+    if policy not in (os.SCHED_FIFO, os.SCHED_RR):
+        return
+    try:
+        runtime_us = int(runtime.read_text())
+    except (OSError, ValueError):
+        runtime_us = 0
+    if runtime_us < 0:
+        harm = "with kernel.sched_rt_runtime_us = -1 the kernel's own work on this core never runs"
+    else:
+        harm = "the kernel may stop such a thread for 50 ms of every second (kernel.sched_rt_runtime_us)"
+    log.warning(
+        'idle = "spin" at real-time priority: %s. Take "backoff" or "block", or ordinary priority on an isolated core',
+        harm,
+    )
 
 
 def ignore_overflow() -> None:

@@ -7,12 +7,14 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from time import monotonic_ns
 
 from sigd.daemon import snapshot
 from sigd.daemon.access import access_of
+from sigd.daemon.activation import ADMIN, CLIENTS, PassedListener
 from sigd.daemon.admin import AdminRequest, AdminServer, Status
 from sigd.daemon.batcher import Batcher
 from sigd.daemon.clients import Clients
@@ -20,8 +22,10 @@ from sigd.daemon.config import Config
 from sigd.daemon.counters import ClientCounters, ModelCounters
 from sigd.daemon.idle import Ticker
 from sigd.daemon.listener import BACKLOG, Listener
+from sigd.daemon.liveness import Liveness, Watchdog
 from sigd.daemon.metrics.observer import Observer
 from sigd.daemon.model_config import ModelConfig
+from sigd.daemon.notify import Notifier
 from sigd.daemon.process import freeze_garbage, ignore_overflow, lock_memory
 from sigd.daemon.served import ServedModels
 from sigd.daemon.shared_memory import RingHost
@@ -31,14 +35,25 @@ from sigd.models.errors import BackendFailed
 
 log = logging.getLogger(__name__)
 
+END_GRACE_S = 5.0
+"""What a stop takes at most besides the wait for clients, as the service manager is told."""
+
 
 class Service:
     """One daemon, from open backends to its last answer."""
 
-    def __init__(self, config: Config, backends: Sequence[Backend]) -> None:
-        """`backends`: those of `config.models()`, in their order."""
+    def __init__(
+        self,
+        config: Config,
+        backends: Sequence[Backend],
+        notifier: Notifier,
+        passed: Mapping[str, PassedListener],
+    ) -> None:
+        """`backends`: those of `config.models()`, in their order. `passed`: sockets that are open already."""
         self._config = config
         self._backends = backends
+        self._notifier = notifier
+        self._passed = passed
         self._limits = config.limits()
         self._counters = ClientCounters()
         self._started_ns = monotonic_ns()
@@ -73,14 +88,13 @@ class Service:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         with (
-            Listener(config.socket_path, int(config.socket_mode, 8)) as listener,
-            Listener(config.admin_socket_path, int(config.admin_socket_mode, 8)) as asked,
+            self._listener(CLIENTS, config.socket_path, config.socket_mode) as listener,
+            self._listener(ADMIN, config.admin_socket_path, config.admin_socket_mode) as asked,
         ):
             admin = AdminServer({"status": self._status}, self._observer.pages)
             await admin.start(asked.socket)
-            server = await loop.create_unix_server(
-                self._clients.accept, sock=listener.socket, backlog=BACKLOG
-            )
+            # create_unix_server() would on some versions of Python remove the file, which may not be ours.
+            server = await loop.create_server(self._clients.accept, sock=listener.socket, backlog=BACKLOG)
             await self._observer.prepare()
             if config.lock_memory:
                 lock_memory()
@@ -92,6 +106,8 @@ class Service:
             ]
             for warmth in warmths:
                 warmth.start()
+            watchdog = self._make_watchdog(loop)
+            watchdog.start()
             self._say_ready()
             await self._stop.wait()
             # The way here ends first: another daemon may take the place while this one drains.
@@ -105,12 +121,17 @@ class Service:
                 admin.close,
             ):
                 end()
+            self._notifier.stopping("draining", self._limits.drain_timeout_s + END_GRACE_S)
             await self._clients.drain()
+            watchdog.stop()
         self._ticker.stop()
         rings.close()
         for batcher in self._models:
             batcher.backend.close()
         return self._exit_code()
+
+    def _listener(self, name: str, path: Path, mode: str) -> Listener | PassedListener:
+        return self._passed.get(name) or Listener(path, int(mode, 8))
 
     def _make_batcher(self, model: ModelConfig, backend: Backend) -> Batcher:
         limits = replace(
@@ -137,6 +158,11 @@ class Service:
             self._models.rest,
             rings.may_sleep,
         )
+
+    def _make_watchdog(self, loop: asyncio.AbstractEventLoop) -> Watchdog:
+        notifier = self._notifier
+        liveness = Liveness(monotonic_ns, rest_ns=notifier.watchdog_ns)
+        return Watchdog(loop, notifier, liveness, self._ticker.interpose, lambda: self._models, self._line)
 
     def _die(self, failure: BackendFailed) -> None:
         self._failure = failure
@@ -167,6 +193,10 @@ class Service:
             log.warning("standard output cannot be written to: %s", error.strerror)
             # What is still buffered would fail once more at the exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        self._notifier.ready(self._line())
+
+    def _line(self) -> str:
+        return snapshot.line(self._models, self._counters)
 
     async def _status(self, _request: AdminRequest) -> Status:
         return snapshot.take(self._config, self._started_ns, self._models, self._clients, self._counters)

@@ -62,6 +62,16 @@ def _model(batcher: Batcher) -> ModelStatus:
     )
 
 
+def line(models: Iterable[Batcher], counters: ClientCounters) -> str:
+    """What `systemctl status` shows. Said from the loop while it serves, so it adds nothing up."""
+    served = "; ".join(
+        f"{printable(batcher.name)} ({batcher.spec.features} -> {batcher.spec.outputs}) on {batcher.backend.name},"
+        f" generation {batcher.generation}"
+        for batcher in models
+    )
+    return f"{counters.connections_open} clients; {served}"
+
+
 def printable(path: Path | str) -> str:
     """A path may hold bytes that are no UTF-8; they are shown as U+FFFD."""
     return os.fsencode(path).decode("utf-8", "replace")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import sys
@@ -14,7 +15,7 @@ import msgspec
 from sigd.daemon.config import Config, load_config
 from sigd.daemon.errors import UsageError
 from sigd.daemon.idle import IdleStrategy
-from sigd.daemon.logs import LogFormat, start_logging
+from sigd.daemon.logs import STANDARD_ERROR, LogFormat, start_logging
 from sigd.models.trusted_file import demand_trust
 
 if TYPE_CHECKING:
@@ -93,11 +94,24 @@ def run(config: Config, *, check: bool) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     import uvloop
 
-    from sigd.daemon.process import allow_descriptors, end_now, keep_standard_descriptors, pin_to_cpu
+    from sigd.daemon.activation import place, take_sockets
+    from sigd.daemon.notify import Notifier
+    from sigd.daemon.process import (
+        allow_descriptors,
+        end_now,
+        keep_standard_descriptors,
+        pin_to_cpu,
+        warn_of_realtime_spin,
+    )
     from sigd.daemon.service import Service
     from sigd.models.registry import backend_names
 
     keep_standard_descriptors()
+    # A watchdog that has waited too long aborts the process: the log shall say where it hung.
+    faulthandler.enable(STANDARD_ERROR)
+    notifier = Notifier.from_environment(os.environ, os.getpid())
+    passed = take_sockets(os.environ, os.getpid())
+    config = place(config, passed)
     for model in config.models():
         if model.backend not in backend_names():
             raise UsageError(
@@ -105,6 +119,9 @@ def run(config: Config, *, check: bool) -> int:
             )
     if config.cpu is not None:
         pin_to_cpu(config.cpu)
+    if config.idle is IdleStrategy.SPIN:
+        warn_of_realtime_spin(os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK)
+    notifier.starting("opening and warming up what it serves")
     backends = [_open(model) for model in config.models()]
     if check:
         for backend in backends:
@@ -117,8 +134,9 @@ def run(config: Config, *, check: bool) -> int:
         return 0
     config = msgspec.structs.replace(config, connections_max=allow_descriptors(config.connections_max))
 
-    service = Service(config, backends)
+    service = Service(config, backends, notifier, passed)
     exit_code = uvloop.run(service.run())
+    notifier.close()
     if service.device_failed:
         end_now(exit_code)
     return exit_code

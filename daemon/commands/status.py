@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sigd.daemon.admin import LatencyStatus, ModelStatus, Status, ask_status, percentile_ns
-from sigd.daemon.config import admin_path_of, default_socket_path
+from sigd.daemon.config import admin_path_of, running_socket_path
 
 PERCENTS = (50.0, 90.0, 99.0, 99.9, 99.99)
 
@@ -30,7 +30,7 @@ Examples:
 )
 def status(socket: Path | None, admin_socket: Path | None, as_json: bool) -> None:
     """Counters and latency percentiles of a running daemon, since its start."""
-    answer = ask_status(admin_socket or admin_path_of(socket or default_socket_path()))
+    answer = ask_status(admin_socket or admin_path_of(socket or running_socket_path()))
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(_with_percentiles(answer))).decode())
     else:

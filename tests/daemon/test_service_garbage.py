@@ -17,6 +17,7 @@ import pytest
 import uvloop
 
 from sigd.daemon.config import Config
+from sigd.daemon.notify import Notifier
 from sigd.daemon.service import Service
 from sigd.models.registry import open_backend
 from sigd.wire.messages import Goodbye, Heartbeat, Hello
@@ -95,7 +96,7 @@ def test_it_is_freed_by_reference_counts(
     left: Counter[str] = Counter()
 
     async def main() -> int:
-        service = asyncio.create_task(Service(config, [backend]).run())
+        service = asyncio.create_task(Service(config, [backend], Notifier(), {}).run())
         while not path.exists():
             await asyncio.sleep(0.001)
         for times in (2, TIMES):

@@ -35,6 +35,7 @@ COMMANDS = (
     "inspect",
     "compare",
     "doctor",
+    "install-service",
 )
 
 
@@ -51,6 +52,7 @@ def check_installation() -> None:
     files = importlib.metadata.files("sigd") or []
     top_level = {file.parts[0] for file in files if ".." not in file.parts}
     assert {name for name in top_level if not name.endswith(".dist-info")} == {"sigd"}, top_level
+    assert "ExecStart=" in run("install-service", "--dry-run"), "the units are part of it"
     for name in ("torch", "tensorrt", "pycuda", "pyarrow", "pytest"):
         assert importlib.util.find_spec(name) is None, f"{name} is installed: this environment proves nothing"
 
