@@ -19,6 +19,9 @@ class Peer(Protocol):
     def send_descriptors(self, data: bytes, descriptors: tuple[int, ...]) -> None:
         """The first thing that is sent, and descriptors that come with it; the connection is aborted where it fails."""
 
+    def why_no_descriptors(self) -> str:
+        """Why descriptors would not reach the client; empty where they would, as far as can be told."""
+
     def finish(self) -> None:
         """Send what is kept, then close."""
 

@@ -319,6 +319,8 @@ class Session:
                     RejectCode.TRANSPORT_UNAVAILABLE,
                     "shared memory is not offered here, transport 0 (stream) is",
                 )
+            if refused := self.peer.why_no_descriptors():
+                raise FrameError(RejectCode.TRANSPORT_UNAVAILABLE, refused)
             self._rings = self._open_rings(self, terms.ring_slots)
             self.send_answers = self._rings.send
         self.client_name = terms.client_name

@@ -14,6 +14,7 @@ from time import monotonic_ns
 from typing import cast
 
 from sigd.daemon.access import Credentials, credentials_of
+from sigd.daemon.forwarded import why_not_shared_memory
 from sigd.daemon.session import Session
 
 _write = os.write
@@ -110,6 +111,10 @@ class StreamProtocol(asyncio.BufferedProtocol):
             sent_bytes = 0
         if sent_bytes != len(data):
             self._abort()
+
+    def why_no_descriptors(self) -> str:
+        """The kernel's word on who connected tells a forwarder."""
+        return why_not_shared_memory(self.credentials.pid)
 
     def _send_behind(self, data: memoryview | bytes) -> None:
         """Send where something is unsent already, or the connection has ended."""

@@ -194,6 +194,7 @@ class FakeClient:
         self.gone = False
         self.turns = 0
         self.descriptors: tuple[int, ...] = ()
+        self.no_descriptors = ""
         self._framer = Framer(1 << 22)
         self._fed = 0
         self.session = Session(self, rig.find_model, rig.client_counters, open_rings)
@@ -209,6 +210,9 @@ class FakeClient:
         assert not self.raw, "not the first thing that is sent"
         self.descriptors = tuple(map(os.dup, descriptors))
         self.send(data)
+
+    def why_no_descriptors(self) -> str:
+        return self.no_descriptors
 
     def finish(self) -> None:
         assert not self.finished, "finished twice"
