@@ -46,6 +46,10 @@ class Batcher:
             itself, while nobody else waits.
     """
 
+    backend: Backend
+    spec: ModelSpec
+    batch_rows_max: int
+
     def __init__(
         self,
         backend: Backend,
@@ -67,26 +71,24 @@ class Batcher:
             linger_ns: how long a batch that is not full waits for more rows.
         """
         self.name = backend.spec.name
-        self.spec: ModelSpec = backend.spec
         self.limits = limits
-        self.batch_rows_max = backend.batch_rows_max
         self.generation = generation
         self.pending_rows = 0
         self.last_batch_ns = clock()
-        self.backend = backend
         self.counters = counters
         self.clock = clock
         self._wake = wake
         self._on_fatal = on_fatal
         self._linger_ns = linger_ns
         self._lingering_since_ns = 0
+        self._sessions: set[Session] = set()
         self._ready: deque[Session] = deque()
         self._segments: list[Segment] = []
         self._submitted_ns = 0
         self.alone: Session | None = None
-        self._may_be_alone = backend.synchronous and not linger_ns
         self._failure_logged_ns = -_FAILURE_LOG_INTERVAL_NS
-        self._submit = backend.submit
+        self._successor: tuple[Backend, Callable[[Backend], None]] | None = None
+        self._take(backend)
 
     # -- the sessions' side ------------------------------------------------------------------------------------
 
@@ -105,8 +107,13 @@ class Batcher:
             self._ready.append(session)
             self._wake()
 
+    def join(self, session: Session) -> None:
+        """The session is served from now on, until `forget()`."""
+        self._sessions.add(session)
+
     def forget(self, session: Session) -> None:
         """The session is closed. What it has in the batch being run is not answered."""
+        self._sessions.discard(session)
         if session.queued:
             session.queued = False
             self._ready.remove(session)
@@ -116,6 +123,46 @@ class Batcher:
         """The session's requests go the full way from now on."""
         if self.alone is session:
             self.alone = None
+
+    # -- the way to another model ------------------------------------------------------------------------------
+
+    def swap(self, backend: Backend, done: Callable[[Backend], None]) -> None:
+        """Serve with another model, of the same shape, from the next batch on.
+
+        Costs the same however many sessions there are, but for letting go of the old model: a session learns its way
+        to the new one when it first has a part in a batch.
+
+        Args:
+            backend: open.
+            done: called with the old one once nothing of it is needed any more.
+        """
+        self._successor = (backend, done)
+        if not self._segments:
+            self._succeed()
+
+    def _succeed(self) -> None:
+        """Between two batches: the successor takes over."""
+        assert self._successor is not None
+        (backend, done), self._successor = self._successor, None
+        old = self.backend
+        self.alone = None
+        for session in self._sessions:
+            session.detach()
+        self._take(backend)
+        self.generation += 1
+        self.counters.allow_batches(backend.batch_rows_max)
+        done(old)
+
+    def _succeed_if_due(self) -> None:
+        if self._successor is not None:
+            self._succeed()
+
+    def _take(self, backend: Backend) -> None:
+        self.backend = backend
+        self.spec = backend.spec
+        self.batch_rows_max = backend.batch_rows_max
+        self._may_be_alone = backend.synchronous and not self._linger_ns
+        self._submit = backend.submit
 
     # -- the loop's side ---------------------------------------------------------------------------------------
 
@@ -142,8 +189,10 @@ class Batcher:
             except Exception as error:  # noqa: BLE001  whatever it was, the rows must be answered
                 segments, self._segments = self._segments, []
                 self._fail(segments, error)
+                self._succeed_if_due()
                 return True
             self._complete(self.clock())
+            self._succeed_if_due()
         if not self._ready:
             return False
         if self._linger_ns and self._lingers():
@@ -163,8 +212,11 @@ class Batcher:
         inputs = self.backend.inputs
         segments: list[Segment] = []
         rows = 0
+        generation = self.generation
         for session, take in self._pick():
             try:
+                if session.generation != generation:
+                    session.attach()
                 segment = screen(session, take, inputs, rows, now_ns)
             except Exception:  # noqa: BLE001  _give_up() logs it
                 _give_up(session)

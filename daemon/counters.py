@@ -139,6 +139,10 @@ class ModelCounters:
         batches[1] += sum(self._model_quick)
         return batches
 
+    def allow_batches(self, rows_max: int) -> None:
+        """Another model may run larger batches."""
+        self._batches_by_rows.extend([0] * (rows_max + 1 - len(self._batches_by_rows)))
+
     def count_lone(self, total_ns: int, infer_ns: int) -> None:
         """Count one OK answer that was a batch of its own."""
         if total_ns < self._slow_ns:

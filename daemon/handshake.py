@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from sigd.wire import fields
 from sigd.wire.errors import FrameError
+from sigd.wire.framer import Frame
 from sigd.wire.layout import request_frame_bytes
 from sigd.wire.messages import Hello, Welcome
 from sigd.wire.region import RING_SLOTS_MAX
@@ -54,16 +56,23 @@ class Terms:
         )
 
 
-def agree(hello: Hello, find_model: Callable[[str], Batcher | None], *, rings_offered: bool) -> Terms:
+def agree(first: Frame, find_model: Callable[[str], Batcher | None], *, rings_offered: bool) -> Terms:
     """The terms for what is asked.
 
     Args:
+        first: the first frame of a client, which must be a Hello.
         find_model: gives the batcher that serves a model's name, "" being the default, or None.
         rings_offered: whether shared memory may be had.
 
     Raises:
         FrameError: with the code that refuses it.
     """
+    if first.header.template_id != fields.HELLO.template_id:
+        raise FrameError(
+            RejectCode.UNEXPECTED_TEMPLATE,
+            f"template {first.header.template_id} came first, expected Hello (1)",
+        )
+    hello = Hello.decode(first.block)
     batcher = find_model(hello.model_name)
     if batcher is None:
         default = find_model("")

@@ -52,6 +52,12 @@ class Rings(Protocol):
     def start(self) -> None:
         """The client has been told: hand over what it publishes to `Session.took()`."""
 
+    def detach(self) -> None:
+        """Let go of the batcher's model: from now on everything goes the full way."""
+
+    def attach(self) -> None:
+        """Learn the shortest way to the batcher's model."""
+
     def take(self, now_ns: int) -> bool:
         """Hand over what has been published; False where nothing was."""
 

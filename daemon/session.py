@@ -23,7 +23,7 @@ from sigd.wire import fields
 from sigd.wire.errors import FrameError
 from sigd.wire.framer import FRAME_BYTES_MAX, Frame, Framer
 from sigd.wire.inbox import RequestInbox
-from sigd.wire.messages import Goodbye, Heartbeat, Hello, Reject
+from sigd.wire.messages import Goodbye, Heartbeat, Reject
 from sigd.wire.outbox import ResponseOutbox
 from sigd.wire.status import GoodbyeCode, RejectCode, Status
 
@@ -56,6 +56,7 @@ class Session:
         queued: True while the batcher has this session among its ready ones.
         in_batch_rows: pending rows that are in the batch being run, always the oldest.
         conflate: granted in the Welcome.
+        generation: of the model that its answers were from last; where the batcher's differs, `attach()` comes first.
         client_name: as the client gave it in its Hello.
         in_flight_max: granted in the Welcome; 0 until then.
         marks: which of the pending rows shall not run.
@@ -78,6 +79,7 @@ class Session:
         "batcher",
         "client_name",
         "conflate",
+        "generation",
         "in_batch_rows",
         "in_flight_max",
         "inbox",
@@ -122,6 +124,7 @@ class Session:
         self.queued = False
         self.in_batch_rows = 0
         self.conflate = False
+        self.generation = 0
         self.client_name = ""
         self.in_flight_max = 0
 
@@ -221,11 +224,6 @@ class Session:
         return self._rings is not None
 
     @property
-    def pending_rows(self) -> int:
-        """Requests received and not answered."""
-        return self.inbox.rows if self.in_flight_max else 0
-
-    @property
     def waiting_rows(self) -> int:
         """Requests received and not in a batch yet."""
         return self.inbox.rows - self.in_batch_rows
@@ -242,15 +240,28 @@ class Session:
 
     def admit(self, count: int) -> None:
         """The newest `count` pending rows wait for a batch; mark those that shall not run."""
-        excess = max(
-            self.inbox.rows - self.in_flight_max,
-            self.batcher.pending_rows + count - self._rows_pending_max,
-        )
+        too_many_pending = self.batcher.pending_rows + count - self._rows_pending_max
+        excess = max(self.inbox.rows - self.in_flight_max, too_many_pending)
         self.batcher.pending_rows += count
         if self.state is State.DRAINING:
             self.marks.mark_newest(count, self.inbox.rows, Status.DRAINING)
         elif excess > 0:
             self.marks.mark_newest(min(excess, count), self.inbox.rows, Status.BUSY)
+
+    def detach(self) -> None:
+        """The batcher gets another model: let go of the one that it had."""
+        self.lone = never
+        if self._rings is not None:
+            self._rings.detach()
+
+    def attach(self) -> None:
+        """From now on answers are from the batcher's model, and the shortest way leads there."""
+        batcher = self.batcher
+        self.generation = batcher.generation
+        self.outbox = ResponseOutbox(batcher.spec.outputs, batcher.batch_rows_max, batcher.generation)
+        self.lone = lone_path(self, batcher, batcher.clock)
+        if self._rings is not None:
+            self._rings.attach()
 
     def take_lone(self, count_bytes: int, now_ns: int) -> None:
         """The request that arrived alone becomes a pending row, whose answer is on its way."""
@@ -276,16 +287,7 @@ class Session:
             frame = framer.next_frame()
             if frame is None:
                 return
-            if frame.header.template_id != fields.HELLO.template_id:
-                raise FrameError(
-                    RejectCode.UNEXPECTED_TEMPLATE,
-                    f"template {frame.header.template_id} came first, expected Hello (1)",
-                )
-            terms = agree(
-                Hello.decode(frame.block),
-                self._find_model,
-                rings_offered=self._open_rings is not None,
-            )
+            terms = agree(frame, self._find_model, rings_offered=self._open_rings is not None)
             self._open(terms)
         except FrameError as error:
             self.reject(error.code, error.reason)
@@ -327,8 +329,8 @@ class Session:
         self.conflate = terms.conflate
         self.in_flight_max = terms.in_flight_max
         self.inbox = RequestInbox(batcher.spec.features, self.in_flight_max + EXCESS_ROWS)
-        self.outbox = ResponseOutbox(batcher.spec.outputs, batcher.batch_rows_max, batcher.generation)
-        self.lone = lone_path(self, batcher, batcher.clock)
+        batcher.join(self)
+        self.attach()
 
     def _scan(self, now_ns: int) -> None:
         """Take in what arrived: admit requests, act on other frames, stop reading where there is no more room."""

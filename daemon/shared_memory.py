@@ -106,11 +106,20 @@ class SessionRings:
         """The client has been told: look at what it publishes."""
         os.close(self._memory)
         self._memory = -1
+        self._host.add(self, self._bells[0], self._rung)
+
+    def detach(self) -> None:
+        """Let go of the batcher's model, and take the full way until `attach()`."""
+        self.look = self._look_afar
+        self._host.look_anew()
+
+    def attach(self) -> None:
+        """Learn the shortest way to the batcher's model."""
         session = self._session
         self.look = ring_look(
             session, session.batcher, self._requests, self._responses, self.take, self._wake_client
         )
-        self._host.add(self, self._bells[0], self._rung)
+        self._host.look_anew()
 
     def take(self, now_ns: int) -> bool:
         """Hand what has been published to the session; False where nothing was."""
@@ -148,6 +157,12 @@ class SessionRings:
         # A session and its rings hold each other.
         self.look = _nothing
         del self._session, self._requests, self._responses, self._region
+
+    def _look_afar(self) -> Found:
+        """As `daemon.lone_ring.ring_look`, without a shortest way."""
+        requests = self._requests
+        there = requests.words[requests.head_word] != requests.taken
+        return WAITS if there and self.take(self._clock()) else NOTHING
 
     def _close_descriptors(self) -> None:
         for descriptor in (self._memory, *self._bells):
@@ -274,6 +289,10 @@ class RingHost:
             rings.awake = True
             self._set_awake((*self._awake, rings))
             self._wake()
+
+    def look_anew(self) -> None:
+        """Somebody's way of looking has changed."""
+        self._set_awake(self._awake)
 
     def ring(self, bell: int) -> None:
         """Wake a client."""

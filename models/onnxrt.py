@@ -6,9 +6,10 @@ It runs in the caller's thread. `open()` sets that thread to flush denormals to 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from sigd.models.backend import Float32Array, bucket_of_rows
 from sigd.models.denormals import flush_denormals
 from sigd.models.errors import BackendClosed, BackendFailed, BackendUnavailable, ModelRefused
 from sigd.models.onnx_file import read_onnx
+from sigd.models.onnx_parts import WEIGHTS_FILE, OnnxParts, take_apart
 from sigd.models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -46,10 +48,30 @@ class OnnxRuntimeBackend:
         self._intra_op_threads = intra_op_threads
         # For each number of rows the call that runs its bucket; empty while the backend is not open.
         self._runs: dict[int, Callable[[], object]] = {}
+        # Between load() and prepare().
+        self._session: onnxruntime.InferenceSession | None = None
 
     def open(self) -> None:
         """Load the model, bind every bucket and run each of them twice. Raises as `Backend.open` says."""
-        session = self._session()
+        self.load(onnx_parts(self.spec))
+        for _ in self.prepare():
+            pass
+
+    def load(self, parts: OnnxParts) -> None:
+        """The part of `open` that takes long and may be done by another thread, which holds Python's lock for a small part
+        of that time.
+
+        Args:
+            parts: of the model that the spec was read from.
+
+        Raises:
+            ModelRefused, BackendUnavailable: as `Backend.open` says.
+        """
+        self._session = self._make_session(parts)
+
+    def prepare(self) -> Iterator[None]:
+        """The rest of `open`, in steps: each binds a bucket or runs it once. Raises as `Backend.open` says."""
+        session, self._session = self._session, None
         flush_denormals()
         self.inputs = _aligned(self.batch_rows_max, self.spec.features)
         self.outputs = _aligned(self.batch_rows_max, self.spec.outputs)
@@ -57,9 +79,13 @@ class OnnxRuntimeBackend:
             bucket_of = bucket_of_rows(self.batch_rows_max)
         else:
             bucket_of = (self.batch_rows_max,) * (self.batch_rows_max + 1)
-        calls = {size: self._bind(session, size) for size in set(bucket_of)}
-        for size, call in calls.items():
-            self._warm_up(size, call)
+        calls = {}
+        for size in sorted(set(bucket_of)):
+            calls[size] = self._bind(session, size)
+            for _ in range(2):
+                yield
+                self._warm_up(size, calls[size])
+        yield
         self._runs = {rows: calls[bucket_of[rows]] for rows in range(1, self.batch_rows_max + 1)}
 
     def submit(self, rows: int) -> bool:
@@ -85,6 +111,7 @@ class OnnxRuntimeBackend:
     def close(self) -> None:
         """Let the session and its bindings go."""
         self._runs = {}
+        self._session = None
 
     def _failure(self, rows: int, error: Exception | None) -> Exception:
         """What to raise where running `rows` rows raised `error`. Kept off the way of a batch that succeeds."""
@@ -99,14 +126,9 @@ class OnnxRuntimeBackend:
             f"{self.spec.path}: the backend is not open: call open() first, and nothing after close()"
         )
 
-    def _session(self) -> onnxruntime.InferenceSession:
+    def _make_session(self, parts: OnnxParts) -> onnxruntime.InferenceSession:
         """One session, set up for the least time of one small batch."""
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise BackendUnavailable(
-                f"the package onnxruntime cannot be imported ({error}): pip install onnxruntime"
-            ) from error
+        onnxruntime = _runtime()
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
@@ -117,9 +139,12 @@ class OnnxRuntimeBackend:
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
         # A failed batch is reported by BackendFailed, not on standard error.
         options.log_severity_level = _LOG_FATAL
-        content = read_onnx(self.spec.path, self.spec.sha256).content
+        if parts.weights:
+            options.add_external_initializers_from_files_in_memory(
+                [WEIGHTS_FILE], [parts.weights], [len(parts.weights)]
+            )
         try:
-            return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            return onnxruntime.InferenceSession(parts.graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise ModelRefused(
                 f"{self.spec.path}: ONNX Runtime {onnxruntime.__version__} refuses it: {error}"
@@ -140,12 +165,33 @@ class OnnxRuntimeBackend:
     def _warm_up(self, size: int, call: Callable[[], object]) -> None:
         try:
             call()
-            call()
         except Exception as error:
             raise ModelRefused(
                 f"{self.spec.path}: does not run on a batch of {size} rows of zeros, expected"
                 f" {(size, *self.spec.output_dims)} from {(size, *self.spec.input_dims)}: {error}"
             ) from error
+
+
+def onnx_parts(spec: ModelSpec) -> OnnxParts:
+    """What `load` takes. Where a release of ONNX Runtime takes no weights from memory, all of it is in the first part.
+
+    Raises:
+        BackendUnavailable: ONNX Runtime is not installed.
+        ModelRefused: the file cannot be read, or has changed since its spec was read.
+    """
+    takes_weights = hasattr(_runtime().SessionOptions, "add_external_initializers_from_files_in_memory")
+    file = read_onnx(spec.path, spec.sha256)
+    return take_apart(file.model) if takes_weights else OnnxParts(file.content, b"")
+
+
+def _runtime() -> ModuleType:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"the package onnxruntime cannot be imported ({error}): pip install onnxruntime"
+        ) from error
+    return cast(ModuleType, onnxruntime)
 
 
 def _prepared_call(session: Any, binding: Any, run_options: Any) -> Callable[[], object]:

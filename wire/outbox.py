@@ -76,12 +76,7 @@ class ResponseOutbox:
         self.bytes = self._storage.data
         self.lone = self.bytes[: self.frame_bytes]
         self._lone_outputs = self.bytes[RESPONSE_OUTPUTS_OFFSET : RESPONSE_OUTPUTS_OFFSET + 4 * outputs]
-        self.generation_word = 0
         self.all_ok = True
-        self.set_generation(model_generation)
-
-    def set_generation(self, model_generation: int) -> None:
-        """Responses encoded from now on name this generation."""
         self._halves[:, _GENERATION_HALF] = model_generation
         self.generation_word = model_generation << 32
 

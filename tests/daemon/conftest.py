@@ -45,18 +45,21 @@ class FakeClock:
 
 
 class FakeBackend:
-    """Gives the first two features as outputs; a third feature of NAN_OUTPUT or INF_OUTPUT spoils its row's.
+    """Gives the first two features times `factor` as outputs; a third feature of NAN_OUTPUT or INF_OUTPUT spoils its row's.
 
     Attributes:
         batches: a copy of the rows of each batch that was submitted.
         run_ns: how far the clock moves while a batch runs.
         failure: raised by the next batch, at submit() or, where it is asynchronous, at ready().
         finished: where it is asynchronous, whether the batch that runs is done.
+        closed: nothing may be run on it any more.
     """
 
     name = "fake"
 
-    def __init__(self, clock: FakeClock, batch_rows_max: int, *, synchronous: bool) -> None:
+    def __init__(
+        self, clock: FakeClock, batch_rows_max: int, *, synchronous: bool, factor: float = 1.0
+    ) -> None:
         self.spec = ModelSpec(
             "fake",
             Path("fake.onnx"),
@@ -78,6 +81,8 @@ class FakeBackend:
         self.run_ns = 0
         self.failure: Exception | None = None
         self.finished = False
+        self.factor = factor
+        self.closed = False
         self._clock = clock
         self._running: npt.NDArray[np.float32] | None = None
 
@@ -92,6 +97,7 @@ class FakeBackend:
     def submit(self, rows: int) -> bool:
         assert 1 <= rows <= self.batch_rows_max
         assert self._running is None, "a batch is running"
+        assert not self.closed
         self.batches.append(self.inputs[:rows].copy())
         if not self.synchronous:
             self._running = self.inputs.copy()
@@ -117,7 +123,7 @@ class FakeBackend:
         if self.failure is not None:
             failure, self.failure = self.failure, None
             raise failure
-        self.outputs[:rows] = self.inputs[:rows, :OUTPUTS]
+        self.outputs[:rows] = self.inputs[:rows, :OUTPUTS] * self.factor
         self.outputs[:rows][self.inputs[:rows, 2] == NAN_OUTPUT, 1] = np.nan
         self.outputs[:rows][self.inputs[:rows, 2] == INF_OUTPUT, 0] = np.inf
 
@@ -125,7 +131,8 @@ class FakeBackend:
         return lambda: self.submit(rows)
 
     def close(self) -> None:
-        """Nothing to give back."""
+        assert self._running is None, "a batch is running"
+        self.closed = True
 
 
 @dataclass(frozen=True)
@@ -319,6 +326,7 @@ class Rig:
         self.wakes = 0
         self.fatal: list[BackendFailed] = []
         self.clients: list[FakeClient] = []
+        self._successors: list[FakeBackend] = []
         self.batcher = Batcher(
             self.backend,
             self.counters,
@@ -334,6 +342,16 @@ class Rig:
 
     def find_model(self, name: str) -> Batcher | None:
         return self.batcher if name in ("", "fake") else None
+
+    def swap(
+        self, factor: float = 2.0, *, batch_rows_max: int = 8, synchronous: bool | None = None
+    ) -> FakeBackend:
+        """Have another model take over; it is closed when a third one has."""
+        synchronous = self.backend.synchronous if synchronous is None else synchronous
+        successor = FakeBackend(self.clock, batch_rows_max, synchronous=synchronous, factor=factor)
+        self._successors.append(successor)
+        self.batcher.swap(successor, lambda old: old.close())
+        return successor
 
     def client(self, open_rings: OpenRings | None = None) -> FakeClient:
         """A connection that has said nothing yet."""
@@ -355,7 +373,8 @@ class Rig:
             for client in self.clients:
                 client.take_turn()
             delivered = sum(client.deliver() for client in self.clients)
-            self.backend.finished = True
+            for backend in (self.backend, *self._successors):
+                backend.finished = True
             if not (self.batcher.poll() or delivered or any(client.turns for client in self.clients)):
                 return
         raise AssertionError("the loop does not come to rest")

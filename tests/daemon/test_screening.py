@@ -123,7 +123,7 @@ def test_what_fills_the_buffer_waits_unread_and_nothing_is_lost(make_rig: type[R
     while client.deliver():
         pass
     assert client.paused
-    held = client.session.pending_rows
+    held = client.session.inbox.rows
     assert held >= 2000 + EXCESS_ROWS
     assert client.unread, "left where it was"
     rig.run()

@@ -7,6 +7,7 @@ import gc
 import mmap
 import os
 import select
+import struct
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -498,6 +499,25 @@ def test_everything_is_given_back(make_rig: type[Rig], end: str) -> None:
 def regions_mapped() -> int:
     with open("/proc/self/maps") as maps:
         return sum("sigd-rings" in line for line in maps)
+
+
+def test_a_new_model_answers_through_the_rings_too(make_rig: type[Rig]) -> None:
+    rigged = RingRig(make_rig())
+    busy, quiet = rigged.connect(), rigged.connect()
+    for sequence in (1, 2, 3):
+        busy.send(rigged.rig.request(sequence, 10))
+        rigged.run()
+    assert len(busy.answers()) == 3
+    rigged.rig.swap()
+    assert rigged.rig.backend.closed
+    for client in (busy, busy, busy, quiet):
+        client.send(rigged.rig.request(4, 10))
+        rigged.run()
+        view = client.responses.slot(client.responses.taken % client.responses.ring_slots)
+        generation = int.from_bytes(view[44:48], "little")
+        output = struct.unpack_from("<f", view, 56)[0]
+        assert client.answers() == [(4, Status.OK)]
+        assert (generation, output) == (2, 20.0)
 
 
 def test_of_many_rings_the_quiet_ones_sleep(make_rig: type[Rig]) -> None:

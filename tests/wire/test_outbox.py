@@ -165,9 +165,7 @@ def test_a_lone_answer_is_the_same_bytes_as_a_batch_of_one(
     generation: int,
 ) -> None:
     row = np.array(outputs, np.float32)
-    lone, batch = (ResponseOutbox(len(row), 1, 1) for _ in range(2))
-    for outbox in (lone, batch):
-        outbox.set_generation(generation)
+    lone, batch = (ResponseOutbox(len(row), 1, generation) for _ in range(2))
     lone.encode_lone(
         request["sequence"],
         request["client_time_ns"],
@@ -240,19 +238,13 @@ def test_the_outputs_of_an_expired_row_are_not_shown(request_frame: MakeFrame) -
     assert (late["status"], late["infer_ns"], late["batch_rows"]) == (Status.EXPIRED, 3, 2)
 
 
-def test_a_new_generation_shows_from_the_next_answer_on(request_frame: MakeFrame) -> None:
-    outbox = ResponseOutbox(1, ROWS_MAX, 1)
+def test_every_answer_names_the_generation(request_frame: MakeFrame) -> None:
+    outbox = ResponseOutbox(1, ROWS_MAX, 2)
     words = pending(request_frame, [{}] * ROWS_MAX)
     ones = np.ones((ROWS_MAX, 1), np.float32)
     dtype = frame_dtype(SIGNAL_RESPONSE, outputs=1)
-
-    def generations() -> set[int]:
-        sent = outbox.encode(words, ones, None, send_time_ns=1, infer_ns=1, batch_rows=ROWS_MAX)
-        return set(np.frombuffer(sent, dtype)["model_generation"].tolist())
-
-    assert generations() == {1}
-    outbox.set_generation(2)
-    assert generations() == {2}
+    sent = outbox.encode(words, ones, None, send_time_ns=1, infer_ns=1, batch_rows=ROWS_MAX)
+    assert set(np.frombuffer(sent, dtype)["model_generation"].tolist()) == {2}
     outbox.encode_lone(1, 2, 3, 4, 5, outcome_word(6, 0, 1), memoryview(bytes(4)))
     assert np.frombuffer(outbox.lone, dtype)["model_generation"] == 2
 
