@@ -316,11 +316,7 @@ class Session:
         self.batcher = batcher = terms.batcher
         self._rows_pending_max = batcher.limits.rows_pending_max
         if terms.ring_slots:
-            if self._open_rings is None:
-                raise FrameError(
-                    RejectCode.TRANSPORT_UNAVAILABLE,
-                    "shared memory is not offered here, transport 0 (stream) is",
-                )
+            assert self._open_rings is not None, "terms with rings, though none are offered"
             if refused := self.peer.why_no_descriptors():
                 raise FrameError(RejectCode.TRANSPORT_UNAVAILABLE, refused)
             self._rings = self._open_rings(self, terms.ring_slots)
