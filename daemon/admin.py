@@ -47,6 +47,7 @@ class ModelStatus(msgspec.Struct, frozen=True):
     backend: str
     batch_rows_max: int
     pending_rows: int
+    waiting_rows: int
     answers: dict[str, int]
     batches_by_rows: dict[int, int]
     total: LatencyStatus
@@ -54,10 +55,28 @@ class ModelStatus(msgspec.Struct, frozen=True):
     infer: LatencyStatus
 
 
+class LoopStatus(msgspec.Struct, frozen=True):
+    """How the loop and its thread fare: see daemon.health for what each counts."""
+
+    looks: int
+    stalls: int
+    stalled_ns: int
+    worst_ns: int
+    collections: int
+    collecting_ns: int
+    cpu_s: float
+    minor_faults: int
+    major_faults: int
+    voluntary_switches: int
+    involuntary_switches: int
+    runnable_s: float | None
+
+
 class Status(msgspec.Struct, frozen=True):
     """A daemon's counters. See daemon.counters.ClientCounters for what each one of its clients counts.
 
     Attributes:
+        transports: connections that are open, by transport.
         models: what is served, the default model first.
     """
 
@@ -67,12 +86,14 @@ class Status(msgspec.Struct, frozen=True):
     socket: str
     idle: str
     clients: list[str]
+    transports: dict[str, int]
     connections_open: int
     connections_accepted: int
     heartbeats: int
     slow_readers: int
     resident_bytes: int
     rejects: dict[str, int]
+    loop: LoopStatus
     models: list[ModelStatus]
 
 

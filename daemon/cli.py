@@ -18,6 +18,7 @@ COMMANDS: Final = {
     "demo": ("sigd.bench.commands.demo:demo", "See it work: a daemon, a synthetic market, live signals."),
     "replay": ("sigd.bench.commands.replay:replay", "Run a market capture through a daemon."),
     "status": ("sigd.daemon.commands.status:status", "Counters and latencies of a running daemon."),
+    "top": ("sigd.daemon.commands.top:top", "Watch a running daemon."),
     "schema": ("sigd.daemon.commands.schema:schema", "Print the SBE schema of the wire."),
     "build-engine": ("sigd.daemon.commands.build_engine:build_engine", "Build a model file into an engine."),
     "inspect": ("sigd.daemon.commands.inspect:inspect", "Show what a model file or an engine is."),

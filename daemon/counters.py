@@ -61,16 +61,20 @@ class LatencyCounts:
 
     def sparse(self) -> list[tuple[int, int]]:
         """The bins that are not empty as (upper edge in ns, count), ascending."""
-        bins: list[tuple[int, int]] = []
-        for table, shift in zip(self.tables(), (FINE_SHIFT, COARSE_SHIFT), strict=True):
-            filled = np.flatnonzero(table)
-            edges = (filled + 1) << shift
-            bins.extend(zip(edges.tolist(), table[filled].tolist(), strict=True))
+        fine, coarse = self.tables()
+        bins = _filled(fine[: (self.max_ns >> FINE_SHIFT) + 1], FINE_SHIFT)
+        if self.max_ns >= BINS << FINE_SHIFT:
+            bins += _filled(coarse, COARSE_SHIFT)
         return bins
 
     def count(self) -> int:
         """How many durations were counted."""
         return int(self._fine_table.sum()) + int(self._coarse_table.sum()) + sum(self.quick)
+
+
+def _filled(table: Table, shift: int) -> list[tuple[int, int]]:
+    filled = np.flatnonzero(table)
+    return list(zip(((filled + 1) << shift).tolist(), table[filled].tolist(), strict=True))
 
 
 class ClientCounters:

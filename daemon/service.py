@@ -199,7 +199,9 @@ class Service:
         return snapshot.line(self._models, self._counters)
 
     async def _status(self, _request: AdminRequest) -> Status:
-        return snapshot.take(self._config, self._started_ns, self._models, self._clients, self._counters)
+        return await snapshot.take(
+            self._config, self._started_ns, self._models, self._clients, self._counters, self._observer
+        )
 
 
 def _said_of(batcher: Batcher) -> str:

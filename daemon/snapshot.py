@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,7 +10,8 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from sigd import __version__
-from sigd.daemon.admin import LatencyStatus, ModelStatus, Status
+from sigd.daemon.admin import LatencyStatus, LoopStatus, ModelStatus, Status
+from sigd.daemon.health import runnable_s, usage
 from sigd.daemon.process import resident_bytes
 from sigd.wire.status import RejectCode
 from sigd.wire.status import Status as AnswerStatus
@@ -19,12 +21,24 @@ if TYPE_CHECKING:
     from sigd.daemon.clients import Clients
     from sigd.daemon.config import Config
     from sigd.daemon.counters import ClientCounters, LatencyCounts
+    from sigd.daemon.metrics.observer import Observer
 
 
-def take(
-    config: Config, started_ns: int, batchers: Iterable[Batcher], clients: Clients, counters: ClientCounters
+async def take(
+    config: Config,
+    started_ns: int,
+    batchers: Iterable[Batcher],
+    clients: Clients,
+    counters: ClientCounters,
+    observer: Observer,
 ) -> Status:
-    """The status of a daemon that was started at `started_ns` on CLOCK_MONOTONIC."""
+    """The status of a daemon that was started at `started_ns` on CLOCK_MONOTONIC.
+
+    The loop turns while it is put together: a request waits for one step of it, not for all.
+    """
+    transports: dict[str, int] = {}
+    for (transport, _), count in clients.open_by().items():
+        transports[transport] = transports.get(transport, 0) + count
     return Status(
         version=__version__,
         pid=os.getpid(),
@@ -32,18 +46,21 @@ def take(
         socket=printable(config.socket_path),
         idle=config.idle.value,
         clients=clients.names(),
+        transports=transports,
         connections_open=counters.connections_open,
         connections_accepted=counters.connections_accepted,
         heartbeats=counters.heartbeats,
         slow_readers=counters.slow_readers,
         resident_bytes=resident_bytes(),
         rejects={code.name: counters.rejects[code] for code in RejectCode if counters.rejects[code]},
-        models=[_model(batcher) for batcher in batchers],
+        loop=_loop(observer),
+        models=[await _model(batcher) for batcher in batchers],
     )
 
 
-def _model(batcher: Batcher) -> ModelStatus:
+async def _model(batcher: Batcher) -> ModelStatus:
     backend, spec, counters = batcher.backend, batcher.spec, batcher.counters
+    by_status = counters.by_status
     return ModelStatus(
         name=printable(batcher.name),
         path=printable(spec.path),
@@ -54,11 +71,26 @@ def _model(batcher: Batcher) -> ModelStatus:
         backend=backend.name,
         batch_rows_max=backend.batch_rows_max,
         pending_rows=batcher.pending_rows,
-        answers={status.name: counters.by_status[status] for status in AnswerStatus},
+        waiting_rows=batcher.waiting_rows,
+        answers={status.name: by_status[status] for status in AnswerStatus},
         batches_by_rows={rows: count for rows, count in enumerate(counters.batches_by_rows) if count},
-        total=_latency(counters.total),
-        queue=_latency(counters.queue),
-        infer=_latency(counters.model),
+        total=await _latency(counters.total),
+        queue=await _latency(counters.queue),
+        infer=await _latency(counters.model),
+    )
+
+
+def _loop(observer: Observer) -> LoopStatus:
+    watch, garbage, used = observer.loop_watch, observer.garbage_watch, usage()
+    return LoopStatus(
+        looks=watch.looks,
+        stalls=watch.stalls,
+        stalled_ns=watch.stalled_ns,
+        worst_ns=watch.worst_ns,
+        collections=garbage.collections,
+        collecting_ns=garbage.paused_ns,
+        runnable_s=runnable_s(),
+        **used._asdict(),
     )
 
 
@@ -77,5 +109,6 @@ def printable(path: Path | str) -> str:
     return os.fsencode(path).decode("utf-8", "replace")
 
 
-def _latency(counts: LatencyCounts) -> LatencyStatus:
+async def _latency(counts: LatencyCounts) -> LatencyStatus:
+    await asyncio.sleep(0)
     return LatencyStatus(counts.sparse(), counts.max_ns)

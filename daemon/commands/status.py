@@ -72,6 +72,11 @@ def _show(answer: Status) -> None:
         f"connections {answer.connections_open} open, {answer.connections_accepted} accepted;"
         f" {answer.slow_readers} slow readers cut off"
     )
+    loop = answer.loop
+    console.print(
+        f"loop: {loop.stalls:,} stalls seen, the worst {loop.worst_ns / 1e6:.1f} ms; made to give way"
+        f" {loop.involuntary_switches:,} times; {loop.major_faults:,} pages from disk; {loop.collections} collections"
+    )
     if answer.rejects:
         console.print("rejects: " + ", ".join(f"{name} {count:,}" for name, count in answer.rejects.items()))
     for model in answer.models:

@@ -30,6 +30,7 @@ COMMANDS = (
     "demo",
     "replay",
     "status",
+    "top",
     "schema",
     "build-engine",
     "inspect",

@@ -1,0 +1,190 @@
+"""What a daemon did between two answers of its admin socket: rates, and percentiles of that time alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Final, TypeVar
+
+import msgspec
+
+from sigd.daemon.admin import Bins, LatencyStatus, ModelStatus, Status, percentile_ns
+
+_COARSE_FROM_NS: Final = 1 << 20
+"""Bins that end later are 131,072 ns wide, the others 128."""
+Key = TypeVar("Key", str, int)
+
+
+class Durations(msgspec.Struct, frozen=True):
+    """Of one stage, in microseconds; all 0 where there were none.
+
+    Attributes:
+        mean_us: from the middles of the bins.
+        max_us: the upper edge of the last bin, or the longest since the start where that is less.
+    """
+
+    count: int
+    mean_us: float
+    p50_us: float
+    p90_us: float
+    p99_us: float
+    p99_9_us: float
+    max_us: float
+
+
+class ModelInterval(msgspec.Struct, frozen=True):
+    """One model.
+
+    Attributes:
+        answers: by status, without those of which there were none.
+        rows_a_batch: on average, 0 where there was no batch.
+        total, queue, model: as in `ModelStatus`.
+    """
+
+    name: str
+    features: int
+    outputs: int
+    generation: int
+    backend: str
+    sha256: str
+    in_flight: int
+    waiting: int
+    requests_a_second: float
+    answers: dict[str, int]
+    batches_a_second: float
+    rows_a_batch: float
+    total: Durations
+    queue: Durations
+    model: Durations
+
+
+class Interval(msgspec.Struct, frozen=True):
+    """All of it.
+
+    Attributes:
+        seconds: its length.
+        restarted: another daemon answered than before, and this is all that it did.
+        clients: how many are connected under each name.
+        cpu: share of one core.
+        waited: share of the time in which the serving thread could have run while another had its core; None where the
+            kernel does not tell.
+    """
+
+    seconds: float
+    restarted: bool
+    version: str
+    pid: int
+    socket: str
+    idle: str
+    uptime_s: float
+    resident_bytes: int
+    models: list[ModelInterval]
+    clients: dict[str, int]
+    transports: dict[str, int]
+    accepted: int
+    slow_readers: int
+    rejects: dict[str, int]
+    stalls: int
+    stalled_ms: float
+    involuntary_switches: int
+    major_faults: int
+    collections: int
+    cpu: float
+    waited: float | None
+
+
+def between(before: Status | None, after: Status) -> Interval:
+    """From one status to the next; from the daemon's start where there is none before, or it was another daemon's."""
+    restarted = before is not None and (before.pid != after.pid or before.uptime_ns > after.uptime_ns)
+    if restarted:
+        before = None
+    seconds = max((after.uptime_ns - (before.uptime_ns if before else 0)) / 1e9, 1e-9)
+    models = {model.name: model for model in before.models} if before else {}
+    loop, was = after.loop, before.loop if before else None
+    waited_s = None
+    if loop.runnable_s is not None:
+        waited_s = loop.runnable_s - ((was.runnable_s or 0.0) if was else 0.0)
+    return Interval(
+        seconds=seconds,
+        restarted=restarted,
+        version=after.version,
+        pid=after.pid,
+        socket=after.socket,
+        idle=after.idle,
+        uptime_s=after.uptime_ns / 1e9,
+        resident_bytes=after.resident_bytes,
+        models=[_model(models.get(model.name), model, seconds) for model in after.models],
+        clients=dict(Counter(after.clients).most_common()),
+        transports=after.transports,
+        accepted=after.connections_accepted - (before.connections_accepted if before else 0),
+        slow_readers=after.slow_readers - (before.slow_readers if before else 0),
+        rejects=_grown(before.rejects if before else {}, after.rejects),
+        stalls=loop.stalls - (was.stalls if was else 0),
+        stalled_ms=(loop.stalled_ns - (was.stalled_ns if was else 0)) / 1e6,
+        involuntary_switches=loop.involuntary_switches - (was.involuntary_switches if was else 0),
+        major_faults=loop.major_faults - (was.major_faults if was else 0),
+        collections=loop.collections - (was.collections if was else 0),
+        cpu=(loop.cpu_s - (was.cpu_s if was else 0.0)) / seconds,
+        waited=None if waited_s is None else waited_s / seconds,
+    )
+
+
+def _model(before: ModelStatus | None, after: ModelStatus, seconds: float) -> ModelInterval:
+    if before and any(after.answers.get(status, 0) < count for status, count in before.answers.items()):
+        # It was withdrawn meanwhile, and another one has its name.
+        before = None
+    answers = _grown(before.answers if before else {}, after.answers)
+    batches = _grown(before.batches_by_rows if before else {}, after.batches_by_rows)
+    ran = sum(batches.values())
+    return ModelInterval(
+        name=after.name,
+        features=after.features,
+        outputs=after.outputs,
+        generation=after.generation,
+        backend=after.backend,
+        sha256=after.sha256,
+        in_flight=after.pending_rows,
+        waiting=after.waiting_rows,
+        requests_a_second=sum(answers.values()) / seconds,
+        answers=answers,
+        batches_a_second=ran / seconds,
+        rows_a_batch=sum(rows * count for rows, count in batches.items()) / ran if ran else 0.0,
+        total=_durations(before.total if before else None, after.total),
+        queue=_durations(before.queue if before else None, after.queue),
+        model=_durations(before.infer if before else None, after.infer),
+    )
+
+
+def _durations(before: LatencyStatus | None, after: LatencyStatus) -> Durations:
+    bins = sorted(_grown(dict(before.bins) if before else {}, dict(after.bins)).items())
+    count = sum(number for _, number in bins)
+    if not count:
+        return Durations(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+    def at(percent: float) -> float:
+        return min(percentile_ns(bins, percent), after.max_ns) / 1000
+
+    return Durations(count, _mean_us(bins, count), at(50), at(90), at(99), at(99.9), at(100))
+
+
+def _mean_us(bins: Bins, count: int) -> float:
+    middles = ((edge_ns - (64 if edge_ns <= _COARSE_FROM_NS else 65_536), number) for edge_ns, number in bins)
+    return sum(middle_ns * number for middle_ns, number in middles) / count / 1000
+
+
+def _grown(before: Mapping[Key, int], after: Mapping[Key, int]) -> dict[Key, int]:
+    """By how much each has, without those that have not."""
+    grown = {key: count - before.get(key, 0) for key, count in after.items()}
+    return {key: count for key, count in grown.items() if count}
+
+
+def share_of_model(model: ModelInterval) -> float:
+    """Of the time that requests took, the part in the model: between 0 and 1."""
+    if not model.total.mean_us:
+        return 0.0
+    return min(max(1 - model.queue.mean_us / model.total.mean_us, 0.0), 1.0)
+
+
+def busiest(models: Iterable[ModelInterval]) -> list[ModelInterval]:
+    """Those with most requests first; of equals, the first ones."""
+    return sorted(models, key=lambda model: -model.requests_a_second)
