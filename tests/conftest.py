@@ -13,6 +13,7 @@ import pytest
 from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper
 
+from sigd.models import trusted_file
 from sigd.models.build.runtimes import this_machine
 from sigd.models.denormals import float_environment_kept
 from sigd.models.engine import INSTALL
@@ -225,3 +226,9 @@ def _float_environment() -> Iterator[None]:
     """Opening a backend makes its thread flush denormals, which other tests must not inherit."""
     with float_environment_kept():
         yield
+
+
+@pytest.fixture(autouse=True)
+def _trust_is_demanded_by_none_but_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that serves, called within this process, must not change what the next test may read."""
+    monkeypatch.setattr(trusted_file._demand, "made", False)
