@@ -15,6 +15,7 @@ import asyncio
 import fcntl
 import mmap
 import os
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 BEAT_S: Final = 0.05
 """How often a region's heartbeat moves; the contract says at least every 0.1 s."""
+BEATEN_AT_ONCE: Final = 20
+"""A thousand regions are a thousand cache misses, in which nobody is answered: past so many they have their beats in
+turns."""
 AWAKE_MAX: Final = 16
 """More rings than that are not all looked at in every tick: those that were quiet for a beat sleep."""
 ROUND: Final = range(8)
@@ -228,6 +232,8 @@ class RingHost:
         self._wake = wake
         self._ringer: BellRinger | None = None
         self._open: dict[SessionRings, None] = {}
+        # Whose beat is due next, and some that have closed meanwhile.
+        self._due: deque[SessionRings] = deque()
         self._awake: tuple[SessionRings, ...] = ()
         self._looks: tuple[Look, ...] = ()
         self._timer: asyncio.TimerHandle | None = None
@@ -271,6 +277,7 @@ class RingHost:
     def add(self, rings: SessionRings, bell: int, rung: Callable[[], None]) -> None:
         """Look at them from now on, and call `rung` when their doorbell rings."""
         self._open[rings] = None
+        self._due.append(rings)
         self._loop.add_reader(bell, rung)
         self.rise(rings)
         if self._timer is None:
@@ -341,15 +348,25 @@ class RingHost:
     def _beat(self) -> None:
         """What is to be done for all rings now and then."""
         now_ns = self.clock()
-        for rings in self._open:
-            rings.beat(now_ns)
-            if rings.stalled:
-                # Nobody rings when there is room for answers again.
-                rings.stalled = False
-                self.rise(rings)
-            elif rings.quiet() and rings.awake and len(self._awake) > AWAKE_MAX and rings.may_sleep():
-                self._lower(rings)
-        self._timer = self._loop.call_later(BEAT_S, self._beat) if self._open else None
+        for rings in [self._due.popleft() for _ in range(min(len(self._due), BEATEN_AT_ONCE))]:
+            if rings in self._open:
+                self._due.append(rings)
+                self._look_after(rings, now_ns)
+        if self._open:
+            turns = -(-len(self._due) // BEATEN_AT_ONCE)
+            self._timer = self._loop.call_later(BEAT_S / turns, self._beat)
+        else:
+            self._timer = None
+            self._due.clear()
+
+    def _look_after(self, rings: SessionRings, now_ns: int) -> None:
+        rings.beat(now_ns)
+        if rings.stalled:
+            # Nobody rings when there is room for answers again.
+            rings.stalled = False
+            self.rise(rings)
+        elif rings.quiet() and rings.awake and len(self._awake) > AWAKE_MAX and rings.may_sleep():
+            self._lower(rings)
 
 
 def _nothing() -> Found:

@@ -15,7 +15,7 @@ import pytest
 
 from sigd.daemon import shared_memory
 from sigd.daemon.session import Session
-from sigd.daemon.shared_memory import AWAKE_MAX, RingHost, SessionRings
+from sigd.daemon.shared_memory import AWAKE_MAX, BEAT_S, BEATEN_AT_ONCE, RingHost, SessionRings
 from sigd.wire.layout import response_frame_bytes
 from sigd.wire.messages import Goodbye, Heartbeat, Hello, Reject, Welcome
 from sigd.wire.region import OFFSETS
@@ -36,6 +36,7 @@ class Loop:
     def __init__(self) -> None:
         self.readers: dict[int, Callable[[], object]] = {}
         self.timers: list[Callable[[], object]] = []
+        self.delay_s = 0.0
 
     def add_reader(self, descriptor: int, callback: Callable[[], object]) -> None:
         self.readers[descriptor] = callback
@@ -43,7 +44,8 @@ class Loop:
     def remove_reader(self, descriptor: int) -> bool:
         return self.readers.pop(descriptor, None) is not None
 
-    def call_later(self, _delay_s: float, callback: Callable[[], object]) -> Loop:
+    def call_later(self, delay_s: float, callback: Callable[[], object]) -> Loop:
+        self.delay_s = delay_s
         self.timers.append(callback)
         return self
 
@@ -535,6 +537,33 @@ def test_of_many_rings_the_quiet_ones_sleep(make_rig: type[Rig]) -> None:
         client.send(rigged.rig.requests([2]))
     rigged.run()
     assert all((2, Status.OK) in client.answers() for client in clients)
+
+
+def test_many_rings_have_their_beats_in_turns(make_rig: type[Rig]) -> None:
+    """And each of them in time, those that have just come among them, whoever else goes meanwhile."""
+    rigged = RingRig(make_rig())
+    clients = [rigged.connect() for _ in range(2 * BEATEN_AT_ONCE)]
+
+    def beaten() -> int:
+        rigged.rig.clock.now_ns += 1
+        rigged.loop.beat()
+        return sum(client.region.daemon_heartbeat_ns == rigged.rig.clock.now_ns for client in clients)
+
+    assert [beaten() for _ in range(2)] == [BEATEN_AT_ONCE] * 2
+    assert rigged.loop.delay_s == BEAT_S / 2
+    for _ in range(5):
+        clients.pop().stream.lose()
+    clients.append(rigged.connect())
+    before_ns = rigged.rig.clock.now_ns
+    for _ in range(3):
+        beaten()
+    assert all(client.region.daemon_heartbeat_ns > before_ns for client in clients)
+    for client in clients[10:]:
+        client.stream.lose()
+    for _ in range(3):
+        beaten()
+    assert beaten() == 10, "few enough to have it together again"
+    assert rigged.loop.delay_s == BEAT_S
 
 
 def awake(clients: list[RingClient]) -> int:
