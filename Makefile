@@ -9,7 +9,7 @@ SIGD := $(BIN)/sigd
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-simcuda test-gpu test-rtx check format lint types imports bench bench-connections profile fuzz soak train lock wheel clean
+.PHONY: help demo test test-fast test-simcuda test-gpu test-rtx check format lint types imports bench bench-connections bench-tunnel profile fuzz soak train lock wheel clean
 
 help:  ## this list
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ bench: $(VENV)/.base  ## prove the budget: closed loop, beside the machine's own
 
 bench-connections: $(VENV)/.base  ## 1,000 connections: what silent ones cost, and how evenly talking ones are served
 	$(BIN)/python -m sigd.bench.commands.connections
+
+bench-tunnel: $(VENV)/.base  ## what an SSH tunnel costs, over loopback (needs OpenSSH)
+	$(BIN)/python -m sigd.bench.commands.tunnel
 
 profile: $(VENV)/.base  ## where the daemon's time for a request goes, stage by stage
 	$(BIN)/python -m sigd.daemon.stages

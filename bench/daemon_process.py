@@ -74,7 +74,7 @@ class OwnDaemon:
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=subprocess.STDOUT,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509  no thread of ours runs yet, and it takes no lock
+                preexec_fn=die_with_parent,  # noqa: PLW1509  no thread of ours runs yet, and it takes no lock
             )
         try:
             self._wait_until_ready()
@@ -146,7 +146,7 @@ class OwnDaemon:
         self._directory.cleanup()
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """In the child: a daemon that spins must not outlive a bench that was killed."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
