@@ -99,6 +99,11 @@ class OwnSshd:
         self._directory.cleanup()
 
     @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
     def login(self) -> list[str]:
         """The command that logs in, to be followed by options and a command; nobody else's configuration counts."""
         return [
