@@ -6,11 +6,12 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from sigd.daemon.session import Session, State
-from sigd.daemon.stream import StreamProtocol
+from sigd.daemon.stream import StreamProtocol, TurnedAway
 from sigd.wire.messages import REASON_BYTES_MAX, fit_utf8
 from sigd.wire.status import GoodbyeCode, RejectCode
 
@@ -49,17 +50,23 @@ class Clients:
         # Those that may not have said Hello yet, the oldest first. Nobody looks before places are rare.
         self._silent: dict[StreamProtocol, None] = {}
         self._by_user: Counter[int] = Counter()
+        self._turned_away = TurnedAway()
         self._refusing = False
         self._gone = asyncio.Event()
 
-    def accept(self) -> StreamProtocol:
-        """A connection that has just been made."""
-        return StreamProtocol(
-            lambda peer: Session(peer, self._find_model, self._counters, self._open_rings),
-            self._opened,
-            self._closed,
-            self._limits.unsent_bytes_max,
-        )
+    def accept(self) -> asyncio.BaseProtocol:
+        """A connection that has just been made. Never raises: uvloop would accept nobody any more."""
+        try:
+            return StreamProtocol(
+                lambda peer: Session(peer, self._find_model, self._counters, self._open_rings),
+                self._opened,
+                self._closed,
+                self._limits.unsent_bytes_max,
+            )
+        except MemoryError:
+            with suppress(MemoryError):
+                log.error("there is no memory for another connection: it is closed")
+            return self._turned_away
 
     def names(self) -> list[str]:
         """What the clients call themselves, sorted; those that have not said Hello yet are left out."""

@@ -292,6 +292,9 @@ class Session:
         except FrameError as error:
             self.reject(error.code, error.reason)
             return
+        except MemoryError:
+            self.reject(RejectCode.TOO_MANY_CONNECTIONS, "the daemon has no memory for another client")
+            return
         self.state = State.SERVING
         rings = self._rings
         welcome = terms.welcome(None if rings is None else rings.layout, now_ns).encode()
@@ -323,9 +326,10 @@ class Session:
             self.send_answers = self._rings.send
         self.client_name = terms.client_name
         self.conflate = terms.conflate
-        self.in_flight_max = terms.in_flight_max
-        self.inbox = RequestInbox(batcher.spec.features, self.in_flight_max + EXCESS_ROWS)
+        self.inbox = RequestInbox(batcher.spec.features, terms.in_flight_max + EXCESS_ROWS)
         batcher.join(self)
+        # From here on there is something to forget.
+        self.in_flight_max = terms.in_flight_max
         self.attach()
 
     def _scan(self, now_ns: int) -> None:

@@ -23,6 +23,13 @@ LINGER_S = 5.0
 """How long a closed connection is kept for a client that still has answers to read."""
 
 
+class TurnedAway(asyncio.Protocol):
+    """A connection for which there is no memory: it ends at once. One object does for all of them."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast(asyncio.Transport, transport).abort()
+
+
 class StreamProtocol(asyncio.BufferedProtocol):
     """One connection. Implements daemon.peer.Peer.
 

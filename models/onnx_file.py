@@ -10,13 +10,16 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sigd.models.errors import ModelRefused
 from sigd.models.trusted_file import read_file
 
 if TYPE_CHECKING:
     from onnx import ModelProto, TensorProto
+
+_ALLOCATION_FAILED: Final = "alloc failed"
+"""How the parser says that there is no memory, with the error that it also has for bytes that are no model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,7 @@ def read_onnx(path: Path, expected_sha256: bytes | None = None) -> OnnxFile:
         expected_sha256: the digest that it had when its spec was read; None takes any.
 
     Raises:
+        MemoryError: it does not fit.
         ModelRefused: it cannot be read, is no ONNX model, lacks a file of weights, or has another digest.
     """
     import onnx
@@ -53,7 +57,9 @@ def read_onnx(path: Path, expected_sha256: bytes | None = None) -> OnnxFile:
     content = _read_bytes(path)
     try:
         model = onnx.load_model_from_string(content)
-    except DecodeError:
+    except DecodeError as error:
+        if _ALLOCATION_FAILED in str(error):
+            raise MemoryError from error
         model = onnx.ModelProto()
     if not model.ir_version or not model.graph.node:
         raise ModelRefused(

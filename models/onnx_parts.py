@@ -32,13 +32,14 @@ class OnnxParts:
 
 
 def take_apart(model: ModelProto) -> OnnxParts:
-    """The parts of a model that has all its weights inside. Small ones, and those not kept as raw bytes, stay there."""
-    from onnx import ModelProto, TensorProto
+    """The parts of a model that has all its weights inside. Small ones, and those not kept as raw bytes, stay there.
 
-    graph = ModelProto()
-    graph.CopyFrom(model)
+    The message itself loses its weights: the parser's library ends the process where it has no memory for a copy.
+    """
+    from onnx import TensorProto
+
     weights = bytearray()
-    for tensor in graph.graph.initializer:
+    for tensor in model.graph.initializer:
         content = tensor.raw_data
         if len(content) < _LARGE_BYTES:
             continue
@@ -48,4 +49,4 @@ def take_apart(model: ModelProto) -> OnnxParts:
         tensor.data_location = TensorProto.EXTERNAL
         tensor.ClearField("raw_data")
         weights += content
-    return OnnxParts(graph.SerializeToString(), bytes(weights))
+    return OnnxParts(model.SerializeToString(), bytes(weights))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _PAGE_BYTES = 4096
 _LOG_FATAL = 4
+_ALLOCATION_FAILED = "Failed to allocate memory"
 
 
 class OnnxRuntimeBackend:
@@ -146,6 +147,7 @@ class OnnxRuntimeBackend:
         try:
             return onnxruntime.InferenceSession(parts.graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:
+            _raise_if_memory_lacks(error)
             raise ModelRefused(
                 f"{self.spec.path}: ONNX Runtime {onnxruntime.__version__} refuses it: {error}"
             ) from error
@@ -166,10 +168,17 @@ class OnnxRuntimeBackend:
         try:
             call()
         except Exception as error:
+            _raise_if_memory_lacks(error)
             raise ModelRefused(
                 f"{self.spec.path}: does not run on a batch of {size} rows of zeros, expected"
                 f" {(size, *self.spec.output_dims)} from {(size, *self.spec.input_dims)}: {error}"
             ) from error
+
+
+def _raise_if_memory_lacks(error: Exception) -> None:
+    """Raise MemoryError where that is what ONNX Runtime means: no fault of the model's."""
+    if isinstance(error, MemoryError) or _ALLOCATION_FAILED in str(error):
+        raise MemoryError(str(error)) from error
 
 
 def onnx_parts(spec: ModelSpec) -> OnnxParts:

@@ -13,7 +13,7 @@ from pathlib import Path
 from sigd.models.accuracy import check_golden
 from sigd.models.backend import Backend
 from sigd.models.engine import ENGINE_SUFFIX, check_engine, cpu_environment, read_manifest
-from sigd.models.errors import ModelRefused
+from sigd.models.errors import BackendUnavailable, ModelRefused
 from sigd.models.gpu_options import DEFAULT_GPU_OPTIONS, GpuOptions
 from sigd.models.independence import check_rows_independent
 from sigd.models.manifest import RuntimeName
@@ -125,11 +125,21 @@ def open_backend(
 
     Raises:
         ModelRefused: the file cannot be served.
-        BackendUnavailable: this installation or machine cannot run that backend.
+        BackendUnavailable: this installation or machine cannot run that backend, or has no memory for it.
         BackendFailed: it opened, but could not run a batch.
         ValueError: no backend has that name, or a number is out of its range.
     """
-    made = make_backend(path, backend, BackendOptions(batch_rows_max, name, intra_op_threads, gpu))
+    options = BackendOptions(batch_rows_max, name, intra_op_threads, gpu)
+    try:
+        return _opened(make_backend(path, backend, options))
+    except MemoryError as error:
+        raise BackendUnavailable(
+            f"{path}: there is not enough memory to open it: free some, raise the limit (ulimit -v, MemoryMax= of the unit), or"
+            " serve it in smaller batches"
+        ) from error
+
+
+def _opened(made: Backend) -> Backend:
     try:
         made.open()
         if made.spec.path.suffix == ENGINE_SUFFIX:

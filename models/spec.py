@@ -164,13 +164,15 @@ def _checked_output_dims(file: OnnxFile, output: ValueInfoProto) -> tuple[Dim, .
     from onnx.checker import ValidationError, check_model
     from onnx.shape_inference import InferenceError, infer_shapes
 
-    model, dims = file.model, _dims(output)
+    dims = _dims(output)
+    # The bytes, for out of the message both would make them anew.
+    checked: ModelProto | bytes = file.content
     try:
         if dims is None or any(not isinstance(dim, int) for dim in dims[1:]):
-            model = infer_shapes(model, data_prop=True)
-            dims = _dims(model.graph.output[0])
+            checked = infer_shapes(file.content, data_prop=True)
+            dims = _dims(checked.graph.output[0])
         known = _known_dims(file.path, "output", output.name, dims)
-        check_model(model)
+        check_model(checked)
     except (InferenceError, ValidationError, ValueError) as error:  # ValueError: names that are no UTF-8
         raise ModelRefused(f"{file.path}: not a valid ONNX model: {error}") from error
     return known

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 import uvloop
 
-from sigd.daemon import stream
+from sigd.daemon import clients, stream
 from sigd.daemon.access import AccessConfig, Credentials, access_of
 from sigd.daemon.clients import Clients
 from sigd.daemon.counters import ClientCounters
@@ -197,3 +197,28 @@ def test_a_long_rule_is_cut_for_the_client_and_whole_in_the_log(
 
     play(scene, AccessConfig(users=tuple(range(1_000_000, 1_000_020))))
     assert "1000019" in caplog.text
+
+
+def test_a_connection_without_memory_ends_and_the_next_is_served(
+    play: Play, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An error that left the accepting of one connection would be the last that uvloop accepts."""
+
+    def none_left(*_: object) -> None:
+        raise MemoryError
+
+    async def scene(place: Place) -> None:
+        before = await place.hello(ALICE)
+        assert await served(before)
+        with monkeypatch.context() as patched:
+            patched.setattr(clients, "Session", none_left)
+            for _ in range(3):
+                reader, writer = await asyncio.open_unix_connection(place.path)
+                assert await reader.read() == b""
+                writer.close()
+        assert await served(await place.hello(ALICE))
+        assert not before.at_eof()
+        assert place.counters.connections_open == 2
+
+    play(scene)
+    assert "no memory for another connection" in caplog.text

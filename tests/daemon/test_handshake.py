@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sigd.daemon import session
 from sigd.daemon.session import State
 from sigd.wire.fields import HEADER_BYTES
 from sigd.wire.layout import header_word, request_frame_bytes
 from sigd.wire.messages import Goodbye, Heartbeat, Hello, Reject, Welcome
-from sigd.wire.status import HelloFlag, RejectCode, Transport
+from sigd.wire.status import HelloFlag, RejectCode, Status, Transport
 
 if TYPE_CHECKING:
     from tests.daemon.conftest import FakeClient, Rig
@@ -145,3 +146,27 @@ def test_in_flight_is_less_where_requests_are_large(make_rig: type[Rig]) -> None
     assert isinstance(welcome, Welcome)
     assert welcome.in_flight_max == 10
     assert make_rig(inbox_bytes_max=1).connect().session.in_flight_max == 1
+
+
+@pytest.mark.parametrize("what", ["RequestInbox", "ResponseOutbox"])
+def test_without_memory_for_a_client_it_is_told_and_leaves_nothing(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    def none_left(*_: object) -> None:
+        raise MemoryError
+
+    served, refused = rig.connect(), rig.client()
+    with monkeypatch.context() as patched:
+        patched.setattr(session, what, none_left)
+        refused.say(Hello().encode())
+    reject = rejected(refused)
+    assert (reject.code, reject.reason) == (
+        RejectCode.TOO_MANY_CONNECTIONS,
+        "the daemon has no memory for another client",
+    )
+    refused.lose()
+    for client in (served, rig.connect()):
+        client.say(rig.request(1))
+        rig.run()
+        assert client.statuses() == [(1, Status.OK)]
+    assert rig.batcher.pending_rows == 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sigd.models.errors import ModelRefused
+from sigd.models.errors import BackendUnavailable, ModelRefused
 from sigd.models.onnxrt import OnnxRuntimeBackend
 from sigd.models.oracle import OracleBackend
 from sigd.models.registry import BackendOptions, backend_names, make_backend, open_backend
@@ -75,3 +75,13 @@ def test_a_backend_that_is_refused_is_closed(models: ModelMaker, monkeypatch: py
     with pytest.raises(ModelRefused):
         open_backend(models.mixing())
     assert len(closed) == 1
+
+
+def test_no_memory_is_no_fault_of_the_models(models: ModelMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(_: object) -> None:
+        raise MemoryError
+
+    path = models.doubled()
+    monkeypatch.setattr(OnnxRuntimeBackend, "open", none_left)
+    with pytest.raises(BackendUnavailable, match=f"{path}: there is not enough memory to open it"):
+        open_backend(path)
