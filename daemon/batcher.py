@@ -287,9 +287,10 @@ class Batcher:
             flat = self.backend.outputs[:rows].reshape(-1)
             if not flat.dot(flat) < inf:
                 fail_rows_without_a_number(self.backend.outputs[:rows], segments)
-            self.counters.count_batch(rows, infer_ns)
         self.last_batch_ns = end_ns
         self._answer_all(segments, infer_ns, rows)
+        if rows:
+            self.counters.count_batch(rows, infer_ns)
 
     def _answer_all(self, segments: list[Segment], infer_ns: int, batch_rows: int) -> None:
         for segment in segments:

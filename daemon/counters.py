@@ -30,10 +30,9 @@ class LatencyCounts:
 
     Attributes:
         quick: more counts for the first bins, by whoever counts single durations; see `ModelCounters`.
-        max_ns: the longest.
     """
 
-    __slots__ = ("_coarse", "_coarse_table", "_fine", "_fine_table", "max_ns", "quick")
+    __slots__ = ("_coarse", "_coarse_table", "_fine", "_fine_table", "_max_ns", "quick")
 
     def __init__(self) -> None:
         self._fine_table = np.zeros(BINS, np.uint64)
@@ -41,7 +40,7 @@ class LatencyCounts:
         self._fine = self._fine_table.data
         self._coarse = self._coarse_table.data
         self.quick = [0] * QUICK_BINS
-        self.max_ns = 0
+        self._max_ns = 0
 
     def add(self, duration_ns: int, count: int = 1) -> None:
         """Count `count` durations of `duration_ns`."""
@@ -50,8 +49,18 @@ class LatencyCounts:
             self._fine[bin_index] += count
         else:
             self._coarse[min(duration_ns >> COARSE_SHIFT, BINS - 1)] += count
-        if duration_ns > self.max_ns:  # noqa: PLR1730  a call of max() costs more than the branch
-            self.max_ns = duration_ns
+        if duration_ns > self._max_ns:  # noqa: PLR1730  a call of max() costs more than the branch
+            self._max_ns = duration_ns
+
+    @property
+    def max_ns(self) -> int:
+        """The longest; to 128 ns where it was counted in `quick`."""
+        above = self.quick[(self._max_ns >> FINE_SHIFT) + 1 :]
+        if not any(above):
+            return self._max_ns
+        while not above[-1]:
+            above.pop()
+        return (((self._max_ns >> FINE_SHIFT) + 1 + len(above)) << FINE_SHIFT) - 1
 
     def tables(self) -> tuple[Table, Table]:
         """Copies: BINS counts in bins of 128 ns, and BINS in bins of 131,072 ns, of which the first 8 are empty."""
@@ -62,8 +71,9 @@ class LatencyCounts:
     def sparse(self) -> list[tuple[int, int]]:
         """The bins that are not empty as (upper edge in ns, count), ascending."""
         fine, coarse = self.tables()
-        bins = _filled(fine[: (self.max_ns >> FINE_SHIFT) + 1], FINE_SHIFT)
-        if self.max_ns >= BINS << FINE_SHIFT:
+        max_ns = self.max_ns
+        bins = _filled(fine[: (max_ns >> FINE_SHIFT) + 1], FINE_SHIFT)
+        if max_ns >= BINS << FINE_SHIFT:
             bins += _filled(coarse, COARSE_SHIFT)
         return bins
 
@@ -107,6 +117,7 @@ class ModelCounters:
     """
 
     __slots__ = (
+        "_add_model",
         "_batches_by_rows",
         "_model_quick",
         "_not_ok",
@@ -124,6 +135,7 @@ class ModelCounters:
         self.total = LatencyCounts()
         self.queue = LatencyCounts()
         self.model = LatencyCounts()
+        self._add_model = self.model.add
         self._model_quick = self.model.quick
         self._total_quick = self.total.quick
         self._queue_quick = self.queue.quick
@@ -150,7 +162,7 @@ class ModelCounters:
     def count_lone(self, total_ns: int, infer_ns: int) -> None:
         """Count one OK answer that was a batch of its own."""
         if total_ns < self._slow_ns:
-            # An infer time is part of its total, so all three lie in the quick lists, and no maximum can rise.
+            # An infer time is part of its total, so all three lie in the quick lists.
             self._model_quick[infer_ns >> FINE_SHIFT] += 1
             self._total_quick[total_ns >> FINE_SHIFT] += 1
             self._queue_quick[total_ns - infer_ns >> FINE_SHIFT] += 1
@@ -161,7 +173,7 @@ class ModelCounters:
     def count_batch(self, rows: int, infer_ns: int) -> None:
         """Count one batch that ran."""
         self._batches_by_rows[rows] += 1
-        self.model.add(infer_ns)
+        self._add_model(infer_ns)
 
     def count_one(self, total_ns: int, infer_ns: int) -> None:
         """Count one OK answer that was part of a batch."""
@@ -194,8 +206,8 @@ class ModelCounters:
 
     def _count_slow(self, total_ns: int, infer_ns: int) -> None:
         self._count_durations(total_ns, infer_ns, 1)
-        quick_end_ns = QUICK_BINS << FINE_SHIFT
-        self._slow_ns = min(self.model.max_ns, self.queue.max_ns, self.total.max_ns, quick_end_ns)
+        # The longest total is kept to the nanosecond.
+        self._slow_ns = min(self.total.max_ns, QUICK_BINS << FINE_SHIFT)
 
     def _count_durations(self, total_ns: int, infer_ns: int, rows: int) -> None:
         self.total.add(total_ns, rows)

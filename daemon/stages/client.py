@@ -56,11 +56,13 @@ class ServedClient:
         rows_max: the most requests at a time.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, backend: Backend) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, backend: Backend, counters: ModelCounters | None = None
+    ) -> None:
         """`loop` does not run: `host.poll` is called by hand."""
         self.batcher = Batcher(
             backend,
-            ModelCounters(backend.batch_rows_max),
+            counters or ModelCounters(backend.batch_rows_max),
             monotonic_ns,
             wake=lambda: None,
             on_fatal=_fail,

@@ -13,6 +13,7 @@ import uvloop
 from click.testing import CliRunner
 
 from sigd.daemon.lone import FEATURES_MAX
+from sigd.daemon.stages import recording
 from sigd.daemon.stages.__main__ import main
 from sigd.daemon.stages.client import ServedClient
 from sigd.daemon.stages.times import BATCHING, COLDER, WHOLE, Times
@@ -99,6 +100,40 @@ def test_a_backend_beside_the_daemon_is_refused(monkeypatch: pytest.MonkeyPatch)
     assert result.exit_code == 2
     assert "choose one that runs on the CPU" in result.stderr
     assert closed == [True]
+
+
+def test_what_counting_costs(models: ModelMaker) -> None:
+    arguments = ["--rounds", "1", "--model", str(models.mlp()), "--rows", "3", "--json"]
+    result = CliRunner().invoke(recording.main, arguments)
+    costs = msgspec.json.decode(result.stdout.encode(), type=list[recording.Cost])
+    assert [(cost.load, cost.rows) for cost in costs] == [
+        ("1, alone", 1),
+        ("1, full way", 1),
+        ("3 together", 3),
+    ]
+    for cost in costs:
+        assert cost.off_ns > 0
+        assert cost.cost_ns == pytest.approx(cost.on_ns - cost.off_ns)
+    assert result.exit_code == (1 if costs[0].cost_ns > recording.BUDGET_NS else 0)
+    shown = CliRunner().invoke(recording.main, arguments[:-1])
+    assert "counting costs each" in shown.stdout
+    assert CliRunner().invoke(recording.main, ["--backend", "tpu"]).exit_code == 2
+
+
+def test_it_is_counting_that_is_compared(backend: Backend) -> None:
+    loop = uvloop.new_event_loop()
+    off = ServedClient(loop, backend, recording.NoCounters(4))
+    on = ServedClient(loop, backend)
+    recording.measure(off, on, 4, 1)
+    counted = on.batcher.counters
+    assert sum(off.batcher.counters.by_status) == sum(off.batcher.counters.batches_by_rows) == 0
+    ticks = 2 * recording._ROUND_CALLS
+    assert counted.by_status[0] == (2 + ticks) + ticks + 4 * ticks
+    assert counted.batches_by_rows[1] == (2 + ticks) + ticks
+    assert counted.batches_by_rows[4] == ticks
+    for client in (off, on):
+        client.close()
+    loop.close()
 
 
 @pytest.fixture
