@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -24,6 +27,19 @@ PATIENCE_S = 60.0
 """How long anything may take before the test gives up; no test waits for it."""
 
 Float32Array = npt.NDArray[np.float32]
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("sigd", timeout=PATIENCE_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(PATIENCE_S)
+        self.sock.connect(str(self._path))
 
 
 class Daemon:
@@ -74,6 +90,25 @@ class Daemon:
 
     def status(self) -> Status:
         return ask_status(admin_path_of(self.socket))
+
+    def get(self, path: str, *, tcp: bool = False) -> tuple[int, str]:
+        """Status and body of a page, on the admin socket or on the port that it said when it was ready."""
+        connection: http.client.HTTPConnection = _UnixConnection(admin_path_of(self.socket))
+        if tcp:
+            found = re.search(r"metrics=http://(.*):(\d+)/metrics", self.ready)
+            assert found, self.ready
+            connection = http.client.HTTPConnection(found[1].strip("[]"), int(found[2]), timeout=PATIENCE_S)
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        body = answer.read().decode()
+        connection.close()
+        return answer.status, body
+
+    def metrics(self) -> str:
+        """A scrape."""
+        status, body = self.get("/metrics")
+        assert status == 200, body
+        return body
 
     def until(self, condition: Callable[[Status], bool]) -> Status:
         """Ask for the status until it is as wanted."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import os
 import re
 import shutil
@@ -23,37 +22,9 @@ from sigd.wire.status import Transport
 
 if TYPE_CHECKING:
     from tests.conftest import ModelMaker
-    from tests.e2e.conftest import Daemon, StartDaemon
+    from tests.e2e.conftest import StartDaemon
 
 ROW = [1.0, 2.0, 3.0, 4.0]
-
-
-class UnixConnection(http.client.HTTPConnection):
-    """HTTP over a Unix socket."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__("sigd", timeout=60)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(60)
-        self.sock.connect(self._path)
-
-
-def get(daemon: Daemon, path: str = "/metrics", *, tcp: bool = False) -> tuple[int, str]:
-    """Status and body."""
-    if tcp:
-        found = re.search(r"metrics=http://(.*):(\d+)/metrics", daemon.ready)
-        assert found
-        connection = http.client.HTTPConnection(found[1].strip("[]"), int(found[2]), timeout=60)
-    else:
-        connection = UnixConnection(f"{daemon.socket}.admin")
-    connection.request("GET", path)
-    answer = connection.getresponse()
-    body = answer.read().decode()
-    connection.close()
-    return answer.status, body
 
 
 def value(text: str, series: str) -> float:
@@ -76,7 +47,7 @@ def test_what_happened_is_told_on_both_ways(start_daemon: StartDaemon, models: M
         other.sendall(Hello(transport=Transport.SHARED_MEMORY).encode())
         refused = other.recv(8)[2] == REJECT.template_id
         for tcp in (False, True):
-            status, text = get(daemon, tcp=tcp)
+            status, text = daemon.get("/metrics", tcp=tcp)
             assert status == 200
             assert value(text, f'sigd_requests_total{{model="{name}",status="OK"}}') == 15
             assert value(text, f'sigd_total_latency_us_count{{model="{name}"}}') == 15
@@ -85,9 +56,9 @@ def test_what_happened_is_told_on_both_ways(start_daemon: StartDaemon, models: M
             assert refused or value(text, mine % "shm") == 1
             assert value(text, 'sigd_rejects_total{code="TRANSPORT_UNAVAILABLE"}') == (1 if refused else 0)
             assert value(text, "sigd_connections_accepted_total") == 2
-    assert get(daemon, "/healthz", tcp=True) == (200, "ok\n")
-    assert get(daemon, "/healthz") == (200, "ok\n")
-    assert get(daemon, "/", tcp=True)[0] == 404
+    assert daemon.get("/healthz", tcp=True) == (200, "ok\n")
+    assert daemon.get("/healthz") == (200, "ok\n")
+    assert daemon.get("/", tcp=True)[0] == 404
 
 
 def test_on_loopback_nothing_else_is_answered(start_daemon: StartDaemon, models: ModelMaker) -> None:
@@ -120,7 +91,7 @@ def test_the_port_is_free_while_the_daemon_still_drains(
 ) -> None:
     model = str(models.copied(4))
     daemon = start_daemon("--model", model, "--metrics-listen", "127.0.0.1:0")
-    get(daemon, tcp=True)
+    daemon.get("/metrics", tcp=True)
     place = re.findall(r"metrics=http://(.*)/metrics", daemon.ready)[0]
     with daemon.connect() as client:
         client.request(ROW)
@@ -138,7 +109,7 @@ def test_promtool_finds_nothing_wrong_but_the_unit_that_was_chosen(
     daemon = start_daemon("--model", str(models.copied(4)))
     with daemon.connect() as client:
         client.request(ROW)
-        text = get(daemon)[1]
+        text = daemon.metrics()
     checked = subprocess.run(
         ["promtool", "check", "metrics"], input=text, capture_output=True, text=True, timeout=60, check=False
     )

@@ -1,0 +1,176 @@
+"""The dashboard and the alerts ask for nothing that a living daemon does not tell."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from sigd.daemon.metrics.families import FAMILIES
+
+if TYPE_CHECKING:
+    from tests.conftest import ModelMaker
+    from tests.e2e.conftest import StartDaemon
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+RULES = DOCS / "prometheus" / "sigd.rules.yml"
+RULES_TEST = DOCS / "prometheus" / "sigd.rules.test.yml"
+BOARD = DOCS / "grafana" / "sigd.json"
+needs_promtool = pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="needs promtool (Debian: apt install prometheus)"
+)
+
+_SELECTOR = re.compile(r"\b((?:sigd|process)_\w+)(?:\{([^}]*)\})?")
+_MATCHER = re.compile(r'(\w+)(=~|=)"([^"]*)"')
+OF_THE_SCRAPE = ("job", "instance")
+"""Labels that Prometheus adds."""
+
+
+def board_queries(node: Any) -> Iterator[str]:
+    """Every query of the dashboard, also those of its variables."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key in ("expr", "query") and isinstance(value, str) and value != "prometheus":
+                yield value
+            yield from board_queries(value)
+    elif isinstance(node, list):
+        for item in node:
+            yield from board_queries(item)
+
+
+def rule_expressions() -> list[tuple[str, str]]:
+    text = RULES.read_text()
+    return re.findall(r"^        expr: >\n((?:          .*\n)+)|^        expr: (.*)$", text, re.MULTILINE)
+
+
+def selectors(expression: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Names and the patterns of their labels, but those of the scrape; what is a variable matches all."""
+    for name, matchers in _SELECTOR.findall(expression):
+        patterns = {}
+        for label, how, pattern in _MATCHER.findall(matchers):
+            if label not in OF_THE_SCRAPE:
+                patterns[label] = ".*" if "$" in pattern else pattern if how == "=~" else re.escape(pattern)
+        yield name, patterns
+
+
+@pytest.fixture(scope="module")
+def expressions() -> dict[str, list[str]]:
+    """Of both files."""
+    board = list(board_queries(json.loads(BOARD.read_text())))
+    rules = ["".join(found) for found in rule_expressions()]
+    assert len(board) > 20
+    assert len(rules) == RULES.read_text().count("expr:") > 12
+    return {"the dashboard": board, "the rules": rules}
+
+
+def test_every_series_that_is_asked_for_is_told(
+    start_daemon: StartDaemon, models: ModelMaker, expressions: dict[str, list[str]]
+) -> None:
+    daemon = start_daemon("--model", str(models.copied(4)), "--idle", "spin")
+    with daemon.connect() as client:
+        client.request([1.0, 2.0, 3.0, 4.0])
+        text = daemon.metrics()
+    told = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    asked = 0
+    for where, queries in expressions.items():
+        for query in queries:
+            for name, patterns in selectors(query):
+                asked += 1
+                assert any(
+                    sample.name == name
+                    and all(
+                        label in sample.labels and re.fullmatch(pattern, sample.labels[label])
+                        for label, pattern in patterns.items()
+                    )
+                    for sample in told
+                ), f"{where}: nothing is told that {name}{patterns} asks for, in: {query}"
+    assert asked > 40
+
+
+def test_every_label_that_is_grouped_by_or_shown_is_there(expressions: dict[str, list[str]]) -> None:
+    """A misspelt label groups all into one and shows an empty name: nobody notices."""
+    known = {label for family in FAMILIES for label in family.labels} | {"le", *OF_THE_SCRAPE}
+    used = set()
+    for query in (query for queries in expressions.values() for query in queries):
+        for labels in re.findall(r"\b(?:by|on) \(([^)]*)\)", query):
+            used |= {label.strip() for label in labels.split(",")}
+    shown = BOARD.read_text() + RULES.read_text()
+    used |= set(re.findall(r"\{\{ *\$labels\.(\w+) *\}\}", shown))
+    used |= set(re.findall(r'"legendFormat": "[^"]*?\{\{(\w+)\}\}', shown))
+    assert used <= known
+    assert {"model", "instance", "code"} <= used
+
+
+def test_the_dashboard_can_be_imported() -> None:
+    board = json.loads(BOARD.read_text())
+    assert board["uid"] == "sigd"
+    panels = board["panels"]
+    numbers = [panel["id"] for panel in panels]
+    assert len(numbers) == len(set(numbers))
+    taken: set[tuple[int, int]] = set()
+    for panel in panels:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24
+        cells = {
+            (column, line)
+            for column in range(place["x"], place["x"] + place["w"])
+            for line in range(place["y"], place["y"] + place["h"])
+        }
+        assert not cells & taken, f"{panel['title']} lies over another"
+        taken |= cells
+        if panel["type"] != "row":
+            assert panel["targets"], panel["title"]
+            assert panel["datasource"]["uid"] == "${datasource}", "it must not name one Prometheus of ours"
+
+
+def test_every_alert_is_shown_to_fire_and_to_keep_silent() -> None:
+    alerts = re.findall(r"- alert: (\w+)", RULES.read_text())
+    tested = RULES_TEST.read_text()
+    assert len(alerts) == len(set(alerts)) > 10
+    for alert in alerts:
+        fires = rf"alertname: {alert}\n        exp_alerts:\n          - exp_labels"
+        assert re.search(fires, tested), f"no test shows {alert} fire"
+    silent = set(re.findall(r"alertname: (\w+)\n        exp_alerts: \[\]", tested))
+    # What these need to fire is all that there is to them, in series that the other tests have and that do not fire.
+    assert set(alerts) - silent == {"SigdCoreIsShared"}
+    for alert in alerts:
+        entry = RULES.read_text().split(f"- alert: {alert}\n")[1].split("- alert:")[0]
+        assert "severity:" in entry
+        assert "summary:" in entry
+        assert "action:" in entry
+
+
+@needs_promtool
+@pytest.mark.parametrize("command", [["check", "rules", RULES.name], ["test", "rules", RULES_TEST.name]])
+def test_promtool_agrees(command: list[str]) -> None:
+    done = subprocess.run(
+        ["promtool", *command], cwd=RULES.parent, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "SUCCESS" in done.stdout
+
+
+@needs_promtool
+def test_promtool_understands_every_query(expressions: dict[str, list[str]], tmp_path: Path) -> None:
+    """Those of the dashboard as recording rules, with numbers for Grafana's variables."""
+    rules = ["groups:", "- name: dashboard", "  rules:"]
+    for number, query in enumerate(expressions["the dashboard"]):
+        if not query.startswith("label_values("):
+            query = query.replace("$__rate_interval", "1m").replace("'", "''")
+            rules += [f"  - record: query:{number}", f"    expr: '{query}'"]
+    (tmp_path / "rules.yml").write_text("\n".join(rules))
+    done = subprocess.run(
+        ["promtool", "check", "rules", str(tmp_path / "rules.yml")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
