@@ -91,6 +91,15 @@ class KeepsWarm(Protocol):
         """
 
 
+@runtime_checkable
+class OnGpu(Protocol):
+    """A backend whose model is on a GPU."""
+
+    @property
+    def pci_bus_id(self) -> str:
+        """Of the card, for example "0000:01:00.0"; "" where it is not open."""
+
+
 def buckets(batch_rows_max: int) -> tuple[int, ...]:
     """The batch sizes that are prepared: 1, 2, 4, ... and `batch_rows_max` itself.
 

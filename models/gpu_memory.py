@@ -1,12 +1,47 @@
-"""Who holds the memory of a GPU, in words for whoever has to free some."""
+"""The memory of a GPU: how much there is, and who holds it, in words for whoever has to free some."""
 
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 _ASK = "nvidia-smi --query-compute-apps=pid,process_name,used_memory --format=csv"
+
+
+class Memory(NamedTuple):
+    """Of one card, in bytes.
+
+    Attributes:
+        own: what this process holds; None where NVML does not tell, or does not see it (in a container).
+    """
+
+    total: int
+    free: int
+    own: int | None
+
+
+class MemoryReader:
+    """Asks NVML again and again, from one thread: each question may wait for the driver.
+
+    Raises:
+        Exception: NVML cannot be asked from here: its package or its driver is missing.
+    """
+
+    def __init__(self) -> None:
+        self._pynvml: Any = importlib.import_module("pynvml")
+        self._pynvml.nvmlInit()
+
+    def read(self, pci_bus_id: str) -> Memory:
+        """Of that card as of now. Raises an exception of NVML's."""
+        card = self._pynvml.nvmlDeviceGetHandleByPciBusId(pci_bus_id)
+        memory = self._pynvml.nvmlDeviceGetMemoryInfo(card)
+        own = {
+            process.pid: process.usedGpuMemory
+            for process in self._pynvml.nvmlDeviceGetComputeRunningProcesses(card)
+        }.get(os.getpid())
+        return Memory(memory.total, memory.free, own)
 
 
 def who_holds(pci_bus_id: str) -> str:

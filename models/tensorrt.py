@@ -236,6 +236,11 @@ class TensorRtBackend:
 
         return call
 
+    @property
+    def pci_bus_id(self) -> str:
+        """See `OnGpu`."""
+        return "" if self._opened is None else self._opened.gpu.facts.pci_bus_id
+
     def close(self) -> None:
         """Give everything back; a GPU that died or hangs keeps it until the process ends."""
         opened, self._opened = self._opened, None

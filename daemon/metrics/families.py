@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sigd.daemon.clients import Clients
     from sigd.daemon.counters import ClientCounters, LatencyCounts
     from sigd.daemon.health import GarbageWatch, LoopWatch
+    from sigd.daemon.metrics.gpu_watch import GpuWatch
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Source:
 
     Attributes:
         models: those that are served.
+        gpu: of the GPUs that models are on.
         began_s: when the daemon began, in seconds since 1970.
         idle: its idle strategy.
     """
@@ -41,6 +43,7 @@ class Source:
     counters: ClientCounters
     loop: LoopWatch
     garbage: GarbageWatch
+    gpu: GpuWatch
     began_s: float
     idle: str
 
@@ -134,6 +137,13 @@ def _open(source: Source) -> Iterator[Series]:
 def _rejects(source: Source) -> Iterator[Series]:
     for code in RejectCode:
         yield (code.name,), (source.counters.rejects[code],)
+
+
+def _gpu_memory(source: Source) -> Iterator[Series]:
+    for card, memory in source.gpu.memory().items():
+        for part, held in (("total", memory.total), ("free", memory.free), ("daemon", memory.own)):
+            if held is not None:
+                yield (card, part), (held,)
 
 
 def _switches(_source: Source) -> list[Series]:
@@ -326,6 +336,13 @@ FAMILIES: Final = (
         Kind.COUNTER,
         "How long those runs took.",
         _one(lambda source: source.garbage.paused_ns / 1e9),
+    ),
+    Family(
+        "sigd_gpu_memory_bytes",
+        Kind.GAUGE,
+        "Memory of the cards that models are on: total, free, and the daemon's own; read every 10 s, absent without one.",
+        _gpu_memory,
+        ("gpu", "part"),
     ),
     Family(
         "process_cpu_seconds",

@@ -13,6 +13,7 @@ from sigd.daemon.health import GarbageWatch, LoopWatch
 from sigd.daemon.loopback import listen_loopback, parse_loopback
 from sigd.daemon.metrics.exposition import CONTENT_TYPE, Exposition
 from sigd.daemon.metrics.families import Source
+from sigd.daemon.metrics.gpu_watch import GpuWatch
 from sigd.daemon.metrics.http import Page, Pages
 
 if TYPE_CHECKING:
@@ -45,8 +46,18 @@ class Observer:
         self.place = ""
         self._listen = config.metrics_listen
         began_s = datetime.now(UTC).timestamp()
+        self._gpu_watch = GpuWatch(lambda: [batcher.backend for batcher in models])
         self._exposition = Exposition(
-            Source(models, clients, counters, self.loop_watch, self.garbage_watch, began_s, config.idle.value)
+            Source(
+                models,
+                clients,
+                counters,
+                self.loop_watch,
+                self.garbage_watch,
+                self._gpu_watch,
+                began_s,
+                config.idle.value,
+            )
         )
         self._server: AdminServer | None = None
 
@@ -69,11 +80,13 @@ class Observer:
         """Begin to watch."""
         self.loop_watch.start()
         self.garbage_watch.start()
+        self._gpu_watch.start()
 
     def stop(self) -> None:
         """Watch no more, and answer on loopback no more."""
         self.loop_watch.stop()
         self.garbage_watch.stop()
+        self._gpu_watch.stop()
         if self._server is not None:
             self._server.close()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sigd.models.gpu_memory import who_holds
+from sigd.models.gpu_memory import Memory, MemoryReader, who_holds
 
 MIB = 2**20
 ASK = "nvidia-smi --query-compute-apps=pid,process_name,used_memory --format=csv"
@@ -93,3 +93,14 @@ def test_an_error_of_nvml_is_passed_on(monkeypatch: pytest.MonkeyPatch, failing:
     use(monkeypatch, nvml)
     assert who_holds("0000:01:00.0") == f"NVML does not say who holds it ({words}): {ASK}"
     assert nvml.running == 0
+
+
+def test_reading_a_card_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = FakeNvml({os.getpid(): 500 * MIB, 2**22 + 1: 1})
+    use(monkeypatch, nvml)
+    reader = MemoryReader()
+    assert [reader.read("0000:01:00.0") for _ in range(2)] == [Memory(24576 * MIB, 812 * MIB, 500 * MIB)] * 2
+    assert nvml.asked == ["0000:01:00.0"] * 2
+    assert nvml.running == 1
+    nvml.processes.clear()
+    assert reader.read("0000:01:00.0").own is None

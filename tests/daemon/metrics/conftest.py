@@ -12,6 +12,7 @@ from sigd.daemon.access import AccessConfig, access_of
 from sigd.daemon.clients import Clients
 from sigd.daemon.health import GarbageWatch, LoopWatch
 from sigd.daemon.metrics.families import Source
+from sigd.daemon.metrics.gpu_watch import GpuWatch
 
 if TYPE_CHECKING:
     from tests.daemon.conftest import Rig
@@ -30,6 +31,7 @@ def make_source() -> MakeSource:
             rig.client_counters,
             LoopWatch(asyncio.get_running_loop()),
             GarbageWatch(),
+            GpuWatch(lambda: [rig.backend]),
             1_700_000_000.25,
             "spin",
         )

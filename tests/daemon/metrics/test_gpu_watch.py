@@ -1,0 +1,104 @@
+"""The memory of a GPU, where there is one, read beside the loop."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sigd.daemon.metrics import gpu_watch
+from sigd.daemon.metrics.families import FAMILIES, Series
+from sigd.daemon.metrics.gpu_watch import OLD_NS, GpuWatch
+from sigd.models.gpu_memory import Memory
+
+if TYPE_CHECKING:
+    from tests.daemon.conftest import Rig
+
+CARD = "0000:01:00.0"
+THREAD = "sigd-gpu-memory"
+
+
+class Reader:
+    """Stands for NVML; `failing` is raised by the next question."""
+
+    failing: Exception | None = None
+
+    def __init__(self) -> None:
+        self.read_once = threading.Event()
+
+    def read(self, card: str) -> Memory:
+        self.read_once.set()
+        if self.failing is not None:
+            raise self.failing
+        return Memory(100, 60, 30)
+
+
+@pytest.fixture
+def reader(monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
+    made = Reader()
+    monkeypatch.setattr(gpu_watch, "MemoryReader", lambda: made)
+    monkeypatch.setattr(gpu_watch, "EVERY_S", 0.001)
+    yield made
+    wait_for_the_end()
+
+
+def wait_for_the_end() -> None:
+    for thread in threading.enumerate():
+        if thread.name == THREAD:
+            thread.join(60)
+            assert not thread.is_alive()
+
+
+def on_gpu(card: str = CARD) -> Any:
+    return SimpleNamespace(pci_bus_id=card)
+
+
+def told(watch: GpuWatch) -> list[Series]:
+    (family,) = (family for family in FAMILIES if family.name == "sigd_gpu_memory_bytes")
+    return list(family.read(SimpleNamespace(gpu=watch)))  # type: ignore[arg-type]
+
+
+def test_total_free_and_its_own(reader: Reader) -> None:
+    now_ns = 1
+    watch = GpuWatch(lambda: [on_gpu(), on_gpu()], lambda: now_ns)
+    assert told(watch) == []
+    watch.start()
+    while not watch.memory():
+        assert reader.read_once.wait(60)
+    watch.stop()
+    wait_for_the_end()
+    assert told(watch) == [((CARD, "total"), (100,)), ((CARD, "free"), (60,)), ((CARD, "daemon"), (30,))]
+    now_ns += OLD_NS
+    assert told(watch) == [], "it is too old"
+
+
+def test_what_nvml_does_not_tell_is_left_out() -> None:
+    watch = GpuWatch(list)
+    watch._read, watch._read_ns = {CARD: Memory(100, 60, None)}, watch._clock()
+    assert [labels for labels, _ in told(watch)] == [(CARD, "total"), (CARD, "free")]
+
+
+def test_without_a_gpu_there_is_no_thread(make_rig: type[Rig], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_watch, "MemoryReader", pytest.fail)
+    watch = GpuWatch(lambda: [make_rig().backend, on_gpu("")])
+    watch.start()
+    assert all(thread.name != THREAD for thread in threading.enumerate())
+    watch.stop()
+    assert told(watch) == []
+
+
+def test_a_driver_that_cannot_be_asked_is_said_once(reader: Reader, caplog: pytest.LogCaptureFixture) -> None:
+    reader.failing = RuntimeError("GPU is lost")
+    watch = GpuWatch(lambda: [on_gpu()])
+    with caplog.at_level(logging.WARNING):
+        watch.start()
+        assert reader.read_once.wait(60)
+        wait_for_the_end()
+    assert [record.getMessage() for record in caplog.records] == [
+        "the memory of the GPU is not told to Prometheus: GPU is lost"
+    ]
+    assert told(watch) == []
