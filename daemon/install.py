@@ -130,12 +130,14 @@ def of_others(target: Target, root: Path) -> bool:
 
 
 def start_commands(target: Target) -> list[list[str]]:
-    """What makes the written files a running daemon."""
+    """What makes the written files a running daemon. Two steps, because `enable --now` of systemd 254 ends with 0 where
+    the start has failed."""
     return [
         ["systemd-sysusers", "/etc/sysusers.d/sigd.conf"],
         ["systemd-tmpfiles", "--create", "/etc/tmpfiles.d/sigd.conf"],
         ["systemctl", "daemon-reload"],
-        ["systemctl", "enable", "--now", target.service],
+        ["systemctl", "enable", target.service],
+        ["systemctl", "start", target.service],
     ]
 
 
