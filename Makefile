@@ -9,7 +9,7 @@ SIGD := $(BIN)/sigd
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-simcuda test-gpu test-rtx check format lint types imports bench bench-connections bench-tunnel profile fuzz soak train lock wheel clean
+.PHONY: help demo test test-fast test-simcuda test-gpu test-rtx test-systemd check format lint types imports bench bench-connections bench-tunnel profile fuzz soak train lock wheel clean
 
 help:  ## this list
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ test-gpu: $(VENV)/.dev  ## the tests for a machine with an NVIDIA GPU
 
 test-rtx: $(VENV)/.dev build/rtx/.ready  ## the real TensorRT-RTX builder, on the CPU (fetches 95 MB, once)
 	PYTHONPATH=build/rtx/site $(BIN)/pytest tests/rtx
+
+test-systemd: $(VENV)/.dev  ## as root: the units on a machine with systemd, booted for each test (the first time: a minute more; SUITE=trixie)
+	$(BIN)/python tests/systemd/prepare.py $(if $(SUITE),--suite $(SUITE)) -- $(BIN)/pytest -m systemd tests/systemd
 
 check: $(VENV)/.dev lint types imports test  ## format, lint, types, import contracts, tests
 

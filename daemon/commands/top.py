@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.live import Live
 
 from sigd.daemon.admin import Status, ask_status
-from sigd.daemon.config import admin_path_of, default_socket_path
+from sigd.daemon.config import admin_path_of, running_socket_path
 from sigd.daemon.errors import EnvironmentLacks
 from sigd.daemon.top.interval import Interval, between
 from sigd.daemon.top.keys import Keys
@@ -59,7 +59,7 @@ def top(
 
     A daemon that is started anew meanwhile is followed.
     """
-    path = admin_socket or admin_path_of(socket or default_socket_path())
+    path = admin_socket or admin_path_of(socket or running_socket_path())
     # A mistaken path is told at once; only later is a daemon that is away waited for.
     first = ask_status(path, _PATIENCE_S)
     if as_json or is_plain or not sys.stdout.isatty():
