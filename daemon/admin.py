@@ -72,12 +72,32 @@ class LoopStatus(msgspec.Struct, frozen=True):
     runnable_s: float | None
 
 
+class RecorderStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """How recording goes.
+
+    Attributes:
+        recording: the directory and the name of its files.
+        requests: recorded since the start.
+        dropped: answered, but not recorded: the ring was full.
+        stored_bytes: of the recording; the rest of `written_bytes` is in the ring.
+        paused_because: why nothing is being stored; empty where all is well.
+    """
+
+    recording: str
+    requests: int
+    dropped: int
+    written_bytes: int
+    stored_bytes: int
+    paused_because: str
+
+
 class Status(msgspec.Struct, frozen=True):
     """A daemon's counters. See daemon.counters.ClientCounters for what each one of its clients counts.
 
     Attributes:
         transports: connections that are open, by transport.
         models: what is served, the default model first.
+        recorder: None where nothing is recorded.
     """
 
     version: str
@@ -95,6 +115,7 @@ class Status(msgspec.Struct, frozen=True):
     rejects: dict[str, int]
     loop: LoopStatus
     models: list[ModelStatus]
+    recorder: RecorderStatus | None = None
 
 
 class AdminRequest(msgspec.Struct, forbid_unknown_fields=True):

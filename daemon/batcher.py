@@ -20,6 +20,7 @@ from sigd.models.errors import BackendFailed
 
 if TYPE_CHECKING:
     from sigd.daemon.counters import ModelCounters
+    from sigd.daemon.recording.tap import Tap, Taps
     from sigd.daemon.session import Session
     from sigd.models.backend import Backend
     from sigd.models.spec import ModelSpec
@@ -61,6 +62,7 @@ class Batcher:
         limits: Limits = DEFAULTS,
         linger_ns: int = 0,
         generation: int = 1,
+        taps: Taps | None = None,
     ) -> None:
         """
         Args:
@@ -69,6 +71,7 @@ class Batcher:
             wake: called when there is work for `poll()`.
             on_fatal: called once the requests in flight are answered after a failure that the process cannot survive.
             linger_ns: how long a batch that is not full waits for more rows.
+            taps: make what records a session; None where nothing is recorded.
         """
         self.name = backend.spec.name
         self.limits = limits
@@ -77,6 +80,7 @@ class Batcher:
         self.last_batch_ns = clock()
         self.counters = counters
         self.clock = clock
+        self._taps = taps
         self._wake = wake
         self._on_fatal = on_fatal
         self._linger_ns = linger_ns
@@ -110,6 +114,10 @@ class Batcher:
     def join(self, session: Session) -> None:
         """The session is served from now on, until `forget()`."""
         self._sessions.add(session)
+
+    def open_tap(self, session: Session, *, in_rings: bool) -> Tap | None:
+        """What records the session's answers by this model; None where nothing is recorded."""
+        return None if self._taps is None else self._taps.open(session, in_rings=in_rings)
 
     def forget(self, session: Session) -> None:
         """The session is closed. What it has in the batch being run is not answered."""
@@ -298,21 +306,26 @@ class Batcher:
                 self._answer(segment, infer_ns, batch_rows)
             except Exception:  # noqa: BLE001  _give_up() logs it
                 _give_up(segment.session)
+        # All answers are under way: what follows costs no client of this batch anything.
+        for segment in segments:
+            if segment.send_ns and not segment.session.closed:
+                try:
+                    self._settle(segment, infer_ns)
+                except Exception:  # noqa: BLE001  _give_up() logs it
+                    _give_up(segment.session)
 
     def _answer(self, segment: Segment, infer_ns: int, batch_rows: int) -> None:
         session = segment.session
         session.in_batch_rows = 0
         if session.closed:
             return
-        words = session.inbox.row_words(0, segment.rows)
         outputs = self.backend.outputs[segment.first : segment.first + segment.live]
         if segment.kept is not None:
             outputs = outputs[segment.kept]
         send_ns = self.clock()
-        outbox = session.outbox
         session.send_answers(
-            outbox.encode(
-                words,
+            session.outbox.encode(
+                session.inbox.row_words(0, segment.rows),
                 outputs,
                 segment.statuses,
                 send_time_ns=send_ns,
@@ -320,13 +333,20 @@ class Batcher:
                 batch_rows=batch_rows,
             )
         )
-        if not session.closed:
-            if segment.rows == 1 and outbox.all_ok:
-                self.counters.count_one(send_ns - words.item(0), infer_ns)
-            else:
-                statuses = None if outbox.all_ok else outbox.statuses(segment.rows)
-                self.counters.count_answers(words[:, 0], statuses, send_ns, infer_ns)
-            session.answered(segment.rows, send_ns)
+        segment.send_ns = send_ns
+
+    def _settle(self, segment: Segment, infer_ns: int) -> None:
+        """Count and record what has been answered, and make room for more."""
+        session, outbox = segment.session, segment.session.outbox
+        words = session.inbox.row_words(0, segment.rows)
+        if segment.rows == 1 and outbox.all_ok:
+            self.counters.count_one(segment.send_ns - words.item(0), infer_ns)
+        else:
+            statuses = None if outbox.all_ok else outbox.statuses(segment.rows)
+            self.counters.count_answers(words[:, 0], statuses, segment.send_ns, infer_ns)
+        if session.tap is not None:
+            session.tap.record(segment.rows, self.last_batch_ns)
+        session.answered(segment.rows, segment.send_ns)
 
     def _fail(self, segments: list[Segment], error: Exception) -> None:
         """Every row of the batch gets its answer, MODEL_ERROR; then, where the process cannot go on, it ends."""

@@ -27,6 +27,7 @@ from sigd.daemon.model_config import (
     Threads,
     check_tables,
 )
+from sigd.daemon.recording.settings import RecorderConfig
 from sigd.models.errors import ModelRefused
 from sigd.models.gpu_options import DEFAULT_GPU_OPTIONS, GpuOptions
 from sigd.models.trusted_file import read_file
@@ -71,6 +72,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         lock_memory: keep all memory resident where the limits allow it.
         shared_memory: offer it to clients that ask for it.
         log_format: auto, text, json or journal, see `sigd.daemon.logs`.
+        recorder: what is recorded, and where; see `sigd.daemon.recording.settings`.
         metrics_listen: where metrics are served besides the admin socket: a loopback address such as 127.0.0.1:9464.
         gpu: for an engine, the number of its GPU; this and the next three are `sigd.models.gpu_options.GpuOptions`.
     """
@@ -91,6 +93,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     lock_memory: bool = True
     log_format: LogFormat = LogFormat.AUTO
     metrics_listen: str = ""
+    recorder: RecorderConfig = RecorderConfig()
     shared_memory: bool = True
     gpu: GpuNumber = DEFAULT_GPU_OPTIONS.gpu
     mapped_io: bool = DEFAULT_GPU_OPTIONS.mapped_io
@@ -181,7 +184,7 @@ def admin_path_of(socket_path: Path) -> Path:
 
 
 def load_config(file: Path | None, overrides: dict[str, Any]) -> Config:
-    """Read `file`, if any, and lay `overrides` (names to values; None is no override) over it.
+    """Read `file`, if any, and lay `overrides` (names to values; None is no override) over it, of a table name by name.
 
     Raises:
         UsageError: the file cannot be read, is no TOML, has an unknown name or a value out of its range.
@@ -189,7 +192,11 @@ def load_config(file: Path | None, overrides: dict[str, Any]) -> Config:
     values: dict[str, Any] = {}
     if file is not None:
         values = _read_toml(file)
-    values.update({name: value for name, value in overrides.items() if value is not None})
+    for name, value in overrides.items():
+        if isinstance(value, dict) and isinstance(values.get(name), dict):
+            values[name] = values[name] | value
+        elif value is not None:
+            values[name] = value
     source = f"{file}: " if file is not None else ""
     try:
         config = msgspec.convert(values, Config)
@@ -203,6 +210,8 @@ def load_config(file: Path | None, overrides: dict[str, Any]) -> Config:
         access_of(config.access)
         if not isinstance(config.model, str):
             check_tables(config.model)
+        if wrong := config.recorder.wrong():
+            raise UsageError(wrong)
         if config.metrics_listen:
             parse_loopback(config.metrics_listen)
     except UsageError as error:
@@ -210,6 +219,7 @@ def load_config(file: Path | None, overrides: dict[str, Any]) -> Config:
     for name, path in (
         ("socket", config.socket),
         ("admin_socket", config.admin_socket),
+        ("recorder.directory", config.recorder.directory),
         *(("model", model.path) for model in config.models()),
     ):
         if "\0" in str(path):
@@ -227,6 +237,8 @@ def load_config(file: Path | None, overrides: dict[str, Any]) -> Config:
 
 def _struct_of(error: str) -> type[msgspec.Struct]:
     """Which table msgspec speaks of."""
+    if "`$.recorder`" in error:
+        return RecorderConfig
     if "`$.model[" in error:
         return ModelTable
     return AccessConfig if "`$.access`" in error else Config
@@ -242,6 +254,8 @@ def _read_toml(file: Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{file}: no TOML: {error}") from None
     _make_relative(values, _PATHS, file.parent)
+    if isinstance(values.get("recorder"), dict):
+        _make_relative(values["recorder"], ("directory",), file.parent)
     tables = values.get("model")
     for table in tables if isinstance(tables, list) else ():
         if isinstance(table, dict):

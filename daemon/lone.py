@@ -65,6 +65,7 @@ def lone_path(session: Session, batcher: Batcher, clock: Callable[[], int]) -> L
     output_floats = backend.outputs[0].data
     encode, frame, send = outbox.encode_lone, outbox.lone, session.send_answers
     count_lone = batcher.counters.count_lone
+    record = None if session.tap is None else session.tap.lone()
 
     def lone(count_bytes: int, now_ns: int) -> bool:
         if (
@@ -103,6 +104,8 @@ def lone_path(session: Session, batcher: Batcher, clock: Callable[[], int]) -> L
         # The answer is under way: what follows costs nobody's latency, as long as it is shorter than a client's turn.
         batcher.last_batch_ns = end_ns
         count_lone(end_ns - now_ns, infer_ns)
+        if record is not None:
+            record()
         return True
 
     return lone

@@ -95,6 +95,7 @@ def ring_look(
     unpack, pack, fence = _REQUEST.unpack_from, _RESPONSE.pack_into, responses.fence
     flags, client_sleeping = responses.flags, responses.sleeping
     count_lone = batcher.counters.count_lone
+    record = None if session.tap is None else session.tap.lone_in_ring(copied, model_output)
 
     def is_full() -> bool:
         """Whether the client has taken none of the answers that fill the ring; asked when they have gone round once."""
@@ -117,7 +118,7 @@ def ring_look(
         ):
             return WAITS if take(clock()) else NOTHING
         frame, part = request_views[taken & places] or request_at(taken & places)
-        header, sequence, client_time_ns, deadline_ns, instrument = unpack(frame)
+        header, sequence, client_time_ns, deadline_ns, instrument = request = unpack(frame)
         copied[:] = part
         high = copied[high_bytes]
         now_ns = clock()
@@ -154,6 +155,8 @@ def ring_look(
             wake_client()
         batcher.last_batch_ns = end_ns
         count_lone(infer_ns, infer_ns)
+        if record is not None:
+            record(request, now_ns, end_ns, LONE_OUTCOME | infer_ns)
         return ANSWERED
 
     return look_alone

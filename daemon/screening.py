@@ -33,6 +33,7 @@ class Segment:
         first: row of the model's arrays where its live rows start.
         live: how many of its rows run.
         kept: which of its live rows' outputs may be sent, or None where all may.
+        send_ns: when its answers were sent; 0 where they were not.
     """
 
     session: Session
@@ -41,6 +42,7 @@ class Segment:
     first: int
     live: int
     kept: npt.NDArray[np.bool_] | None = None
+    send_ns: int = 0
 
 
 def screen(session: Session, rows: int, inputs: npt.NDArray[np.float32], first: int, now_ns: int) -> Segment:

@@ -27,6 +27,7 @@ from sigd.daemon.metrics.observer import Observer
 from sigd.daemon.model_config import ModelConfig
 from sigd.daemon.notify import Notifier
 from sigd.daemon.process import freeze_garbage, ignore_overflow, lock_memory
+from sigd.daemon.recording.recorder import start_recorder
 from sigd.daemon.served import ServedModels
 from sigd.daemon.shared_memory import RingHost
 from sigd.daemon.warmth import Warmth
@@ -74,6 +75,7 @@ class Service:
         loop = asyncio.get_running_loop()
         config = self._config
         ignore_overflow()
+        self._recorder = start_recorder(config, loop)
         self._models = ServedModels(list(map(self._make_batcher, config.models(), self._backends)))
         rings = RingHost(loop, monotonic_ns, self._models.poll, lambda: self._ticker.wake())
         self._clients = Clients(
@@ -126,8 +128,14 @@ class Service:
             watchdog.stop()
         self._ticker.stop()
         rings.close()
+        return self._close()
+
+    def _close(self) -> int:
+        """Nobody is served any more; the exit code."""
         for batcher in self._models:
             batcher.backend.close()
+        if self._recorder is not None:
+            self._recorder.close()
         return self._exit_code()
 
     def _listener(self, name: str, path: Path, mode: str) -> Listener | PassedListener:
@@ -145,6 +153,7 @@ class Service:
             on_fatal=self._die,
             limits=limits,
             linger_ns=model.linger_us * 1000,
+            taps=None if self._recorder is None else self._recorder.taps,
         )
 
     def _make_ticker(self, loop: asyncio.AbstractEventLoop, rings: RingHost) -> Ticker:
@@ -200,7 +209,13 @@ class Service:
 
     async def _status(self, _request: AdminRequest) -> Status:
         return await snapshot.take(
-            self._config, self._started_ns, self._models, self._clients, self._counters, self._observer
+            self._config,
+            self._started_ns,
+            self._models,
+            self._clients,
+            self._counters,
+            self._observer,
+            self._recorder,
         )
 
 

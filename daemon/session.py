@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sigd.daemon.batcher import Batcher
     from sigd.daemon.counters import ClientCounters
     from sigd.daemon.peer import OpenRings, Peer, Rings
+    from sigd.daemon.recording.tap import Tap
 
 EXCESS_ROWS: Final = 64
 """Room for requests past in_flight_max, so that they can be answered BUSY; what comes past that waits unread."""
@@ -52,13 +53,12 @@ class Session:
     """See the module. A transport calls `writable`, `arrived`, `ended`, `lost`; the batcher takes and answers rows.
 
     Attributes:
-        inbox, outbox: exist from the Welcome on.
+        inbox, outbox, tap: exist from the Welcome on. The tap records answers; None where nothing is recorded.
         queued: True while the batcher has this session among its ready ones.
         in_batch_rows: pending rows that are in the batch being run, always the oldest.
-        conflate: granted in the Welcome.
+        conflate, in_flight_max: granted in the Welcome; False and 0 until then.
         generation: of the model that its answers were from last; where the batcher's differs, `attach()` comes first.
         client_name: as the client gave it in its Hello.
-        in_flight_max: granted in the Welcome; 0 until then.
         marks: which of the pending rows shall not run.
         lone: the shortest way, for whoever has put bytes into the inbox; where it is not for them, `took` is.
         send_answers: where answers go, the peer or the rings.
@@ -90,11 +90,13 @@ class Session:
         "queued",
         "send_answers",
         "state",
+        "tap",
         "writable",
     )
 
     inbox: RequestInbox
     outbox: ResponseOutbox
+    tap: Tap | None
     batcher: Batcher
 
     def __init__(
@@ -259,6 +261,7 @@ class Session:
         batcher = self.batcher
         self.generation = batcher.generation
         self.outbox = ResponseOutbox(batcher.spec.outputs, batcher.batch_rows_max, batcher.generation)
+        self.tap = batcher.open_tap(self, in_rings=self._rings is not None)
         self.lone = lone_path(self, batcher, batcher.clock)
         if self._rings is not None:
             self._rings.attach()

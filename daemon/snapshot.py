@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sigd.daemon.config import Config
     from sigd.daemon.counters import ClientCounters, LatencyCounts
     from sigd.daemon.metrics.observer import Observer
+    from sigd.daemon.recording.recorder import Recorder
 
 
 async def take(
@@ -31,6 +32,7 @@ async def take(
     clients: Clients,
     counters: ClientCounters,
     observer: Observer,
+    recorder: Recorder | None,
 ) -> Status:
     """The status of a daemon that was started at `started_ns` on CLOCK_MONOTONIC.
 
@@ -55,6 +57,7 @@ async def take(
         rejects={code.name: counters.rejects[code] for code in RejectCode if counters.rejects[code]},
         loop=_loop(observer),
         models=[await _model(batcher) for batcher in batchers],
+        recorder=None if recorder is None else recorder.status(),
     )
 
 

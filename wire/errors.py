@@ -9,7 +9,9 @@ WireError
 │   ├── SessionClosed        the daemon closed the connection; says how many requests were unanswered
 │   ├── ReceiveTimeout       no answer within the time given
 │   └── ProtocolBroken       the daemon answered something that the contract does not allow
-└── ShapeError               the caller's array or number does not fit what was agreed in Welcome
+├── ShapeError               the caller's array or number does not fit what was agreed in Welcome
+├── NoRecording              there is no recording where one was looked for
+└── RecordingDamaged         a recording is not what its own headers and checksums say; carries where
 """
 
 from __future__ import annotations
@@ -83,3 +85,21 @@ class ProtocolBroken(SessionError):
 
 class ShapeError(WireError):
     """The caller's data does not have the shape that the session agreed on."""
+
+
+class NoRecording(WireError):
+    """There is no recording where one was looked for, or it may not be read."""
+
+
+class RecordingDamaged(WireError):
+    """A recording is not what its own headers and checksums say it is.
+
+    Attributes:
+        offset: where it is found, in bytes from the start of the file.
+        reason: what is wrong there.
+    """
+
+    def __init__(self, offset: int, reason: str) -> None:
+        super().__init__(f"from byte {offset:,} on: {reason}")
+        self.offset = offset
+        self.reason = reason

@@ -44,6 +44,7 @@ class ResponseOutbox:
         rows_max: how many answers fit at once.
         frame_bytes: bytes of one response.
         all_ok: True where every row encoded last has the status OK.
+        header: theirs, as one word.
         bytes: the frames; the first k * frame_bytes are what to send after encoding k rows.
     """
 
@@ -58,6 +59,7 @@ class ResponseOutbox:
         "bytes",
         "frame_bytes",
         "generation_word",
+        "header",
         "lone",
         "rows_max",
     )
@@ -72,7 +74,8 @@ class ResponseOutbox:
         self._quarters = self._storage.view(np.uint16).reshape(rows_max, -1)
         first = RESPONSE_OUTPUTS_OFFSET // 4
         self._floats = self._storage.view(np.float32).reshape(rows_max, -1)[:, first : first + outputs]
-        self._words[:, 0] = header_word(fields.SIGNAL_RESPONSE.template_id, self.frame_bytes)
+        self.header = header_word(fields.SIGNAL_RESPONSE.template_id, self.frame_bytes)
+        self._words[:, 0] = self.header
         self.bytes = self._storage.data
         self.lone = self.bytes[: self.frame_bytes]
         self._lone_outputs = self.bytes[RESPONSE_OUTPUTS_OFFSET : RESPONSE_OUTPUTS_OFFSET + 4 * outputs]

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 Examples:
   sigd serve                                        the model that ships with sigd
   sigd serve --model m.onnx --idle spin --cpu 3     on a core of its own
+  sigd serve --record /var/lib/sigd                 every request and its answer, for sigd replay
   sigd serve --config /etc/sigd/sigd.toml --check   is this configuration good?"""
 )
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="Configuration, TOML.")
@@ -64,6 +65,7 @@ Examples:
     type=click.IntRange(min=0),
     help="Run an empty batch after so long.  [default: 0, never]",
 )
+@click.option("--record", type=click.Path(file_okay=False), help="Record what is answered in this directory.")
 @click.option("--metrics-listen", help="Serve metrics on loopback too, as in 127.0.0.1:9464.")
 @click.option(
     "--log-format",
@@ -78,12 +80,18 @@ Examples:
 @click.option("--check", is_flag=True, help="Check configuration and model, run it once, and exit.")
 @click.option("--verbose", is_flag=True, help="Log more.")
 def serve(
-    config_file: Path | None, allow_insecure_files: bool, check: bool, verbose: bool, **overrides: object
+    config_file: Path | None,
+    allow_insecure_files: bool,
+    check: bool,
+    verbose: bool,
+    record: str | None,
+    **overrides: object,
 ) -> None:
     """Serve a model over a Unix socket until SIGTERM, which drains: everything accepted is answered."""
     if not allow_insecure_files:
         demand_trust()
-    config = load_config(config_file, overrides)
+    recorder = None if record is None else {"directory": record}
+    config = load_config(config_file, {**overrides, "recorder": recorder})
     start_logging(logging.DEBUG if verbose else logging.INFO, config.log_format, os.environ)
     sys.exit(run(config, check=check))
 
@@ -103,6 +111,7 @@ def run(config: Config, *, check: bool) -> int:
         pin_to_cpu,
         warn_of_realtime_spin,
     )
+    from sigd.daemon.recording.recorder import check_directory
     from sigd.daemon.service import Service
     from sigd.models.registry import backend_names
 
@@ -124,6 +133,8 @@ def run(config: Config, *, check: bool) -> int:
     notifier.starting("opening and warming up what it serves")
     backends = [_open(model) for model in config.models()]
     if check:
+        if config.recorder.directory:
+            check_directory(Path(config.recorder.directory))
         for backend in backends:
             spec = backend.spec
             backend.close()

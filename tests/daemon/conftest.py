@@ -18,6 +18,7 @@ from sigd.daemon.counters import ClientCounters, ModelCounters
 from sigd.daemon.limits import Limits
 from sigd.daemon.peer import OpenRings
 from sigd.daemon.process import ignore_overflow
+from sigd.daemon.recording.tap import Taps
 from sigd.daemon.session import Session
 from sigd.models.errors import BackendFailed
 from sigd.models.spec import ModelSpec
@@ -316,6 +317,7 @@ class Rig:
         batch_rows_max: int = 8,
         linger_ns: int = 0,
         limits: Limits | None = None,
+        taps: Taps | None = None,
         **bounds: Any,
     ) -> None:
         self.clock = FakeClock()
@@ -335,6 +337,7 @@ class Rig:
             on_fatal=self.fatal.append,
             limits=self.limits,
             linger_ns=linger_ns,
+            taps=taps,
         )
 
     def _wake(self) -> None:

@@ -69,6 +69,15 @@ def test_paths_of_a_file_are_relative_to_it_and_flags_to_the_caller(tmp_path: Pa
     assert load_config(file, {}).socket_path == tmp_path / "run/s"
 
 
+def test_the_flag_for_recordings_overrules_their_directory_alone(tmp_path: Path) -> None:
+    file = written(tmp_path, "[recorder]\ndirectory = 'here'\nring_mib = 5\n")
+    assert load_config(file, {}).recorder.directory == str(tmp_path / "here")
+    recorder = load_config(file, {"recorder": {"directory": "there"}}).recorder
+    assert (recorder.directory, recorder.ring_mib) == ("there", 5)
+    assert load_config(None, {"recorder": {"directory": "there"}}).recorder.directory == "there"
+    assert load_config(None, {}).recorder.directory == ""
+
+
 def test_one_model_is_a_list_of_one(tmp_path: Path) -> None:
     file = written(tmp_path, 'model = "m.onnx"\nbackend = "oracle"\nlinger_us = 3\ngpu = 1\n')
     (model,) = load_config(file, {"batch_rows_max": 5}).models()
@@ -145,6 +154,11 @@ def test_the_admin_socket_stands_beside_the_socket() -> None:
         ('socket = "a\\u0000b"', ["zero byte", "socket"]),
         ('model = "a\\u0000b"', ["zero byte", "model"]),
         ("[[model]]\npath = 'a\\u0000b'".replace("'", '"'), ["zero byte", "model"]),
+        ("[recorder]\ndir = '/x'", ["unknown field `dir`", "known names are: directory, segment_mib"]),
+        ("[recorder]\nring_mib = 0", ["$.recorder.ring_mib"]),
+        ("[recorder]\nsegment_mib = 64\ntotal_mib = 127", ["total_mib is 127", "two segments"]),
+        ('[recorder]\ndirectory = "a\\u0000b"', ["recorder.directory holds a zero byte"]),
+        ("recorder = 'here'", ["$.recorder"]),
         ("[[model]]\npth = 'm.onnx'", ["unknown field `pth`", "known names are: name, path, backend"]),
         ("[model]\npath = 'm.onnx'", ["begins with [[model]]"]),
         ("[[model]]\nbatch_rows_max = 0", [">= 1", "model", "batch_rows_max"]),

@@ -18,6 +18,7 @@ import uvloop
 
 from sigd.daemon.config import Config
 from sigd.daemon.notify import Notifier
+from sigd.daemon.recording.settings import RecorderConfig
 from sigd.daemon.service import Service
 from sigd.models.registry import open_backend
 from sigd.wire.messages import Goodbye, Heartbeat, Hello
@@ -38,6 +39,7 @@ SAID: dict[str, list[bytes]] = {
     "garbage after Hello": [Hello().encode(), b"x" * 80],
     "heartbeats": [Hello().encode() + Heartbeat(1).encode() * 100],
     "requests": [],
+    "requests that are recorded": [],
     "requests that fail": [],
     "a lone request that fails": [],
     "requests and no answer taken": [],
@@ -87,11 +89,13 @@ def test_it_is_freed_by_reference_counts(
     said = {
         **SAID,
         "requests": [hello, good, good, good + good + bad[:20]],
+        "requests that are recorded": [hello, good, good, good + good + bad[:20]],
         "requests that fail": [hello, bad + good, bad + bad],
         "a lone request that fails": [hello, good, good, bad],
         "requests and no answer taken": [hello + good * 5000],
     }[what]
-    config = Config(socket=str(tmp_path / "s"), lock_memory=False, unsent_bytes_max=4096)
+    recorder = RecorderConfig(directory=str(tmp_path / "recordings") if "recorded" in what else "")
+    config = Config(socket=str(tmp_path / "s"), lock_memory=False, unsent_bytes_max=4096, recorder=recorder)
     path = config.admin_socket_path if "question" in what else config.socket_path
     left: Counter[str] = Counter()
 

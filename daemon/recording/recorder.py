@@ -1,0 +1,251 @@
+"""The daemon's side of its flight recorder: makes the ring, starts the keeper and sees that there always is one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import platform
+import secrets
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from sigd import __version__
+from sigd.daemon.admin import RecorderStatus
+from sigd.daemon.errors import EnvironmentLacks, UsageError
+from sigd.daemon.recording.ring import Ring
+from sigd.daemon.recording.tap import Taps
+from sigd.models.processor import instruction_sets
+from sigd.wire.recorded import About
+from sigd.wire.recording import (
+    RING_ERROR_WORD,
+    RING_KEEPER_WORD,
+    RING_SUFFIX,
+    RING_TAIL_WORD,
+    RingHeader,
+)
+
+if TYPE_CHECKING:
+    from sigd.daemon.config import Config
+    from sigd.daemon.logs import LogFormat
+    from sigd.daemon.recording.settings import RecorderConfig
+
+log = logging.getLogger(__name__)
+
+MEMORY: Final = Path("/dev/shm")
+"""A file there is memory, and stays when its process has ended."""
+START_TIMEOUT_S: Final = 10.0
+END_TIMEOUT_S: Final = 3.0
+"""Less than the service manager's patience (systemd/sigd.service)."""
+RESTART_S: Final = 1.0
+_RUNTIMES: Final = ("onnxruntime", "tensorrt", "tensorrt-rtx", "numpy")
+
+
+class Recorder:
+    """From `start()` to `close()`.
+
+    Attributes:
+        taps: make what records a client.
+
+    Args:
+        ring: in memory, under `link` in the directory of the recordings.
+    """
+
+    def __init__(self, config: RecorderConfig, log_format: LogFormat, link: Path, ring: Ring) -> None:
+        self._config = config
+        self._log_format = log_format
+        self._link = link
+        self._ring = ring
+        self.taps = Taps(ring)
+        self._closing = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._restart: asyncio.TimerHandle | None = None
+        self._keeper = self._start_keeper()
+        self._watched = -1
+
+    @classmethod
+    def start(cls, config: RecorderConfig, log_format: LogFormat) -> Recorder:
+        """With a keeper that is ready. A disk that is full is its business, not this one's.
+
+        Raises:
+            UsageError: the directory cannot be made or written to.
+            EnvironmentLacks: no memory for the ring, or the keeper did not start.
+        """
+        directory = Path(config.directory).absolute()
+        recording_id = secrets.token_bytes(16)
+        name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}Z-{recording_id.hex()[:8]}"
+        link = directory / (name + RING_SUFFIX)
+        path = MEMORY / f"sigd-{name}{RING_SUFFIX}"
+        header = RingHeader(
+            config.ring_bytes, config.stretch_bytes, recording_id, msgspec.json.encode(_about())
+        )
+        try:
+            ring = Ring.create(path, header)
+        except OSError as error:
+            raise EnvironmentLacks(
+                f"{path}: no {config.ring_mib} MiB of memory for what is recorded ({error.strerror}): make room in"
+                f" {MEMORY}, or make recorder.ring_mib smaller"
+            ) from None
+        try:
+            directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+            link.symlink_to(path)
+        except OSError as error:
+            path.unlink()
+            raise UsageError(
+                f"{directory}: recordings cannot be written there: {error.strerror}; expected a directory that"
+                " this user may write to"
+            ) from None
+        recorder = cls(config, log_format, link, ring)
+        recorder._wait_for_keeper()
+        return recorder
+
+    def watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """From now on start another keeper where one ends; that holds the loop up for a millisecond or two."""
+        self._loop = loop
+        self._watched = os.pidfd_open(self._keeper.pid)
+        loop.add_reader(self._watched, self._keeper_ended)
+
+    def status(self) -> RecorderStatus:
+        """As it is now."""
+        ring = self._ring
+        error = ring.words[RING_ERROR_WORD]
+        return RecorderStatus(
+            recording=os.fsencode(self._link.with_suffix("")).decode("utf-8", "replace"),
+            requests=ring.requests - ring.dropped,
+            dropped=ring.dropped,
+            written_bytes=ring.head,
+            stored_bytes=ring.words[RING_TAIL_WORD],
+            paused_because=os.strerror(error) if error else "",
+        )
+
+    def close(self) -> None:
+        """Nothing more is recorded. Waits a while for the keeper to store the rest; what takes longer goes on alone."""
+        self._closing = True
+        self._unwatch()
+        if self._restart is not None:
+            self._restart.cancel()
+        self._ring.end()
+        self._ring.close()
+        self._let_go_of_keeper()
+        try:
+            code = self._keeper.wait(END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            log.warning(
+                "the keeper of %s is still storing, %d bytes are left; it ends by itself",
+                self._link,
+                self._ring.head - self._ring.words[RING_TAIL_WORD],
+            )
+            return
+        if code:
+            log.error("the keeper of %s ended with %d: not all that was recorded is stored", self._link, code)
+
+    # -- the keeper --------------------------------------------------------------------------------------------
+
+    def _start_keeper(self) -> subprocess.Popen[bytes]:
+        self._ring.words[RING_KEEPER_WORD] = 0
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-P", "-m", "sigd.daemon.recording.keeper"),
+                str(self._link.parent),
+                self._link.stem,
+                str(self._config.total_bytes),
+                str(self._config.sync_ms),
+                self._log_format.value,
+            ],
+            # Its end is how the keeper knows that this process has ended, however it did.
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def _wait_for_keeper(self) -> None:
+        """Raises EnvironmentLacks where it does not start."""
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        while not self._ring.words[RING_KEEPER_WORD]:
+            code = self._keeper.poll()
+            if code is None and time.monotonic() < deadline_s:
+                time.sleep(0.002)
+                continue
+            what = f"ended with {code}" if code is not None else f"was not ready in {START_TIMEOUT_S:g} s"
+            self._let_go_of_keeper()
+            self._keeper.kill()
+            self._keeper.wait()
+            self._link.resolve().unlink(missing_ok=True)
+            self._link.unlink(missing_ok=True)
+            raise EnvironmentLacks(f"{self._link.parent}: the process that stores recordings there {what}")
+
+    def _keeper_ended(self) -> None:
+        assert self._loop is not None
+        self._unwatch()
+        self._let_go_of_keeper()
+        log.error(
+            "the keeper of %s ended with %d and is started again; the ring holds what is recorded until then",
+            self._link,
+            self._keeper.wait(),
+        )
+        self._restart = self._loop.call_later(RESTART_S, self._start_again)
+
+    def _start_again(self) -> None:
+        assert self._loop is not None
+        try:
+            self._keeper = self._start_keeper()
+            self.watch(self._loop)
+        except OSError as error:
+            log.error("the keeper of %s cannot be started: %s", self._link, error)
+            self._restart = self._loop.call_later(RESTART_S, self._start_again)
+
+    def _let_go_of_keeper(self) -> None:
+        if self._keeper.stdin is not None:
+            self._keeper.stdin.close()
+
+    def _unwatch(self) -> None:
+        if self._watched >= 0 and self._loop is not None:
+            self._loop.remove_reader(self._watched)
+            os.close(self._watched)
+            self._watched = -1
+
+
+def start_recorder(config: Config, loop: asyncio.AbstractEventLoop) -> Recorder | None:
+    """The recorder that the configuration asks for, if any. Raises as `Recorder.start`."""
+    if not config.recorder.directory:
+        return None
+    recorder = Recorder.start(config.recorder, config.log_format)
+    recorder.watch(loop)
+    return recorder
+
+
+def check_directory(directory: Path) -> None:
+    """Whether recordings may be written there, as far as that can be told without doing it.
+
+    Raises:
+        UsageError: not.
+    """
+    existing = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"{directory}: recordings cannot be written there: {existing} is no directory that this user may"
+            " write to"
+        )
+
+
+def _about() -> About:
+    runtimes = {}
+    for package in _RUNTIMES:
+        try:
+            runtimes[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return About(
+        sigd=__version__,
+        host=platform.node(),
+        pid=os.getpid(),
+        processor=instruction_sets(),
+        runtimes=runtimes,
+    )

@@ -1,0 +1,123 @@
+"""The daemon's side: what keeps it from recording is said at the start, in words that help."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from sigd.daemon.errors import EnvironmentLacks, UsageError
+from sigd.daemon.logs import LogFormat
+from sigd.daemon.recording import recorder as recorder_module
+from sigd.daemon.recording.recorder import Recorder, check_directory
+from sigd.daemon.recording.settings import RecorderConfig
+from sigd.wire.recorded import open_recordings
+
+
+@pytest.fixture
+def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where rings are made instead of /dev/shm."""
+    memory = tmp_path / "memory"
+    memory.mkdir()
+    monkeypatch.setattr(recorder_module, "MEMORY", memory)
+    return memory
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RecorderConfig:
+    return RecorderConfig(directory=str(tmp_path / "recordings"), ring_mib=1, segment_mib=1, total_mib=4)
+
+
+def start(config: RecorderConfig) -> Recorder:
+    return Recorder.start(config, LogFormat.TEXT)
+
+
+@pytest.fixture
+def programs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What runs instead of a keeper: put a program there."""
+    programs: list[str] = []
+    really = subprocess.Popen
+
+    def popen(command: list[str], **options: object) -> subprocess.Popen[bytes]:
+        return really([sys.executable, "-c", programs[0]] if programs else command, **options)  # type: ignore[call-overload,no-any-return]
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    return programs
+
+
+def test_a_recorder_starts_and_ends(memory: Path, config: RecorderConfig) -> None:
+    recorder = start(config)
+    (ring,) = memory.iterdir()
+    assert ring.stat().st_mode & 0o777 == 0o600
+    (recording,) = open_recordings(Path(config.directory))
+    about = recording.about
+    assert about is not None
+    assert "onnxruntime" in about.runtimes
+    status = recorder.status()
+    assert status.recording == str(Path(config.directory) / recording.name)
+    assert (status.requests, status.dropped, status.paused_because) == (0, 0, "")
+    recorder.close()
+    assert not list(memory.iterdir())
+    assert not list(Path(config.directory).iterdir())
+
+
+def test_memory_that_is_not_to_be_had(
+    memory: Path, config: RecorderConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder_module, "MEMORY", memory / "nowhere")
+    with pytest.raises(
+        EnvironmentLacks, match=r"no 1 MiB of memory .*No such file.*recorder.ring_mib smaller"
+    ):
+        start(config)
+
+
+def test_a_directory_that_cannot_be_made(memory: Path, config: RecorderConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    wrong = msgspec.structs.replace(config, directory=str(tmp_path / "file" / "below"))
+    with pytest.raises(UsageError, match="cannot be written there: Not a directory"):
+        start(wrong)
+    assert not list(memory.iterdir()), "no memory is left behind"
+    with pytest.raises(UsageError, match="is no directory that this user may write to"):
+        check_directory(Path(wrong.directory))
+    check_directory(tmp_path / "not" / "yet")
+    check_directory(Path("not yet"))
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [("raise SystemExit(7)", "ended with 7"), ("import time; time.sleep(60)", "was not ready in 0.2 s")],
+)
+def test_a_keeper_that_does_not_start(
+    memory: Path,
+    config: RecorderConfig,
+    programs: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    program: str,
+    words: str,
+) -> None:
+    monkeypatch.setattr(recorder_module, "START_TIMEOUT_S", 0.2 if "sleep" in program else 60.0)
+    programs.append(program)
+    with pytest.raises(EnvironmentLacks, match=words):
+        start(config)
+    assert not list(memory.iterdir())
+    assert not list(Path(config.directory).iterdir())
+
+
+def test_a_keeper_that_takes_long_to_end_is_left_to_itself(
+    memory: Path, config: RecorderConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(recorder_module, "END_TIMEOUT_S", 0.0)
+    recorder = start(config)
+    keeper = recorder._keeper
+    keeper.send_signal(signal.SIGSTOP)
+    recorder.close()
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert "is still storing, 32 bytes are left; it ends by itself" in caplog.text
+    keeper.send_signal(signal.SIGCONT)
+    assert keeper.wait(60) == 0
+    assert not list(memory.iterdir())
