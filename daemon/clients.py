@@ -10,7 +10,8 @@ from contextlib import suppress
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
-from sigd.daemon.session import Session, State
+from sigd.daemon.session import Session
+from sigd.daemon.state import State
 from sigd.daemon.stream import StreamProtocol, TurnedAway
 from sigd.wire.messages import REASON_BYTES_MAX, fit_utf8
 from sigd.wire.status import GoodbyeCode, RejectCode

@@ -1,9 +1,5 @@
-"""One client's conversation as a state machine: Hello, requests, answers, Goodbye. No I/O: bytes and times come in
-as arguments, bytes go out through the `Peer` that a transport provides.
-
-    HELLO ──Hello──> SERVING ──drain──> DRAINING
-      └────────┬─────────┴────────────────┘
-               └── Goodbye, end of stream, a wrong frame (Reject), the end of the drain ──> CLOSED
+"""One client's conversation as a state machine (daemon.state): Hello, requests, answers, Goodbye. No I/O: bytes and times
+come in as arguments, bytes go out through the `Peer` that a transport provides.
 
 Frames are acted on in the order of arrival, and a frame that is no request only when the requests before it are
 answered: so a client's Goodbye finds nothing left to answer, and a wrong frame harms no request before it. With rings
@@ -13,12 +9,12 @@ the stream carries everything but requests and answers, and only a Goodbye waits
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from sigd.daemon.handshake import Terms, agree
 from sigd.daemon.lone import LonePath, lone_path, never
 from sigd.daemon.marks import Marks
+from sigd.daemon.state import State
 from sigd.wire import fields
 from sigd.wire.errors import FrameError
 from sigd.wire.framer import FRAME_BYTES_MAX, Frame, Framer
@@ -38,15 +34,6 @@ EXCESS_ROWS: Final = 64
 CONTROL_FRAMES_A_TURN: Final = 16
 """A client that sends nothing but Heartbeats gets this many answers in one round of the loop; a buffer holds
 thousands, which would hold up everybody else for tens of milliseconds."""
-
-
-class State(Enum):
-    """Where a conversation stands."""
-
-    HELLO = "hello"
-    SERVING = "serving"
-    DRAINING = "draining"
-    CLOSED = "closed"
 
 
 class Session:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sigd.daemon import session
-from sigd.daemon.session import State
+from sigd.daemon.state import State
 from sigd.wire.fields import HEADER_BYTES
 from sigd.wire.layout import header_word, request_frame_bytes
 from sigd.wire.messages import Goodbye, Heartbeat, Hello, Reject, Welcome

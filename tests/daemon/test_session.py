@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sigd.daemon.session import CONTROL_FRAMES_A_TURN, State
+from sigd.daemon.session import CONTROL_FRAMES_A_TURN
+from sigd.daemon.state import State
 from sigd.wire.fields import HEADER_BYTES
 from sigd.wire.layout import header_word
 from sigd.wire.messages import Goodbye, Heartbeat, Hello, Reject, Welcome
