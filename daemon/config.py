@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any
@@ -159,14 +160,17 @@ def default_socket_path() -> Path:
 
 def running_socket_path() -> Path:
     """Where a daemon listens that was started without saying where, for whoever asks: the first of those places where
-    there is a socket, which may be one that only the service manager could make."""
+    there is a socket, which may be one that only the service manager could make. Where one may not look, there is one:
+    whoever asks there is told what right is missing."""
     for directory in _socket_directories():
         path = directory / _SOCKET_NAME
         try:
-            if path.is_socket():
+            if stat.S_ISSOCK(os.stat(path).st_mode):
                 return path
         except PermissionError:
             return path
+        except OSError:
+            continue
     return default_socket_path()
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sigd.daemon.config import Config, admin_path_of, default_socket_path, load_config
+from sigd.daemon import config as config_module
+from sigd.daemon.config import Config, admin_path_of, default_socket_path, load_config, running_socket_path
 from sigd.daemon.errors import UsageError
 from sigd.daemon.idle import IdleStrategy
 from sigd.daemon.limits import DEFAULTS
@@ -211,3 +214,28 @@ def test_the_default_socket_is_where_it_can_be_made(tmp_path: Path, monkeypatch:
     assert default_socket_path() == Path(f"/tmp/sigd-{os.getuid()}/sigd.sock")
     monkeypatch.setattr(os, "access", lambda path, mode: True)
     assert default_socket_path() == Path("/run/sigd/sigd.sock")
+
+
+def test_whoever_asks_finds_the_daemon_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    system, mine = tmp_path / "run", tmp_path / "mine"
+    for directory in (system, mine):
+        directory.mkdir()
+    monkeypatch.setattr(config_module, "_socket_directories", lambda: (system, mine, tmp_path))
+    assert running_socket_path() == default_socket_path(), "where one would be started"
+    with socket.socket(socket.AF_UNIX) as own:
+        own.bind(str(mine / "sigd.sock"))
+        (system / "sigd.sock").write_text("no socket")
+        assert running_socket_path() == mine / "sigd.sock"
+        (system / "sigd.sock").unlink()
+        with socket.socket(socket.AF_UNIX) as the_systems:
+            the_systems.bind(str(system / "sigd.sock"))
+            assert running_socket_path() == system / "sigd.sock"
+
+
+def test_where_one_may_not_look_one_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(path: Path) -> os.stat_result:
+        raise PermissionError(errno.EACCES, "no")
+
+    monkeypatch.setattr(config_module, "_socket_directories", lambda: (Path("/closed"), Path("/tmp")))
+    monkeypatch.setattr(os, "stat", forbidden)
+    assert running_socket_path() == Path("/closed/sigd.sock")

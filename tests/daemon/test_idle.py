@@ -165,3 +165,39 @@ def test_what_came_just_before_it_slept_keeps_it_awake(strategy: IdleStrategy) -
     assert loop.round(), "one more look, at what came"
     assert not loop.round()
     assert loop.sleeps == 2
+
+
+def test_a_call_between_two_polls_is_made_once_and_before_the_next(loop: Loop) -> None:
+    calls = []
+    loop.ticker.start()
+    loop.ticker.interpose(lambda: calls.append(loop.polls))
+    assert loop.round()
+    for _ in range(3):
+        loop.round()
+    assert calls == [0]
+    assert loop.polls >= 1, "the tick polled as ever"
+
+
+def test_a_call_that_fails_does_not_stop_the_ticking_and_is_not_made_again(loop: Loop) -> None:
+    def fail() -> None:
+        raise RuntimeError("a bug in the watchdog")
+
+    loop.ticker.start()
+    loop.ticker.interpose(fail)
+    with pytest.raises(RuntimeError):
+        loop.round()
+    loop.work = 2
+    loop.ticker.wake()
+    assert loop.round()
+    assert loop.round()
+    assert loop.work == 0
+
+
+def test_of_two_calls_before_a_tick_the_last_counts(loop: Loop) -> None:
+    calls: list[str] = []
+    loop.ticker.interpose(lambda: calls.append("first"))
+    loop.ticker.interpose(lambda: calls.append("second"))
+    loop.ticker.wake()
+    assert loop.round()
+    loop.round()
+    assert calls == ["second"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -259,3 +260,15 @@ def test_it_ends(rig: Rig) -> None:
     rig.run_for(PERIOD_NS)
     rig.watchdog.stop()
     assert rig.timers == []
+
+
+def test_looks_leave_nothing_to_the_garbage_collector(rig: Rig) -> None:
+    """It is off while the daemon serves."""
+    rig.run_for(PERIOD_NS)
+    gc.collect()
+    gc.disable()
+    try:
+        rig.run_for(50 * PERIOD_NS)
+        assert gc.collect() == 0
+    finally:
+        gc.enable()

@@ -7,11 +7,12 @@ import os
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from sigd.daemon.errors import UsageError
-from sigd.daemon.process import allow_descriptors, lock_memory, pin_to_cpu
+from sigd.daemon.process import allow_descriptors, lock_memory, pin_to_cpu, warn_of_realtime_spin
 
 
 def in_a_process(program: str) -> str:
@@ -113,3 +114,24 @@ def test_resident_memory_is_that_of_this_process() -> None:
         "before = resident_bytes(); block = bytearray(64 << 20); print(resident_bytes() - before)"
     )
     assert 60 << 20 < int(said) < 80 << 20
+
+
+@pytest.mark.parametrize(
+    ("policy", "runtime", "said"),
+    [
+        (os.SCHED_FIFO, "950000\n", "50 ms of every second"),
+        (os.SCHED_RR, "950000\n", "50 ms of every second"),
+        (os.SCHED_FIFO, "-1\n", "the kernel's own work on this core never runs"),
+        (os.SCHED_FIFO, None, "50 ms of every second"),
+        (os.SCHED_OTHER, "950000\n", ""),
+    ],
+)
+def test_spinning_at_realtime_priority_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, policy: int, runtime: str | None, said: str
+) -> None:
+    file = tmp_path / "sched_rt_runtime_us"
+    if runtime is not None:
+        file.write_text(runtime)
+    warn_of_realtime_spin(policy, file)
+    assert said in caplog.text
+    assert bool(caplog.records) is bool(said)
