@@ -61,7 +61,7 @@ def compare(
 
 
 def table_of(found: list[Found]) -> Table:
-    """Microseconds, a line a run."""
+    """Microseconds, a line a run; a star at what is not valid."""
     table = Table(title="from request to answer, us", title_justify="left", box=box.SIMPLE)
     for heading in ("load", "way"):
         table.add_column(heading, no_wrap=True)
@@ -69,8 +69,12 @@ def table_of(found: list[Found]) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     load = ""
     for one in found:
-        figures = (f"{getattr(one.document.latency, field):,.1f}" for _, field in _COLUMNS)
-        note = "" if one.document.valid else " (not valid)"
-        table.add_row("" if one.load == load else one.load, one.way + note, *figures)
+        figures = (_figure(getattr(one.document.latency, field)) for _, field in _COLUMNS)
+        mark = "" if one.document.valid else " *"
+        table.add_row("" if one.load == load else one.load, one.way + mark, *figures)
         load = one.load
     return table
+
+
+def _figure(us: float) -> str:
+    return f"{us:,.1f}" if us < 1000 else f"{us:,.0f}"

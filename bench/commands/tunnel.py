@@ -87,7 +87,7 @@ def _show(found: list[Found], console: Console) -> None:
     console.print(table_of(found))
     for one in found:
         for reason in one.document.reasons:
-            console.print(f"{one.load}, {one.way}: {reason}", style="red")
+            console.print(f"* {one.load}, {one.way}: {reason}", style="red")
 
 
 def _terminated(number: int, _frame: object) -> NoReturn:

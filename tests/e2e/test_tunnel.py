@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import os
 import re
 import shlex
@@ -254,7 +256,8 @@ def may(sshd: OwnSshd, *options: str, listens_at: str) -> bool:
             time.sleep(0.02)
         return False
     finally:
-        process.terminate()
+        # Told to end, it may miss that and wait for its peer to say something.
+        process.kill()
         process.wait()
         assert process.stdin is not None
         process.stdin.close()
@@ -373,6 +376,29 @@ def unit_command(name: str, instance: str, configuration: Path) -> list[str]:
     ]
 
 
+def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        pytest.skip("there is no systemd-analyze (Debian: apt install systemd)")
+    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
+    (tmp_path / UNIT.name).write_text(UNIT.read_text())
+    instance = tmp_path / UNIT.name.replace("@", "@inference-1")
+    instance.symlink_to(UNIT.name)
+    done = analyze("verify", str(instance))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_units_exposure_is_low(tmp_path: Path) -> None:
+    instance = tmp_path / UNIT.name.replace("@", "@inference-1")
+    instance.write_text(UNIT.read_text())
+    done = analyze("security", "--offline=true", "--threshold=15", "--no-pager", str(instance))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Overall exposure level" in done.stdout
+
+
 def test_the_units_command_makes_a_tunnel(start_sshd: StartSshd, daemon: Daemon, tmp_path: Path) -> None:
     sshd = start_sshd(options_of("local"))
     configuration = sshd.folder / "ssh_config"
@@ -443,22 +469,35 @@ _PIDFD_GETFD = 438
 
 def nodelay_of(sshd: OwnSshd) -> set[bool]:
     """Whether Nagle's algorithm is off, of sshd's connections with ssh: asked of copies of its own descriptors."""
-    libc = ctypes.CDLL(None, use_errno=True)
     found = set()
     for pid in descendants_of(sshd.pid):
-        process = os.pidfd_open(pid)
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # it was one that came and went
+            found |= {
+                bool(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+                for connection in sockets_of(pid)
+                if connection.family == socket.AF_INET and connection.getsockname()[1] == sshd.port
+            }
+    return found
+
+
+def sockets_of(pid: int) -> Iterator[socket.socket]:
+    """Copies of a process's sockets, each closed when the next is asked for."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    process = os.pidfd_open(pid)
+    try:
         for name in os.listdir(f"/proc/{pid}/fd"):
             copy = libc.syscall(_PIDFD_GETFD, process, int(name), 0)
+            if copy < 0 and ctypes.get_errno() == errno.EBADF:
+                continue  # it was closed meanwhile
             if copy < 0:
                 pytest.skip(f"may not look into sshd here: {os.strerror(ctypes.get_errno())}")
-            if not stat.S_ISSOCK(os.fstat(copy).st_mode):
+            if stat.S_ISSOCK(os.fstat(copy).st_mode):
+                with socket.socket(fileno=copy) as connection:
+                    yield connection
+            else:
                 os.close(copy)
-                continue
-            with socket.socket(fileno=copy) as connection:
-                if connection.family == socket.AF_INET and connection.getsockname()[1] == sshd.port:
-                    found.add(bool(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)))
+    finally:
         os.close(process)
-    return found
 
 
 def descendants_of(pid: int) -> set[int]:

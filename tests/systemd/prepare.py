@@ -29,7 +29,7 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 LOCK: Final = ROOT / "requirements" / "base.lock"
 PACKAGES: Final = (
     *("systemd", "systemd-sysv", "dbus", "python3", "python3-venv", "ca-certificates"),
-    *("procps", "util-linux"),
+    *("procps", "util-linux", "openssh-server", "openssh-client"),
 )
 PYTHON: Final = "/opt/sigd/bin/python"
 PROGRAMS: Final = {"debootstrap": "debootstrap", "systemd-nspawn": "systemd-container"}
