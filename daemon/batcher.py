@@ -14,7 +14,7 @@ from collections.abc import Callable
 from math import inf
 from typing import TYPE_CHECKING, Final
 
-from sigd.daemon.limits import DEFAULTS, Limits
+from sigd.daemon.limits import DEFAULTS, FEW_ROWS, Limits
 from sigd.daemon.screening import Segment, fail_all, fail_rows_without_a_number, screen
 from sigd.models.errors import BackendFailed
 
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _FAILURE_LOG_INTERVAL_NS: Final = 1_000_000_000
-FEW_ROWS: Final = 16
-"""As many as get into a batch whole, however many somebody else has waiting."""
 
 
 class Batcher:

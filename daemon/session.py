@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from sigd.daemon.handshake import Terms, agree
+from sigd.daemon.limits import FEW_ROWS
 from sigd.daemon.lone import LonePath, lone_path, never
 from sigd.daemon.marks import Marks
 from sigd.daemon.state import State
@@ -229,13 +230,15 @@ class Session:
 
     def admit(self, count: int) -> None:
         """The newest `count` pending rows wait for a batch; mark those that shall not run."""
-        too_many_pending = self.batcher.pending_rows + count - self._rows_pending_max
-        excess = max(self.inbox.rows - self.in_flight_max, too_many_pending)
+        mine = self.inbox.rows
+        # Or those who ask for much would have everybody else turned away.
+        too_many_pending = min(self.batcher.pending_rows + count - self._rows_pending_max, mine - FEW_ROWS)
+        excess = max(mine - self.in_flight_max, too_many_pending)
         self.batcher.pending_rows += count
         if self.state is State.DRAINING:
-            self.marks.mark_newest(count, self.inbox.rows, Status.DRAINING)
+            self.marks.mark_newest(count, mine, Status.DRAINING)
         elif excess > 0:
-            self.marks.mark_newest(min(excess, count), self.inbox.rows, Status.BUSY)
+            self.marks.mark_newest(min(excess, count), mine, Status.BUSY)
 
     def detach(self) -> None:
         """The batcher gets another model: let go of the one that it had."""

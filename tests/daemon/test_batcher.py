@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sigd.daemon.batcher import FEW_ROWS
+from sigd.daemon.limits import FEW_ROWS
 from sigd.wire.status import GoodbyeCode, Status
 
 if TYPE_CHECKING:
@@ -203,6 +203,26 @@ def test_a_heavy_client_leaves_the_others_their_part(make_rig: type[Rig], light_
         rig.batcher.poll()
     assert [len(client.answers()) for client in light] == [1] * light_clients
     assert len(heavy.answers()) < 256
+
+
+def test_among_a_hundred_heavy_clients_nobody_waits_for_more_than_a_batch_of_each(
+    make_rig: type[Rig],
+) -> None:
+    rig = make_rig(batch_rows_max=64, rows_pending_max=1 << 20)
+    heavy = [rig.connect() for _ in range(100)]
+    for client in heavy:
+        client.say(rig.requests(range(256)))
+    light = rig.connect()
+    light.say(rig.request(7))
+    batches = 0
+    while not light.answers():
+        rig.batcher.poll()
+        batches += 1
+        assert batches <= len(heavy) + 1
+        for client in heavy:
+            client.say(rig.requests(range(256 - client.session.inbox.rows)))
+    rows = sum(map(len, rig.backend.batches))
+    assert rows >= 64 * (batches - 1), "and the batches were full"
 
 
 def test_heavy_clients_share_evenly(make_rig: type[Rig]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from sigd.daemon.limits import FEW_ROWS
 from sigd.daemon.session import EXCESS_ROWS
 from sigd.wire.status import GoodbyeCode, HelloFlag, Status
 
@@ -101,18 +102,31 @@ def test_busy_past_in_flight_max(make_rig: type[Rig]) -> None:
 
 
 def test_busy_past_the_bound_of_all_clients_together(make_rig: type[Rig]) -> None:
-    rig = make_rig(rows_pending_max=12)
+    rig = make_rig(rows_pending_max=50)
     first, second = rig.connect(), rig.connect()
-    first.say(rig.requests(range(9)))
-    second.say(rig.requests(range(9)))
-    first.say(rig.requests([9]))
+    first.say(rig.requests(range(30)))
+    second.say(rig.requests(range(30)))
+    first.say(rig.requests([30]))
     rig.run()
-    assert first.statuses() == [(n, Status.OK if n < 9 else Status.BUSY) for n in range(10)]
-    assert second.statuses() == [(n, Status.OK if n < 3 else Status.BUSY) for n in range(9)]
+    assert first.statuses() == [(n, Status.OK if n < 30 else Status.BUSY) for n in range(31)]
+    assert second.statuses() == [(n, Status.OK if n < 20 else Status.BUSY) for n in range(30)]
     assert rig.batcher.pending_rows == 0
-    second.say(rig.request(20))
+    second.say(rig.request(40))
     rig.run()
-    assert second.statuses() == [(20, Status.OK)]
+    assert second.statuses() == [(40, Status.OK)]
+
+
+def test_nobody_who_asks_for_little_is_turned_away_for_what_others_ask(make_rig: type[Rig]) -> None:
+    rig = make_rig(rows_pending_max=50)
+    greedy = [rig.connect() for _ in range(3)]
+    for client in greedy:
+        client.say(rig.requests(range(40)))
+    modest = rig.connect()
+    modest.say(rig.requests(range(FEW_ROWS + 4)))
+    rig.run()
+    answered = [[status for _, status in client.statuses()].count(Status.OK) for client in greedy]
+    assert answered == [40, FEW_ROWS, FEW_ROWS], "the bound is kept where it is not about few"
+    assert modest.statuses() == [(n, Status.OK if n < FEW_ROWS else Status.BUSY) for n in range(FEW_ROWS + 4)]
 
 
 def test_what_fills_the_buffer_waits_unread_and_nothing_is_lost(make_rig: type[Rig]) -> None:

@@ -9,10 +9,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,10 @@ import pytest
 from sigd.daemon.admin import Status, ask_status
 from sigd.daemon.config import admin_path_of
 from sigd.wire.client import Client, connect
+from sigd.wire.status import Status as AnswerStatus
+
+if TYPE_CHECKING:
+    from tests.conftest import ModelMaker
 
 PATIENCE_S = 60.0
 """How long anything may take before the test gives up; no test waits for it."""
@@ -175,6 +180,40 @@ def start_daemon(tmp_path: Path) -> Iterator[StartDaemon]:
     finally:
         for daemon in daemons:
             daemon.give_up()
+
+
+@pytest.fixture
+def daemon(start_daemon: StartDaemon, models: ModelMaker) -> Daemon:
+    """One that copies four features."""
+    return start_daemon("--model", str(models.copied(4)))
+
+
+@pytest.fixture
+def witness(daemon: Daemon) -> Iterator[Client]:
+    """A client that minds its own business, and is served well to the end."""
+    started, stop = threading.Event(), threading.Event()
+    answered: list[float] = []
+
+    def mind_its_business() -> None:
+        with daemon.connect(client_name="witness") as client:
+            number = 0
+            while not stop.is_set():
+                number += 1
+                answer = client.request([number, 0, 0, 0])
+                assert answer.status == AnswerStatus.OK
+                assert answer.outputs[0] == number
+                answered.append(number)
+                started.set()
+
+    thread = threading.Thread(target=mind_its_business)
+    thread.start()
+    assert started.wait(60)
+    with daemon.connect() as client:
+        yield client
+        assert client.request([1, 2, 3, 4]).outputs.tolist() == [1, 2, 3, 4]
+    stop.set()
+    thread.join()
+    assert answered == list(range(1, len(answered) + 1)), "the witness was let down"
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ import random
 import resource
 import socket
 import struct
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -16,7 +15,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from sigd.wire.client import Client
 from sigd.wire.errors import Rejected, SessionClosed
 from sigd.wire.fields import SIGNAL_REQUEST
 from sigd.wire.layout import frame_dtype, header_word
@@ -35,40 +33,6 @@ def requests(count: int) -> bytes:
     frames.view(np.uint64).reshape(count, -1)[:, 0] = header_word(10, frames.itemsize)
     frames["sequence"] = range(count)
     return frames.tobytes()
-
-
-@pytest.fixture
-def daemon(start_daemon: StartDaemon, models: ModelMaker) -> Daemon:
-    """One that copies four features."""
-    return start_daemon("--model", str(models.copied(4)))
-
-
-@pytest.fixture
-def witness(daemon: Daemon) -> Iterator[Client]:
-    """A client that minds its own business, and is served well to the end."""
-    started, stop = threading.Event(), threading.Event()
-    answered: list[float] = []
-
-    def mind_its_business() -> None:
-        with daemon.connect(client_name="witness") as client:
-            number = 0
-            while not stop.is_set():
-                number += 1
-                answer = client.request([number, 0, 0, 0])
-                assert answer.status == Status.OK
-                assert answer.outputs[0] == number
-                answered.append(number)
-                started.set()
-
-    thread = threading.Thread(target=mind_its_business)
-    thread.start()
-    assert started.wait(60)
-    with daemon.connect() as client:
-        yield client
-        assert client.request([1, 2, 3, 4]).outputs.tolist() == [1, 2, 3, 4]
-    stop.set()
-    thread.join()
-    assert answered == list(range(1, len(answered) + 1)), "the witness was let down"
 
 
 @contextlib.contextmanager
