@@ -9,7 +9,7 @@ SIGD := $(BIN)/sigd
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-simcuda test-gpu test-rtx test-systemd check format lint types imports bench bench-connections bench-tunnel profile fuzz soak train lock wheel clean
+.PHONY: help demo test test-fast test-simcuda test-gpu test-rtx test-systemd check format lint types imports bench bench-connections bench-tunnel profile fuzz soak soak-sessions train lock wheel clean
 
 help:  ## this list
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ fuzz: $(VENV)/.dev  ## a million hostile frames and more against the decoder and
 
 soak: $(VENV)/.dev  ## a hundred million requests over both transports, over daemons that are killed (needs a C++ compiler)
 	$(BIN)/python -m tests.soak.soak
+
+soak-sessions: $(VENV)/.dev  ## a hundred thousand sessions in shared memory come and go, and leave nothing behind
+	$(BIN)/python -m tests.soak.sessions
 
 TRAIN = $(BIN)/python -m sigd.models.training $(if $(SIGD_DATA),--data "$(SIGD_DATA)") $(if $(CAPTURE),--capture "$(CAPTURE)") --out "$(or $(OUT),models/zoo)"
 train: $(VENV)/.base  ## train the shipped model anew: make train SIGD_DATA=FOLDER (or CAPTURE=FILE, OUT=FOLDER)
