@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from sigd.models.backend import OnGpu
 from sigd.models.errors import BackendClosed, BackendFailed, BackendUnavailable, ModelRefused
 from sigd.models.gpu_options import GpuOptions
 from sigd.models.tensorrt import tensorrt_backend
@@ -44,6 +45,15 @@ def test_it_opens_again_after_it_was_closed(open_engine: Open, run_batch: RunBat
     backend.close()
     backend.open()
     assert run_batch(backend, rows_of(2.0)).tolist() == [[4.0] * FEATURES]
+
+
+def test_it_says_on_which_card_it_is(open_engine: Open) -> None:
+    backend = open_engine()
+    assert isinstance(backend, OnGpu)
+    card = backend.pci_bus_id
+    assert card.count(":") == 2
+    backend.close()
+    assert backend.pci_bus_id == ""
 
 
 def test_two_models_share_a_gpu(
