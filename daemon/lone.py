@@ -12,6 +12,7 @@ from collections.abc import Callable
 from math import isfinite
 from typing import TYPE_CHECKING, Final
 
+from sigd.daemon.counters import FINE_SHIFT
 from sigd.wire.layout import (
     REQUEST_CLIENT_TIME_WORD,
     REQUEST_DEADLINE_WORD,
@@ -64,7 +65,12 @@ def lone_path(session: Session, batcher: Batcher, clock: Callable[[], int]) -> L
     model_output = backend.outputs[:1].data.cast("B")
     output_floats = backend.outputs[0].data
     encode, frame, send = outbox.encode_lone, outbox.lone, session.send_answers
-    count_lone = batcher.counters.count_lone
+    counters = batcher.counters
+    total_counts, queue_counts, model_counts = (
+        counters.total.quick,
+        counters.queue.quick,
+        counters.model.quick,
+    )
     record = None if session.tap is None else session.tap.lone()
 
     def lone(count_bytes: int, now_ns: int) -> bool:
@@ -103,7 +109,13 @@ def lone_path(session: Session, batcher: Batcher, clock: Callable[[], int]) -> L
         send(frame)
         # The answer is under way: what follows costs nobody's latency, as long as it is shorter than a client's turn.
         batcher.last_batch_ns = end_ns
-        count_lone(end_ns - now_ns, infer_ns)
+        total_ns = end_ns - now_ns
+        if total_ns < counters.slow_ns:
+            total_counts[total_ns >> FINE_SHIFT] += 1
+            queue_counts[total_ns - infer_ns >> FINE_SHIFT] += 1
+            model_counts[infer_ns >> FINE_SHIFT] += 1
+        else:
+            counters.count_lone(total_ns, infer_ns)
         if record is not None:
             record()
         return True

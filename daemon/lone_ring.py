@@ -12,6 +12,7 @@ from collections.abc import Callable
 from math import isfinite
 from typing import TYPE_CHECKING, Final
 
+from sigd.daemon.counters import FINE_SHIFT
 from sigd.daemon.lone import LONE_OUTCOME, U32, fits
 from sigd.wire import fields
 from sigd.wire.errors import FrameError
@@ -94,7 +95,12 @@ def ring_look(
     high_bytes = slice(3, None, 4)  # see daemon.lone
     unpack, pack, fence = _REQUEST.unpack_from, _RESPONSE.pack_into, responses.fence
     flags, client_sleeping = responses.flags, responses.sleeping
-    count_lone = batcher.counters.count_lone
+    counters = batcher.counters
+    total_counts, queue_counts, model_counts = (
+        counters.total.quick,
+        counters.queue.quick,
+        counters.model.quick,
+    )
     record = None if session.tap is None else session.tap.lone_in_ring(copied, model_output)
 
     def is_full() -> bool:
@@ -154,7 +160,13 @@ def ring_look(
         if flags[client_sleeping]:
             wake_client()
         batcher.last_batch_ns = end_ns
-        count_lone(infer_ns, infer_ns)
+        if infer_ns < counters.slow_ns:
+            # Its time begins with the model's: none of it is spent in a queue.
+            total_counts[infer_ns >> FINE_SHIFT] += 1
+            queue_counts[0] += 1
+            model_counts[infer_ns >> FINE_SHIFT] += 1
+        else:
+            counters.count_lone(infer_ns, infer_ns)
         if record is not None:
             record(request, now_ns, end_ns, LONE_OUTCOME | infer_ns)
         return ANSWERED

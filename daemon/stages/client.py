@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import mmap
 from time import monotonic_ns
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +20,9 @@ from sigd.wire.layout import frame_dtype, header_word, response_frame_bytes
 from sigd.wire.messages import Hello
 from sigd.wire.ring import Region
 from sigd.wire.status import Transport
+
+if TYPE_CHECKING:
+    from sigd.daemon.recording.tap import Taps
 
 
 class _Greeter:
@@ -57,7 +61,11 @@ class ServedClient:
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, backend: Backend, counters: ModelCounters | None = None
+        self,
+        loop: asyncio.AbstractEventLoop,
+        backend: Backend,
+        counters: ModelCounters | None = None,
+        taps: Taps | None = None,
     ) -> None:
         """`loop` does not run: `host.poll` is called by hand."""
         self.batcher = Batcher(
@@ -66,6 +74,7 @@ class ServedClient:
             monotonic_ns,
             wake=lambda: None,
             on_fatal=_fail,
+            taps=taps,
         )
         self.host = RingHost(loop, monotonic_ns, self.batcher.poll, lambda: None)
         peer = _Greeter()

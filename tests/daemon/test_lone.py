@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sigd.daemon.counters import LatencyCounts
 from sigd.wire.messages import Heartbeat
 from sigd.wire.status import GoodbyeCode, Status
 
@@ -42,6 +43,33 @@ def test_it_is_taken_by_who_had_the_last_batch_to_itself(make_rig: type[Rig]) ->
     assert rig.counters.by_status[Status.OK] == 4
     assert rig.counters.batches_by_rows[1] == 4
     assert sum(count for _, count in rig.counters.total.sparse()) == 4
+
+
+def test_it_is_counted_to_the_bin_whatever_it_took(make_rig: type[Rig]) -> None:
+    rig = make_rig()
+    client = alone(rig)
+    expected = {name: LatencyCounts() for name in ("total", "queue", "model")}
+    for counts in expected.values():
+        counts.add(0)
+    for queue_ns, infer_ns in (
+        (0, 900_000),
+        (500, 6_000),
+        (1_000, 70_000),
+        (127, 0),
+        (128, 127),
+        (40_000, 30_000),
+    ):
+        rig.backend.run_ns = infer_ns
+        frame = rig.request(1)
+        client.session.writable()[: len(frame)] = frame
+        client.session.arrived(len(frame), rig.clock() - queue_ns)
+        for name, took_ns in (("total", queue_ns + infer_ns), ("queue", queue_ns), ("model", infer_ns)):
+            expected[name].add(took_ns)
+    assert len(client.answers()) == 6
+    for name, counts in expected.items():
+        assert getattr(rig.counters, name).sparse() == counts.sparse(), name
+    assert rig.counters.total.max_ns == 900_000
+    assert rig.counters.by_status[Status.OK] == rig.counters.batches_by_rows[1] == 7
 
 
 def test_it_needs_nobody_else(make_rig: type[Rig]) -> None:

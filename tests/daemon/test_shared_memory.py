@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sigd.daemon import shared_memory
+from sigd.daemon.counters import LatencyCounts
 from sigd.daemon.session import Session
 from sigd.daemon.shared_memory import AWAKE_MAX, BEAT_S, BEATEN_AT_ONCE, RingHost, SessionRings
 from sigd.wire.layout import response_frame_bytes
@@ -217,6 +218,21 @@ def test_a_lone_request_is_answered_in_one_look(make_rig: type[Rig]) -> None:
         rigged.host.poll()
         assert client.answers() == [(sequence, Status.OK)]
     assert rigged.rig.batcher.alone is client.session
+
+
+def test_the_shortest_way_is_counted_to_the_bin(make_rig: type[Rig]) -> None:
+    rigged = RingRig(make_rig())
+    rig, client = rigged.rig, rigged.connect()
+    expected = LatencyCounts()
+    for infer_ns in (0, 900_000, 6_000, 127, 128, 70_000):
+        rig.backend.run_ns = infer_ns
+        client.send(rig.requests([1]))
+        rigged.host.poll()
+        expected.add(infer_ns)
+    counters = rig.counters
+    assert counters.total.sparse() == counters.model.sparse() == expected.sparse()
+    assert counters.queue.sparse() == [(128, 6)]
+    assert counters.by_status[Status.OK] == counters.batches_by_rows[1] == 6
 
 
 def test_the_shortest_way_goes_round_the_ring(make_rig: type[Rig], monkeypatch: pytest.MonkeyPatch) -> None:

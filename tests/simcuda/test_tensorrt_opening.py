@@ -49,11 +49,10 @@ def test_it_opens_again_after_it_was_closed(open_engine: Open, run_batch: RunBat
 
 def test_it_says_on_which_card_it_is(open_engine: Open) -> None:
     backend = open_engine()
-    assert isinstance(backend, OnGpu)
-    card = backend.pci_bus_id
-    assert card.count(":") == 2
+    on_gpu: OnGpu = backend
+    assert on_gpu.pci_bus_id.count(":") == 2
     backend.close()
-    assert backend.pci_bus_id == ""
+    assert on_gpu.pci_bus_id == ""
 
 
 def test_two_models_share_a_gpu(
