@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import resource
+import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -34,6 +35,12 @@ def keep_standard_descriptors() -> None:
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STANDARD_ERROR:
         pass
     os.close(descriptor)
+
+
+def ignore_stray_signals() -> None:
+    """Signals that mean nothing to a daemon shall not end it in the middle of its answers, which is their default."""
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def pin_to_cpu(cpu: int) -> None:

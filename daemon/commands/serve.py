@@ -107,6 +107,7 @@ def run(config: Config, *, check: bool) -> int:
     from sigd.daemon.process import (
         allow_descriptors,
         end_now,
+        ignore_stray_signals,
         keep_standard_descriptors,
         pin_to_cpu,
         warn_of_realtime_spin,
@@ -116,6 +117,7 @@ def run(config: Config, *, check: bool) -> int:
     from sigd.models.registry import backend_names
 
     keep_standard_descriptors()
+    ignore_stray_signals()
     # A watchdog that has waited too long aborts the process: the log shall say where it hung.
     faulthandler.enable(STANDARD_ERROR)
     notifier = Notifier.from_environment(os.environ, os.getpid())
