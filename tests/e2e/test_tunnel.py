@@ -454,7 +454,7 @@ def test_the_pages_options_are_the_units() -> None:
     given = set(re.findall(r"-o (\w+)=", command))
     assert explained <= given
     assert given - explained == {
-        *("ControlMaster", "ControlPath", "ForwardAgent", "PermitLocalCommand", "ClearAllForwardings"),
+        *("ControlMaster", "ControlPath", "ForwardAgent", "PermitLocalCommand"),
         "ConnectTimeout",
     }
     assert unit_lines("Restart") == ["always"]

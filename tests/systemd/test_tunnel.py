@@ -137,3 +137,12 @@ def test_a_daemon_that_sees_sshd_refuses_shared_memory_itself(ends: Machine) -> 
     with pytest.raises(Rejected, match="cannot cross SSH: ask for transport 0") as caught:
         ends.connect(SOCKET, shared_memory=True)
     assert caught.value.code == RejectCode.TRANSPORT_UNAVAILABLE
+
+
+def test_a_daemon_that_is_not_there_is_waited_for(ends: Machine) -> None:
+    """The socket is systemd's, so whoever comes through the tunnel waits in it, and is what starts the daemon."""
+    ends.run("systemctl", "start", TUNNEL)
+    ends.run("systemctl", "stop", "sigd.service")
+    with ends.connect(SOCKET) as client:
+        assert ask(client) == Status.OK
+    assert ends.show(TUNNEL, "NRestarts") == "0"
