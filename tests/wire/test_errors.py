@@ -8,9 +8,11 @@ from sigd.wire import errors
 from sigd.wire.errors import (
     ConnectFailed,
     FrameError,
+    NoRecording,
     NoSharedMemory,
     ProtocolBroken,
     ReceiveTimeout,
+    RecordingDamaged,
     Rejected,
     SessionClosed,
     SessionError,
@@ -30,6 +32,8 @@ PARENTS = {
     ReceiveTimeout: SessionError,
     ProtocolBroken: SessionError,
     ShapeError: WireError,
+    NoRecording: WireError,
+    RecordingDamaged: WireError,
 }
 
 
