@@ -22,6 +22,7 @@ from sigd.daemon.install import install, of_others, refuse_changed, start_comman
 from sigd.daemon.units import Target, files, hidden_part
 
 _ROOT = Path("/")
+_USER = "sigd"
 _PATIENCE_S = 300
 
 
@@ -33,7 +34,7 @@ Examples:
   sudo /opt/sigd/bin/sigd install-service --instance lob --gpu --realtime 6
   sudo /opt/sigd/bin/sigd install-service --uninstall"""
 )
-@click.option("--user", default="sigd", show_default=True, help="Who runs it; made if it is not there.")
+@click.option("--user", default=_USER, show_default=True, help="Who runs it; made if it is not there.")
 @click.option(
     "--prefix",
     type=click.Path(path_type=Path, file_okay=False),
@@ -113,9 +114,9 @@ def _uninstall(target: Target, prefix: Path, *, force: bool, dry_run: bool) -> N
     uninstall(going, prefix, force=force, say=click.echo)
     if prefix == _ROOT:
         _run(["systemctl", "daemon-reload"])
-    click.echo(
-        f"left       /var/lib/sigd and the user {target.user}: rm -r /var/lib/sigd; userdel {target.user}"
-    )
+    click.echo("left       /var/lib/sigd: rm -r /var/lib/sigd")
+    if target.user == _USER:
+        click.echo(f"left       the user {target.user}: userdel {target.user}")
 
 
 def _command() -> str:
