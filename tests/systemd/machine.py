@@ -137,17 +137,11 @@ class Machine:
         self.run(COMMAND, "install-service", "--enable", *options)
 
     def daemon_pid(self) -> int:
-        """The daemon's process, as it is numbered outside."""
-        (pid,) = (self.here / "sys/fs/cgroup/system.slice/sigd.service/cgroup.procs").read_text().split()
-        return int(pid)
-
-    def until(self, unit: str, name: str, wanted: Sequence[str]) -> str:
-        """Wait until a unit's property is as wanted."""
-        deadline_s = time.monotonic() + PATIENCE_S
-        while (value := self.show(unit, name)) not in wanted:
-            assert time.monotonic() < deadline_s, f"{unit} {name}={value}: {self.journal()}"
-            time.sleep(0.05)
-        return value
+        """The daemon's main process, as it is numbered outside."""
+        inside = self.show("sigd.service", "MainPID")
+        processes = self.here / "sys/fs/cgroup/system.slice/sigd.service/cgroup.procs"
+        (pid,) = (int(pid) for pid in processes.read_text().split() if _number_inside(pid) == inside)
+        return pid
 
     def kill_daemon(self) -> None:
         """SIGKILL; back when it is gone, and with it its connections."""
@@ -161,3 +155,10 @@ class Machine:
     def connect(self, path: str = SOCKET, **asked: Any) -> Client:
         """A client on this side of the socket."""
         return connect(self.here / path.lstrip("/"), **{"timeout_s": PATIENCE_S, **asked})
+
+
+def _number_inside(pid: str) -> str:
+    """How a process of this side is numbered where it lives."""
+    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (numbers,) = (line for line in status if line.startswith("NSpid:"))
+    return numbers.split()[-1]
