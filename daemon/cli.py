@@ -16,12 +16,18 @@ COMMANDS: Final = {
     "serve": ("sigd.daemon.commands.serve:serve", "Serve a model over a Unix socket."),
     "bench": ("sigd.bench.commands.bench:bench", "Measure latency and prove the budget."),
     "demo": ("sigd.bench.commands.demo:demo", "See it work: a daemon, a synthetic market, live signals."),
-    "replay": ("sigd.bench.commands.replay:replay", "Run a market capture through a daemon."),
+    "replay": (
+        "sigd.bench.commands.replay:replay",
+        "Run a market capture, or what a daemon recorded, once more.",
+    ),
     "status": ("sigd.daemon.commands.status:status", "Counters and latencies of a running daemon."),
     "top": ("sigd.daemon.commands.top:top", "Watch a running daemon."),
     "schema": ("sigd.daemon.commands.schema:schema", "Print the SBE schema of the wire."),
     "build-engine": ("sigd.daemon.commands.build_engine:build_engine", "Build a model file into an engine."),
-    "inspect": ("sigd.daemon.commands.inspect:inspect", "Show what a model file or an engine is."),
+    "inspect": (
+        "sigd.daemon.commands.inspect:inspect",
+        "Show what a model file, an engine or a recording is.",
+    ),
     "compare": ("sigd.bench.commands.compare:compare", "Compare two models on the same rows."),
     "install-service": (
         "sigd.daemon.commands.install_service:install_service",

@@ -233,8 +233,11 @@ def is_recording(path: Path) -> bool:
     """Whether it looks like one: a directory, or a file that starts as a segment does."""
     if path.is_dir():
         return True
-    with path.open("rb") as file:
-        return file.read(len(SEGMENT_MAGIC)) == SEGMENT_MAGIC
+    try:
+        with path.open("rb") as file:
+            return file.read(len(SEGMENT_MAGIC)) == SEGMENT_MAGIC
+    except OSError:
+        return False
 
 
 def open_recordings(path: Path) -> list[Recording]:

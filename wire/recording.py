@@ -131,6 +131,8 @@ BLOCK_MAGIC: Final = b"SGDB"
 BLOCK_HEADER_BYTES: Final = 32
 _BLOCK: Final = struct.Struct("<4sIIIQQ")
 """magic, crc32 of everything after it, bytes of records, 0; position, wall clock."""
+BLOCK_RECORDS_BYTES: Final = 1 << 16
+"""A block has no more records than that, or one: what is altered costs its own block."""
 _BLOCK_SUMMED: Final = 8
 """The checksum covers a block from here to its end."""
 _SEARCH_BYTES: Final = 1 << 20
@@ -236,6 +238,7 @@ RECORD_HEADER_BYTES: Final = 32
 RECORD: Final = struct.Struct("<IHHIHHQQ")
 """bytes of the record, kind, rows; session, version of the requests, 0; batch, number of the first request."""
 ROWS_MAX: Final = 0xFFFF
+_LENGTH: Final = struct.Struct("<I")
 
 
 class Kind(IntEnum):
@@ -300,6 +303,19 @@ def read_records(records: Bytes, position: int) -> Iterator[Record]:
             view[at + RECORD_HEADER_BYTES : end],
         )
         at = end
+
+
+def cut_records(records: memoryview, most_bytes: int) -> Iterator[memoryview]:
+    """Whole records in pieces of at most that many bytes each, or of one record that is longer."""
+    start = at = 0
+    while at < len(records):
+        (count_bytes,) = _LENGTH.unpack_from(records, at)
+        if start < at and at + count_bytes - start > most_bytes:
+            yield records[start:at]
+            start = at
+        # Were it 0, nothing that is a record followed.
+        at = at + count_bytes if count_bytes else len(records)
+    yield records[start:]
 
 
 # -- the ring ----------------------------------------------------------------------------------------------------------

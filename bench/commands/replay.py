@@ -1,33 +1,19 @@
-"""`sigd replay`."""
+"""`sigd replay`: a market capture through a daemon, or a flight recording through a model."""
 
 from __future__ import annotations
 
-import gzip
-from collections.abc import Iterator
-from contextlib import ExitStack
+import sys
 from pathlib import Path
+from typing import Final
 
 import click
-import msgspec
-import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from click.core import ParameterSource
 
-from sigd.bench.daemon_process import OwnDaemon, ServeOptions
-from sigd.bench.errors import BadRequest
-from sigd.bench.pinning import allowed_cpus, choose_cores, pinned
-from sigd.bench.replay import Replayer, Signals, Worth, worth_of
-from sigd.bench.signal_file import check_out, columns_of, write_table
-from sigd.models.features.catalogue import FEATURE_COUNT
-from sigd.models.market.capture import read_capture
-from sigd.models.market.errors import MarketError
-from sigd.models.market.events import MarketEvent
-from sigd.models.training.outcome import CLASSES, outcome_of_model
-from sigd.models.zoo import default_model_path
-from sigd.wire.client import connect
+from sigd.bench.errors import BadRequest, BenchError
+from sigd.wire.recorded import is_recording
 
-PERCENTS = (50, 90, 99, 99.9)
+OF_CAPTURES: Final = ("speed", "out", "socket", "horizon_ms", "flat_bps")
+OF_RECORDINGS: Final = ("limit", "tolerance", "salvage")
 
 
 class SpeedType(click.ParamType[float | None]):
@@ -54,158 +40,102 @@ class SpeedType(click.ParamType[float | None]):
 Examples:
   sigd replay capture.gz --speed 50                 starts a daemon of its own
   sigd replay capture.gz --speed max --out s.csv    each signal with what the market then did
-  sigd replay capture.gz --socket /run/sigd/sigd.sock"""
+  sigd replay capture.gz --socket /run/sigd/sigd.sock
+  sigd replay recordings                            is every answer what it was, to the bit?
+  sigd replay recordings --model new.onnx --json    how far away is another model?
+
+\b
+A recording is what `sigd serve --record DIR` writes: DIR, or one segment in it. Exit codes: 0 done; 1 an answer of a
+recording is not what it was, or further away than --tolerance; 2 wrong usage or input; 3 the environment lacks something."""
 )
-@click.argument("capture", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("source", metavar="CAPTURE|RECORDING", type=click.Path(path_type=Path, exists=True))
 @click.option(
-    "--speed", type=SpeedType(), default="1", show_default=True, help="How much faster than it was."
+    "--model", help="Model to run.  [default: a capture: the one that ships with sigd; else the recorded]"
+)
+@click.option("--backend", help="Backend to run it on.  [default: a recording: the recorded]")
+@click.option(
+    "--speed",
+    type=SpeedType(),
+    default="1",
+    show_default=True,
+    help="Of a capture: how much faster than it was.",
 )
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Write each signal to this .csv or .parquet file."
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Of a capture: write each signal to this .csv or .parquet file.",
 )
-@click.option("--socket", help="A running daemon's socket.  [default: start one]")
-@click.option("--model", help="Model for the daemon to start.  [default: the one that ships with sigd]")
-@click.option("--backend", help="Backend for the daemon to start.")
+@click.option("--socket", help="Of a capture: a running daemon's socket.  [default: start one]")
 @click.option(
-    "--horizon-ms", type=click.FloatRange(min=0, min_open=True), help="When to look at what the market did."
+    "--horizon-ms",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Of a capture: when to look at what the market did.",
 )
-@click.option("--flat-bps", type=click.FloatRange(min=0), help="Moves up to this size count as flat.")
+@click.option(
+    "--flat-bps", type=click.FloatRange(min=0), help="Of a capture: moves up to this size count as flat."
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Of a recording: run no more requests than this.")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    help="Of a recording: how far away an output may be.  [default: the same model must give the same bits]",
+)
+@click.option("--salvage", is_flag=True, help="Of a recording that is damaged: run what of it is whole.")
 @click.option("--json", "as_json", is_flag=True, help="The summary as JSON.")
+@click.pass_context
 def replay(
-    capture: Path,
+    ctx: click.Context,
+    source: Path,
+    model: str | None,
+    backend: str | None,
     speed: float | None,
     out: Path | None,
     socket: str | None,
-    model: str | None,
-    backend: str | None,
     horizon_ms: float | None,
     flat_bps: float | None,
+    limit: int | None,
+    tolerance: float | None,
+    salvage: bool,
     as_json: bool,
 ) -> None:
-    """Run a market capture through the features and a daemon, and say what the signals were worth.
-
-    Horizon and flatness default to what the model says it was trained for.
+    """Run a market capture through the features and a daemon, and say what the signals were worth; or run what a daemon
+    has recorded through its model, or another one, and say whether every answer is what it was.
     """
-    if socket and (model or backend):
-        raise BadRequest("--socket is a daemon that runs already; --model and --backend are for one to start")
-    if out is not None:
-        check_out(out)
-    horizon_ns, flat = _question(Path(model) if model else default_model_path(), horizon_ms, flat_bps)
-    with ExitStack() as stack:
-        daemon_cpu, client_cpu = (None, None) if socket else choose_cores(allowed_cpus())
-        if socket is None:
-            own = OwnDaemon(ServeOptions(model=model, backend=backend, cpu=daemon_cpu))
-            socket = stack.enter_context(own).socket_path
-        stack.enter_context(pinned(client_cpu))
-        client = stack.enter_context(connect(socket, client_name="sigd replay"))
-        if client.welcome.features != FEATURE_COUNT:
-            raise BadRequest(
-                f"the model takes {client.welcome.features} features, a capture gives {FEATURE_COUNT}"
+    from sigd.bench.commands.replay_capture import replay_capture
+    from sigd.bench.commands.replay_recording import replay_recording
+
+    try:
+        if is_recording(source):
+            _refuse(ctx, OF_CAPTURES, "a recording")
+            replay_recording(
+                source,
+                model=None if model is None else Path(model),
+                backend=backend,
+                limit=limit,
+                tolerance=tolerance,
+                salvage=salvage,
+                as_json=as_json,
             )
-        progress = stack.enter_context(_progress(quiet=as_json))
-        task = progress.add_task(capture.name, signals=0, total=None)
-        try:
-            signals = Replayer(client, speed).run(
-                _events(capture, progress, task),
-                lambda events, samples: progress.update(task, completed=events, signals=samples),
+        else:
+            _refuse(ctx, OF_RECORDINGS, "a capture")
+            replay_capture(
+                source,
+                speed=speed,
+                out=out,
+                socket=socket,
+                model=model,
+                backend=backend,
+                horizon_ms=horizon_ms,
+                flat_bps=flat_bps,
+                as_json=as_json,
             )
-        except (MarketError, OSError, EOFError, ValueError) as error:
-            raise BadRequest(f"{capture}: {error}") from error
-    if out is not None:
-        write_table(out, columns_of(signals, horizon_ns, flat))
-    worth = (
-        worth_of(signals, horizon_ns, flat) if signals.answers["outputs"].shape[1] == len(CLASSES) else None
-    )
-    if as_json:
-        click.echo(
-            msgspec.json.format(msgspec.json.encode(_summary(signals, worth, horizon_ns, flat))).decode()
-        )
-    else:
-        _show(signals, worth, horizon_ns, flat, out)
+    except BenchError as error:
+        click.echo(f"sigd: {error}", err=True)
+        sys.exit(error.exit_code)
 
 
-def _question(model: Path, horizon_ms: float | None, flat_bps: float | None) -> tuple[int, float]:
-    """What is asked of the market: horizon in ns and the flat threshold in bps."""
-    outcome = outcome_of_model(model)
-    if outcome is None and (horizon_ms is None or flat_bps is None):
-        raise BadRequest(f"{model} does not say what it was trained for: give --horizon-ms and --flat-bps")
-    horizon_ns = outcome.horizon_ns if outcome is not None else 0
-    flat = outcome.flat_bps if outcome is not None else 0.0
-    return (
-        horizon_ns if horizon_ms is None else int(horizon_ms * 1e6),
-        flat if flat_bps is None else flat_bps,
-    )
-
-
-def _progress(*, quiet: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("events, {task.fields[signals]:,} signals"),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        disable=quiet,
-    )
-
-
-def _events(capture: Path, progress: Progress, task: TaskID) -> Iterator[MarketEvent]:
-    """The capture's events; the first pass over the file only counts its lines, for the bar."""
-    with gzip.open(capture) as lines:
-        progress.update(task, total=sum(1 for _ in lines))
-    return read_capture(capture)
-
-
-def _summary(signals: Signals, worth: Worth | None, horizon_ns: int, flat_bps: float) -> dict[str, object]:
-    summary: dict[str, object] = {
-        "events": signals.events,
-        "signals": len(signals.answers),
-        "elapsed_s": signals.elapsed_s,
-        "by_status": signals.by_status,
-        "latency_us": {
-            f"p{percent:g}": float(np.percentile(signals.latency_ns, percent)) / 1e3 for percent in PERCENTS
-        },
-        "horizon_ms": horizon_ns / 1e6,
-        "flat_bps": flat_bps,
-    }
-    if worth is not None:
-        summary |= {
-            "confusion": worth.confusion.tolist(),
-            "accuracy": worth.accuracy,
-            "always_flat_accuracy": worth.always_flat_accuracy,
-            "balanced_accuracy": worth.balanced_accuracy,
-            "mean_move_bps": dict(zip(CLASSES, worth.mean_move_bps.tolist(), strict=True)),
-        }
-    return summary
-
-
-def _show(signals: Signals, worth: Worth | None, horizon_ns: int, flat_bps: float, out: Path | None) -> None:
-    console = Console(highlight=False)
-    statuses = ", ".join(f"{name} {count:,}" for name, count in signals.by_status.items() if count)
-    console.print(
-        f"{signals.events:,} events in {signals.elapsed_s:.1f} s, {len(signals.answers):,} signals: {statuses}"
-    )
-    latency = ", ".join(
-        f"p{percent:g} {np.percentile(signals.latency_ns, percent) / 1e3:.1f}" for percent in PERCENTS
-    )
-    console.print(f"latency from the send, us: {latency}; to measure it properly: sigd bench --capture")
-    if worth is not None:
-        table = Table(
-            "the market then went",
-            *(f"said {name}" for name in CLASSES),
-            title=f"{horizon_ns / 1e6:g} ms later; within {flat_bps:g} bps is flat",
-        )
-        for name, row in zip(CLASSES, worth.confusion, strict=True):
-            table.add_row(name, *(f"{count:,}" for count in row))
-        table.add_section()
-        table.add_row(
-            "mean move, bps", *("" if np.isnan(move) else f"{move:+.3f}" for move in worth.mean_move_bps)
-        )
-        console.print(table)
-        console.print(
-            f"balanced accuracy {worth.balanced_accuracy:.3f} (a guess: 0.333); accuracy {worth.accuracy:.3f}"
-            f" (always flat: {worth.always_flat_accuracy:.3f})"
-        )
-        console.print("No costs, no queues, no fills are in these numbers: they are no profit.")
-    if out is not None:
-        console.print(f"written: {out}")
+def _refuse(ctx: click.Context, names: tuple[str, ...], what: str) -> None:
+    """Raise BadRequest where one of these was given."""
+    for name in names:
+        if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise BadRequest(f"{ctx.params['source']} is {what}: leave out --{name.replace('_', '-')}")

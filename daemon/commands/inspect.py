@@ -51,6 +51,7 @@ class Inspection(msgspec.Struct, kw_only=True):
 Examples:
   sigd inspect m.onnx
   sigd inspect m.engine --layers
+  sigd inspect /var/lib/sigd/recordings             every recording in a directory
   sigd inspect m.engine --json | jq .manifest.accuracy"""
 )
 @click.argument("file", type=click.Path(path_type=Path))
@@ -59,12 +60,17 @@ Examples:
 )
 @click.option("--json", "as_json", is_flag=True, help="Everything, as JSON.")
 def inspect(file: Path, with_layers: bool, as_json: bool) -> None:
-    """Show what FILE is: an ONNX model, or an engine with its manifest.
+    """Show what FILE is: an ONNX model, an engine with its manifest, or a flight recording.
 
-    Exit code 1 where an engine is not the one that its manifest describes.
+    Exit code 1 where an engine is not the one that its manifest describes, or a recording is damaged.
     """
+    from sigd.daemon.commands.inspect_recording import inspect_recording
     from sigd.models.engine import ENGINE_SUFFIX
+    from sigd.wire.recorded import is_recording
 
+    if is_recording(file):
+        inspect_recording(file, as_json=as_json)
+        return
     found = _engine(file) if file.suffix == ENGINE_SUFFIX else _model(file)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(found)).decode())

@@ -9,7 +9,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from sigd.daemon.admin import LatencyStatus, ModelStatus, Status, ask_status, percentile_ns
+from sigd.daemon.admin import LatencyStatus, ModelStatus, RecorderStatus, Status, ask_status, percentile_ns
 from sigd.daemon.config import admin_path_of, running_socket_path
 
 PERCENTS = (50.0, 90.0, 99.0, 99.9, 99.99)
@@ -77,10 +77,21 @@ def _show(answer: Status) -> None:
         f"loop: {loop.stalls:,} stalls seen, the worst {loop.worst_ns / 1e6:.1f} ms; made to give way"
         f" {loop.involuntary_switches:,} times; {loop.major_faults:,} pages from disk; {loop.collections} collections"
     )
+    if answer.recorder is not None:
+        console.print(_recording(answer.recorder), soft_wrap=True)
     if answer.rejects:
         console.print("rejects: " + ", ".join(f"{name} {count:,}" for name, count in answer.rejects.items()))
     for model in answer.models:
         _show_model(console, model)
+
+
+def _recording(recorder: RecorderStatus) -> str:
+    waiting = recorder.written_bytes - recorder.stored_bytes
+    paused = f"; PAUSED: {recorder.paused_because}" if recorder.paused_because else ""
+    return (
+        f"recording {recorder.recording}: {recorder.requests:,} requests, {recorder.dropped:,} dropped,"
+        f" {waiting:,} bytes not stored yet{paused}"
+    )
 
 
 def _show_model(console: Console, model: ModelStatus) -> None:

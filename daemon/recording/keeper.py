@@ -30,6 +30,7 @@ from sigd.daemon.logs import LogFormat, start_logging
 from sigd.daemon.recording.segments import Segments
 from sigd.wire.errors import RecordingDamaged
 from sigd.wire.recording import (
+    BLOCK_RECORDS_BYTES,
     RECORD_HEADER_BYTES,
     RING_DROPPED_WORD,
     RING_ERROR_WORD,
@@ -39,6 +40,7 @@ from sigd.wire.recording import (
     RING_SUFFIX,
     RING_TAIL_WORD,
     RingHeader,
+    cut_records,
     stretches,
 )
 
@@ -133,7 +135,10 @@ class Keeper:
             if start < stop:
                 offset = header.offset(start)
                 with self._view[offset : offset + stop - start] as records:
-                    self._segments.write(records, start)
+                    for piece in cut_records(records, BLOCK_RECORDS_BYTES):
+                        with piece:
+                            self._segments.write(piece, start)
+                            start += len(piece)
                 self._stored = True
             words[RING_TAIL_WORD] = stop
 

@@ -22,6 +22,7 @@ from sigd.wire.recording import (
     RingHeader,
     SegmentHeader,
     block_header,
+    cut_records,
     read_blocks,
     read_records,
     segment_bytes,
@@ -222,6 +223,24 @@ def test_any_bytes_are_records_or_damage(stream: bytes) -> None:
     except RecordingDamaged:
         return
     assert sum(RECORD_HEADER_BYTES + len(record.body) for record in records) <= len(stream)
+
+
+@given(st.lists(st.integers(1, 30).map(lambda words: 8 * words), max_size=30), st.integers(8, 400))
+def test_pieces_are_whole_records_and_no_longer_than_asked(sizes: list[int], most_bytes: int) -> None:
+    records = b"".join(filler(size) for size in sizes)
+    pieces = [bytes(piece) for piece in cut_records(memoryview(records), most_bytes)]
+    assert b"".join(pieces) == records
+    left = iter(sizes)
+    for piece in pieces:
+        inside = 0
+        count = 0
+        while inside < len(piece):
+            inside += next(left)
+            count += 1
+        assert inside == len(piece), "cut between two records"
+        assert len(piece) <= most_bytes or count == 1
+    # Nothing that is no record keeps it for ever.
+    assert [bytes(piece) for piece in cut_records(memoryview(bytes(64)), 8)] == [bytes(64)]
 
 
 def test_a_rings_header_comes_back() -> None:

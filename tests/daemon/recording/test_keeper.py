@@ -17,6 +17,7 @@ from sigd.daemon.recording import keeper as keeper_module
 from sigd.daemon.recording import segments as segments_module
 from sigd.daemon.recording.keeper import RETRY_NS, RingFile, recover
 from sigd.daemon.recording.ring import Ring
+from sigd.wire.recorded import Damage
 from sigd.wire.recording import (
     RECORD,
     RING_ERROR_WORD,
@@ -25,6 +26,7 @@ from sigd.wire.recording import (
     SEGMENT_HEADER_BYTES,
     Kind,
     RingHeader,
+    read_records,
     segment_bytes,
 )
 
@@ -47,13 +49,9 @@ def write(ring: Ring, number: int) -> bool:
 
 def stored(recorded: Recorded) -> list[int]:
     """The numbers of the records that are in the segments, each of which must be whole."""
-    from sigd.wire.recorded import Damage, _Piece
-    from sigd.wire.recording import read_records
-
     numbers = []
     for piece in recorded.recording()._pieces():
         assert not isinstance(piece, Damage), piece
-        assert isinstance(piece, _Piece)
         for record in read_records(piece.records, piece.position):
             assert bytes(record.body) == record.session.to_bytes(8, "little") * (len(record.body) // 8)
             numbers.append(record.session)
@@ -86,6 +84,22 @@ def test_the_ring_goes_round_and_segments_follow_each_other(make_recorded: MakeR
     names = sorted(path.name for path in recorded.directory.iterdir())
     assert names == [f"20260101T000000Z-test.{number:06}.sigdrec" for number in range(len(names))]
     assert len(names) == 100 * RECORD_BYTES // recorded.header.stretch_bytes + 1
+
+
+def test_a_block_is_small_so_that_little_is_lost_with_it(make_recorded: MakeRecorded) -> None:
+    recorded = make_recorded(capacity_bytes=1 << 18, stretch_bytes=1 << 20)
+    for number in range(200):
+        assert write(recorded.ring, number)
+    recorded.store()
+    assert stored(recorded) == list(range(200))
+    (path,) = recorded.directory.iterdir()
+    with path.open("r+b") as file:
+        file.seek(SEGMENT_HEADER_BYTES + 5000)
+        file.write(b"\xff\xff")
+    found = list(recorded.recording()._pieces())
+    assert [isinstance(piece, Damage) for piece in found] == [True, False, False, False]
+    whole_bytes = sum(len(piece.records) for piece in found if not isinstance(piece, Damage))
+    assert whole_bytes == (200 - 64) * RECORD_BYTES
 
 
 def test_an_ended_segment_takes_no_more_room_than_it_needs(make_recorded: MakeRecorded) -> None:

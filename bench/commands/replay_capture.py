@@ -1,0 +1,174 @@
+"""`sigd replay` of a market capture: its events through the features and a daemon."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import click
+import msgspec
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from sigd.bench.daemon_process import OwnDaemon, ServeOptions
+from sigd.bench.errors import BadRequest
+from sigd.bench.pinning import allowed_cpus, choose_cores, pinned
+from sigd.bench.replay import Replayer, Signals, Worth, worth_of
+from sigd.bench.signal_file import check_out, columns_of, write_table
+from sigd.models.features.catalogue import FEATURE_COUNT
+from sigd.models.market.capture import read_capture
+from sigd.models.market.errors import MarketError
+from sigd.models.market.events import MarketEvent
+from sigd.models.training.outcome import CLASSES, outcome_of_model
+from sigd.models.zoo import default_model_path
+from sigd.wire.client import connect
+
+PERCENTS = (50, 90, 99, 99.9)
+
+
+def replay_capture(
+    capture: Path,
+    *,
+    speed: float | None,
+    out: Path | None,
+    socket: str | None,
+    model: str | None,
+    backend: str | None,
+    horizon_ms: float | None,
+    flat_bps: float | None,
+    as_json: bool,
+) -> None:
+    """Run a market capture through the features and a daemon, and say what the signals were worth.
+
+    Horizon and flatness default to what the model says it was trained for.
+
+    Raises:
+        BadRequest: the capture cannot be read, or does not fit the model.
+    """
+    if socket and (model or backend):
+        raise BadRequest("--socket is a daemon that runs already; --model and --backend are for one to start")
+    if out is not None:
+        check_out(out)
+    horizon_ns, flat = _question(Path(model) if model else default_model_path(), horizon_ms, flat_bps)
+    with ExitStack() as stack:
+        daemon_cpu, client_cpu = (None, None) if socket else choose_cores(allowed_cpus())
+        if socket is None:
+            own = OwnDaemon(ServeOptions(model=model, backend=backend, cpu=daemon_cpu))
+            socket = stack.enter_context(own).socket_path
+        stack.enter_context(pinned(client_cpu))
+        client = stack.enter_context(connect(socket, client_name="sigd replay"))
+        if client.welcome.features != FEATURE_COUNT:
+            raise BadRequest(
+                f"the model takes {client.welcome.features} features, a capture gives {FEATURE_COUNT}"
+            )
+        progress = stack.enter_context(_progress(quiet=as_json))
+        task = progress.add_task(capture.name, signals=0, total=None)
+        try:
+            signals = Replayer(client, speed).run(
+                _events(capture, progress, task),
+                lambda events, samples: progress.update(task, completed=events, signals=samples),
+            )
+        except (MarketError, OSError, EOFError, ValueError) as error:
+            raise BadRequest(f"{capture}: {error}") from error
+    if out is not None:
+        write_table(out, columns_of(signals, horizon_ns, flat))
+    worth = (
+        worth_of(signals, horizon_ns, flat) if signals.answers["outputs"].shape[1] == len(CLASSES) else None
+    )
+    if as_json:
+        click.echo(
+            msgspec.json.format(msgspec.json.encode(_summary(signals, worth, horizon_ns, flat))).decode()
+        )
+    else:
+        _show(signals, worth, horizon_ns, flat, out)
+
+
+def _question(model: Path, horizon_ms: float | None, flat_bps: float | None) -> tuple[int, float]:
+    """What is asked of the market: horizon in ns and the flat threshold in bps."""
+    outcome = outcome_of_model(model)
+    if outcome is None and (horizon_ms is None or flat_bps is None):
+        raise BadRequest(f"{model} does not say what it was trained for: give --horizon-ms and --flat-bps")
+    horizon_ns = outcome.horizon_ns if outcome is not None else 0
+    flat = outcome.flat_bps if outcome is not None else 0.0
+    return (
+        horizon_ns if horizon_ms is None else int(horizon_ms * 1e6),
+        flat if flat_bps is None else flat_bps,
+    )
+
+
+def _progress(*, quiet: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("events, {task.fields[signals]:,} signals"),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        disable=quiet,
+    )
+
+
+def _events(capture: Path, progress: Progress, task: TaskID) -> Iterator[MarketEvent]:
+    """The capture's events; the first pass over the file only counts its lines, for the bar."""
+    with gzip.open(capture) as lines:
+        progress.update(task, total=sum(1 for _ in lines))
+    return read_capture(capture)
+
+
+def _summary(signals: Signals, worth: Worth | None, horizon_ns: int, flat_bps: float) -> dict[str, object]:
+    summary: dict[str, object] = {
+        "events": signals.events,
+        "signals": len(signals.answers),
+        "elapsed_s": signals.elapsed_s,
+        "by_status": signals.by_status,
+        "latency_us": {
+            f"p{percent:g}": float(np.percentile(signals.latency_ns, percent)) / 1e3 for percent in PERCENTS
+        },
+        "horizon_ms": horizon_ns / 1e6,
+        "flat_bps": flat_bps,
+    }
+    if worth is not None:
+        summary |= {
+            "confusion": worth.confusion.tolist(),
+            "accuracy": worth.accuracy,
+            "always_flat_accuracy": worth.always_flat_accuracy,
+            "balanced_accuracy": worth.balanced_accuracy,
+            "mean_move_bps": dict(zip(CLASSES, worth.mean_move_bps.tolist(), strict=True)),
+        }
+    return summary
+
+
+def _show(signals: Signals, worth: Worth | None, horizon_ns: int, flat_bps: float, out: Path | None) -> None:
+    console = Console(highlight=False)
+    statuses = ", ".join(f"{name} {count:,}" for name, count in signals.by_status.items() if count)
+    console.print(
+        f"{signals.events:,} events in {signals.elapsed_s:.1f} s, {len(signals.answers):,} signals: {statuses}"
+    )
+    latency = ", ".join(
+        f"p{percent:g} {np.percentile(signals.latency_ns, percent) / 1e3:.1f}" for percent in PERCENTS
+    )
+    console.print(f"latency from the send, us: {latency}; to measure it properly: sigd bench --capture")
+    if worth is not None:
+        table = Table(
+            "the market then went",
+            *(f"said {name}" for name in CLASSES),
+            title=f"{horizon_ns / 1e6:g} ms later; within {flat_bps:g} bps is flat",
+        )
+        for name, row in zip(CLASSES, worth.confusion, strict=True):
+            table.add_row(name, *(f"{count:,}" for count in row))
+        table.add_section()
+        table.add_row(
+            "mean move, bps", *("" if np.isnan(move) else f"{move:+.3f}" for move in worth.mean_move_bps)
+        )
+        console.print(table)
+        console.print(
+            f"balanced accuracy {worth.balanced_accuracy:.3f} (a guess: 0.333); accuracy {worth.accuracy:.3f}"
+            f" (always flat: {worth.always_flat_accuracy:.3f})"
+        )
+        console.print("No costs, no queues, no fills are in these numbers: they are no profit.")
+    if out is not None:
+        console.print(f"written: {out}")
