@@ -1,8 +1,7 @@
 """The shortest way, see daemon.lone, of a request that comes through a ring: from slot to slot in one function.
 
-A request is read out of its slot once, its header and echoed fields as numbers, its features as bytes: what is looked
-at afterwards are those copies. Whatever is unusual leaves the slot as it is, and the request goes the full way, which
-copies it anew and trusts nothing that was seen here.
+A request is copied out of its slot once, and only the copy is looked at. Whatever is unusual leaves the slot as it is, and
+the request goes the full way, which copies it anew and trusts nothing that was seen here.
 """
 
 from __future__ import annotations
@@ -72,15 +71,14 @@ def ring_look(
     generation = batcher.generation << 32
     # Views of a slot and of what it carries, made when it is first used: there may be many that never are.
     places = slots - 1
-    request_views: list[_Views | None] = [None] * slots
+    request_views: list[memoryview | None] = [None] * slots
     response_views: list[_Views | None] = [None] * slots
     features_end = REQUEST_FEATURES_OFFSET + 4 * batcher.spec.features
     outputs_end = RESPONSE_OUTPUTS_OFFSET + 4 * batcher.spec.outputs
 
-    def request_at(place: int) -> _Views:
-        frame = requests.slot(place)
-        views = request_views[place] = (frame, frame[REQUEST_FEATURES_OFFSET:features_end])
-        return views
+    def request_at(place: int) -> memoryview:
+        view = request_views[place] = requests.slot(place)[:features_end]
+        return view
 
     def response_at(place: int) -> _Views:
         frame = responses.slot(place)
@@ -91,8 +89,9 @@ def ring_look(
     model_input = backend.inputs[:1].data.cast("B")
     model_output = backend.outputs[:1].data.cast("B")
     output_floats = backend.outputs[0].data
-    copied = bytearray(features_end - REQUEST_FEATURES_OFFSET)
-    high_bytes = slice(3, None, 4)  # see daemon.lone
+    copied = bytearray(features_end)
+    features = memoryview(copied)[REQUEST_FEATURES_OFFSET:]
+    high_bytes = slice(REQUEST_FEATURES_OFFSET + 3, None, 4)  # see daemon.lone
     unpack, pack, fence = _REQUEST.unpack_from, _RESPONSE.pack_into, responses.fence
     flags, client_sleeping = responses.flags, responses.sleeping
     counters = batcher.counters
@@ -123,14 +122,13 @@ def ring_look(
             or (published - responses.tail_seen == slots and is_full())
         ):
             return WAITS if take(clock()) else NOTHING
-        frame, part = request_views[taken & places] or request_at(taken & places)
-        header, sequence, client_time_ns, deadline_ns, instrument = request = unpack(frame)
-        copied[:] = part
+        copied[:] = request_views[taken & places] or request_at(taken & places)
+        header, sequence, client_time_ns, deadline_ns, instrument = unpack(copied)
         high = copied[high_bytes]
         now_ns = clock()
         if header != request_header or 0x7F in high or 0xFF in high or (deadline_ns and deadline_ns < now_ns):
             return WAITS if take(now_ns) else NOTHING
-        model_input[:] = copied
+        model_input[:] = features
         try:
             run()
         except Exception:  # noqa: BLE001  the full way runs it once more, and says what failed
@@ -168,7 +166,7 @@ def ring_look(
         else:
             counters.count_lone(infer_ns, infer_ns)
         if record is not None:
-            record(request, now_ns, end_ns, LONE_OUTCOME | infer_ns)
+            record(sequence, client_time_ns, now_ns, end_ns, instrument, LONE_OUTCOME | infer_ns)
         return ANSWERED
 
     return look_alone

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from sigd.wire.layout import REQUEST_FEATURES_OFFSET, RESPONSE_OUTPUTS_OFFSET
+from sigd.wire.layout import RESPONSE_OUTPUTS_OFFSET
 from sigd.wire.recorded import SessionFacts
 from sigd.wire.recording import RECORD, RING_HEAD_WORD, ROWS_MAX, Kind
 from sigd.wire.status import Transport
@@ -23,14 +23,15 @@ if TYPE_CHECKING:
 _HEADER: Final = struct.Struct("<QQQQ")
 """A record's header as words, most of them the same for all records of a client."""
 assert _HEADER.size == RECORD.size
+_PACK_HEADER_INTO: Final = _HEADER.pack_into
 _U32: Final = 0xFFFF_FFFF
+_EXCHANGES: Final = Kind.EXCHANGES << 32
 
 Record = Callable[[], None]
 """Records the request that ran alone, at the start of the inbox, and its answer."""
-RecordInRing = Callable[[tuple[int, int, int, int, int], int, int, int], None]
-"""As `Record`, of a request that came through a ring: its header, sequence, client_time_ns, deadline_ns, and instrument
-with what is above it, all as one; then the answer's receive_time_ns, send_time_ns and outcome. Neither slot is looked at
-again: its client can write to both."""
+RecordInRing = Callable[[int, int, int, int, int, int], None]
+"""As `Record`, of a request that came through a ring: sequence, client_time_ns, receive_time_ns, send_time_ns, instrument
+with what is above it in the request, outcome. The slots are not looked at again: their client can write to them."""
 
 
 class Taps:
@@ -67,13 +68,24 @@ class Tap:
         introduced_in: the number of the last segment that says who it is; -1 is none.
     """
 
-    __slots__ = ("_inbox", "_introduction", "_outbox", "_ring", "_session", "introduced_in")
+    __slots__ = (
+        "_inbox",
+        "_introduction",
+        "_memory",
+        "_outbox",
+        "_ring",
+        "_room_bytes",
+        "_session",
+        "_words",
+        "introduced_in",
+    )
 
     def __init__(
         self, ring: Ring, session: int, facts: SessionFacts, inbox: RequestInbox, outbox: ResponseOutbox
     ) -> None:
         """`session` is a number that no other client has in this recording."""
         self._ring = ring
+        self._memory, self._words = ring.memory, ring.words
         self._session = session
         self._inbox = inbox
         self._outbox = outbox
@@ -82,6 +94,7 @@ class Tap:
         head = RECORD.pack(size, Kind.SESSION, 0, session, 0, 0, 0, 0)
         self._introduction = (head + text).ljust(size, b"\0")
         self.introduced_in = -1
+        self._room_bytes = ring.record_bytes_max - RECORD.size - size
 
     def lone(self) -> Record:
         """For `daemon.lone`."""
@@ -109,34 +122,39 @@ class Tap:
 
         return record
 
-    def lone_in_ring(self, features: bytearray, outputs: memoryview) -> RecordInRing:
-        """For `daemon.lone_ring`. `features` and `outputs` are where it has those of the request that it answered."""
+    def lone_in_ring(self, request: bytearray, outputs: memoryview) -> RecordInRing:
+        """For `daemon.lone_ring`. `request` is its copy of the frame without the padding, `outputs` are the model's."""
         ring, tap = self._ring, self
         memory, words = ring.memory, ring.words
         request_bytes, response_bytes = self._inbox.frame_bytes, self._outbox.frame_bytes
         response_header = self._outbox.header
         generation = self._outbox.generation_word
-        features_at = _HEADER.size + REQUEST_FEATURES_OFFSET
-        features_end = features_at + len(features)
-        outputs_at = _HEADER.size + request_bytes + RESPONSE_OUTPUTS_OFFSET
+        request_at = _HEADER.size
+        request_end = request_at + len(request)
+        outputs_at = request_at + request_bytes + RESPONSE_OUTPUTS_OFFSET
         outputs_end = outputs_at + len(outputs)
-        record_bytes = _HEADER.size + request_bytes + response_bytes
-        # All but features and outputs; where they belong, and what pads them, is zeroed.
+        record_bytes = request_at + request_bytes + response_bytes
+        # Where request and outputs belong it is zeroed, and so is what pads them.
         pack_into = struct.Struct(
-            f"<4Q5Q{request_bytes - REQUEST_FEATURES_OFFSET}x7Q{response_bytes - RESPONSE_OUTPUTS_OFFSET}x"
+            f"<4Q{request_bytes}x7Q{response_bytes - RESPONSE_OUTPUTS_OFFSET}x"
         ).pack_into
         first_word, second_word = self._head_words(record_bytes, 1)
 
         def record(
-            request: tuple[int, int, int, int, int], receive_time_ns: int, send_time_ns: int, outcome: int
+            sequence: int,
+            client_time_ns: int,
+            receive_time_ns: int,
+            send_time_ns: int,
+            instrument: int,
+            outcome: int,
         ) -> None:
-            header, sequence, client_time_ns, deadline_ns, instrument = request
             start = ring.offset
-            if (start + record_bytes > ring.limit or tap.introduced_in != ring.segment) and not tap.make_room(
-                record_bytes, 1
-            ):
-                return
-            start = ring.offset
+            end = start + record_bytes
+            if end > ring.limit or tap.introduced_in != ring.segment:
+                if not tap.make_room(record_bytes, 1):
+                    return
+                start = ring.offset
+                end = start + record_bytes
             pack_into(
                 memory,
                 start,
@@ -144,11 +162,6 @@ class Tap:
                 second_word,
                 0,
                 ring.requests,
-                header,
-                sequence,
-                client_time_ns,
-                deadline_ns,
-                instrument,
                 response_header,
                 sequence,
                 client_time_ns,
@@ -157,11 +170,11 @@ class Tap:
                 instrument & _U32 | generation,
                 outcome,
             )
-            memory[start + features_at : start + features_end] = features
+            memory[start + request_at : start + request_end] = request
             memory[start + outputs_at : start + outputs_end] = outputs
             ring.requests += 1
-            ring.offset = start = start + record_bytes
-            words[RING_HEAD_WORD] = ring.base + start
+            ring.offset = end
+            words[RING_HEAD_WORD] = ring.base + end
 
         return record
 
@@ -172,29 +185,32 @@ class Tap:
             batch: the same for all that ran together, of whatever client; 0 where it was one request, alone.
         """
         row_bytes = self._inbox.frame_bytes + self._outbox.frame_bytes
-        room = self._ring.record_bytes_max - RECORD.size - len(self._introduction)
-        most = min(ROWS_MAX, max(1, room // row_bytes))
+        most = min(self._room_bytes // row_bytes, ROWS_MAX) or 1
+        if rows <= most:
+            self._record(0, rows, batch)
+            return
         for first in range(0, rows, most):
             self._record(first, min(most, rows - first), batch)
 
     def _record(self, first: int, rows: int, batch: int) -> None:
-        ring, inbox, outbox = self._ring, self._inbox, self._outbox
-        record_bytes = _HEADER.size + rows * (inbox.frame_bytes + outbox.frame_bytes)
-        if not self.make_room(record_bytes, rows):
-            return
+        ring, memory, inbox, outbox = self._ring, self._memory, self._inbox, self._outbox
+        frame_bytes = inbox.frame_bytes
+        request_bytes = rows * frame_bytes
+        record_bytes = _HEADER.size + request_bytes + rows * outbox.frame_bytes
         start = ring.offset
-        end = start + record_bytes
-        _HEADER.pack_into(ring.memory, start, *self._head_words(record_bytes, rows), batch, ring.requests)
-        start += _HEADER.size
-        for source, first_byte, count_bytes in (
-            (inbox.bytes, inbox.head + first * inbox.frame_bytes, rows * inbox.frame_bytes),
-            (outbox.bytes, first * outbox.frame_bytes, rows * outbox.frame_bytes),
-        ):
-            ring.memory[start : start + count_bytes] = source[first_byte : first_byte + count_bytes]
-            start += count_bytes
-        assert start == end
+        if start + record_bytes > ring.limit or self.introduced_in != ring.segment:
+            if not self.make_room(record_bytes, rows):
+                return
+            start = ring.offset
+        first_word, second_word = self._head_words(record_bytes, rows)
+        _PACK_HEADER_INTO(memory, start, first_word, second_word, batch, ring.requests)
+        middle, end = start + _HEADER.size + request_bytes, start + record_bytes
+        request_at, response_at = inbox.head + first * frame_bytes, first * outbox.frame_bytes
+        memory[start + _HEADER.size : middle] = inbox.bytes[request_at : request_at + request_bytes]
+        memory[middle:end] = outbox.bytes[response_at : response_at + end - middle]
         ring.requests += rows
-        ring.advance(record_bytes)
+        ring.offset = end
+        self._words[RING_HEAD_WORD] = ring.base + end
 
     def make_room(self, record_bytes: int, rows: int) -> bool:
         """For a record of that many rows, in a segment that says who the client is; False where they are dropped."""
@@ -218,4 +234,4 @@ class Tap:
     def _head_words(self, record_bytes: int, rows: int) -> tuple[int, int]:
         """The first two of a record of requests as the inbox has them now."""
         version = self._inbox.header >> 48
-        return record_bytes | Kind.EXCHANGES << 32 | rows << 48, self._session | version << 32
+        return record_bytes | _EXCHANGES | rows << 48, self._session | version << 32
