@@ -73,6 +73,6 @@ def _lacks(place: Loopback, error: OSError) -> EnvironmentLacks:
     hint = {
         errno.EADDRINUSE: "another process has it (another daemon?): choose another port",
         errno.EACCES: "ports below 1024 need a right: choose another port",
-        errno.EAFNOSUPPORT: "the unit of systemd forbids it: let it have RestrictAddressFamilies=AF_UNIX AF_INET",
+        errno.EAFNOSUPPORT: "the unit of systemd forbids it: sigd install-service --metrics allows it",
     }.get(error.errno or 0, "choose another address with metrics_listen")
     return EnvironmentLacks(f"metrics cannot be served on {place}: {error.strerror}; {hint}")

@@ -86,7 +86,7 @@ class Service:
             rings.open if config.shared_memory else None,
         )
         self._ticker = self._make_ticker(loop, rings)
-        self._observer = Observer(loop, config, self._models, self._clients, self._counters)
+        self._observer = Observer(loop, config, self._models, self._clients, self._counters, self._recorder)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         with (

@@ -20,11 +20,13 @@ from sigd.daemon.snapshot import printable
 from sigd.wire.status import RejectCode, Status
 
 if TYPE_CHECKING:
+    from sigd.daemon.admin import RecorderStatus
     from sigd.daemon.batcher import Batcher
     from sigd.daemon.clients import Clients
     from sigd.daemon.counters import ClientCounters, LatencyCounts
     from sigd.daemon.health import GarbageWatch, LoopWatch
     from sigd.daemon.metrics.gpu_watch import GpuWatch
+    from sigd.daemon.recording.recorder import Recorder
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Source:
     Attributes:
         models: those that are served.
         gpu: of the GPUs that models are on.
+        recorder: None where nothing is recorded.
         began_s: when the daemon began, in seconds since 1970.
         idle: its idle strategy.
     """
@@ -44,6 +47,7 @@ class Source:
     loop: LoopWatch
     garbage: GarbageWatch
     gpu: GpuWatch
+    recorder: Recorder | None
     began_s: float
     idle: str
 
@@ -137,6 +141,11 @@ def _open(source: Source) -> Iterator[Series]:
 def _rejects(source: Source) -> Iterator[Series]:
     for code in RejectCode:
         yield (code.name,), (source.counters.rejects[code],)
+
+
+def _of_recorder(value: Callable[[RecorderStatus], float]) -> Callable[[Source], list[Series]]:
+    """One value for the daemon, if it records."""
+    return lambda source: [] if source.recorder is None else [((), (value(source.recorder.status()),))]
 
 
 def _gpu_memory(source: Source) -> Iterator[Series]:
@@ -336,6 +345,30 @@ FAMILIES: Final = (
         Kind.COUNTER,
         "How long those runs took.",
         _one(lambda source: source.garbage.paused_ns / 1e9),
+    ),
+    Family(
+        "sigd_recorder_requests",
+        Kind.COUNTER,
+        "Requests recorded with their answers; this and the next three are absent where nothing is recorded.",
+        _of_recorder(lambda status: status.requests),
+    ),
+    Family(
+        "sigd_recorder_dropped",
+        Kind.COUNTER,
+        "Requests answered, but not recorded: the ring was full.",
+        _of_recorder(lambda status: status.dropped),
+    ),
+    Family(
+        "sigd_recorder_unstored_bytes",
+        Kind.GAUGE,
+        "Recorded, and not stored yet: how full the ring is.",
+        _of_recorder(lambda status: status.written_bytes - status.stored_bytes),
+    ),
+    Family(
+        "sigd_recorder_paused",
+        Kind.GAUGE,
+        "1 while nothing can be stored; sigd status says why.",
+        _of_recorder(lambda status: bool(status.paused_because) * 1),
     ),
     Family(
         "sigd_gpu_memory_bytes",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sigd.daemon.clients import Clients
     from sigd.daemon.config import Config
     from sigd.daemon.counters import ClientCounters
+    from sigd.daemon.recording.recorder import Recorder
 
 
 class Observer:
@@ -39,6 +40,7 @@ class Observer:
         models: Iterable[Batcher],
         clients: Clients,
         counters: ClientCounters,
+        recorder: Recorder | None,
     ) -> None:
         self.loop_watch = LoopWatch(loop)
         self.garbage_watch = GarbageWatch()
@@ -55,6 +57,7 @@ class Observer:
                 self.loop_watch,
                 self.garbage_watch,
                 self._gpu_watch,
+                recorder,
                 began_s,
                 config.idle.value,
             )

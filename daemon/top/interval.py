@@ -68,6 +68,9 @@ class Interval(msgspec.Struct, frozen=True):
         cpu: share of one core.
         waited: share of the time in which the serving thread could have run while another had its core; None where the
             kernel does not tell.
+        recorded_a_second: None where nothing is recorded.
+        dropped: answered, but not recorded.
+        paused_because: why nothing is being stored, "" where all is well.
     """
 
     seconds: float
@@ -91,6 +94,9 @@ class Interval(msgspec.Struct, frozen=True):
     collections: int
     cpu: float
     waited: float | None
+    recorded_a_second: float | None
+    dropped: int
+    paused_because: str
 
 
 def between(before: Status | None, after: Status) -> Interval:
@@ -101,6 +107,9 @@ def between(before: Status | None, after: Status) -> Interval:
     seconds = max((after.uptime_ns - (before.uptime_ns if before else 0)) / 1e9, 1e-9)
     models = {model.name: model for model in before.models} if before else {}
     loop, was = after.loop, before.loop if before else None
+    recorder, recorded, dropped = after.recorder, 0, 0
+    if before is not None and before.recorder is not None:
+        recorded, dropped = before.recorder.requests, before.recorder.dropped
     waited_s = None
     if loop.runnable_s is not None:
         waited_s = loop.runnable_s - ((was.runnable_s or 0.0) if was else 0.0)
@@ -126,6 +135,9 @@ def between(before: Status | None, after: Status) -> Interval:
         collections=loop.collections - (was.collections if was else 0),
         cpu=(loop.cpu_s - (was.cpu_s if was else 0.0)) / seconds,
         waited=None if waited_s is None else waited_s / seconds,
+        recorded_a_second=None if recorder is None else (recorder.requests - recorded) / seconds,
+        dropped=0 if recorder is None else recorder.dropped - dropped,
+        paused_because="" if recorder is None else recorder.paused_because,
     )
 
 

@@ -17,7 +17,7 @@ BAR_COLUMNS: Final = 50
 TREND_COLUMNS: Final = 60
 MODEL_LINES: Final = 9
 _HEIGHTS: Final = "▁▂▃▄▅▆▇█"
-_FIXED_LINES: Final = 8
+_FIXED_LINES: Final = 9
 _QUIET: Final = "dim"
 _ALARM: Final = "bold red"
 
@@ -65,6 +65,8 @@ class Screen:
         if len(models) > room:
             parts.append(Text(f"and {len(models) - room} more models with fewer requests", _QUIET))
         parts += [Text(), *_clients(interval), _loop(interval)]
+        if interval.recorded_a_second is not None:
+            parts.append(_recorder(interval, interval.recorded_a_second))
         parts.append(Text(f"every {self._every_s:g} s · q leaves", _QUIET))
         return Group(*parts)
 
@@ -193,6 +195,15 @@ def _loop(interval: Interval) -> Text:
     for what, count in (("disk faults", interval.major_faults), ("gc", interval.collections)):
         if count:
             text.append(f", {what} {count:,}", _ALARM)
+    return _line(text)
+
+
+def _recorder(interval: Interval, recorded_a_second: float) -> Text:
+    text = Text(f"recorder: {recorded_a_second:,.0f} requests/s")
+    if interval.dropped:
+        text.append(f", dropped {interval.dropped:,}", _ALARM)
+    if interval.paused_because:
+        text.append(f", paused: {printable(interval.paused_because)}", _ALARM)
     return _line(text)
 
 

@@ -53,7 +53,7 @@ def test_listening_and_a_port_that_is_taken() -> None:
 @pytest.mark.parametrize(
     ("number", "said"),
     [
-        (errno.EAFNOSUPPORT, "RestrictAddressFamilies"),
+        (errno.EAFNOSUPPORT, "install-service --metrics"),
         (errno.EACCES, "1024"),
         (errno.EMFILE, "metrics_listen"),
     ],

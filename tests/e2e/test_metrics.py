@@ -61,6 +61,20 @@ def test_what_happened_is_told_on_both_ways(start_daemon: StartDaemon, models: M
     assert daemon.get("/", tcp=True)[0] == 404
 
 
+def test_what_is_recorded(start_daemon: StartDaemon, models: ModelMaker, tmp_path: Path) -> None:
+    model = str(models.copied(4))
+    daemon = start_daemon("--model", model, "--record", str(tmp_path / "kept"))
+    with daemon.connect() as client:
+        for _ in range(3):
+            client.request(ROW)
+        text = daemon.metrics()
+    assert value(text, "sigd_recorder_requests_total") == 3
+    assert value(text, "sigd_recorder_dropped_total") == 0
+    assert value(text, "sigd_recorder_paused") == 0
+    assert value(text, "sigd_recorder_unstored_bytes") >= 0
+    assert "\nsigd_recorder" not in start_daemon("--model", model).metrics()
+
+
 def test_on_loopback_nothing_else_is_answered(start_daemon: StartDaemon, models: ModelMaker) -> None:
     daemon = start_daemon("--model", str(models.copied(4)), "--metrics-listen", "[::1]:0")
     port = int(daemon.ready.rpartition(":")[2].removesuffix("/metrics\n"))

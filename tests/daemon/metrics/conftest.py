@@ -32,6 +32,7 @@ def make_source() -> MakeSource:
             LoopWatch(asyncio.get_running_loop()),
             GarbageWatch(),
             GpuWatch(lambda: [rig.backend]),
+            None,
             1_700_000_000.25,
             "spin",
         )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from sigd.daemon.admin import LatencyStatus
+from sigd.daemon.admin import LatencyStatus, RecorderStatus
 from sigd.daemon.counters import LatencyCounts
 from sigd.daemon.top.interval import between, busiest, share_of_model
 
@@ -136,6 +136,25 @@ def test_clients_and_the_loop(make_status: MakeStatus) -> None:
     assert interval.waited == pytest.approx(0.05)
     silent = make_status(3.0, loop={"runnable_s": None})
     assert between(after, silent).waited is None
+
+
+def test_what_is_recorded(make_status: MakeStatus) -> None:
+    def recorder(requests: int, dropped: int, why: str = "") -> RecorderStatus:
+        return RecorderStatus(
+            recording="/r",
+            requests=requests,
+            dropped=dropped,
+            written_bytes=0,
+            stored_bytes=0,
+            paused_because=why,
+        )
+
+    assert between(None, make_status()).recorded_a_second is None
+    before = make_status(recorder=recorder(100, 5))
+    interval = between(before, make_status(2.0, recorder=recorder(300, 7, "No space left on device")))
+    assert (interval.recorded_a_second, interval.dropped) == (100, 2)
+    assert interval.paused_because == "No space left on device"
+    assert between(make_status(), make_status(1.0, recorder=recorder(3, 0))).recorded_a_second == 3
 
 
 def test_where_the_time_goes(make_status: MakeStatus, make_model: MakeModel) -> None:

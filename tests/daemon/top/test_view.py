@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from sigd.daemon.admin import LatencyStatus, ModelStatus, Status
+from sigd.daemon.admin import LatencyStatus, ModelStatus, RecorderStatus, Status
 from sigd.daemon.top.interval import between
 from sigd.daemon.top.view import TREND_COLUMNS, Screen, plain
 
@@ -80,6 +80,7 @@ def test_everything_is_there_and_fits(make_status: MakeStatus, hard: Status) -> 
         "engine-0  engine-1",
         "waited 0.0%",
         "stalls 1,000 (9000.0 ms)",
+        "recorder: 100,000 requests/s, dropped 5, paused: No space left on device",
         "q leaves",
     ):
         assert words in text
