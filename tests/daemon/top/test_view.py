@@ -41,6 +41,14 @@ def hard(make_status: MakeStatus, busy: ModelStatus) -> Status:
         transports={"stream": 30, "shm": 10},
         slow_readers=3,
         rejects={"MALFORMED_FRAME": 12, "TOO_MANY_CONNECTIONS": 40},
+        recorder=RecorderStatus(
+            recording="/r",
+            requests=1_000_000,
+            dropped=5,
+            written_bytes=2,
+            stored_bytes=1,
+            paused_because="No space left on device",
+        ),
         loop={
             "stalls": 1000,
             "stalled_ns": 9_000_000_000,
