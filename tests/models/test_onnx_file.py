@@ -91,6 +91,47 @@ def test_weights_cut_short_are_refused(models: ModelMaker) -> None:
         read_onnx(path)
 
 
+@pytest.mark.parametrize(
+    "entries",
+    [{"offset": "-8"}, {"offset": "x"}, {"offset": "1000000"}, {"length": "1000000"}, {"length": "-1"}],
+    ids=str,
+)
+def test_places_of_weights_outside_their_file_are_refused(
+    models: ModelMaker, entries: dict[str, str]
+) -> None:
+    model = onnx.load(split(models, "placed.bin"), load_external_data=False)
+    tensor = model.graph.initializer[0]
+    kept = [entry for entry in tensor.external_data if entry.key not in entries]
+    del tensor.external_data[:]
+    tensor.external_data.extend(kept)
+    for key, value in entries.items():
+        tensor.external_data.add(key=key, value=value)
+    path = models.new_path()
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelRefused, match="files of weights do not fit it"):
+        read_onnx(path)
+
+
+def test_the_weights_that_are_served_are_those_that_were_hashed(
+    models: ModelMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file is read once: what is in it a moment later is neither."""
+    path = split(models, "swapped.bin")
+    weights = models.folder / "swapped.bin"
+    both = path.read_bytes() + weights.read_bytes()
+    expected = onnx.load(path)
+
+    def read_then_replace(file: Path) -> bytes:
+        content = file.read_bytes()
+        file.write_bytes(bytes(len(content)))
+        return content
+
+    monkeypatch.setattr(onnx_file, "read_file", read_then_replace)
+    read = read_onnx(path)
+    assert read.sha256 == hashlib.sha256(both).digest()
+    assert onnx.load_model_from_string(read.content) == expected
+
+
 @pytest.mark.parametrize("location", ["../elsewhere.bin", "/etc/hostname"])
 def test_weights_elsewhere_are_refused(models: ModelMaker, location: str) -> None:
     model = onnx.load(split(models, "here.bin"), load_external_data=False)
@@ -104,19 +145,22 @@ def test_weights_elsewhere_are_refused(models: ModelMaker, location: str) -> Non
         read_onnx(path)
 
 
-def test_weights_inside_attributes_are_found(models: ModelMaker) -> None:
-    """A tensor may also lie in a node's attribute, and in a graph in a node's attribute."""
+@pytest.mark.parametrize("where", ["a graph", "a function"])
+def test_weights_inside_attributes_are_found(models: ModelMaker, where: str) -> None:
+    """A tensor may also lie in a node's attribute, in a graph in a node's attribute, and in a function of the model."""
     model = onnx.load(models.doubled())
     tensor = onnx.TensorProto(name="t", data_type=onnx.TensorProto.FLOAT, dims=[1])
     tensor.data_location = onnx.TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="inner.bin")
     constant = onnx.helper.make_node("Constant", [], ["c"], value=tensor)
-    inner = onnx.helper.make_graph(
-        [constant], "inner", [], [onnx.helper.make_tensor_value_info("c", onnx.TensorProto.FLOAT, [1])]
-    )
-    condition = onnx.helper.make_tensor("yes", onnx.TensorProto.BOOL, [], [True])
-    model.graph.initializer.append(condition)
-    model.graph.node.append(onnx.helper.make_node("If", ["yes"], ["d"], then_branch=inner, else_branch=inner))
+    if where == "a function":
+        model.functions.append(onnx.helper.make_function("here", "f", [], ["c"], [constant], []))
+    else:
+        output = onnx.helper.make_tensor_value_info("c", onnx.TensorProto.FLOAT, [1])
+        inner = onnx.helper.make_graph([constant], "inner", [], [output])
+        model.graph.initializer.append(onnx.helper.make_tensor("yes", onnx.TensorProto.BOOL, [], [True]))
+        branches = onnx.helper.make_node("If", ["yes"], ["d"], then_branch=inner, else_branch=inner)
+        model.graph.node.append(branches)
     path = models.new_path()
     path.write_bytes(model.SerializeToString())
     with pytest.raises(ModelRefused, match=r"inner\.bin"):
