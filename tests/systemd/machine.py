@@ -143,6 +143,14 @@ class Machine:
         (pid,) = (int(pid) for pid in processes.read_text().split() if _number_inside(pid) == inside)
         return pid
 
+    def until(self, unit: str, name: str, wanted: Sequence[str]) -> str:
+        """Wait until a unit's property is as wanted."""
+        deadline_s = time.monotonic() + PATIENCE_S
+        while (value := self.show(unit, name)) not in wanted:
+            assert time.monotonic() < deadline_s, f"{unit} {name}={value}: {self.journal()}"
+            time.sleep(0.05)
+        return value
+
     def kill_daemon(self) -> None:
         """SIGKILL; back when it is gone, and with it its connections."""
         pid = self.daemon_pid()
