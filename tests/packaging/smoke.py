@@ -85,20 +85,23 @@ def check_serving(directory: Path) -> None:
     with subprocess.Popen(
         [SIGD, "serve", "--socket", str(socket)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as daemon:
-        assert daemon.stdout is not None
-        assert daemon.stderr is not None
-        ready = daemon.stdout.readline()
-        assert ready.startswith("sigd ready: "), ready or daemon.stderr.read()
-        with connect(socket, client_name="smoke") as client:
-            features = np.zeros(client.welcome.features, np.float32)
-            response = client.request(features)
-            assert response.status == Status.OK, response
-            assert np.isfinite(response.outputs).all()
-        counted = json.loads(run("status", "--socket", str(socket), "--json"))
-        assert counted["answers"]["OK"] == 1, counted
-        daemon.send_signal(signal.SIGTERM)
-        assert daemon.wait(30) == 0
-        assert daemon.stderr.read() == ""
+        try:
+            assert daemon.stdout is not None
+            assert daemon.stderr is not None
+            ready = daemon.stdout.readline()
+            assert ready.startswith("sigd ready: "), ready or daemon.stderr.read()
+            with connect(socket, client_name="smoke") as client:
+                features = np.zeros(client.welcome.features, np.float32)
+                response = client.request(features)
+                assert response.status == Status.OK, response
+                assert np.isfinite(response.outputs).all()
+            counted = json.loads(run("status", "--socket", str(socket), "--json"))
+            assert counted["models"][0]["answers"]["OK"] == 1, counted
+            daemon.send_signal(signal.SIGTERM)
+            assert daemon.wait(30) == 0
+            assert daemon.stderr.read() == ""
+        finally:
+            daemon.kill()  # or leaving the block would wait for it for ever
     assert not socket.exists()
 
 
