@@ -232,7 +232,9 @@ def test_inspect_says_who_asked_what_and_when(recorded: Path) -> None:
         assert {name: client["requests"] for name, client in clients.items()} == {"one": 182, "two": 260}
         assert clients["one"]["by_status"] == {"OK": 180, "EXPIRED": 1, "BAD_INPUT": 1}
         assert 0 < clients["one"]["latency_us"]["p50"] <= clients["one"]["latency_us"]["p99"]
-        assert list(summary["files"].values()) == [min(recorded.iterdir()).stat().st_size]
+        ((file, size_bytes),) = summary["files"].items()
+        assert size_bytes == (recorded / file).stat().st_size
+    assert first["files"].keys() != second["files"].keys()
     assert first["last_at"] < second["first_at"]
     shown = sigd("inspect", min(recorded.iterdir())).stdout
     assert "client        'one' (stream), model model-" in shown
