@@ -2,6 +2,8 @@
 percentiles are worked out by the asker, so that a question costs the hot path as little as it can.
 
     {"op": "status"}  ->  a `Status`
+    {"op": "reload", "model": "/models/new.onnx"}  ->  a `ReloadAnswer`, once it is served or is not
+    {"op": "drain"}  ->  a `DrainAnswer`, once everything accepted is answered
 
 A first line of HTTP, such as GET /metrics HTTP/1.1, is answered as that.
 """
@@ -11,16 +13,20 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from time import monotonic
+from typing import Self, TypeVar
 
 import msgspec
 
-from sigd.daemon.errors import EnvironmentLacks
+from sigd.daemon.errors import DaemonError, EnvironmentLacks
 from sigd.daemon.metrics.http import Pages, is_http, respond
 
 REQUEST_BYTES_MAX = 4096
 ANSWER_TIMEOUT_S = 5.0
+_FINISH_LOOK_S = 0.001
 ASKERS_MAX = 16
 """Who asks while so many are waiting for their answer is turned away."""
 
@@ -118,10 +124,57 @@ class Status(msgspec.Struct, frozen=True):
     recorder: RecorderStatus | None = None
 
 
-class AdminRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """What may be asked."""
+class AdminRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """What may be asked.
+
+    Attributes:
+        name: reload: which model, "" being the default one, or without `model` all of them.
+        model: reload: the file, an absolute path; "" is the one that is served.
+        allow_new_shape: reload: see `Reloader.reload`.
+    """
 
     op: str
+    name: str = ""
+    model: str = ""
+    allow_new_shape: bool = False
+
+
+class ModelReload(msgspec.Struct, frozen=True):
+    """How the reload of one model went.
+
+    Attributes:
+        error: why it still is what it was; "" where it is the new one.
+        path, sha256, generation, features, outputs, backend: what is served now.
+        seconds: how long it took.
+        withdrawn: clients that were told to go, for the shape that they were promised is served no more.
+    """
+
+    name: str
+    error: str
+    path: str
+    sha256: str
+    generation: int
+    features: int
+    outputs: int
+    backend: str
+    seconds: float
+    withdrawn: int
+
+
+class ReloadAnswer(msgspec.Struct, frozen=True):
+    """How a reload went, for each model that was to be reloaded."""
+
+    models: list[ModelReload]
+
+
+class DrainAnswer(msgspec.Struct, frozen=True):
+    """How the daemon ends.
+
+    Attributes:
+        exit_code: 0 where everything that was accepted is answered.
+    """
+
+    exit_code: int
 
 
 class AdminError(msgspec.Struct):
@@ -129,6 +182,8 @@ class AdminError(msgspec.Struct):
 
     error: str
 
+
+Answer = TypeVar("Answer", bound=msgspec.Struct)
 
 Op = Callable[[AdminRequest], Awaitable[msgspec.Struct]]
 """Works out the answer to one kind of question."""
@@ -140,7 +195,7 @@ class AdminServer:
     Args:
         ops: what may be asked, by name; where there are none, only HTTP is spoken.
         pages: what may be asked over HTTP.
-        timeout_s: for one question and its answer.
+        timeout_s: for a question to come and for its answer to be taken; how long an answer takes is the op's business.
     """
 
     def __init__(
@@ -150,6 +205,7 @@ class AdminServer:
         self._pages = pages or {}
         self._timeout_s = timeout_s
         self._askers = 0
+        self._answering = 0
         self._server: asyncio.AbstractServer | None = None
         self._encoder = msgspec.json.Encoder()
 
@@ -163,15 +219,28 @@ class AdminServer:
         if self._server is not None:
             self._server.close()
 
+    async def finish(self, timeout_s: float) -> None:
+        """Wait until whoever has asked has the answer, or does not take it."""
+        deadline_s = monotonic() + timeout_s
+        while self._answering and monotonic() < deadline_s:
+            await asyncio.sleep(_FINISH_LOOK_S)
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._askers += 1
         try:
             if self._askers <= ASKERS_MAX:
                 async with asyncio.timeout(self._timeout_s):
-                    writer.write(await self._answer(reader))
-                    await writer.drain()
-                    writer.close()
-                    await writer.wait_closed()
+                    asked = await self._ask(reader)
+                self._answering += 1
+                try:
+                    answer = asked if isinstance(asked, bytes) else await self._answer(*asked)
+                    async with asyncio.timeout(self._timeout_s):
+                        writer.write(answer)
+                        await writer.drain()
+                        writer.close()
+                        await writer.wait_closed()
+                finally:
+                    self._answering -= 1
         except (OSError, TimeoutError):
             # The asker went away, or keeps silent: nobody is left to tell.
             pass
@@ -179,7 +248,8 @@ class AdminServer:
             self._askers -= 1
             writer.transport.abort()
 
-    async def _answer(self, reader: asyncio.StreamReader) -> bytes:
+    async def _ask(self, reader: asyncio.StreamReader) -> bytes | tuple[Op, AdminRequest]:
+        """The answer, where there is one at once, or what works it out."""
         try:
             line = await reader.readline()
         except ValueError:
@@ -193,10 +263,92 @@ class AdminServer:
         op = self._ops.get(request.op)
         if op is None:
             return self._encoded(AdminError(f"unknown op {request.op!r}, expected: {', '.join(self._ops)}"))
-        return self._encoded(await op(request))
+        return op, request
+
+    async def _answer(self, op: Op, request: AdminRequest) -> bytes:
+        try:
+            return self._encoded(await op(request))
+        except DaemonError as error:
+            return self._encoded(AdminError(str(error)))
 
     def _encoded(self, answer: msgspec.Struct) -> bytes:
         return self._encoder.encode(answer) + b"\n"
+
+
+class Asker:
+    """Whoever asks a running daemon, for use in a `with` block.
+
+    Raises:
+        EnvironmentLacks: nobody answers there, from here on or from any call.
+    """
+
+    def __init__(self, admin_socket: Path, timeout_s: float = ANSWER_TIMEOUT_S) -> None:
+        self._admin_socket = admin_socket
+        self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._connection.settimeout(timeout_s)
+
+    def __enter__(self) -> Self:
+        try:
+            self._connection.connect(str(self._admin_socket))
+        except OSError as error:
+            self._connection.close()
+            raise self._lacking(error) from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+    @property
+    def daemon_pid(self) -> int:
+        """The kernel's word on who answers; 0 where it is in a namespace that cannot be seen from here."""
+        credentials = self._connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        return int.from_bytes(credentials[:4], sys.byteorder)
+
+    def ask(self, request: AdminRequest, kind: type[Answer], *, patiently: bool = False) -> Answer:
+        """The answer to a question.
+
+        Args:
+            kind: of the answer.
+            patiently: it may take as long as it takes.
+
+        Raises:
+            DaemonError: the daemon's reason why it gives none.
+        """
+        answer = bytearray()
+        try:
+            self._connection.sendall(msgspec.json.encode(request) + b"\n")
+            if patiently:
+                self._connection.settimeout(None)
+            while not answer.endswith(b"\n") and (part := self._connection.recv(1 << 16)):
+                answer += part
+        except OSError as error:
+            raise self._lacking(error) from None
+        if not answer:
+            raise EnvironmentLacks(
+                f"{self._admin_socket}: the daemon has ended without an answer: see its log"
+            )
+        try:
+            return msgspec.json.decode(answer, type=kind)
+        except msgspec.DecodeError as error:
+            raise _no_answer(self._admin_socket, answer, kind, error) from None
+
+    def _lacking(self, error: OSError) -> EnvironmentLacks:
+        if isinstance(error, PermissionError):
+            return EnvironmentLacks(
+                f"{self._admin_socket}: the daemon may not be asked by user {os.geteuid()}: ask as its own user or as root,"
+                ' or let its group ask too, with admin_socket_mode = "0660" in its configuration'
+            )
+        return EnvironmentLacks(
+            f"{self._admin_socket}: no daemon answers there ({error.strerror or error}); start one with: sigd serve"
+        )
+
+
+def _no_answer(admin_socket: Path, answer: bytearray, kind: type, error: msgspec.DecodeError) -> DaemonError:
+    """What to raise for bytes that are not an answer of that kind."""
+    try:
+        return DaemonError(msgspec.json.decode(answer, type=AdminError).error)
+    except msgspec.DecodeError:
+        return EnvironmentLacks(f"{admin_socket}: the answer is no {kind.__name__}: {error}")
 
 
 def ask_status(admin_socket: Path, timeout_s: float = ANSWER_TIMEOUT_S) -> Status:
@@ -205,30 +357,8 @@ def ask_status(admin_socket: Path, timeout_s: float = ANSWER_TIMEOUT_S) -> Statu
     Raises:
         EnvironmentLacks: nobody answers there.
     """
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(timeout_s)
-            connection.connect(str(admin_socket))
-            connection.sendall(b'{"op": "status"}\n')
-            answer = bytearray()
-            while not answer.endswith(b"\n"):
-                part = connection.recv(1 << 16)
-                if not part:
-                    break
-                answer += part
-    except PermissionError:
-        raise EnvironmentLacks(
-            f"{admin_socket}: the daemon may not be asked by user {os.geteuid()}: ask as its own user or as root, or let its"
-            ' group ask too, with admin_socket_mode = "0660" in its configuration'
-        ) from None
-    except OSError as error:
-        raise EnvironmentLacks(
-            f"{admin_socket}: no daemon answers there ({error.strerror or error}); start one with: sigd serve"
-        ) from None
-    try:
-        return msgspec.json.decode(answer, type=Status)
-    except msgspec.DecodeError as error:
-        raise EnvironmentLacks(f"{admin_socket}: the answer is not a status: {error}") from None
+    with Asker(admin_socket, timeout_s) as asker:
+        return asker.ask(AdminRequest("status"), Status)
 
 
 def percentile_ns(bins: Bins, percent: float) -> int:

@@ -132,6 +132,11 @@ class Batcher:
 
     # -- the way to another model ------------------------------------------------------------------------------
 
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        """Those that are served."""
+        return tuple(self._sessions)
+
     def swap(self, backend: Backend, done: Callable[[Backend], None]) -> None:
         """Serve with another model, of the same shape, from the next batch on.
 

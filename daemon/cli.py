@@ -20,6 +20,11 @@ COMMANDS: Final = {
         "sigd.bench.commands.replay:replay",
         "Run a market capture, or what a daemon recorded, once more.",
     ),
+    "reload": ("sigd.daemon.commands.reload:reload", "Serve another model file, without anybody noticing."),
+    "drain": (
+        "sigd.daemon.commands.drain:drain",
+        "Stop a running daemon, with everything accepted answered.",
+    ),
     "status": ("sigd.daemon.commands.status:status", "Counters and latencies of a running daemon."),
     "top": ("sigd.daemon.commands.top:top", "Watch a running daemon."),
     "schema": ("sigd.daemon.commands.schema:schema", "Print the SBE schema of the wire."),

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 _MCL_CURRENT = 1
 _MCL_FUTURE = 2
+_MCL_ONFAULT = 4
 _SPARE_DESCRIPTORS = 64
 _DESCRIPTORS_PER_CLIENT = 4
 """The connection, and with shared memory its region and two doorbells."""
@@ -69,7 +70,9 @@ def lock_memory() -> bool:
         )
         return False
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mlockall(_MCL_CURRENT | _MCL_FUTURE) != 0:
+    # What comes later is locked when it is touched, not when it is mapped: mapping 34 MB for a new model, or the stack of
+    # the thread that loads it, would hold the loop up for milliseconds.
+    if libc.mlockall(_MCL_CURRENT) != 0 or libc.mlockall(_MCL_FUTURE | _MCL_ONFAULT) != 0:
         log.warning("memory is not locked: mlockall: %s", os.strerror(ctypes.get_errno()))
         return False
     return True

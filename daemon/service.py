@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic_ns
@@ -15,19 +16,23 @@ from time import monotonic_ns
 from sigd.daemon import snapshot
 from sigd.daemon.access import access_of
 from sigd.daemon.activation import ADMIN, CLIENTS, PassedListener
-from sigd.daemon.admin import AdminRequest, AdminServer, Status
+from sigd.daemon.admin import AdminServer, Status
 from sigd.daemon.batcher import Batcher
 from sigd.daemon.clients import Clients
 from sigd.daemon.config import Config
 from sigd.daemon.counters import ClientCounters, ModelCounters
+from sigd.daemon.examiner import Examiner
 from sigd.daemon.idle import Ticker
 from sigd.daemon.listener import BACKLOG, Listener
 from sigd.daemon.liveness import Liveness, Watchdog
+from sigd.daemon.loader import Loader
 from sigd.daemon.metrics.observer import Observer
 from sigd.daemon.model_config import ModelConfig
 from sigd.daemon.notify import Notifier
+from sigd.daemon.operations import Operations
 from sigd.daemon.process import freeze_garbage, ignore_overflow, lock_memory
 from sigd.daemon.recording.recorder import start_recorder
+from sigd.daemon.reload import Reloader
 from sigd.daemon.served import ServedModels
 from sigd.daemon.shared_memory import RingHost
 from sigd.daemon.warmth import Warmth
@@ -36,6 +41,7 @@ from sigd.models.errors import BackendFailed
 
 log = logging.getLogger(__name__)
 
+_LAST_ANSWERS_S = 1.0
 END_GRACE_S = 5.0
 """What a stop takes at most besides the wait for clients, as the service manager is told."""
 
@@ -49,12 +55,22 @@ class Service:
         backends: Sequence[Backend],
         notifier: Notifier,
         passed: Mapping[str, PassedListener],
+        examiner: Examiner | None = None,
+        cores: AbstractSet[int] = frozenset(),
     ) -> None:
-        """`backends`: those of `config.models()`, in their order. `passed`: sockets that are open already."""
+        """
+        Args:
+            backends: those of `config.models()`, in their order.
+            passed: sockets that are open already.
+            examiner: of model files that are to be served later; it is closed at the end.
+            cores: where work beside the loop runs; empty is anywhere.
+        """
         self._config = config
         self._backends = backends
         self._notifier = notifier
         self._passed = passed
+        self._examiner = examiner
+        self._cores = cores or os.sched_getaffinity(0)
         self._limits = config.limits()
         self._counters = ClientCounters()
         self._started_ns = monotonic_ns()
@@ -62,9 +78,9 @@ class Service:
         self._failure: BackendFailed | None = None
 
     @property
-    def device_failed(self) -> bool:
-        """Whether it ended because the model's device did: nothing may wait for that device any more."""
-        return self._failure is not None
+    def must_end_now(self) -> bool:
+        """Whether the process may wait for nothing more: a device has failed, or a model is still being loaded."""
+        return self._failure is not None or self._loader.busy
 
     async def run(self) -> int:
         """Serve until told to stop; the exit code.
@@ -75,25 +91,15 @@ class Service:
         loop = asyncio.get_running_loop()
         config = self._config
         ignore_overflow()
-        self._recorder = start_recorder(config, loop)
-        self._models = ServedModels(list(map(self._make_batcher, config.models(), self._backends)))
-        rings = RingHost(loop, monotonic_ns, self._models.poll, lambda: self._ticker.wake())
-        self._clients = Clients(
-            self._models.find,
-            access_of(config.access),
-            self._limits,
-            self._counters,
-            rings.open if config.shared_memory else None,
-        )
-        self._ticker = self._make_ticker(loop, rings)
-        self._observer = Observer(loop, config, self._models, self._clients, self._counters, self._recorder)
+        rings, reloader, operations = self._assemble(loop)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, operations.hang_up)
         with (
             self._listener(CLIENTS, config.socket_path, config.socket_mode) as listener,
             self._listener(ADMIN, config.admin_socket_path, config.admin_socket_mode) as asked,
         ):
-            admin = AdminServer({"status": self._status}, self._observer.pages)
+            admin = AdminServer(operations.ops, self._observer.pages)
             await admin.start(asked.socket)
             # create_unix_server() would on some versions of Python remove the file, which may not be ours.
             server = await loop.create_server(self._clients.accept, sock=listener.socket, backlog=BACKLOG)
@@ -103,11 +109,8 @@ class Service:
             freeze_garbage()
             self._observer.start()
             self._ticker.start()
-            warmths = [
-                Warmth(loop, batcher, config.keep_warm_us / 1e6, self._die) for batcher in self._models
-            ]
-            for warmth in warmths:
-                warmth.start()
+            warmth = Warmth(loop, self._models, config.keep_warm_us / 1e6, self._die)
+            warmth.start()
             watchdog = self._make_watchdog(loop)
             watchdog.start()
             self._say_ready()
@@ -115,7 +118,8 @@ class Service:
             # The way here ends first: another daemon may take the place while this one drains.
             for end in (
                 self._clients.refuse,
-                *(warmth.stop for warmth in warmths),
+                reloader.stop,
+                warmth.stop,
                 self._observer.stop,
                 listener.remove,
                 asked.remove,
@@ -128,32 +132,72 @@ class Service:
             watchdog.stop()
         self._ticker.stop()
         rings.close()
-        return self._close()
+        return await self._close(operations, admin)
 
-    def _close(self) -> int:
+    def _assemble(self, loop: asyncio.AbstractEventLoop) -> tuple[RingHost, Reloader, Operations]:
+        """Everything that serves, from the models to the clients; nothing runs yet."""
+        config = self._config
+        self._recorder = start_recorder(config, loop)
+        self._models = ServedModels(list(map(self._make_batcher, config.models(), self._backends)))
+        rings = RingHost(loop, monotonic_ns, self._models.poll, lambda: self._ticker.wake())
+        self._models.on_poll = rings.batch_with
+        self._loader = Loader(loop, self._cores)
+        reloader = self._make_reloader()
+        self._clients = Clients(
+            self._models.find,
+            access_of(config.access),
+            self._limits,
+            self._counters,
+            rings.open if config.shared_memory else None,
+        )
+        self._ticker = self._make_ticker(loop, rings)
+        self._observer = Observer(loop, config, self._models, self._clients, self._counters, self._recorder)
+        return rings, reloader, Operations(self._models, reloader, self._status, self._stop.set)
+
+    async def _close(self, operations: Operations, admin: AdminServer) -> int:
         """Nobody is served any more; the exit code."""
-        for batcher in self._models:
-            batcher.backend.close()
+        self._models.close()
         if self._recorder is not None:
             self._recorder.close()
-        return self._exit_code()
+        if self._examiner is not None:
+            self._examiner.close()
+        exit_code = self._exit_code()
+        operations.ended(exit_code)
+        await admin.finish(_LAST_ANSWERS_S)
+        return exit_code
 
     def _listener(self, name: str, path: Path, mode: str) -> Listener | PassedListener:
         return self._passed.get(name) or Listener(path, int(mode, 8))
 
-    def _make_batcher(self, model: ModelConfig, backend: Backend) -> Batcher:
+    def _make_batcher(self, model: ModelConfig, backend: Backend, before: Batcher | None = None) -> Batcher:
+        """`before`: the one whose place it takes."""
         limits = replace(
             self._limits, in_flight_max=model.in_flight_max, rows_pending_max=model.rows_pending_max
         )
         return Batcher(
             backend,
-            ModelCounters(backend.batch_rows_max),
+            ModelCounters(backend.batch_rows_max) if before is None else before.counters,
             monotonic_ns,
             wake=lambda: self._ticker.wake(),
             on_fatal=self._die,
             limits=limits,
             linger_ns=model.linger_us * 1000,
             taps=None if self._recorder is None else self._recorder.taps,
+            generation=1 if before is None else before.generation + 1,
+        )
+
+    def _make_reloader(self) -> Reloader:
+        configs = {
+            batcher.name: model for batcher, model in zip(self._models, self._config.models(), strict=True)
+        }
+        return Reloader(
+            self._models,
+            configs,
+            self._examiner,
+            self._loader,
+            lambda before, backend: self._make_batcher(configs[before.name], backend, before),
+            self._die,
+            self._limits.drain_timeout_s,
         )
 
     def _make_ticker(self, loop: asyncio.AbstractEventLoop, rings: RingHost) -> Ticker:
@@ -207,7 +251,7 @@ class Service:
     def _line(self) -> str:
         return snapshot.line(self._models, self._counters)
 
-    async def _status(self, _request: AdminRequest) -> Status:
+    async def _status(self) -> Status:
         return await snapshot.take(
             self._config,
             self._started_ns,

@@ -208,6 +208,7 @@ class RingHost:
 
     Attributes:
         poll: for the tick: looks at all rings that are awake, then lets `batch` run; True where there is work or was.
+        batch_with: sets another `batch`.
         clock: CLOCK_MONOTONIC in ns.
         fence: see wire.ring.
         counter: 8 bytes for whoever silences a bell.
@@ -237,7 +238,7 @@ class RingHost:
         self._awake: tuple[SessionRings, ...] = ()
         self._looks: tuple[Look, ...] = ()
         self._timer: asyncio.TimerHandle | None = None
-        self.poll = self._make_poll(batch)
+        self.poll, self.batch_with = self._make_poll(batch)
 
     def open(self, session: Session, ring_slots: int) -> SessionRings:
         """Rings for a session; see daemon.peer.OpenRings.
@@ -308,8 +309,10 @@ class RingHost:
 
     # -- inside ------------------------------------------------------------------------------------------------
 
-    def _make_poll(self, batch: Callable[[], bool]) -> Callable[[], bool]:
-        """It runs in every round of a loop that spins, so it is a closure."""
+    def _make_poll(
+        self, batch: Callable[[], bool]
+    ) -> tuple[Callable[[], bool], Callable[[Callable[[], bool]], None]]:
+        """`poll` and `batch_with`. It runs in every round of a loop that spins, so it is a closure."""
 
         def poll() -> bool:
             looks = self._looks
@@ -331,7 +334,11 @@ class RingHost:
                         break
             return batch() or answered > 0
 
-        return poll
+        def batch_with(changed: Callable[[], bool]) -> None:
+            nonlocal batch
+            batch = changed
+
+        return poll, batch_with
 
     def _put_to_sleep(self, rings: SessionRings) -> bool:
         rings.awake = not rings.may_sleep()

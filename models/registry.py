@@ -154,14 +154,21 @@ def _opened(made: Backend) -> Backend:
 def make_backend(path: Path | str, backend: str = AUTO, options: BackendOptions = DEFAULT_OPTIONS) -> Backend:
     """Read a model file's spec and make its backend, not opened yet. Raises as `open_backend` does."""
     path = Path(path)
-    name = _name_for(path) if backend == AUTO else backend
+    name = backend_for(path, backend)
     entry = _BACKENDS.get(name)
     if entry is None:
         raise ValueError(f"no backend is called {name!r}, expected one of {', '.join(backend_names())}")
     return entry.factory(path, options)
 
 
-def _name_for(path: Path) -> str:
+def backend_for(path: Path, backend: str = AUTO) -> str:
+    """Which backend serves a file: the one that is named, or with "auto" the one that its ending or its manifest says.
+
+    Raises:
+        ModelRefused: they do not say it.
+    """
+    if backend != AUTO:
+        return backend
     if path.suffix == ENGINE_SUFFIX:
         runtime = read_manifest(path).runtime
         return next(name for name, entry in _BACKENDS.items() if runtime in entry.runtimes)

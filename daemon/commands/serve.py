@@ -19,6 +19,10 @@ from sigd.daemon.logs import STANDARD_ERROR, LogFormat, start_logging
 from sigd.models.trusted_file import demand_trust
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from collections.abc import Set as AbstractSet
+
+    from sigd.daemon.examiner import Examiner
     from sigd.daemon.model_config import ModelConfig
     from sigd.models.backend import Backend
 
@@ -104,6 +108,7 @@ def run(config: Config, *, check: bool) -> int:
 
     from sigd.daemon.activation import place, take_sockets
     from sigd.daemon.notify import Notifier
+    from sigd.daemon.placement import cores_beside
     from sigd.daemon.process import (
         allow_descriptors,
         end_now,
@@ -128,11 +133,13 @@ def run(config: Config, *, check: bool) -> int:
             raise UsageError(
                 f"no backend is called {model.backend!r}: choose from {', '.join(backend_names())}"
             )
+    cores = cores_beside(config.cpu, os.sched_getaffinity(0))
     if config.cpu is not None:
         pin_to_cpu(config.cpu)
     if config.idle is IdleStrategy.SPIN:
         warn_of_realtime_spin(os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK)
     notifier.starting("opening and warming up what it serves")
+    examiner = None if check else _start_examiner(config.models(), cores)
     backends = [_open(model) for model in config.models()]
     if check:
         if config.recorder.directory:
@@ -147,12 +154,28 @@ def run(config: Config, *, check: bool) -> int:
         return 0
     config = msgspec.structs.replace(config, connections_max=allow_descriptors(config.connections_max))
 
-    service = Service(config, backends, notifier, passed)
+    service = Service(config, backends, notifier, passed, examiner, cores)
     exit_code = uvloop.run(service.run())
     notifier.close()
-    if service.device_failed:
+    if service.must_end_now:
         end_now(exit_code)
     return exit_code
+
+
+def _start_examiner(models: Iterable[ModelConfig], cores: AbstractSet[int]) -> Examiner | None:
+    """Where there is a model for it. Its process must be there before a GPU or a thread is."""
+    from sigd.daemon.examiner import Examiner
+    from sigd.models.errors import ModelRefused
+    from sigd.models.registry import backend_for
+
+    for model in models:
+        try:
+            if model.path is None or backend_for(model.path, model.backend) == "onnxruntime":
+                return Examiner(cores)
+        except ModelRefused:
+            # Opening it will say so.
+            pass
+    return None
 
 
 def _open(model: ModelConfig) -> Backend:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -17,13 +18,15 @@ from sigd.daemon.admin import (
     ASKERS_MAX,
     AdminRequest,
     AdminServer,
+    Asker,
     LatencyStatus,
     LoopStatus,
     ModelStatus,
+    Op,
     Status,
     ask_status,
 )
-from sigd.daemon.errors import EnvironmentLacks
+from sigd.daemon.errors import DaemonError, EnvironmentLacks
 
 STATUS = Status(
     version="1",
@@ -66,7 +69,9 @@ async def _status(_request: AdminRequest) -> Status:
     return STATUS
 
 
-def serve(folder: Path, ask: Callable[[Path], None], *, timeout_s: float = 5.0) -> None:
+def serve(
+    folder: Path, ask: Callable[[Path], None], *, timeout_s: float = 5.0, ops: Mapping[str, Op] | None = None
+) -> None:
     """Let `ask`, in a thread, ask a server."""
     path = folder / "a"
 
@@ -74,7 +79,7 @@ def serve(folder: Path, ask: Callable[[Path], None], *, timeout_s: float = 5.0) 
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(path))
             listener.listen(100)
-            server = AdminServer({"status": _status}, timeout_s=timeout_s)
+            server = AdminServer(ops or {"status": _status}, timeout_s=timeout_s)
             await server.start(listener)
             await asyncio.to_thread(ask, path)
             server.close()
@@ -180,9 +185,17 @@ def test_asking_where_nobody_answers(tmp_path: Path) -> None:
         ask_status(tmp_path / "none")
 
 
-@pytest.mark.parametrize("answer", [b"", b"hello\n", b'{"error": "no"}\n', b"{}"])
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (b"", "has ended without an answer"),
+        (b"hello\n", "the answer is no Status"),
+        (b'{"error": "not now"}\n', "^not now$"),
+        (b"{}", "the answer is no Status"),
+    ],
+)
 def test_asking_somebody_who_is_no_daemon(
-    tmp_path: Path, answer: bytes, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, answer: bytes, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def _serve(_: AdminServer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(answer)
@@ -192,7 +205,7 @@ def test_asking_somebody_who_is_no_daemon(
     monkeypatch.setattr(AdminServer, "_serve", _serve)
 
     def ask(path: Path) -> None:
-        with pytest.raises(EnvironmentLacks):
+        with pytest.raises(DaemonError, match=said):
             ask_status(path)
 
     serve(tmp_path, ask)
@@ -205,3 +218,73 @@ def test_asking_a_daemon_that_hangs(tmp_path: Path) -> None:
         with pytest.raises(EnvironmentLacks, match="timed out"):
             ask_status(tmp_path / "a", timeout_s=0.05)
     assert admin_module.ANSWER_TIMEOUT_S > 0.05
+
+
+def test_an_answer_may_take_longer_than_a_question(tmp_path: Path) -> None:
+    async def _slow(_request: AdminRequest) -> Status:
+        await asyncio.sleep(0.3)
+        return STATUS
+
+    def ask(path: Path) -> None:
+        with Asker(path, timeout_s=0.1) as asker:
+            assert asker.ask(AdminRequest("slow"), Status, patiently=True) == STATUS
+        with Asker(path, timeout_s=0.1) as asker, pytest.raises(EnvironmentLacks, match="timed out"):
+            asker.ask(AdminRequest("slow"), Status)
+
+    serve(tmp_path, ask, timeout_s=0.1, ops={"slow": _slow})
+
+
+def test_why_it_is_not_done(tmp_path: Path) -> None:
+    async def _refuse(request: AdminRequest) -> Status:
+        raise DaemonError(f"{request.name} is not to be had")
+
+    def ask(path: Path) -> None:
+        with Asker(path) as asker, pytest.raises(DaemonError, match=r"^x is not to be had$"):
+            asker.ask(AdminRequest("refuse", name="x"), Status)
+
+    serve(tmp_path, ask, ops={"refuse": _refuse})
+
+
+def test_who_answers_is_known_from_the_kernel(tmp_path: Path) -> None:
+    def ask(path: Path) -> None:
+        with Asker(path) as asker:
+            assert asker.daemon_pid == os.getpid()
+            asker.ask(AdminRequest("status"), Status)
+
+    serve(tmp_path, ask)
+
+
+def test_the_last_answers_are_waited_for(tmp_path: Path) -> None:
+    """As for `sigd drain`, whose answer is the last thing that a daemon does; who has asked nothing is not waited for."""
+    ended: asyncio.Event
+    answers: list[Status] = []
+
+    async def _last(_request: AdminRequest) -> Status:
+        await ended.wait()
+        return STATUS
+
+    async def main() -> None:
+        nonlocal ended
+        ended = asyncio.Event()
+        path = tmp_path / "a"
+        with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as silent:
+            listener.bind(str(path))
+            listener.listen(100)
+            server = AdminServer({"last": _last})
+            await server.start(listener)
+            silent.connect(str(path))
+
+            def ask() -> None:
+                with Asker(path) as asker:
+                    answers.append(asker.ask(AdminRequest("last"), Status, patiently=True))
+
+            asking = asyncio.create_task(asyncio.to_thread(ask))
+            while not server._answering:
+                await asyncio.sleep(0.001)
+            server.close()
+            ended.set()
+            await server.finish(60.0)
+            await asking
+
+    uvloop.run(main())
+    assert answers == [STATUS]

@@ -47,7 +47,7 @@ class Rig:
         self.work = SimpleNamespace(idle=True, backend=backend)
         self.fatal: list[BackendFailed] = []
         loop: Any = self.loop
-        self.warmth = Warmth(loop, self.work, interval_s, self.fatal.append)
+        self.warmth = Warmth(loop, [self.work], interval_s, self.fatal.append)
 
 
 def test_it_is_asked_again_and_again_while_nothing_runs() -> None:
@@ -94,7 +94,7 @@ def test_it_runs_on_a_real_loop() -> None:
     async def warmed_up() -> int:
         backend: Any = Warmable()
         work = SimpleNamespace(idle=True, backend=backend)
-        warmth = Warmth(asyncio.get_running_loop(), work, 1e-4, lambda failure: None)
+        warmth = Warmth(asyncio.get_running_loop(), [work], 1e-4, lambda failure: None)
         warmth.start()
         while not backend.warmed:
             await asyncio.sleep(1e-4)

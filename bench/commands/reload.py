@@ -1,0 +1,184 @@
+"""`python -m sigd.bench.commands.reload`, also `make bench-reload`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sigd.bench.errors import BenchError
+
+if TYPE_CHECKING:
+    from sigd.bench.reload import Asked, Found
+
+
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="""\b
+Examples:
+  python -m sigd.bench.commands.reload                    100 reloads of the model that ships with sigd
+  python -m sigd.bench.commands.reload --idle spin --pin  a loop that never sleeps, on a core of its own
+  python -m sigd.bench.commands.reload --model a.onnx --other b.onnx --json > reload.json
+
+\b
+Exit codes: 0 the bar was kept; 1 not, or the run is not valid; 2 wrong usage or input; 3 the environment lacks
+something, for example a C++ compiler.""",
+)
+@click.option("--reloads", type=click.IntRange(1), default=100, show_default=True, help="All together.")
+@click.option(
+    "--rate",
+    type=click.FloatRange(0, min_open=True),
+    default=10_000.0,
+    show_default=True,
+    help="Requests a second, Poisson arrivals.",
+)
+@click.option(
+    "--transport",
+    type=click.Choice(["stream", "uds", "shm"]),
+    default="stream",
+    show_default=True,
+    help="As sigd bench has it.",
+)
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="ONNX model to serve and reload.  [default: the one that ships with sigd]",
+)
+@click.option(
+    "--other",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Reload this one and --model in turn.  [default: a copy]",
+)
+@click.option(
+    "--idle",
+    type=click.Choice(["spin", "backoff", "block"]),
+    default="backoff",
+    show_default=True,
+    help="Idle strategy of the daemon.",
+)
+@click.option(
+    "--pin/--no-pin",
+    default=False,
+    show_default=True,
+    help="Give the daemon a core of its own: right where there are more than two.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+def main(as_json: bool, **options: object) -> None:
+    """Measure p99 while models are reloaded against p99 at rest, in one run, in turns.
+
+    Bar: p99 at most 1.2 times as long during reloads, no request lost, generations in order.
+    """
+    try:
+        found = _measure(options, quiet=as_json)
+    except BenchError as error:
+        click.echo(f"sigd: {error}", err=True)
+        sys.exit(error.exit_code)
+    if as_json:
+        import msgspec
+
+        click.echo(msgspec.json.format(msgspec.json.encode(document(found))).decode())
+    else:
+        _show(found)
+    sys.exit(1 if found.reasons() else 0)
+
+
+def _measure(options: dict[str, object], *, quiet: bool) -> Found:
+    from sigd.bench import native
+    from sigd.bench.load_native import NativeLoad
+    from sigd.bench.reload import measure
+
+    asked = asked_of(**options)  # type: ignore[arg-type]
+    return measure(asked, NativeLoad(native.build()), lambda line: click.echo(line, err=quiet))
+
+
+def asked_of(
+    *,
+    reloads: int,
+    rate: float,
+    transport: str,
+    model: Path | None,
+    other: Path | None,
+    idle: str,
+    pin: bool,
+) -> Asked:
+    """The options as what to measure."""
+    from sigd.bench.daemon_process import ServeOptions
+    from sigd.bench.pinning import allowed_cpus, choose_cores
+    from sigd.bench.reload import Asked
+    from sigd.models.zoo import default_model_path
+    from sigd.wire.status import Transport
+
+    daemon_cpu, client_cpu = choose_cores(allowed_cpus())
+    return Asked(
+        serve=ServeOptions(idle=idle, cpu=daemon_cpu if pin else None),
+        model=model or default_model_path(),
+        other=other,
+        transport=Transport.SHARED_MEMORY if transport == "shm" else Transport.STREAM,
+        rate_hz=rate,
+        reloads=reloads,
+        cpu=client_cpu,
+    )
+
+
+def document(found: Found) -> dict[str, object]:
+    """The figures, for programs; times in us, but for the reloads' own."""
+    asked = found.asked
+    return {
+        "reloads": found.reloads,
+        "rate_hz": asked.rate_hz,
+        "transport": asked.transport.name.lower(),
+        "idle": asked.serve.idle,
+        "cpus": [asked.serve.cpu, asked.cpu],
+        "at_rest": {"requests": found.requests[0], **_us(found.resting)},
+        "during_reloads": {"requests": found.requests[1], **_us(found.during)},
+        "p99_ratio": found.p99_ratio,
+        "reload_p50_ms": found.reload_ms[0],
+        "reload_max_ms": found.reload_ms[1],
+        "lost": found.lost,
+        "generations": list(found.generations),
+        "in_order": found.in_order,
+        "reasons": found.reasons(),
+        "passed": not found.reasons(),
+    }
+
+
+def _us(percentiles_ns: list[int]) -> dict[str, float]:
+    names = ("p50_us", "p99_us", "p99.9_us", "max_us")
+    return {name: value_ns / 1000 for name, value_ns in zip(names, percentiles_ns, strict=True)}
+
+
+def _show(found: Found) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from sigd.bench.reload import P99_RATIO_MAX
+
+    console = Console(highlight=False, soft_wrap=True)
+    table = Table(
+        "us", "requests", "p50", "p99", "p99.9", "max",
+        title=f"from when a request was due to its answer, {found.asked.rate_hz:,.0f} requests/s",
+        title_justify="left", box=box.SIMPLE_HEAD,
+    )  # fmt: skip
+    for name, count, latencies in (
+        ("at rest", found.requests[0], found.resting),
+        ("during reloads", found.requests[1], found.during),
+    ):
+        table.add_row(name, f"{count:,}", *(f"{value / 1000:,.1f}" for value in latencies))
+    console.print(table)
+    first, last = found.generations
+    order = "in order" if found.in_order else "OUT OF ORDER"
+    console.print(
+        f"p99 {found.p99_ratio:.2f} times as long during reloads (bar {P99_RATIO_MAX}); a reload takes"
+        f" {found.reload_ms[0]:.0f} ms, at most {found.reload_ms[1]:.0f}"
+    )
+    console.print(f"{found.received:,} answers, {found.lost} lost; generations {first} to {last}, {order}")
+    console.print("passed" if not found.reasons() else "FAILED")
+    for reason in found.reasons():
+        console.print(f"  {reason}")
+
+
+if __name__ == "__main__":
+    main()

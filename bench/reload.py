@@ -1,0 +1,263 @@
+"""What reloads cost whoever asks meanwhile: an open loop in turns of equal length, one at rest and one with reloads.
+
+A request counts as "during" where any part of its life, from when it was due to its answer, lies in a reload: from the
+question to the daemon until its answer that the new model serves. Every request is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sigd.bench import histogram, requests, schedule, verdict
+from sigd.bench.daemon_process import OwnDaemon, ServeOptions, ask_welcome
+from sigd.bench.load import LoadGenerator, LoadPlan, Measurement
+from sigd.bench.schedule import NS_PER_S
+from sigd.wire.messages import Hello
+from sigd.wire.status import Transport
+
+P99_RATIO_MAX: Final = 1.2
+_CLIENT_NAME: Final = "sigd bench"
+_TURN_S: Final = 2.0
+_WARMUP_S: Final = 0.3
+_PAUSE_S: Final = 0.05
+"""Between two reloads."""
+_PATIENCE_S: Final = 60.0
+_TURNS_MAX: Final = 100
+_PERCENTS: Final = (50.0, 99.0, 99.9, 100.0)
+
+Say = Callable[[str], None]
+Window = tuple[int, int]
+"""From and until, on CLOCK_MONOTONIC in ns."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to measure.
+
+    Attributes:
+        model: the file to serve, and to reload.
+        other: a file to reload in turn with it; None is the same one.
+        reloads: how many; turns follow each other until there are so many.
+        cpu: of the client.
+    """
+
+    serve: ServeOptions
+    model: Path
+    other: Path | None
+    transport: Transport
+    rate_hz: float
+    reloads: int
+    cpu: int | None
+
+
+@dataclass(frozen=True)
+class Found:
+    """Everything that was found out; latencies in ns, from when a request was due to its answer.
+
+    Attributes:
+        measurements: of all turns.
+        resting, during: p50, p99, p99.9 and the longest.
+        requests: how many at rest, and how many during reloads.
+        reloads: how many there were.
+        reload_ms: p50 and the longest of the reloads themselves.
+        generations: the first that was seen, and the one that is served in the end.
+        in_order: no answer named a lower generation than the one before it.
+        failures: reasons of reloads that failed.
+    """
+
+    asked: Asked
+    measurements: list[Measurement]
+    resting: list[int]
+    during: list[int]
+    requests: tuple[int, int]
+    reloads: int
+    reload_ms: tuple[float, float]
+    generations: tuple[int, int]
+    in_order: bool
+    failures: list[str]
+
+    @property
+    def p99_ratio(self) -> float:
+        """How much longer p99 is during reloads."""
+        return self.during[1] / max(1, self.resting[1])
+
+    @property
+    def received(self) -> int:
+        """Answers."""
+        return sum(measurement.received for measurement in self.measurements)
+
+    @property
+    def lost(self) -> int:
+        """Requests that were never answered."""
+        return sum(measurement.lost for measurement in self.measurements)
+
+    def reasons(self) -> list[str]:
+        """Why it did not pass; empty where it did."""
+        judged = [verdict.judge(measurement, None).reasons for measurement in self.measurements]
+        reasons = sorted({*self.failures, *(reason for reasons in judged for reason in reasons)})
+        first, last = self.generations
+        if not self.in_order:
+            reasons.append("an answer named a lower generation than the one before it")
+        if last - first != self.reloads:
+            reasons.append(f"generation {first} became {last} after {self.reloads} reloads")
+        if self.reloads < self.asked.reloads:
+            reasons.append(f"{self.reloads} reloads in {_TURNS_MAX} turns, expected {self.asked.reloads}")
+        if self.p99_ratio > P99_RATIO_MAX:
+            reasons.append(
+                f"p99 is {self.p99_ratio:.2f} times as long during reloads, more than {P99_RATIO_MAX}"
+            )
+        return reasons
+
+
+class _Operator:
+    """Asks for reloads, in a thread of its own, for the length of a turn.
+
+    Attributes:
+        windows: when each reload was under way.
+        failures: their reasons.
+    """
+
+    def __init__(self, admin_socket: str, files: tuple[Path, Path]) -> None:
+        self.windows: list[Window] = []
+        self.failures: list[str] = []
+        self._admin_socket = admin_socket
+        self._files = files
+
+    def reload_until(self, reloads_max: int, deadline_ns: int) -> None:
+        """One reload after the other; the last one ends shortly after the deadline."""
+        while len(self.windows) < reloads_max and time.monotonic_ns() < deadline_ns:
+            self._reload(self._files[(len(self.windows) + 1) % 2])
+            time.sleep(_PAUSE_S)
+
+    def _reload(self, file: Path) -> None:
+        question = json.dumps({"op": "reload", "model": str(file)}).encode() + b"\n"
+        began_ns = time.monotonic_ns()
+        try:
+            with socket.socket(socket.AF_UNIX) as admin, admin.makefile("rb") as answers:
+                admin.settimeout(_PATIENCE_S)
+                admin.connect(self._admin_socket)
+                admin.sendall(question)
+                answer = json.loads(answers.readline())
+            reason = answer.get("error") or answer["models"][0]["error"]
+        except (OSError, ValueError) as error:
+            reason = f"no answer to a reload: {error}"
+        self.windows.append((began_ns, time.monotonic_ns()))
+        if reason:
+            self.failures.append(reason)
+
+
+def measure(asked: Asked, generator: LoadGenerator, say: Say) -> Found:
+    """Measure. `say` is told what is being done, a line at a time.
+
+    Raises:
+        PeerFailed: a process that the measurement needs failed.
+    """
+    with tempfile.TemporaryDirectory(prefix="sigd-reload-") as folder:
+        files = (Path(folder) / "a.onnx", Path(folder) / "b.onnx")
+        for file, source in zip(files, (asked.model, asked.other or asked.model), strict=True):
+            shutil.copyfile(source, file)
+        serve = replace(asked.serve, model=str(files[0]))
+        say("starting a daemon: sigd " + " ".join(serve.arguments("SOCKET")))
+        with OwnDaemon(serve) as daemon:
+            operator = _Operator(daemon.socket_path + ".admin", files)
+            resting: list[Measurement] = []
+            during: list[Measurement] = []
+            while len(operator.windows) < asked.reloads and len(resting) < _TURNS_MAX:
+                say(
+                    f"{len(operator.windows)} of {asked.reloads} reloads; {_TURN_S:g} s at rest, {_TURN_S:g} s with more"
+                )
+                plan = _plan(asked, daemon.socket_path, seed=len(resting))
+                resting.append(generator.run(plan, _nothing))
+                during.append(_with_reloads(asked, plan, generator, operator))
+            generation = ask_welcome(daemon.socket_path, Hello(client_name=_CLIENT_NAME)).model_generation
+            daemon.stop()
+    return _found(asked, resting, during, operator, generation)
+
+
+def _with_reloads(asked: Asked, plan: LoadPlan, generator: LoadGenerator, operator: _Operator) -> Measurement:
+    def begin() -> None:
+        deadline_ns = time.monotonic_ns() + round(_TURN_S * NS_PER_S)
+        asking = threading.Thread(target=operator.reload_until, args=(asked.reloads, deadline_ns))
+        threads.append(asking)
+        asking.start()
+
+    threads: list[threading.Thread] = []
+    measurement = generator.run(plan, begin)
+    for asking in threads:
+        asking.join()
+    return measurement
+
+
+def _plan(asked: Asked, socket_path: str, seed: int) -> LoadPlan:
+    hello = Hello(transport=asked.transport, client_name=_CLIENT_NAME)
+    welcome = ask_welcome(socket_path, hello)
+    offsets = schedule.poisson(asked.rate_hz, _TURN_S, seed)
+    return LoadPlan(
+        socket_path=socket_path,
+        hello=replace(
+            hello, features=welcome.features, outputs=welcome.outputs, ring_slots=welcome.ring_slots
+        ),
+        frames=requests.random_frames(welcome.features, seed=1),
+        outputs=welcome.outputs,
+        intended_ns=schedule.with_warmup(offsets, round(_WARMUP_S * NS_PER_S)),
+        warmup_ns=round(_WARMUP_S * NS_PER_S),
+        in_flight=welcome.in_flight_max,
+        cpu=asked.cpu,
+        samples_max=offsets.size,
+    )
+
+
+def _found(
+    asked: Asked, resting: list[Measurement], during: list[Measurement], operator: _Operator, generation: int
+) -> Found:
+    at_rest = np.concatenate([measurement.samples for measurement in resting])
+    turns = [np.sort(measurement.samples, order="intended_ns") for measurement in during]
+    reloading = np.concatenate([turn[_overlapping(turn, operator.windows)] for turn in turns])
+    took_ms = [(until - since) / 1e6 for since, until in operator.windows]
+    generations = [turn["model_generation"].astype(np.int64) for turn in turns]
+    return Found(
+        asked=asked,
+        measurements=[*resting, *during],
+        resting=_percentiles(at_rest),
+        during=_percentiles(reloading),
+        requests=(at_rest.size, reloading.size),
+        reloads=len(operator.windows),
+        reload_ms=(float(np.median(took_ms)), max(took_ms)),
+        generations=(int(resting[0].generation_first), generation),
+        in_order=all(bool((np.diff(seen) >= 0).all()) for seen in generations),
+        failures=operator.failures,
+    )
+
+
+def _overlapping(samples: npt.NDArray[np.void], windows: list[Window]) -> npt.NDArray[np.bool_]:
+    """Which requests were under way at some time in one of the windows, which are in order and apart."""
+    since = np.array([window[0] for window in windows], np.int64)
+    until = np.array([window[1] for window in windows], np.int64)
+    # The first window that ends after the request was due: did it begin before the answer?
+    index = np.searchsorted(until, samples["intended_ns"])
+    known = index < len(windows)
+    overlapping: npt.NDArray[np.bool_] = known.copy()
+    overlapping[known] = since[index[known]] <= samples["received_ns"][known]
+    return overlapping
+
+
+def _percentiles(samples: npt.NDArray[np.void]) -> list[int]:
+    return histogram.percentiles_ns(
+        histogram.count(samples["received_ns"] - samples["intended_ns"]), _PERCENTS
+    )
+
+
+def _nothing() -> None:
+    """Nobody waits for the end of the warm-up."""

@@ -1,0 +1,92 @@
+"""`sigd reload`."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import click
+import msgspec
+from rich.console import Console
+
+from sigd.daemon.admin import AdminRequest, Asker, ModelReload, ReloadAnswer
+from sigd.daemon.cli import EXIT_CHECK_FAILED
+from sigd.daemon.config import admin_path_of, running_socket_path
+from sigd.daemon.errors import UsageError
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  sigd reload                                            every model's file as it is now, as on SIGHUP
+  sigd reload --model /models/lob-mlp-7.onnx             another file for the default model
+  sigd reload --name next --model /models/lob-mlp-8.onnx
+  sigd reload --model wide.onnx --allow-new-shape        its clients are told to go, and come back to the new shape"""
+)
+@click.option(
+    "--model", type=click.Path(path_type=Path), help="Model file.  [default: the one that is served]"
+)
+@click.option("--name", default="", help="Which model.  [default: with --model the first one, else all]")
+@click.option(
+    "--allow-new-shape",
+    is_flag=True,
+    help="Serve a model of other features or outputs; clients of the old one get what they asked for, and Goodbye.",
+)
+@click.option("--socket", type=click.Path(path_type=Path), help="The daemon's socket.")
+@click.option(
+    "--admin-socket", type=click.Path(path_type=Path), help="Its admin socket, where it is elsewhere."
+)
+@click.option("--json", "as_json", is_flag=True, help="How it went, as JSON.")
+def reload(
+    model: Path | None,
+    name: str,
+    allow_new_shape: bool,
+    socket: Path | None,
+    admin_socket: Path | None,
+    as_json: bool,
+) -> None:
+    """Have a running daemon serve another model file, or the same file as it is now.
+
+    The file is examined, loaded and warmed up beside the model that is served, and takes its place between two batches:
+    no request is lost, and answers name a generation that is one higher. Whatever is wrong with it, the old model serves
+    on, and the command ends with 1 and the reason.
+    """
+    request = AdminRequest("reload", name, _absolute(model), allow_new_shape)
+    console = Console(stderr=True)
+    waiting = console.status("examining, loading and warming up") if console.is_terminal else nullcontext()
+    with waiting, Asker(admin_socket or admin_path_of(socket or running_socket_path())) as asker:
+        answer = asker.ask(request, ReloadAnswer, patiently=True)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(answer)).decode())
+    else:
+        for went in answer.models:
+            _show(went)
+    if any(went.error for went in answer.models):
+        sys.exit(EXIT_CHECK_FAILED)
+
+
+def _absolute(model: Path | None) -> str:
+    """The daemon has a working directory of its own."""
+    if model is None:
+        return ""
+    path = str(model.absolute())
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{path!r} is no UTF-8, in which the daemon is asked: rename the file") from None
+    return path
+
+
+def _show(went: ModelReload) -> None:
+    if went.error:
+        click.echo(
+            f"sigd: {went.name} is not reloaded, generation {went.generation} serves on: {went.error}",
+            err=True,
+        )
+        return
+    gone = f"; {went.withdrawn} clients were told to go" if went.withdrawn else ""
+    click.echo(
+        f"{went.name}: generation {went.generation} is served: {went.path} ({went.features} -> {went.outputs}) on"
+        f" {went.backend}, sha256 {went.sha256[:16]}, after {went.seconds:.2f} s{gone}"
+    )
