@@ -8,13 +8,15 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -341,17 +343,32 @@ def test_one_at_a_time(start_daemon: StartDaemon, models: ModelMaker) -> None:
     daemon = start_daemon("--model", str(models.scaled(2.0)))
     (examiner,) = children(daemon)
     os.kill(examiner, signal.SIGSTOP)
-    first = threading.Thread(target=reload, args=(daemon,))
-    first.start()
-    try:
-        until(lambda: "a reload is under way" in reload(daemon).stderr)
-        daemon.process.send_signal(signal.SIGHUP)
-        until(lambda: "SIGHUP: nothing is reloaded: a reload is under way" in daemon.said())
-    finally:
-        os.kill(examiner, signal.SIGCONT)
-        first.join()
-    assert daemon.status().models[0].generation >= 2
+    with begun_reload(daemon) as asked:
+        try:
+            assert "a reload is under way" in reload(daemon).stderr
+            daemon.process.send_signal(signal.SIGHUP)
+            until(lambda: "SIGHUP: nothing is reloaded: a reload is under way" in daemon.said())
+        finally:
+            os.kill(examiner, signal.SIGCONT)
+        assert answer_to(asked)["models"][0]["generation"] == 2
+    assert daemon.status().models[0].generation == 2
     assert reload(daemon).returncode == 0
+
+
+@contextmanager
+def begun_reload(daemon: Daemon) -> Iterator[socket.socket]:
+    """A connection on which a reload was asked for before anybody else can ask: the answer is still to come."""
+    with socket.socket(socket.AF_UNIX) as asked:
+        asked.settimeout(60)
+        asked.connect(str(daemon.socket.with_name("sigd.sock.admin")))
+        asked.sendall(b'{"op": "reload"}\n')
+        yield asked
+
+
+def answer_to(asked: socket.socket) -> dict[str, Any]:
+    with asked.makefile("rb") as lines:
+        answer: dict[str, Any] = json.loads(lines.readline())
+    return answer
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -403,14 +420,10 @@ def test_a_stop_in_the_middle_of_a_reload(start_daemon: StartDaemon, models: Mod
     daemon = start_daemon("--model", str(models.scaled(2.0)))
     (examiner,) = children(daemon)
     os.kill(examiner, signal.SIGSTOP)
-    outcome: list[subprocess.CompletedProcess[str]] = []
-    asking = threading.Thread(target=lambda: outcome.append(reload(daemon)))
-    asking.start()
-    until(lambda: "a reload is under way" in reload(daemon).stderr)
-    assert daemon.stop() == 0
-    asking.join()
-    assert outcome[0].returncode == 1
-    assert "the daemon is stopping" in outcome[0].stderr
+    with begun_reload(daemon) as asked:
+        assert "a reload is under way" in reload(daemon).stderr
+        assert daemon.stop() == 0
+        assert answer_to(asked) == {"error": "the daemon is stopping"}
     assert state_of(examiner) == "Z", "a process that does not end by itself is ended"
 
 
