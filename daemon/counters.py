@@ -114,6 +114,7 @@ class ModelCounters:
         queue: `total` less the time in the model.
         model: time in the model, once for each batch; in its `quick` counts are requests that ran alone, and only
             those, so that their sum says how many there were.
+        reloads, reloads_refused: reloads after which another file was served, and those after which the old one was.
         slow_ns: a request that ran alone and took less counts in the `quick` of all three, and nowhere else. Who is in a
             hurry (daemon.lone, daemon.lone_ring) does that in place, as a call would cost as much again.
     """
@@ -127,6 +128,8 @@ class ModelCounters:
         "_total_quick",
         "model",
         "queue",
+        "reloads",
+        "reloads_refused",
         "slow_ns",
         "total",
     )
@@ -141,6 +144,8 @@ class ModelCounters:
         self._model_quick = self.model.quick
         self._total_quick = self.total.quick
         self._queue_quick = self.queue.quick
+        self.reloads = 0
+        self.reloads_refused = 0
         self.slow_ns = 0
 
     @property

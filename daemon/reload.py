@@ -152,11 +152,12 @@ class Reloader:
             if isinstance(error, BackendFailed) and error.fatal:
                 self._on_fatal(error)
         seconds = (monotonic_ns() - began_ns) / 1e9
-        self._log(batcher, path, seconds, reason)
+        self._note(batcher, path, seconds, reason)
         return Reloaded(batcher.name, path, seconds, withdrawn, reason)
 
-    def _log(self, batcher: Batcher, path: Path, seconds: float, reason: str) -> None:
+    def _note(self, batcher: Batcher, path: Path, seconds: float, reason: str) -> None:
         if reason:
+            batcher.counters.reloads_refused += 1
             log.error(
                 "model %s is not reloaded, generation %d serves on: %s",
                 batcher.name,
@@ -164,6 +165,7 @@ class Reloader:
                 reason,
             )
             return
+        batcher.counters.reloads += 1
         served = self._models.find(batcher.name)
         assert served is not None
         log.info(

@@ -133,6 +133,13 @@ def _model_info(source: Source) -> Iterator[Series]:
         yield (printable(batcher.name), spec.sha256.hex(), backend.name, *map(str, numbers)), (1,)
 
 
+def _reloads(source: Source) -> Iterator[Series]:
+    for batcher in source.models:
+        name, counters = printable(batcher.name), batcher.counters
+        yield (name, "served"), (counters.reloads,)
+        yield (name, "refused"), (counters.reloads_refused,)
+
+
 def _open(source: Source) -> Iterator[Series]:
     for (transport, uid), count in sorted(source.clients.open_by().items()):
         yield (transport, str(uid)), (count,)
@@ -197,6 +204,13 @@ FAMILIES: Final = (
         "Rises by one with each swap of the model.",
         _of_models(lambda batcher: batcher.generation),
         _MODEL,
+    ),
+    Family(
+        "sigd_model_reloads",
+        Kind.COUNTER,
+        "Reloads by outcome: served is the new file, refused where the old one serves on.",
+        _reloads,
+        ("model", "outcome"),
     ),
     Family(
         "sigd_requests",

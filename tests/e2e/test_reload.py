@@ -23,6 +23,7 @@ import pytest
 
 from sigd.wire.client import Client
 from sigd.wire.errors import SessionClosed
+from sigd.wire.recorded import Exchanges, open_recordings
 from sigd.wire.ring import why_not_here
 from sigd.wire.status import GoodbyeCode, Status
 
@@ -205,6 +206,10 @@ def broken(models: ModelMaker, folder: Path) -> dict[str, tuple[Path, str]]:
     paths["fewer features"] = (models.scaled(3.0, 3), "3 features -> 3 outputs, and clients")
     paths["fewer outputs"] = (models.summed(4), "4 features -> 1 outputs, and clients")
     paths["rows that mix"] = (models.mixing(4), "changes with the other rows")
+    anybodys = folder / "anybodys.onnx"
+    shutil.copy(models.scaled(3.0), anybodys)
+    anybodys.chmod(0o666)
+    paths["others could change it"] = (anybodys, "has mode 0666")
     named = folder / "model.weights"
     shutil.copy(models.scaled(3.0), named)
     paths["no ending"] = (named, "does not say which backend serves it")
@@ -226,6 +231,32 @@ def test_whatever_is_wrong_with_it_the_old_model_serves_on(
             assert factor_of(client) == (2.0, 1)
         assert reload(daemon, "--model", models.scaled(3.0)).returncode == 0, "and a good one is taken"
         assert factor_of(client) == (3.0, 2)
+    name = daemon.status().models[0].name
+    scrape = daemon.metrics()
+    assert f'sigd_model_reloads_total{{model="{name}",outcome="refused"}} {len(files)}\n' in scrape
+    assert f'sigd_model_reloads_total{{model="{name}",outcome="served"}} 1\n' in scrape
+
+
+def test_a_recording_says_which_model_gave_each_answer(
+    start_daemon: StartDaemon, models: ModelMaker, tmp_path: Path
+) -> None:
+    files = [models.scaled(factor) for factor in (2.0, 3.0)]
+    daemon = start_daemon("--model", str(files[0]), "--record", str(tmp_path / "recordings"))
+    with daemon.connect() as client:
+        answers = [factor_of(client)]
+        assert reload(daemon, "--model", files[1]).returncode == 0
+        answers += [factor_of(client), factor_of(client)]
+    assert daemon.stop() == 0
+    (recording,) = open_recordings(tmp_path / "recordings")
+    told = []
+    for exchanges in recording.read():
+        assert isinstance(exchanges, Exchanges)
+        facts = exchanges.facts
+        told += [
+            (float(factor), facts.generation, facts.sha256) for factor in exchanges.responses["outputs"][:, 0]
+        ]
+    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    assert told == [(factor, number, digests[number - 1]) for factor, number in answers]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
