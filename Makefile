@@ -9,7 +9,7 @@ SIGD := $(BIN)/sigd
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-simcuda test-gpu test-rtx test-systemd check format lint types imports bench bench-connections bench-tunnel profile fuzz soak soak-sessions train lock wheel clean
+.PHONY: help demo test test-fast test-simcuda test-gpu test-rtx test-systemd check format lint types imports bench bench-connections bench-reload bench-tunnel profile fuzz soak soak-sessions train lock wheel clean
 
 help:  ## this list
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ bench: $(VENV)/.base  ## prove the budget: closed loop, beside the machine's own
 
 bench-connections: $(VENV)/.base  ## 1,000 connections: what silent ones cost, and how evenly talking ones are served
 	$(BIN)/python -m sigd.bench.commands.connections
+
+bench-reload: $(VENV)/.base  ## what a hundred reloads cost whoever asks meanwhile (needs a C++ compiler)
+	$(BIN)/python -m sigd.bench.commands.reload
 
 bench-tunnel: $(VENV)/.base  ## what an SSH tunnel costs, over loopback (needs OpenSSH)
 	$(BIN)/python -m sigd.bench.commands.tunnel

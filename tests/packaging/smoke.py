@@ -29,6 +29,8 @@ COMMANDS = (
     "bench",
     "demo",
     "replay",
+    "reload",
+    "drain",
     "status",
     "top",
     "schema",
