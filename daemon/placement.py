@@ -15,8 +15,11 @@ def cores_beside(cpu: int | None, allowed: AbstractSet[int]) -> AbstractSet[int]
     """The cores for work beside a loop that is pinned to `cpu`.
 
     Of those that the process was `allowed` when it started; where that is the loop's core alone (CPUAffinity= of a
-    unit), of all that are online and not isolated, for on isolated ones other loops may spin. Without any, the loop's.
+    unit, which leaves `cpu` None), of all that are online and not isolated, for on isolated ones other loops may spin.
+    Without any, the loop's.
     """
+    if cpu is None and len(allowed) == 1:
+        (cpu,) = allowed
     others = allowed - {cpu}
     if not others:
         others = _listed(ONLINE) - _listed(ISOLATED) - {cpu}
@@ -29,6 +32,9 @@ def step_aside(cores: AbstractSet[int], *, in_no_hurry: bool = False) -> None:
     than it sees, and a sandbox may forbid the call."""
     with suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_IDLE if in_no_hurry else os.SCHED_OTHER, os.sched_param(0))
+    with suppress(OSError):
+        # Linux means the calling thread, whose niceness is its own.
+        os.setpriority(os.PRIO_PROCESS, 0, max(0, os.getpriority(os.PRIO_PROCESS, 0)))
     with suppress(OSError):
         os.sched_setaffinity(0, cores)
 

@@ -27,6 +27,7 @@ from time import monotonic_ns
 from typing import Final
 
 from sigd.daemon.logs import LogFormat, start_logging
+from sigd.daemon.placement import cores_beside, step_aside
 from sigd.daemon.recording.segments import Segments
 from sigd.wire.errors import RecordingDamaged
 from sigd.wire.recording import (
@@ -267,14 +268,7 @@ def _end(link: Path, ring: RingFile, keeper: Keeper, segments: Segments) -> int:
 
 def make_way_for_the_daemon() -> None:
     """Run where the daemon does not, with no more right to a processor or to memory than anybody; as far as one may."""
-    if os.sched_getscheduler(0) != os.SCHED_OTHER:
-        with suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-    own = os.sched_getaffinity(0)
-    if len(own) == 1:
-        # There may be no other core, or none that is allowed.
-        with suppress(OSError):
-            os.sched_setaffinity(0, set(range(os.cpu_count() or 1)) - own)
+    step_aside(cores_beside(None, os.sched_getaffinity(0)))
     # Where memory runs out, it is the keeper that can be done without for a while.
     adjust = Path("/proc/self/oom_score_adj")
     with suppress(OSError):

@@ -29,6 +29,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (3, {0, 1, 3}, {0, 1}),
         (5, {0, 1}, {0, 1}),
         (3, {3}, {0, 1, 2, 7}),
+        (None, {3}, {0, 1, 2, 7}),
         (7, {7}, {0, 1, 2, 3}),
     ],
 )
@@ -61,10 +62,22 @@ def test_a_thread_steps_aside_and_the_others_stay(in_no_hurry: bool, policy: int
     assert (os.sched_getaffinity(0), os.sched_getscheduler(0)) == before
 
 
+@pytest.mark.parametrize(("nice", "after"), [(-20, 0), (0, 0), (7, 7)])
+def test_a_thread_gives_up_what_the_process_was_favoured_with(
+    monkeypatch: pytest.MonkeyPatch, nice: int, after: int
+) -> None:
+    given: list[tuple[int, int, int]] = []
+    monkeypatch.setattr(os, "getpriority", lambda *_: nice)
+    monkeypatch.setattr(os, "setpriority", lambda *arguments: given.append(arguments))
+    step_aside(os.sched_getaffinity(0))
+    assert given == [(os.PRIO_PROCESS, 0, after)]
+
+
 def test_what_is_not_allowed_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*_: object) -> None:
         raise PermissionError
 
     monkeypatch.setattr(os, "sched_setaffinity", forbidden)
     monkeypatch.setattr(os, "sched_setscheduler", forbidden)
+    monkeypatch.setattr(os, "setpriority", forbidden)
     step_aside({0})

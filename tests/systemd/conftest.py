@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.systemd.engine import Engine, started_engines, stop_engines
 from tests.systemd.machine import Machine
-from tests.systemd.prepare import ROOT, Missing, pip
+from tests.systemd.prepare import Missing, install_sigd
 
 
 @pytest.fixture(scope="session")
@@ -21,16 +20,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(
             "needs a machine to boot: `sudo make test-systemd` prepares it (debootstrap, systemd-container)"
         )
-    wheels = tmp_path_factory.mktemp("wheel")
-    build = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "wheel", "--no-deps")
-    subprocess.run([*build, "--no-build-isolation", "--wheel-dir", str(wheels), str(ROOT)], check=True)
-    (wheel,) = wheels.iterdir()
     try:
-        pip(
-            Path(prepared),
-            *("install", "--no-deps", "--force-reinstall", f"/mnt/{wheel.name}"),
-            binds=[f"--bind-ro={wheel}:/mnt/{wheel.name}"],
-        )
+        install_sigd(Path(prepared), tmp_path_factory.mktemp("wheel"))
     except Missing as error:
         pytest.fail(str(error))
     return Path(prepared)
@@ -41,3 +32,12 @@ def machine(root: Path, tmp_path: Path) -> Iterator[Machine]:
     """Booted, with sigd's files there and nothing installed as a service."""
     with Machine(root, tmp_path) as booted:
         yield booted
+
+
+@pytest.fixture
+def engines(machine: Machine) -> Iterator[list[Engine]]:
+    """Some that ask a daemon which is started for them."""
+    machine.start_sigd()
+    started = started_engines(machine)
+    yield started
+    stop_engines(started)

@@ -81,6 +81,27 @@ def prepare(suite: str) -> Path:
     return root
 
 
+def install_sigd(root: Path, folder: Path) -> None:
+    """Install the wheel of these sources there, as an operator would.
+
+    Args:
+        folder: an empty one, for the wheel.
+
+    Raises:
+        Missing: it cannot be built or installed.
+    """
+    _run(
+        *(sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "wheel", "--no-deps"),
+        *("--no-build-isolation", "--wheel-dir", str(folder), str(ROOT)),
+    )
+    (wheel,) = folder.iterdir()
+    pip(
+        root,
+        *("install", "--no-deps", "--force-reinstall", f"/mnt/{wheel.name}"),
+        binds=[f"--bind-ro={wheel}:/mnt/{wheel.name}"],
+    )
+
+
 def pip(root: Path, *arguments: str, binds: Sequence[str] = ()) -> None:
     """Run the root's own pip in it, with this machine's network and settings of pip."""
     passed = {

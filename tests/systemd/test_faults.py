@@ -4,98 +4,26 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
+from tests.systemd.engine import Engine, kill_and_wait_for_all
 from tests.systemd.machine import PATIENCE_S, Machine
 from tests.systemd.test_operating import ask, messages
 
-from sigd.wire.errors import ConnectFailed, Rejected, SessionClosed
 from sigd.wire.status import Status
 
 pytestmark = pytest.mark.systemd
 
 
-class Engine(threading.Thread):
-    """Asks without end; connects again at once where its daemon goes away, and keeps the account.
-
-    Attributes:
-        answered_ns: when each answer came.
-        refused: why a connection could not be had.
-    """
-
-    def __init__(self, machine: Machine) -> None:
-        super().__init__(daemon=True)
-        self.machine = machine
-        self.answered_ns: list[int] = []
-        self.refused: list[str] = []
-        self.lost = 0
-        self.done = threading.Event()
-
-    def run(self) -> None:
-        while not self.done.is_set():
-            try:
-                with self.machine.connect() as client:
-                    row = np.zeros(client.welcome.features, np.float32)
-                    while not self.done.is_set():
-                        client.send_many([row] * 8)
-                        while client.unanswered:
-                            self.answered_ns += [time.monotonic_ns() for _ in client.receive_many()]
-            except SessionClosed:
-                self.lost += 1
-            except (ConnectFailed, Rejected) as error:
-                self.refused.append(str(error))
-
-    def wait_for_answers_after(self, moment_ns: int) -> int:
-        """How long it took from then to the first answer, in ns."""
-        deadline_s = time.monotonic() + PATIENCE_S
-        while not self.answered_ns or self.answered_ns[-1] < moment_ns:
-            assert time.monotonic() < deadline_s, self.machine.journal()
-            assert self.is_alive()
-            time.sleep(0.001)
-        return next(answered for answered in self.answered_ns if answered >= moment_ns) - moment_ns
-
-
-@pytest.fixture
-def engines(machine: Machine) -> Iterator[list[Engine]]:
-    """Three, under way."""
-    machine.start_sigd()
-    started = [Engine(machine) for _ in range(3)]
-    begun_ns = time.monotonic_ns()
-    for engine in started:
-        engine.start()
-    for engine in started:
-        engine.wait_for_answers_after(begun_ns)
-    yield started
-    for engine in started:
-        engine.done.set()
-        engine.join(PATIENCE_S)
-        assert not engine.is_alive()
-
-
-def test_killed_under_load_no_engine_is_refused(
-    machine: Machine, engines: list[Engine], capsys: pytest.CaptureFixture[str]
-) -> None:
-    took_ms = []
+def test_killed_under_load_no_engine_is_refused(machine: Machine, engines: list[Engine]) -> None:
     for _ in range(3):
-        # Answers that are under way may still arrive after the kill; those of the next daemon take far longer.
-        killed_ns = time.monotonic_ns()
-        machine.kill_daemon()
-        gone_ns = time.monotonic_ns()
-        waited_ns = max(engine.wait_for_answers_after(gone_ns + 20_000_000) for engine in engines)
-        took_ms.append((gone_ns + 20_000_000 + waited_ns - killed_ns) / 1e6)
+        kill_and_wait_for_all(machine, engines)
     assert machine.show("sigd.service", "NRestarts") == "3"
     for engine in engines:
         assert engine.refused == []
         assert engine.lost >= 3
-    with capsys.disabled():
-        print(
-            f"\nfrom the kill to the last engine's first new answer: {', '.join(f'{ms:.0f} ms' for ms in took_ms)}"
-        )
 
 
 def test_restarted_under_load_no_engine_is_refused(machine: Machine, engines: list[Engine]) -> None:
