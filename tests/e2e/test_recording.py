@@ -58,13 +58,22 @@ def status_of(daemon: Daemon) -> RecorderStatus:
 
 
 def keepers_of(daemon: Daemon) -> list[int]:
-    """The process ids of the daemon's children."""
+    """The process ids of those of the daemon's children that keep recordings."""
     pid = daemon.process.pid
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in children if b"recording.keeper" in command_of(child)]
+
+
+def command_of(pid: str) -> bytes:
+    """Empty once it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
 
 
 def keeper_of(daemon: Daemon) -> int:
-    """The process id of the daemon's only child."""
+    """The process id of the only one."""
     (pid,) = keepers_of(daemon)
     return pid
 
