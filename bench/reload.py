@@ -1,4 +1,8 @@
-"""What reloads cost whoever asks meanwhile: an open loop in turns of equal length, one at rest and one with reloads.
+"""What reloads cost whoever asks meanwhile: an open loop in turns of equal length: at rest, with reloads, and beside a
+process that has nothing to do with the daemon and computes as long as a reload does, with idle priority.
+
+The last is the floor: what the machine makes of one more process. Where cores are few it may be more than the bar, and the
+daemon can do nothing about it. The client has a core to itself, the daemon and its processes share the others.
 
 A request counts as "during" where any part of its life, from when it was due to its answer, lies in a reload: from the
 question to the daemon until its answer that the new model serves. Every request is kept.
@@ -9,10 +13,14 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -23,6 +31,7 @@ import numpy.typing as npt
 from sigd.bench import histogram, requests, schedule, verdict
 from sigd.bench.daemon_process import OwnDaemon, ServeOptions, ask_welcome
 from sigd.bench.load import LoadGenerator, LoadPlan, Measurement
+from sigd.bench.pinning import kept_off
 from sigd.bench.schedule import NS_PER_S
 from sigd.wire.messages import Hello
 from sigd.wire.status import Transport
@@ -34,6 +43,18 @@ _WARMUP_S: Final = 0.3
 _PAUSE_S: Final = 0.05
 """Between two reloads."""
 _PATIENCE_S: Final = 60.0
+_COMPUTED_S: Final = 0.024
+"""Processor time of one reload, in the daemon and in the process that examines the file, with the model that ships with
+sigd: measured as the difference of their times in /proc over 20 reloads."""
+_COMPUTE: Final = """
+import os, sys, time
+os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+for seconds in sys.stdin:
+    until = time.process_time() + float(seconds)
+    while time.process_time() < until:
+        pass
+    print(flush=True)
+"""
 _TURNS_MAX: Final = 100
 _PERCENTS: Final = (50.0, 99.0, 99.9, 100.0)
 
@@ -68,8 +89,8 @@ class Found:
 
     Attributes:
         measurements: of all turns.
-        resting, during: p50, p99, p99.9 and the longest.
-        requests: how many at rest, and how many during reloads.
+        resting, beside, during: p50, p99, p99.9 and the longest; at rest, while the stranger computed, during reloads.
+        requests: how many, in the same order.
         reloads: how many there were.
         reload_ms: p50 and the longest of the reloads themselves.
         generations: the first that was seen, and the one that is served in the end.
@@ -80,8 +101,9 @@ class Found:
     asked: Asked
     measurements: list[Measurement]
     resting: list[int]
+    beside: list[int]
     during: list[int]
-    requests: tuple[int, int]
+    requests: tuple[int, int, int]
     reloads: int
     reload_ms: tuple[float, float]
     generations: tuple[int, int]
@@ -92,6 +114,11 @@ class Found:
     def p99_ratio(self) -> float:
         """How much longer p99 is during reloads."""
         return self.during[1] / max(1, self.resting[1])
+
+    @property
+    def floor_ratio(self) -> float:
+        """How much longer p99 is while a stranger computes."""
+        return self.beside[1] / max(1, self.resting[1])
 
     @property
     def received(self) -> int:
@@ -121,29 +148,77 @@ class Found:
         return reasons
 
 
-class _Operator:
-    """Asks for reloads, in a thread of its own, for the length of a turn.
+class _Activity:
+    """Something that is done again and again beside the load, in a thread of its own, for the length of a turn.
 
     Attributes:
-        windows: when each reload was under way.
+        windows: when it was under way, each time.
+    """
+
+    def __init__(self) -> None:
+        self.windows: list[Window] = []
+
+    def go_on_until(self, times_max: int, deadline_ns: int) -> None:
+        """Once more and once more; the last time ends shortly after the deadline."""
+        while len(self.windows) < times_max and time.monotonic_ns() < deadline_ns:
+            began_ns = time.monotonic_ns()
+            self._once()
+            self.windows.append((began_ns, time.monotonic_ns()))
+            time.sleep(_PAUSE_S)
+
+    def _once(self) -> None:
+        raise NotImplementedError
+
+    @property
+    def took_s(self) -> list[float]:
+        """How long, each time."""
+        return [(until_ns - since_ns) / NS_PER_S for since_ns, until_ns in self.windows]
+
+
+class _Stranger(_Activity):
+    """Computes as long as a reload does, in a process that has nothing to do with the daemon.
+
+    Args:
+        operator: whose reloads its windows are as long as.
+    """
+
+    def __init__(self, operator: _Operator) -> None:
+        super().__init__()
+        self._operator = operator
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _COMPUTE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def _once(self) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        deadline_s = time.monotonic() + statistics.median(self._operator.took_s)
+        print(_COMPUTED_S, file=self._process.stdin, flush=True)
+        self._process.stdout.readline()
+        time.sleep(max(0.0, deadline_s - time.monotonic()))
+
+    def close(self) -> None:
+        """End its process."""
+        self._process.kill()
+        self._process.communicate()
+
+
+class _Operator(_Activity):
+    """Asks for reloads.
+
+    Attributes:
         failures: their reasons.
     """
 
     def __init__(self, admin_socket: str, files: tuple[Path, Path]) -> None:
-        self.windows: list[Window] = []
+        super().__init__()
         self.failures: list[str] = []
         self._admin_socket = admin_socket
         self._files = files
 
-    def reload_until(self, reloads_max: int, deadline_ns: int) -> None:
-        """One reload after the other; the last one ends shortly after the deadline."""
-        while len(self.windows) < reloads_max and time.monotonic_ns() < deadline_ns:
-            self._reload(self._files[(len(self.windows) + 1) % 2])
-            time.sleep(_PAUSE_S)
-
-    def _reload(self, file: Path) -> None:
+    def _once(self) -> None:
+        file = self._files[(len(self.windows) + 1) % 2]
         question = json.dumps({"op": "reload", "model": str(file)}).encode() + b"\n"
-        began_ns = time.monotonic_ns()
         try:
             with socket.socket(socket.AF_UNIX) as admin, admin.makefile("rb") as answers:
                 admin.settimeout(_PATIENCE_S)
@@ -153,7 +228,6 @@ class _Operator:
             reason = answer.get("error") or answer["models"][0]["error"]
         except (OSError, ValueError) as error:
             reason = f"no answer to a reload: {error}"
-        self.windows.append((began_ns, time.monotonic_ns()))
         if reason:
             self.failures.append(reason)
 
@@ -170,33 +244,36 @@ def measure(asked: Asked, generator: LoadGenerator, say: Say) -> Found:
             shutil.copyfile(source, file)
         serve = replace(asked.serve, model=str(files[0]))
         say("starting a daemon: sigd " + " ".join(serve.arguments("SOCKET")))
-        with OwnDaemon(serve) as daemon:
+        with kept_off(asked.cpu):
+            daemon = OwnDaemon(serve)
             operator = _Operator(daemon.socket_path + ".admin", files)
+            stranger = _Stranger(operator)
+        with daemon, closing(stranger):
             resting: list[Measurement] = []
             during: list[Measurement] = []
+            beside: list[Measurement] = []
             while len(operator.windows) < asked.reloads and len(resting) < _TURNS_MAX:
-                say(
-                    f"{len(operator.windows)} of {asked.reloads} reloads; {_TURN_S:g} s at rest, {_TURN_S:g} s with more"
-                )
+                say(f"{len(operator.windows)} of {asked.reloads} reloads; {_TURN_S:g} s at rest, with, floor")
                 plan = _plan(asked, daemon.socket_path, seed=len(resting))
                 resting.append(generator.run(plan, _nothing))
-                during.append(_with_reloads(asked, plan, generator, operator))
+                during.append(_run_beside(operator, asked.reloads, plan, generator))
+                beside.append(_run_beside(stranger, len(operator.windows), plan, generator))
             generation = ask_welcome(daemon.socket_path, Hello(client_name=_CLIENT_NAME)).model_generation
             daemon.stop()
-    return _found(asked, resting, during, operator, generation)
+    return _found(asked, resting, (beside, stranger), (during, operator), generation)
 
 
-def _with_reloads(asked: Asked, plan: LoadPlan, generator: LoadGenerator, operator: _Operator) -> Measurement:
+def _run_beside(activity: _Activity, times_max: int, plan: LoadPlan, generator: LoadGenerator) -> Measurement:
     def begin() -> None:
         deadline_ns = time.monotonic_ns() + round(_TURN_S * NS_PER_S)
-        asking = threading.Thread(target=operator.reload_until, args=(asked.reloads, deadline_ns))
-        threads.append(asking)
-        asking.start()
+        acting = threading.Thread(target=activity.go_on_until, args=(times_max, deadline_ns))
+        threads.append(acting)
+        acting.start()
 
     threads: list[threading.Thread] = []
     measurement = generator.run(plan, begin)
-    for asking in threads:
-        asking.join()
+    for acting in threads:
+        acting.join()
     return measurement
 
 
@@ -220,24 +297,43 @@ def _plan(asked: Asked, socket_path: str, seed: int) -> LoadPlan:
 
 
 def _found(
-    asked: Asked, resting: list[Measurement], during: list[Measurement], operator: _Operator, generation: int
+    asked: Asked,
+    resting: list[Measurement],
+    beside: tuple[list[Measurement], _Activity],
+    during: tuple[list[Measurement], _Operator],
+    generation: int,
 ) -> Found:
+    operator = during[1]
     at_rest = np.concatenate([measurement.samples for measurement in resting])
-    turns = [np.sort(measurement.samples, order="intended_ns") for measurement in during]
-    reloading = np.concatenate([turn[_overlapping(turn, operator.windows)] for turn in turns])
-    took_ms = [(until - since) / 1e6 for since, until in operator.windows]
-    generations = [turn["model_generation"].astype(np.int64) for turn in turns]
+    floor, reloading = _under_way(*beside), _under_way(*during)
+    measurements = [*resting, *beside[0], *during[0]]
+    generations = [
+        np.sort(measurement.samples, order="intended_ns")["model_generation"].astype(np.int64)
+        for measurement in measurements
+    ]
+    took_ms = [1000 * seconds for seconds in operator.took_s]
     return Found(
         asked=asked,
-        measurements=[*resting, *during],
+        measurements=measurements,
         resting=_percentiles(at_rest),
+        beside=_percentiles(floor),
         during=_percentiles(reloading),
-        requests=(at_rest.size, reloading.size),
+        requests=(at_rest.size, floor.size, reloading.size),
         reloads=len(operator.windows),
-        reload_ms=(float(np.median(took_ms)), max(took_ms)),
+        reload_ms=(statistics.median(took_ms), max(took_ms)),
         generations=(int(resting[0].generation_first), generation),
         in_order=all(bool((np.diff(seen) >= 0).all()) for seen in generations),
         failures=operator.failures,
+    )
+
+
+def _under_way(measurements: list[Measurement], activity: _Activity) -> npt.NDArray[np.void]:
+    """The requests that met it."""
+    return np.concatenate(
+        [
+            measurement.samples[_overlapping(measurement.samples, activity.windows)]
+            for measurement in measurements
+        ]
     )
 
 

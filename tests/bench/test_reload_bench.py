@@ -1,0 +1,127 @@
+"""Reloads under load: which requests met one, what makes a run fail, and the whole of it on a small scale."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from sigd.bench import reload
+from sigd.bench.commands.reload import asked_of, main
+from sigd.bench.load import SAMPLE
+from sigd.bench.load_native import NativeLoad
+from sigd.bench.native import NativePrograms
+from sigd.bench.pinning import kept_off
+from sigd.bench.reload import Asked, Found, measure
+from sigd.wire.ring import why_not_here
+
+if TYPE_CHECKING:
+    from tests.conftest import ModelMaker
+
+
+def asked(model: Path, other: Path | None = None, transport: str = "stream") -> Asked:
+    return asked_of(
+        reloads=2, rate=500.0, transport=transport, model=model, other=other, idle="block", pin=False
+    )
+
+
+def found(model: Path = Path("m.onnx")) -> Found:
+    """A run in which all went well."""
+    return Found(
+        asked=asked(model),
+        measurements=[],
+        resting=[10_000, 100_000, 200_000, 300_000],
+        beside=[10_000, 110_000, 200_000, 300_000],
+        during=[10_000, 119_000, 200_000, 300_000],
+        requests=(1000, 1000, 1000),
+        reloads=2,
+        reload_ms=(500.0, 600.0),
+        generations=(1, 3),
+        in_order=True,
+        failures=[],
+    )
+
+
+def test_a_request_meets_a_reload_with_any_part_of_its_life() -> None:
+    samples = np.zeros(7, SAMPLE)
+    samples["intended_ns"] = (5, 5, 15, 19, 25, 5, 45)
+    samples["received_ns"] = (9, 10, 16, 31, 29, 99, 50)
+    met = reload._overlapping(samples, [(10, 20), (30, 40)])
+    assert met.tolist() == [False, True, True, True, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"during": [0, 121_000, 0, 0]}, "p99 is 1.21 times as long during reloads, more than 1.2"),
+        ({"in_order": False}, "an answer named a lower generation than the one before it"),
+        ({"generations": (1, 4)}, "generation 1 became 4 after 2 reloads"),
+        ({"failures": ["no such file"]}, "no such file"),
+        ({"reloads": 1, "generations": (1, 2)}, "1 reloads in 100 turns, expected 2"),
+    ],
+)
+def test_what_makes_a_run_fail(change: dict[str, object], reason: str) -> None:
+    assert found().reasons() == []
+    assert replace(found(), **change).reasons() == [reason]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("transport", ["stream", "shm"])
+def test_the_whole_of_it_on_a_small_scale(
+    programs: NativePrograms,
+    models: ModelMaker,
+    monkeypatch: pytest.MonkeyPatch,
+    transport: str,
+) -> None:
+    if transport == "shm" and why_not_here():
+        pytest.skip(why_not_here())
+    monkeypatch.setattr(reload, "_TURN_S", 0.2)
+    said: list[str] = []
+    run = measure(asked(models.copied(4), transport=transport), NativeLoad(programs), said.append)
+    assert [reason for reason in run.reasons() if not reason.startswith("p99 is")] == []
+    assert (run.reloads, run.generations, run.lost) == (2, (1, 3), 0)
+    assert min(run.requests) > 0
+    assert run.received == sum(measurement.sent for measurement in run.measurements)
+    assert said[0].startswith("starting a daemon: sigd serve ")
+    assert said[1].startswith("0 of 2 reloads")
+
+
+def test_a_file_that_is_refused_fails_the_run(
+    programs: NativePrograms, models: ModelMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reload, "_TURN_S", 0.2)
+    run = measure(asked(models.copied(4), models.copied(5)), NativeLoad(programs), lambda line: None)
+    assert run.lost == 0
+    assert any("5 features -> 5 outputs, and clients" in reason for reason in run.reasons())
+    assert any(reason.startswith("generation 1 became 2 after 2 reloads") for reason in run.reasons())
+
+
+@pytest.mark.parametrize(("during_us", "exit_code"), [(119, 0), (130, 1)])
+def test_the_command_shows_the_bar_beside_the_floor_and_ends_by_it(
+    programs: NativePrograms, monkeypatch: pytest.MonkeyPatch, during_us: int, exit_code: int
+) -> None:
+    run = replace(found(), during=[10_000, during_us * 1000, 200_000, 300_000])
+    monkeypatch.setattr(reload, "measure", lambda asked, generator, say: run)
+    shown = CliRunner().invoke(main, [])
+    assert shown.exit_code == exit_code, shown.output
+    assert f"p99 {during_us / 100:.2f} times as long during reloads (bar 1.2), 1.10 beside" in shown.output
+    assert ("passed" if exit_code == 0 else "FAILED") in shown.output
+    as_json = json.loads(CliRunner().invoke(main, ["--json"]).stdout)
+    assert as_json["passed"] is (exit_code == 0)
+    assert (as_json["p99_ratio"], as_json["p99_floor_ratio"]) == (during_us / 100, 1.1)
+    assert as_json["generations"] == [1, 3]
+
+
+def test_what_is_started_meanwhile_stays_off_the_clients_core() -> None:
+    before = os.sched_getaffinity(0)
+    cpu = min(before)
+    with kept_off(cpu):
+        assert os.sched_getaffinity(0) == (before - {cpu} or before)
+    assert os.sched_getaffinity(0) == before
+    with kept_off(None):
+        assert os.sched_getaffinity(0) == before
