@@ -44,13 +44,10 @@ class Loader:
         # threading.Thread.start() would have the loop wait until the thread runs.
         _thread.start_new_thread(self._work, (work, done))
         try:
-            outcome = await done
-            if isinstance(outcome, ModelError):
-                raise outcome
-            return outcome
+            return _result_of(await done)
         finally:
             # Or an error would hold this frame, which holds the error, and no collector runs here.
-            del done, outcome
+            del done
 
     def _work(self, work: Callable[[], Result], done: asyncio.Future[Result | ModelError]) -> None:
         step_aside(self._cores)
@@ -72,6 +69,15 @@ class Loader:
         self.busy = False
         if not done.done():
             done.set_result(outcome)
+
+
+def _result_of(outcome: Result | ModelError) -> Result:
+    try:
+        if isinstance(outcome, ModelError):
+            raise outcome
+        return outcome
+    finally:
+        del outcome
 
 
 def _bare(error: ModelError) -> ModelError:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 from sigd.daemon.clients import DRAIN_GRACE_S
 from sigd.daemon.errors import DaemonError
 from sigd.daemon.examination import Examined, Task
+from sigd.models.backend import BoundToThread
 from sigd.models.errors import BackendFailed, ModelError, ModelRefused
 from sigd.models.registry import open_backend
 from sigd.wire.status import GoodbyeCode
@@ -199,7 +200,9 @@ class Reloader:
         )
         try:
             _check_shape(path, _shape(backend), batcher, allow_new_shape)
-        except ModelRefused:
+            if isinstance(backend, BoundToThread):
+                backend.take_over()
+        except ModelError:
             await self._close(backend)
             raise
         return backend

@@ -156,7 +156,9 @@ class Service:
 
     async def _close(self, operations: Operations, admin: AdminServer) -> int:
         """Nobody is served any more; the exit code."""
-        self._models.close()
+        # A device that is dead, or busy with what is being loaded, would keep the end waiting; it goes with the process.
+        if not self.must_end_now:
+            self._models.close()
         if self._recorder is not None:
             self._recorder.close()
         if self._examiner is not None:

@@ -92,6 +92,19 @@ class KeepsWarm(Protocol):
 
 
 @runtime_checkable
+class BoundToThread(Protocol):
+    """A backend that knows the thread which runs its batches."""
+
+    def take_over(self) -> None:
+        """To be called by that thread before its first `submit`, where another one has called `open`.
+
+        Raises:
+            BackendUnavailable: this thread cannot be made fit for it.
+            BackendFailed: the device failed.
+        """
+
+
+@runtime_checkable
 class OnGpu(Protocol):
     """A backend whose model is on a GPU."""
 

@@ -154,6 +154,15 @@ class TensorRtBackend:
         self._opened = opened
         self._remember(opened)
 
+    def take_over(self) -> None:
+        """Let the calling thread run batches of an engine that another one has opened. Raises as `BoundToThread` says."""
+        assert self._opened is not None
+        flush_denormals()
+        try:
+            self._opened.gpu.make_current()
+        except CudaError as error:
+            raise self._device_failed(str(error)) from error
+
     def submit(self, rows: int) -> bool:
         """Launch the graph of the bucket that holds `rows` rows; False. Raises as `Backend.submit` says."""
         batch = self._batches.get(rows)

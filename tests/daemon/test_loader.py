@@ -91,6 +91,23 @@ def test_nothing_of_a_failure_is_left_without_the_collector() -> None:
         gc.enable()
 
 
+def test_who_is_cancelled_waits_no_longer_and_the_work_goes_on() -> None:
+    go_on = threading.Event()
+
+    async def work(loader: Loader) -> None:
+        waiting = asyncio.ensure_future(loader.run(lambda: go_on.wait(60)))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert loader.busy, "the process may not wait for it"
+        go_on.set()
+        while loader.busy:
+            await asyncio.sleep(0.001)
+
+    with_loader(work)
+
+
 def test_a_loop_that_ends_meanwhile_is_no_error() -> None:
     go_on, ending = threading.Event(), threading.Event()
     loaders: list[Loader] = []

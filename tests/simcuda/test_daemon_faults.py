@@ -38,8 +38,6 @@ class Daemon:
     """`sigd serve` as a child process, and the control block of the driver that it runs on."""
 
     def __init__(self, folder: Path, engine: Path, *arguments: str, **variables: str) -> None:
-        import simcuda_control  # type: ignore[import-not-found]
-
         self.socket = folder / "sigd.sock"
         self.errors = folder / "stderr"
         control = folder / "control"
@@ -52,7 +50,17 @@ class Daemon:
                 stdout=subprocess.PIPE,
                 stderr=errors,
             )
-        self.control = simcuda_control.shared(control)
+        self._control_file = control
+        self._control: Any = None
+
+    @property
+    def control(self) -> Any:
+        """Once the driver is loaded, which a daemon on the CPU does with its first engine."""
+        import simcuda_control  # type: ignore[import-not-found]
+
+        if self._control is None:
+            self._control = simcuda_control.shared(self._control_file)
+        return self._control
 
     def wait_until_ready(self) -> None:
         assert self.process.stdout is not None
@@ -72,6 +80,14 @@ class Daemon:
     def ended(self) -> int:
         return self.process.wait(PATIENCE_S)
 
+    def end(self) -> None:
+        """Whatever it does."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
 
 Start = Callable[..., Daemon]
 
@@ -90,11 +106,7 @@ def start(tmp_path: Path, make_engine: EngineMaker) -> Iterator[Start]:
 
     yield start
     for daemon in daemons:
-        if daemon.process.poll() is None:
-            daemon.process.kill()
-            daemon.process.wait()
-        assert daemon.process.stdout is not None
-        daemon.process.stdout.close()
+        daemon.end()
 
 
 class Load:
