@@ -23,6 +23,7 @@ import msgspec
 
 from sigd.daemon.errors import DaemonError, EnvironmentLacks
 from sigd.daemon.metrics.http import Pages, is_http, respond
+from sigd.daemon.shadow.status import ShadowStatus
 
 REQUEST_BYTES_MAX = 4096
 ANSWER_TIMEOUT_S = 5.0
@@ -59,6 +60,7 @@ class ModelStatus(msgspec.Struct, frozen=True):
     total: LatencyStatus
     queue: LatencyStatus
     infer: LatencyStatus
+    shadow: ShadowStatus | None = None
 
 
 class LoopStatus(msgspec.Struct, frozen=True):

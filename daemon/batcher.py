@@ -20,7 +20,7 @@ from sigd.models.errors import BackendFailed
 
 if TYPE_CHECKING:
     from sigd.daemon.counters import ModelCounters
-    from sigd.daemon.recording.tap import Tap, Taps
+    from sigd.daemon.recording.both import SessionTap, SessionTaps
     from sigd.daemon.session import Session
     from sigd.models.backend import Backend
     from sigd.models.spec import ModelSpec
@@ -60,7 +60,7 @@ class Batcher:
         limits: Limits = DEFAULTS,
         linger_ns: int = 0,
         generation: int = 1,
-        taps: Taps | None = None,
+        taps: SessionTaps | None = None,
     ) -> None:
         """
         Args:
@@ -113,7 +113,7 @@ class Batcher:
         """The session is served from now on, until `forget()`."""
         self._sessions.add(session)
 
-    def open_tap(self, session: Session, *, in_rings: bool) -> Tap | None:
+    def open_tap(self, session: Session, *, in_rings: bool) -> SessionTap | None:
         """What records the session's answers by this model; None where nothing is recorded."""
         return None if self._taps is None else self._taps.open(session, in_rings=in_rings)
 

@@ -25,6 +25,7 @@ from sigd.daemon.model_config import (
     ModelConfig,
     ModelTable,
     RowsPending,
+    ShadowTable,
     Threads,
     check_tables,
 )
@@ -63,6 +64,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         admin_socket_mode: the same of `admin_socket`.
         access: who of those may be a client; see `sigd.daemon.access`.
         model: the model file, "" being the one that ships with sigd; or several models, see `ModelTable`.
+        shadow: what the model is compared with, see `ShadowTable`; of several, each table names its own.
         backend: "auto" goes by the file.
         batch_rows_max: the largest batch.
         intra_op_threads: CPU threads that share one batch; more than one pays for large models only.
@@ -84,6 +86,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     admin_socket_mode: SocketMode = "0600"
     access: AccessConfig = AccessConfig()
     model: str | list[ModelTable] = ""
+    shadow: ShadowTable | None = None
     backend: str = "auto"
     batch_rows_max: BatchRows = 64
     intra_op_threads: Threads = 1
@@ -120,7 +123,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     def models(self) -> tuple[ModelConfig, ...]:
         """What is served, the default model first."""
-        tables = [ModelTable(path=self.model)] if isinstance(self.model, str) else self.model
+        tables = (
+            [ModelTable(path=self.model, shadow=self.shadow)] if isinstance(self.model, str) else self.model
+        )
         return tuple(map(self._resolved, tables))
 
     def _resolved(self, table: ModelTable) -> ModelConfig:
@@ -131,6 +136,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         return ModelConfig(
             name=table.name or None,
             path=Path(table.path) if table.path else None,
+            shadow=table.shadow,
             gpu=GpuOptions(value("gpu"), self.mapped_io, self.device_timeout_ms, self.keep_warm_us),
             **{name: value(name) for name in _OF_EACH_MODEL},
         )
@@ -214,6 +220,10 @@ def load_config(file: Path | None, overrides: dict[str, Any]) -> Config:
         access_of(config.access)
         if not isinstance(config.model, str):
             check_tables(config.model)
+            if config.shadow is not None:
+                raise UsageError(
+                    "shadow stands beside several models: put the table [model.shadow] below the [[model]] that it is for"
+                )
         if wrong := config.recorder.wrong():
             raise UsageError(wrong)
         if config.metrics_listen:
@@ -225,6 +235,7 @@ def load_config(file: Path | None, overrides: dict[str, Any]) -> Config:
         ("admin_socket", config.admin_socket),
         ("recorder.directory", config.recorder.directory),
         *(("model", model.path) for model in config.models()),
+        *(("shadow.path", model.shadow.path) for model in config.models() if model.shadow is not None),
     ):
         if "\0" in str(path):
             raise UsageError(f"{source}{name} holds a zero byte, which no path can")
@@ -243,6 +254,8 @@ def _struct_of(error: str) -> type[msgspec.Struct]:
     """Which table msgspec speaks of."""
     if "`$.recorder`" in error:
         return RecorderConfig
+    if "`$.shadow" in error or ".shadow`" in error:
+        return ShadowTable
     if "`$.model[" in error:
         return ModelTable
     return AccessConfig if "`$.access`" in error else Config
@@ -258,12 +271,15 @@ def _read_toml(file: Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{file}: no TOML: {error}") from None
     _make_relative(values, _PATHS, file.parent)
-    if isinstance(values.get("recorder"), dict):
-        _make_relative(values["recorder"], ("directory",), file.parent)
+    for name, path in (("recorder", "directory"), ("shadow", "path")):
+        if isinstance(values.get(name), dict):
+            _make_relative(values[name], (path,), file.parent)
     tables = values.get("model")
     for table in tables if isinstance(tables, list) else ():
         if isinstance(table, dict):
             _make_relative(table, ("path",), file.parent)
+            if isinstance(table.get("shadow"), dict):
+                _make_relative(table["shadow"], ("path",), file.parent)
     return values
 
 

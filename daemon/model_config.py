@@ -23,12 +23,29 @@ InFlight = Annotated[int, Meta(ge=1, le=65536)]
 RowsPending = Annotated[int, Meta(ge=1, le=1 << 24)]
 
 
+class ShadowTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The table [shadow], or [model.shadow] below a `[[model]]`: a second model that runs the same rows.
+
+    Attributes:
+        path: its file.
+        backend: "auto" goes by the file.
+        sample: share of the rows that it runs.
+        gpu: for an engine, the number of its GPU; None is the model's own.
+    """
+
+    path: Annotated[str, Meta(min_length=1)]
+    backend: str = "auto"
+    sample: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    gpu: GpuNumber | None = None
+
+
 class ModelTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One `[[model]]`. The first is what a client gets that names none.
 
     Attributes:
         name: what clients call it; "" is the file's name without its ending.
         path: the model file; "" is the one that ships with sigd.
+        shadow: what it is compared with.
     """
 
     name: str = ""
@@ -40,6 +57,7 @@ class ModelTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     gpu: GpuNumber | None = None
     in_flight_max: InFlight | None = None
     rows_pending_max: RowsPending | None = None
+    shadow: ShadowTable | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +67,7 @@ class ModelConfig:
     Attributes:
         name: what clients call it; None is the file's name without its ending.
         path: the model file; None is the one that ships with sigd.
+        shadow: what it is compared with; None where it is not.
     """
 
     name: str | None
@@ -60,6 +79,7 @@ class ModelConfig:
     gpu: GpuOptions
     in_flight_max: int
     rows_pending_max: int
+    shadow: ShadowTable | None
 
 
 def check_tables(tables: list[ModelTable]) -> None:

@@ -31,9 +31,11 @@ from sigd.daemon.model_config import ModelConfig
 from sigd.daemon.notify import Notifier
 from sigd.daemon.operations import Operations
 from sigd.daemon.process import freeze_garbage, ignore_overflow, lock_memory
+from sigd.daemon.recording.both import joined
 from sigd.daemon.recording.recorder import start_recorder
 from sigd.daemon.reload import Reloader
 from sigd.daemon.served import ServedModels
+from sigd.daemon.shadow.supervisor import Shadows
 from sigd.daemon.shared_memory import RingHost
 from sigd.daemon.warmth import Warmth
 from sigd.models.backend import Backend
@@ -57,6 +59,7 @@ class Service:
         passed: Mapping[str, PassedListener],
         examiner: Examiner | None = None,
         cores: AbstractSet[int] = frozenset(),
+        shadows: Shadows | None = None,
     ) -> None:
         """
         Args:
@@ -64,6 +67,7 @@ class Service:
             passed: sockets that are open already.
             examiner: of model files that are to be served later; it is closed at the end.
             cores: where work beside the loop runs; empty is anywhere.
+            shadows: of these models, open; they are closed at the end.
         """
         self._config = config
         self._backends = backends
@@ -71,6 +75,7 @@ class Service:
         self._passed = passed
         self._examiner = examiner
         self._cores = cores or os.sched_getaffinity(0)
+        self._shadows = shadows or Shadows()
         self._limits = config.limits()
         self._counters = ClientCounters()
         self._started_ns = monotonic_ns()
@@ -138,6 +143,7 @@ class Service:
         """Everything that serves, from the models to the clients; nothing runs yet."""
         config = self._config
         self._recorder = start_recorder(config, loop)
+        self._shadows.watch(loop)
         self._models = ServedModels(list(map(self._make_batcher, config.models(), self._backends)))
         rings = RingHost(loop, monotonic_ns, self._models.poll, lambda: self._ticker.wake())
         self._models.on_poll = rings.batch_with
@@ -151,7 +157,9 @@ class Service:
             rings.open if config.shared_memory else None,
         )
         self._ticker = self._make_ticker(loop, rings)
-        self._observer = Observer(loop, config, self._models, self._clients, self._counters, self._recorder)
+        self._observer = Observer(
+            loop, config, self._models, self._clients, self._counters, self._recorder, self._shadows
+        )
         return rings, reloader, Operations(self._models, reloader, self._status, self._stop.set)
 
     async def _close(self, operations: Operations, admin: AdminServer) -> int:
@@ -161,6 +169,7 @@ class Service:
             self._models.close()
         if self._recorder is not None:
             self._recorder.close()
+        self._shadows.close()
         if self._examiner is not None:
             self._examiner.close()
         exit_code = self._exit_code()
@@ -184,7 +193,9 @@ class Service:
             on_fatal=self._die,
             limits=limits,
             linger_ns=model.linger_us * 1000,
-            taps=None if self._recorder is None else self._recorder.taps,
+            taps=joined(
+                None if self._recorder is None else self._recorder.taps, self._shadows.taps(backend.spec.name)
+            ),
             generation=1 if before is None else before.generation + 1,
         )
 
@@ -262,6 +273,7 @@ class Service:
             self._counters,
             self._observer,
             self._recorder,
+            self._shadows,
         )
 
 

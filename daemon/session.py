@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sigd.daemon.batcher import Batcher
     from sigd.daemon.counters import ClientCounters
     from sigd.daemon.peer import OpenRings, Peer, Rings
-    from sigd.daemon.recording.tap import Tap
+    from sigd.daemon.recording.both import SessionTap
 
 EXCESS_ROWS: Final = 64
 """Room for requests past in_flight_max, so that they can be answered BUSY; what comes past that waits unread."""
@@ -84,7 +84,7 @@ class Session:
 
     inbox: RequestInbox
     outbox: ResponseOutbox
-    tap: Tap | None
+    tap: SessionTap | None
     batcher: Batcher
 
     def __init__(

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from sigd.daemon.counters import ClientCounters, LatencyCounts
     from sigd.daemon.metrics.observer import Observer
     from sigd.daemon.recording.recorder import Recorder
+    from sigd.daemon.shadow.status import ShadowStatus
+    from sigd.daemon.shadow.supervisor import Shadows
 
 
 async def take(
@@ -33,6 +35,7 @@ async def take(
     counters: ClientCounters,
     observer: Observer,
     recorder: Recorder | None,
+    shadows: Shadows,
 ) -> Status:
     """The status of a daemon that was started at `started_ns` on CLOCK_MONOTONIC.
 
@@ -56,12 +59,12 @@ async def take(
         resident_bytes=resident_bytes(),
         rejects={code.name: counters.rejects[code] for code in RejectCode if counters.rejects[code]},
         loop=_loop(observer),
-        models=[await _model(batcher) for batcher in batchers],
+        models=[await _model(batcher, shadows.status(batcher.name)) for batcher in batchers],
         recorder=None if recorder is None else recorder.status(),
     )
 
 
-async def _model(batcher: Batcher) -> ModelStatus:
+async def _model(batcher: Batcher, shadow: ShadowStatus | None) -> ModelStatus:
     backend, spec, counters = batcher.backend, batcher.spec, batcher.counters
     by_status = counters.by_status
     return ModelStatus(
@@ -80,6 +83,7 @@ async def _model(batcher: Batcher) -> ModelStatus:
         total=await _latency(counters.total),
         queue=await _latency(counters.queue),
         infer=await _latency(counters.model),
+        shadow=shadow,
     )
 
 

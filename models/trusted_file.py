@@ -46,6 +46,11 @@ def demand_trust() -> None:
     _demand.made = True
 
 
+def trust_is_demanded() -> bool:
+    """Whether `demand_trust` was called: a process that reads for this one has to be told."""
+    return _demand.made
+
+
 def read_file(path: Path) -> bytes:
     """The whole file.
 

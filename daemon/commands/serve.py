@@ -33,6 +33,7 @@ Examples:
   sigd serve                                        the model that ships with sigd
   sigd serve --model m.onnx --idle spin --cpu 3     on a core of its own
   sigd serve --record /var/lib/sigd                 every request and its answer, for sigd replay
+  sigd serve --model m.onnx --shadow new.onnx       how would another model have answered?
   sigd serve --config /etc/sigd/sigd.toml --check   is this configuration good?"""
 )
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="Configuration, TOML.")
@@ -70,6 +71,7 @@ Examples:
     help="Run an empty batch after so long.  [default: 0, never]",
 )
 @click.option("--record", type=click.Path(file_okay=False), help="Record what is answered in this directory.")
+@click.option("--shadow", help="Model file to compare with, off the hot path; its answers are never sent.")
 @click.option("--metrics-listen", help="Serve metrics on loopback too, as in 127.0.0.1:9464.")
 @click.option(
     "--log-format",
@@ -89,13 +91,15 @@ def serve(
     check: bool,
     verbose: bool,
     record: str | None,
+    shadow: str | None,
     **overrides: object,
 ) -> None:
     """Serve a model over a Unix socket until SIGTERM, which drains: everything accepted is answered."""
     if not allow_insecure_files:
         demand_trust()
     recorder = None if record is None else {"directory": record}
-    config = load_config(config_file, {**overrides, "recorder": recorder})
+    compared = None if shadow is None else {"path": shadow}
+    config = load_config(config_file, {**overrides, "recorder": recorder, "shadow": compared})
     start_logging(logging.DEBUG if verbose else logging.INFO, config.log_format, os.environ)
     sys.exit(run(config, check=check))
 
@@ -119,6 +123,7 @@ def run(config: Config, *, check: bool) -> int:
     )
     from sigd.daemon.recording.recorder import check_directory
     from sigd.daemon.service import Service
+    from sigd.daemon.shadow.supervisor import start_shadows
     from sigd.models.registry import backend_names
 
     keep_standard_descriptors()
@@ -141,7 +146,9 @@ def run(config: Config, *, check: bool) -> int:
     notifier.starting("opening and warming up what it serves")
     examiner = None if check else _start_examiner(config.models(), cores)
     backends = [_open(model) for model in config.models()]
+    shadows = start_shadows(config, backends, cores)
     if check:
+        shadows.close()
         if config.recorder.directory:
             check_directory(Path(config.recorder.directory))
         for backend in backends:
@@ -154,7 +161,7 @@ def run(config: Config, *, check: bool) -> int:
         return 0
     config = msgspec.structs.replace(config, connections_max=allow_descriptors(config.connections_max))
 
-    service = Service(config, backends, notifier, passed, examiner, cores)
+    service = Service(config, backends, notifier, passed, examiner, cores, shadows)
     exit_code = uvloop.run(service.run())
     notifier.close()
     if service.must_end_now:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from sigd.daemon.admin import LatencyStatus, ModelStatus, RecorderStatus, Status, ask_status, percentile_ns
 from sigd.daemon.config import admin_path_of, running_socket_path
+from sigd.daemon.shadow.status import ShadowStatus
 
 PERCENTS = (50.0, 90.0, 99.0, 99.9, 99.99)
 
@@ -94,6 +95,20 @@ def _recording(recorder: RecorderStatus) -> str:
     )
 
 
+def _shadow(shadow: ShadowStatus) -> str:
+    standing = shadow.standing
+    what = f"sha256 {shadow.sha256[:16]} on {shadow.backend}" if shadow.running else "NOT RUNNING"
+    rows = f"{standing.compared:,} rows compared, {shadow.skipped:,} skipped, {standing.failed:,} failed"
+    if not standing.compared:
+        return f"  shadow {shadow.path}, {what}: {rows}"
+    drifts = [abs(output.drift) for output in standing.outputs if output.drift is not None]
+    drift = f", drift at most {max(drifts):.3g} deviations" if drifts else ""
+    return (
+        f"  shadow {shadow.path}, {what}: {rows}; {standing.agreed / standing.compared:.2%} agree, apart by"
+        f" {standing.difference_sum / standing.compared:.3g} on average and {standing.difference_max:.3g} at most{drift}"
+    )
+
+
 def _show_model(console: Console, model: ModelStatus) -> None:
     console.print(
         f"model {model.name} ({model.features} -> {model.outputs}) generation {model.generation} on"
@@ -101,6 +116,8 @@ def _show_model(console: Console, model: ModelStatus) -> None:
     )
     answers = ", ".join(f"{name} {count:,}" for name, count in model.answers.items() if count)
     console.print(f"  answers: {answers or 'none yet'}; {model.pending_rows} requests pending")
+    if model.shadow is not None:
+        console.print(_shadow(model.shadow), soft_wrap=True)
     batches = sum(model.batches_by_rows.values())
     if not batches:
         return

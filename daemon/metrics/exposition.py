@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from math import nan
 from typing import TYPE_CHECKING, Final
 
-from sigd.daemon.metrics.families import FAMILIES, Family, Kind, Source
+from sigd.daemon.metrics.families import FAMILIES
+from sigd.daemon.metrics.family import Family, Kind, Source
 
 if TYPE_CHECKING:
     from prometheus_client import Metric

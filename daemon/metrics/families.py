@@ -7,14 +7,14 @@ table. Durations of answers are in microseconds and say so in their names; all e
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from enum import Enum
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from sigd import __version__
 from sigd.daemon.health import runnable_s, usage
 from sigd.daemon.metrics.buckets import LATENCY_BOUNDS_US, ROWS_BOUNDS, latency_histogram, rows_histogram
+from sigd.daemon.metrics.family import Family, Kind, Series, Source
+from sigd.daemon.metrics.shadow_families import SHADOW_FAMILIES
 from sigd.daemon.process import resident_bytes
 from sigd.daemon.snapshot import printable
 from sigd.wire.status import RejectCode, Status
@@ -22,64 +22,7 @@ from sigd.wire.status import RejectCode, Status
 if TYPE_CHECKING:
     from sigd.daemon.admin import RecorderStatus
     from sigd.daemon.batcher import Batcher
-    from sigd.daemon.clients import Clients
-    from sigd.daemon.counters import ClientCounters, LatencyCounts
-    from sigd.daemon.health import GarbageWatch, LoopWatch
-    from sigd.daemon.metrics.gpu_watch import GpuWatch
-    from sigd.daemon.recording.recorder import Recorder
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where everything is read.
-
-    Attributes:
-        models: those that are served.
-        gpu: of the GPUs that models are on.
-        recorder: None where nothing is recorded.
-        began_s: when the daemon began, in seconds since 1970.
-        idle: its idle strategy.
-    """
-
-    models: Iterable[Batcher]
-    clients: Clients
-    counters: ClientCounters
-    loop: LoopWatch
-    garbage: GarbageWatch
-    gpu: GpuWatch
-    recorder: Recorder | None
-    began_s: float
-    idle: str
-
-
-class Kind(Enum):
-    """Of a family."""
-
-    COUNTER = "counter"
-    GAUGE = "gauge"
-    HISTOGRAM = "histogram"
-
-
-Series = tuple[tuple[str, ...], tuple[float, ...]]
-"""Values of the labels; then one value, or those of a histogram, see `buckets.histogram`."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """One family of series.
-
-    Attributes:
-        name: of a counter, without the _total that Prometheus shows.
-        words: what it counts, one line.
-        bounds: of a histogram's buckets.
-    """
-
-    name: str
-    kind: Kind
-    words: str
-    read: Callable[[Source], Iterable[Series]]
-    labels: tuple[str, ...] = ()
-    bounds: tuple[float, ...] = ()
+    from sigd.daemon.counters import LatencyCounts
 
 
 def _of_models(value: Callable[[Batcher], float]) -> Callable[[Source], Iterator[Series]]:
@@ -384,6 +327,7 @@ FAMILIES: Final = (
         "1 while nothing can be stored; sigd status says why.",
         _of_recorder(lambda status: bool(status.paused_because) * 1),
     ),
+    *SHADOW_FAMILIES,
     Family(
         "sigd_gpu_memory_bytes",
         Kind.GAUGE,

@@ -12,7 +12,7 @@ from sigd.daemon.admin import AdminServer
 from sigd.daemon.health import GarbageWatch, LoopWatch
 from sigd.daemon.loopback import listen_loopback, parse_loopback
 from sigd.daemon.metrics.exposition import CONTENT_TYPE, Exposition
-from sigd.daemon.metrics.families import Source
+from sigd.daemon.metrics.family import Source
 from sigd.daemon.metrics.gpu_watch import GpuWatch
 from sigd.daemon.metrics.http import Page, Pages
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sigd.daemon.config import Config
     from sigd.daemon.counters import ClientCounters
     from sigd.daemon.recording.recorder import Recorder
+    from sigd.daemon.shadow.supervisor import Shadows
 
 
 class Observer:
@@ -41,6 +42,7 @@ class Observer:
         clients: Clients,
         counters: ClientCounters,
         recorder: Recorder | None,
+        shadows: Shadows,
     ) -> None:
         self.loop_watch = LoopWatch(loop)
         self.garbage_watch = GarbageWatch()
@@ -58,6 +60,7 @@ class Observer:
                 self.garbage_watch,
                 self._gpu_watch,
                 recorder,
+                shadows,
                 began_s,
                 config.idle.value,
             )

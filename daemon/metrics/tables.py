@@ -8,7 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from sigd.daemon.metrics.families import FAMILIES, Family, Kind
+from sigd.daemon.metrics.families import FAMILIES
+from sigd.daemon.metrics.family import Family, Kind
 from sigd.wire.tables import with_tables
 
 

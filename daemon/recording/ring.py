@@ -31,12 +31,13 @@ class Ring:
         offset: where in `memory` the next record goes.
         limit: up to where in `memory` there is room, as far as is known; past it `make_room()` is asked.
         base: what to add to an offset for its position in the stream.
-        segment: number of the segment that the next record belongs to.
+        segment: number of the segment that the next record belongs to; or another one, see `introduce_again()`.
         requests: answered so far, those that found no room among them.
         record_bytes_max: the longest record.
     """
 
     __slots__ = (
+        "_anew",
         "_capacity_bytes",
         "_descriptor",
         "_stretch_bytes",
@@ -60,6 +61,7 @@ class Ring:
         self.record_bytes_max = min(header.capacity_bytes, header.stretch_bytes) // _SHARE
         self.requests = 0
         self.segment = 0
+        self._anew = -1
         self.offset = self.limit = RING_HEADER_BYTES
         self.base = -RING_HEADER_BYTES
 
@@ -121,6 +123,13 @@ class Ring:
             filler = (whole_to - head) | Kind.FILLER << 32
             self.memory[self.offset : self.offset + 8] = filler.to_bytes(8, "little")
             self.advance(whole_to - head)
+
+    def introduce_again(self) -> None:
+        """Whoever reads has not seen what was before: each client is introduced with its next record, as in a new
+        segment."""
+        # No tap has been introduced in a number that no segment has and no call before had; -1 is a new tap's.
+        self._anew -= 1
+        self.segment = self._anew
 
     def drop(self, requests: int) -> None:
         """They were answered, and found no room."""

@@ -11,8 +11,9 @@ import pytest
 from sigd.daemon.access import AccessConfig, access_of
 from sigd.daemon.clients import Clients
 from sigd.daemon.health import GarbageWatch, LoopWatch
-from sigd.daemon.metrics.families import Source
+from sigd.daemon.metrics.family import Source
 from sigd.daemon.metrics.gpu_watch import GpuWatch
+from sigd.daemon.shadow.supervisor import Shadows
 
 if TYPE_CHECKING:
     from tests.daemon.conftest import Rig
@@ -33,6 +34,7 @@ def make_source() -> MakeSource:
             GarbageWatch(),
             GpuWatch(lambda: [rig.backend]),
             None,
+            Shadows(),
             1_700_000_000.25,
             "spin",
         )

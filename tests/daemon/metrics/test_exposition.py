@@ -11,7 +11,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sigd.daemon.metrics import exposition
 from sigd.daemon.metrics.exposition import Exposition
-from sigd.daemon.metrics.families import FAMILIES, Kind, Source
+from sigd.daemon.metrics.families import FAMILIES
+from sigd.daemon.metrics.family import Kind, Source
 from sigd.daemon.metrics.tables import shown_name
 from sigd.wire.status import RejectCode, Status
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sigd.daemon.metrics import gpu_watch
-from sigd.daemon.metrics.families import FAMILIES, Series
+from sigd.daemon.metrics.families import FAMILIES
+from sigd.daemon.metrics.family import Series
 from sigd.daemon.metrics.gpu_watch import OLD_NS, GpuWatch
 from sigd.models.gpu_memory import Memory
 

@@ -1,0 +1,70 @@
+"""What the daemon and the process that runs a shadow say to each other: one packet each."""
+
+from __future__ import annotations
+
+import msgspec
+
+MESSAGE_BYTES_MAX = 1 << 16
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be run; see `sigd.models.registry.BackendOptions` and `sigd.models.gpu_options.GpuOptions`.
+
+    Attributes:
+        path: of the shadow's file.
+        served: of the file that it is compared with, as it is told to people.
+        features, outputs: of that one.
+        sample: share of the rows.
+        cores: where it may run.
+        demand_trust: whether the file must be one that others cannot change.
+    """
+
+    path: bytes
+    backend: str
+    name: str
+    batch_rows_max: int
+    intra_op_threads: int
+    gpu: int
+    mapped_io: bool
+    device_timeout_ms: int
+    served: str
+    features: int
+    outputs: int
+    sample: float
+    cores: list[int]
+    demand_trust: bool
+    log_format: str
+
+
+class Opened(msgspec.Struct, frozen=True, tag=True):
+    """The shadow is open, and takes what comes from now on."""
+
+    sha256: str
+    backend: str
+
+
+class Refused(msgspec.Struct, frozen=True, tag=True):
+    """It cannot be run.
+
+    Attributes:
+        lacking: what it wants for is this machine's or this installation's, not the file's.
+    """
+
+    reason: str
+    lacking: bool
+
+
+Said = Opened | Refused
+
+encode = msgspec.msgpack.encode
+
+
+def decode_task(message: bytes) -> Task:
+    """What `encode` made of it."""
+    return msgspec.msgpack.decode(message, type=Task)
+
+
+def decode_said(message: bytes) -> Said:
+    """The other way round."""
+    said: Said = msgspec.msgpack.decode(message, type=Said)
+    return said
