@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from sigd.daemon.examiner import Examiner
     from sigd.daemon.model_config import ModelConfig
+    from sigd.daemon.shadow.supervisor import Shadows
     from sigd.models.backend import Backend
 
 
@@ -121,7 +122,6 @@ def run(config: Config, *, check: bool) -> int:
         pin_to_cpu,
         warn_of_realtime_spin,
     )
-    from sigd.daemon.recording.recorder import check_directory
     from sigd.daemon.service import Service
     from sigd.daemon.shadow.supervisor import start_shadows
     from sigd.models.registry import backend_names
@@ -148,16 +148,7 @@ def run(config: Config, *, check: bool) -> int:
     backends = [_open(model) for model in config.models()]
     shadows = start_shadows(config, backends, cores)
     if check:
-        shadows.close()
-        if config.recorder.directory:
-            check_directory(Path(config.recorder.directory))
-        for backend in backends:
-            spec = backend.spec
-            backend.close()
-            click.echo(
-                f"good: {spec.path} ({spec.features} -> {spec.outputs}) runs on {backend.name}; it would serve at"
-                f" {config.socket_path}"
-            )
+        _say_good(config, backends, shadows)
         return 0
     config = msgspec.structs.replace(config, connections_max=allow_descriptors(config.connections_max))
 
@@ -167,6 +158,23 @@ def run(config: Config, *, check: bool) -> int:
     if service.must_end_now:
         end_now(exit_code)
     return exit_code
+
+
+def _say_good(config: Config, backends: Iterable[Backend], shadows: Shadows) -> None:
+    """All of it can be opened; it is closed again. Raises UsageError where recordings may not be written."""
+    from sigd.daemon.recording.recorder import check_directory
+
+    if config.recorder.directory:
+        check_directory(Path(config.recorder.directory))
+    for backend in backends:
+        spec, shadow = backend.spec, shadows.status(backend.spec.name)
+        compared = "" if shadow is None else f", compared with {shadow.path} on {shadow.backend}"
+        backend.close()
+        click.echo(
+            f"good: {spec.path} ({spec.features} -> {spec.outputs}) runs on {backend.name}{compared}; it would serve at"
+            f" {config.socket_path}"
+        )
+    shadows.close()
 
 
 def _start_examiner(models: Iterable[ModelConfig], cores: AbstractSet[int]) -> Examiner | None:

@@ -40,7 +40,7 @@ class OutputStanding(msgspec.Struct, frozen=True):
     drift: float | None
 
 
-class Standing(msgspec.Struct, frozen=True):
+class Standing(msgspec.Struct, frozen=True, kw_only=True):
     """What has been counted since the daemon's start, of rows that were answered OK.
 
     Attributes:

@@ -22,7 +22,7 @@ from sigd.wire.ring import Region
 from sigd.wire.status import Transport
 
 if TYPE_CHECKING:
-    from sigd.daemon.recording.tap import Taps
+    from sigd.daemon.recording.both import SessionTaps
 
 
 class _Greeter:
@@ -65,7 +65,7 @@ class ServedClient:
         loop: asyncio.AbstractEventLoop,
         backend: Backend,
         counters: ModelCounters | None = None,
-        taps: Taps | None = None,
+        taps: SessionTaps | None = None,
     ) -> None:
         """`loop` does not run: `host.poll` is called by hand."""
         self.batcher = Batcher(

@@ -18,7 +18,7 @@ from sigd.daemon.counters import ClientCounters, ModelCounters
 from sigd.daemon.limits import Limits
 from sigd.daemon.peer import OpenRings
 from sigd.daemon.process import ignore_overflow
-from sigd.daemon.recording.tap import Taps
+from sigd.daemon.recording.both import SessionTaps
 from sigd.daemon.session import Session
 from sigd.models.errors import BackendFailed
 from sigd.models.spec import ModelSpec
@@ -317,7 +317,7 @@ class Rig:
         batch_rows_max: int = 8,
         linger_ns: int = 0,
         limits: Limits | None = None,
-        taps: Taps | None = None,
+        taps: SessionTaps | None = None,
         **bounds: Any,
     ) -> None:
         self.clock = FakeClock()

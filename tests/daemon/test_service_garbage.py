@@ -13,13 +13,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 import uvloop
 
 from sigd.daemon.config import Config
+from sigd.daemon.model_config import ShadowTable
 from sigd.daemon.notify import Notifier
 from sigd.daemon.recording.settings import RecorderConfig
 from sigd.daemon.service import Service
+from sigd.daemon.shadow.supervisor import start_shadows
 from sigd.models.registry import open_backend
 from sigd.wire.messages import Goodbye, Heartbeat, Hello
 
@@ -40,6 +43,7 @@ SAID: dict[str, list[bytes]] = {
     "heartbeats": [Hello().encode() + Heartbeat(1).encode() * 100],
     "requests": [],
     "requests that are recorded": [],
+    "requests that are recorded and compared": [],
     "requests that fail": [],
     "a lone request that fails": [],
     "requests and no answer taken": [],
@@ -90,6 +94,7 @@ def test_it_is_freed_by_reference_counts(
         **SAID,
         "requests": [hello, good, good, good + good + bad[:20]],
         "requests that are recorded": [hello, good, good, good + good + bad[:20]],
+        "requests that are recorded and compared": [hello, good, good, good + good + bad[:20]],
         "requests that fail": [hello, bad + good, bad + bad],
         "a lone request that fails": [hello, good, good, bad],
         "requests and no answer taken": [hello + good * 5000],
@@ -100,7 +105,7 @@ def test_it_is_freed_by_reference_counts(
     left: Counter[str] = Counter()
 
     async def main() -> int:
-        service = asyncio.create_task(Service(config, [backend], Notifier(), {}).run())
+        service = asyncio.create_task(Service(config, [backend], Notifier(), {}, shadows=shadows).run())
         while not path.exists():
             await asyncio.sleep(0.001)
         for times in (2, TIMES):
@@ -118,6 +123,10 @@ def test_it_is_freed_by_reference_counts(
         os.kill(os.getpid(), signal.SIGTERM)
         return await service
 
-    backend = open_backend(models.failing(4, 2))
+    path_of_model = models.failing(4, 2)
+    backend = open_backend(path_of_model)
+    if "compared" in what:
+        config = msgspec.structs.replace(config, shadow=ShadowTable(path=str(path_of_model)))
+    shadows = start_shadows(config, [backend], os.sched_getaffinity(0))
     assert uvloop.run(main()) == 0
     assert {name: count for name, count in left.items() if count >= TIMES} == {}

@@ -74,8 +74,9 @@ def expressions() -> dict[str, list[str]]:
 def test_every_series_that_is_asked_for_is_told(
     start_daemon: StartDaemon, models: ModelMaker, expressions: dict[str, list[str]], tmp_path: Path
 ) -> None:
+    model = str(models.copied(4))
     daemon = start_daemon(
-        "--model", str(models.copied(4)), "--idle", "spin", "--record", str(tmp_path / "kept")
+        "--model", model, "--shadow", model, "--idle", "spin", "--record", str(tmp_path / "kept")
     )
     with daemon.connect() as client:
         client.request([1.0, 2.0, 3.0, 4.0])
