@@ -21,6 +21,9 @@ from sigd.wire.recording import (
 _SHARE: Final = 4
 """A record takes no more than this part of the ring or of a segment, so that little is left empty at their ends."""
 
+_NUMBERS: Final = 1 << 40
+"""More than there are segments."""
+
 
 class Ring:
     """Written by one thread. A record is written to `memory` at `offset`, then `advance()` publishes it.
@@ -31,15 +34,15 @@ class Ring:
         offset: where in `memory` the next record goes.
         limit: up to where in `memory` there is room, as far as is known; past it `make_room()` is asked.
         base: what to add to an offset for its position in the stream.
-        segment: number of the segment that the next record belongs to; or another one, see `introduce_again()`.
+        segment: number of the segment that the next record belongs to, a larger one after `introduce_again()`.
         requests: answered so far, those that found no room among them.
         record_bytes_max: the longest record.
     """
 
     __slots__ = (
-        "_anew",
         "_capacity_bytes",
         "_descriptor",
+        "_first_number",
         "_stretch_bytes",
         "base",
         "limit",
@@ -61,7 +64,7 @@ class Ring:
         self.record_bytes_max = min(header.capacity_bytes, header.stretch_bytes) // _SHARE
         self.requests = 0
         self.segment = 0
-        self._anew = -1
+        self._first_number = 0
         self.offset = self.limit = RING_HEADER_BYTES
         self.base = -RING_HEADER_BYTES
 
@@ -111,7 +114,7 @@ class Ring:
             whole_to = min(
                 (head // length + 1) * length for length in (self._capacity_bytes, self._stretch_bytes)
             )
-            self.segment = head // self._stretch_bytes
+            self.segment = self._first_number + head // self._stretch_bytes
             self.offset = RING_HEADER_BYTES + head % self._capacity_bytes
             self.base = head - self.offset
             if head + count_bytes <= whole_to:
@@ -127,9 +130,9 @@ class Ring:
     def introduce_again(self) -> None:
         """Whoever reads has not seen what was before: each client is introduced with its next record, as in a new
         segment."""
-        # No tap has been introduced in a number that no segment has and no call before had; -1 is a new tap's.
-        self._anew -= 1
-        self.segment = self._anew
+        # From here on segments have numbers in which no tap has been introduced.
+        self._first_number += _NUMBERS
+        self.segment += _NUMBERS
 
     def drop(self, requests: int) -> None:
         """They were answered, and found no room."""

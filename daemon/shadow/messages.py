@@ -16,6 +16,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
         features, outputs: of that one.
         sample: share of the rows.
         cores: where it may run.
+        in_hurry: the daemon waits for it; else it is opened in idle time, as everything after that runs.
         demand_trust: whether the file must be one that others cannot change.
     """
 
@@ -23,7 +24,6 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     backend: str
     name: str
     batch_rows_max: int
-    intra_op_threads: int
     gpu: int
     mapped_io: bool
     device_timeout_ms: int
@@ -32,6 +32,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     outputs: int
     sample: float
     cores: list[int]
+    in_hurry: bool
     demand_trust: bool
     log_format: str
 

@@ -119,7 +119,8 @@ def open_shadow(task: Task) -> Backend:
         task.backend,
         task.batch_rows_max,
         task.name,
-        task.intra_op_threads,
+        # One thread, this one: no other would step aside.
+        1,
         GpuOptions(task.gpu, task.mapped_io, task.device_timeout_ms),
     )
     spec = backend.spec
@@ -136,7 +137,8 @@ def shadow(memory: int, channel: socket.socket) -> int:
     """See the module; the exit code."""
     task = decode_task(channel.recv(MESSAGE_BYTES_MAX))
     start_logging(logging.INFO, LogFormat(task.log_format), os.environ)
-    step_aside(frozenset(task.cores), in_no_hurry=True)
+    cores = frozenset(task.cores)
+    step_aside(cores, in_no_hurry=not task.in_hurry)
     if task.demand_trust:
         demand_trust()
     ignore_overflow()
@@ -146,6 +148,7 @@ def shadow(memory: int, channel: socket.socket) -> int:
         reason = str(error)[:_REASON_CHARACTERS_MAX]
         channel.send(encode(Refused(reason, isinstance(error, BackendUnavailable))))
         return 0
+    step_aside(cores, in_no_hurry=True)
     board = Board(map_board(memory))
     reader = RowReader(*map_ring(memory), task.features, task.outputs)
     comparison = Comparison(board.read(), task.outputs)

@@ -15,6 +15,8 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import replace
+
 from sigd.daemon.errors import EnvironmentLacks, UsageError
 from sigd.daemon.recording.ring import Ring
 from sigd.daemon.recording.tap import Taps
@@ -90,6 +92,8 @@ class Shadow:
                 start_new_session=True,
             )
         self._channel.send(encode(self._task))
+        # Only the first keeps anybody waiting.
+        self._task = replace(self._task, in_hurry=False)
 
     def wait_until_open(self) -> None:
         """Before anybody is served.
@@ -301,7 +305,6 @@ def _task(
         backend=table.backend,
         name=backend.spec.name,
         batch_rows_max=model.batch_rows_max,
-        intra_op_threads=model.intra_op_threads,
         gpu=gpu,
         mapped_io=model.gpu.mapped_io,
         device_timeout_ms=model.gpu.device_timeout_ms,
@@ -310,6 +313,7 @@ def _task(
         outputs=backend.spec.outputs,
         sample=table.sample,
         cores=sorted(cores),
+        in_hurry=True,
         demand_trust=trust_is_demanded(),
         log_format=config.log_format.value,
     )

@@ -121,6 +121,25 @@ def test_another_reader_skips_what_ended_the_one_before_and_knows_everybody_anew
     assert shadowed.reader.take_skipped() == 0
 
 
+def test_everybody_is_known_anew_in_a_ring_that_was_full(shadowed: Shadowed) -> None:
+    """Where the next record has to ask for room, in the segment that it was in."""
+    one, other = shadowed.rig.connect(), shadowed.rig.connect()
+    shadowed.ask(one, (0,))
+    shadowed.ask(other, (0,))
+    while not shadowed.ring.dropped:
+        shadowed.ask(one, (0,))
+        shadowed.ask(other, (0,))
+    shadowed.new_reader().skip_all()
+    shadowed.ring.introduce_again()
+    shadowed.reader.take_skipped()
+    for number in (1, 2):
+        shadowed.ask(one, (number,))
+        shadowed.ask(other, (number,))
+    (rows,) = shadowed.take()
+    assert rows.features[:, 0].tolist() == [1, 1, 2, 2]
+    assert shadowed.reader.take_skipped() == 0
+
+
 def test_requests_of_a_newer_version_that_are_longer(shadowed: Shadowed) -> None:
     client = shadowed.rig.connect()
     for longer_bytes in (0, 16, 16, 0):
