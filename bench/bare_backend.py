@@ -2,7 +2,7 @@
 
     python -m sigd.bench.bare_backend MODEL BACKEND BATCH_ROWS_MAX CPU
 
-Answers each line `ROWS SECONDS` on its standard input with a line `calls total_ns` and then as many int64 durations
+Answers each line `ROWS SECONDS PAUSE_NS` on its standard input with a line `calls total_ns` and then as many int64 durations
 in ns, the clock's own cost taken off. While it waits for a line it sleeps, so that the core is free for others.
 """
 
@@ -97,15 +97,15 @@ class BareBackend:
             if pipe is not None:
                 pipe.close()
 
-    def measure(self, rows: int, seconds: float) -> BareCalls:
-        """Time calls of `rows` rows for about `seconds`.
+    def measure(self, rows: int, seconds: float, pause_ns: int = 0) -> BareCalls:
+        """Time calls of `rows` rows for about `seconds`, each `pause_ns` after the one before.
 
         Raises:
             PeerFailed: the process ended.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(f"{rows} {seconds}\n".encode())
+        self._process.stdin.write(f"{rows} {seconds} {pause_ns}\n".encode())
         self._process.stdin.flush()
         calls, total_ns = (int(word) for word in self._line().split())
         durations = np.frombuffer(self._process.stdout.read(8 * calls), dtype=np.int64)
@@ -121,8 +121,12 @@ class BareBackend:
         return line.decode()
 
 
-def time_calls(call: Callable[[], object], seconds: float) -> tuple[array[int], int]:
-    """Call over and over for `seconds`: the duration of each in ns without the clock's own cost, and the total."""
+def time_calls(call: Callable[[], object], seconds: float, pause_ns: int = 0) -> tuple[array[int], int]:
+    """Call over and over for `seconds`: the duration of each in ns without the clock's own cost, and the total.
+
+    Args:
+        pause_ns: spent looking at the clock between two calls; 0 is back to back.
+    """
     clock_ns = time.monotonic_ns
     for _ in range(_WARMUP_CALLS):
         call()
@@ -137,6 +141,8 @@ def time_calls(call: Callable[[], object], seconds: float) -> tuple[array[int], 
         call()
         after_ns = clock_ns()
         append(after_ns - before_ns - clock_cost_ns)
+        while pause_ns and clock_ns() - after_ns < pause_ns:
+            pass
     return durations, after_ns - begin_ns
 
 
@@ -160,8 +166,8 @@ def _serve_timings(model: str, backend: str, batch_rows_max: int, cpu: int | Non
         gc.freeze()
         gc.disable()
         for line in sys.stdin:
-            rows, seconds = line.split()
-            durations, total_ns = time_calls(opened.bare_call(int(rows)), float(seconds))
+            rows, seconds, pause_ns = line.split()
+            durations, total_ns = time_calls(opened.bare_call(int(rows)), float(seconds), int(pause_ns))
             sys.stdout.buffer.write(f"{len(durations)} {total_ns}\n".encode())
             sys.stdout.buffer.write(durations.tobytes())
             sys.stdout.buffer.flush()

@@ -145,7 +145,7 @@ class Service:
         self._recorder = start_recorder(config, loop)
         self._shadows.watch(loop)
         self._models = ServedModels(list(map(self._make_batcher, config.models(), self._backends)))
-        rings = RingHost(loop, monotonic_ns, self._models.poll, lambda: self._ticker.wake())
+        rings = RingHost(loop, monotonic_ns, self._models.poll, lambda: self._ticker.wake(), self._counters)
         self._models.on_poll = rings.batch_with
         self._loader = Loader(loop, self._cores)
         reloader = self._make_reloader()

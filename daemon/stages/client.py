@@ -76,7 +76,7 @@ class ServedClient:
             on_fatal=_fail,
             taps=taps,
         )
-        self.host = RingHost(loop, monotonic_ns, self.batcher.poll, lambda: None)
+        self.host = RingHost(loop, monotonic_ns, self.batcher.poll, lambda: None, ClientCounters())
         peer = _Greeter()
         self.session = Session(peer, lambda _: self.batcher, ClientCounters(), self.host.open)
         hello = Hello(transport=Transport.SHARED_MEMORY, client_name="stages").encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,13 @@ def test_timed_calls_take_what_the_call_takes() -> None:
     assert sum(durations) < total_ns
 
 
+def test_a_pause_lies_between_two_calls() -> None:
+    begun_ns: list[int] = []
+    durations, _ = time_calls(lambda: begun_ns.append(time.monotonic_ns()), 0.02, pause_ns=100_000)
+    assert 1 < len(durations) <= 201
+    assert min(np.diff(begun_ns[-len(durations) :])) >= 100_000
+
+
 def test_the_timing_process_answers_for_the_backend(models: Any) -> None:
     with BareBackend(str(models.mlp()), "onnxruntime", 4, None) as backend:
         assert backend.batch_rows_max == 4
@@ -114,12 +122,14 @@ def test_a_round_measures_echo_backend_and_daemon_in_turn(
     programs: NativePrograms, transport: Transport
 ) -> None:
     order: list[str] = []
+    pauses_ns: list[int] = []
 
     class FakeBackend:
         batch_rows_max = 8
 
-        def measure(self, rows: int, seconds: float) -> BareCalls:
+        def measure(self, rows: int, seconds: float, pause_ns: int = 0) -> BareCalls:
             order.append(f"bare {rows} {seconds}")
+            pauses_ns.append(pause_ns)
             return bare(6.0, rows)
 
     def run_sigd() -> Measurement:
@@ -131,6 +141,10 @@ def test_a_round_measures_echo_backend_and_daemon_in_turn(
     backend: Any = FakeBackend()
     found = floor.run_round(plan, NativeLoad(programs), programs, backend, None, 0.5, run_sigd)
     assert order == ["bare 1 0.5", "bare 8 0.5", "sigd"]
+    echo_p50_ns = histogram.percentiles_ns(found.echo.counts.corrected, [50.0])[0]
+    assert pauses_ns == [echo_p50_ns, 0], (
+        "one row as often as a request could come; rows a second without a pause"
+    )
     assert found.echo.received == 200
     assert found.echo.violation is None
     assert found.echo.counts.corrected.sum() == 200

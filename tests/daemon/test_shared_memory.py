@@ -15,6 +15,7 @@ import pytest
 
 from sigd.daemon import shared_memory
 from sigd.daemon.counters import LatencyCounts
+from sigd.daemon.lone_ring import ANSWERED, NOTHING, WAITS, Found
 from sigd.daemon.session import Session
 from sigd.daemon.shared_memory import AWAKE_MAX, BEAT_S, BEATEN_AT_ONCE, RingHost, SessionRings
 from sigd.wire.layout import response_frame_bytes
@@ -75,7 +76,13 @@ class RingRig:
         self.rig = rig
         self.loop = Loop()
         self.wakes = 0
-        self.host = RingHost(self.loop, rig.clock, rig.batcher.poll, self._wake)  # type: ignore[arg-type]
+        self.host = RingHost(
+            self.loop,  # type: ignore[arg-type]
+            rig.clock,
+            rig.batcher.poll,
+            self._wake,
+            rig.client_counters,
+        )
         self.clients: list[RingClient] = []
 
     def _wake(self) -> None:
@@ -617,3 +624,30 @@ def test_what_is_lacking_is_told(rigged: RingRig, monkeypatch: pytest.MonkeyPatc
         rigged.host.close()
     assert len(os.listdir("/proc/self/fd")) == before
     assert rigged.rig.connect().session.serving, "the stream is still there"
+
+
+@pytest.mark.parametrize(
+    ("found", "connections", "looked"),
+    [
+        (ANSWERED, 1, 32),
+        (ANSWERED, 2, 4),
+        (NOTHING, 1, 128),
+        (NOTHING, 2, 8),
+        (WAITS, 1, 1),
+        (WAITS, 2, 1),
+    ],
+)
+def test_one_round_keeps_other_clients_waiting_for_a_few_requests_only(
+    rigged: RingRig, found: Found, connections: int, looked: int
+) -> None:
+    rigged.connect()
+    rigged.rig.client_counters.connections_open = connections
+    looks = []
+
+    def look() -> Found:
+        looks.append(found)
+        return found
+
+    rigged.host._looks = (look,)
+    assert rigged.host.poll() is (found != NOTHING)
+    assert len(looks) == looked
