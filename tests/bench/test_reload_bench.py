@@ -83,8 +83,8 @@ def test_the_whole_of_it_on_a_small_scale(
     monkeypatch.setattr(reload, "_TURN_S", 0.2)
     said: list[str] = []
     run = measure(asked(models.copied(4), transport=transport), NativeLoad(programs), said.append)
-    assert [reason for reason in run.reasons() if not reason.startswith("p99 is")] == []
-    assert (run.reloads, run.generations, run.lost) == (2, (1, 3), 0)
+    # Not what the machine has a say in: its p99, and whether a busy one kept the rate.
+    assert (run.reloads, run.generations, run.lost, run.failures, run.in_order) == (2, (1, 3), 0, [], True)
     assert min(run.requests) > 0
     assert run.received == sum(measurement.sent for measurement in run.measurements)
     assert said[0].startswith("starting a daemon: sigd serve ")
