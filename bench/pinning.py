@@ -49,17 +49,6 @@ def pinned(cpu: int | None) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-@contextmanager
-def kept_off(cpu: int | None) -> Iterator[None]:
-    """Keep whatever is started in the block off one core, where there is another; None leaves it alone."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, before - {cpu} or before)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
 def _physical_core(cpu: int) -> int:
     """The lowest CPU among those that share a physical core with `cpu`."""
     siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")

@@ -1,8 +1,8 @@
 """What reloads cost whoever asks meanwhile: an open loop in turns of equal length: at rest, with reloads, and beside a
-process that has nothing to do with the daemon and computes as long as a reload does, with idle priority.
+process that has nothing to do with the daemon and computes as much as a reload does, with idle priority.
 
 The last is the floor: what the machine makes of one more process. Where cores are few it may be more than the bar, and the
-daemon can do nothing about it. The client has a core to itself, the daemon and its processes share the others.
+daemon can do nothing about it.
 
 A request counts as "during" where any part of its life, from when it was due to its answer, lies in a reload: from the
 question to the daemon until its answer that the new model serves. Every request is kept.
@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -31,14 +31,13 @@ import numpy.typing as npt
 from sigd.bench import histogram, requests, schedule, verdict
 from sigd.bench.daemon_process import OwnDaemon, ServeOptions, ask_welcome
 from sigd.bench.load import LoadGenerator, LoadPlan, Measurement
-from sigd.bench.pinning import kept_off
 from sigd.bench.schedule import NS_PER_S
 from sigd.wire.messages import Hello
 from sigd.wire.status import Transport
 
 P99_RATIO_MAX: Final = 1.2
 _CLIENT_NAME: Final = "sigd bench"
-_TURN_S: Final = 2.0
+_TURN_S: Final = 5.0
 _WARMUP_S: Final = 0.3
 _PAUSE_S: Final = 0.05
 """Between two reloads."""
@@ -244,11 +243,9 @@ def measure(asked: Asked, generator: LoadGenerator, say: Say) -> Found:
             shutil.copyfile(source, file)
         serve = replace(asked.serve, model=str(files[0]))
         say("starting a daemon: sigd " + " ".join(serve.arguments("SOCKET")))
-        with kept_off(asked.cpu):
-            daemon = OwnDaemon(serve)
+        with OwnDaemon(serve) as daemon, ExitStack() as stack:
             operator = _Operator(daemon.socket_path + ".admin", files)
-            stranger = _Stranger(operator)
-        with daemon, closing(stranger):
+            stranger = stack.enter_context(closing(_Stranger(operator)))
             resting: list[Measurement] = []
             during: list[Measurement] = []
             beside: list[Measurement] = []

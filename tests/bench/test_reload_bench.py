@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +16,6 @@ from sigd.bench.commands.reload import asked_of, main
 from sigd.bench.load import SAMPLE
 from sigd.bench.load_native import NativeLoad
 from sigd.bench.native import NativePrograms
-from sigd.bench.pinning import kept_off
 from sigd.bench.reload import Asked, Found, measure
 from sigd.wire.ring import why_not_here
 
@@ -115,13 +113,3 @@ def test_the_command_shows_the_bar_beside_the_floor_and_ends_by_it(
     assert as_json["passed"] is (exit_code == 0)
     assert (as_json["p99_ratio"], as_json["p99_floor_ratio"]) == (during_us / 100, 1.1)
     assert as_json["generations"] == [1, 3]
-
-
-def test_what_is_started_meanwhile_stays_off_the_clients_core() -> None:
-    before = os.sched_getaffinity(0)
-    cpu = min(before)
-    with kept_off(cpu):
-        assert os.sched_getaffinity(0) == (before - {cpu} or before)
-    assert os.sched_getaffinity(0) == before
-    with kept_off(None):
-        assert os.sched_getaffinity(0) == before
