@@ -15,6 +15,7 @@ import os
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 from typing import Self, TypeVar
@@ -318,11 +319,14 @@ class Asker:
         """
         answer = bytearray()
         try:
-            self._connection.sendall(msgspec.json.encode(request) + b"\n")
+            # Who closes without having read the question may still have said something before.
+            with suppress(BrokenPipeError):
+                self._connection.sendall(msgspec.json.encode(request) + b"\n")
             if patiently:
                 self._connection.settimeout(None)
-            while not answer.endswith(b"\n") and (part := self._connection.recv(1 << 16)):
-                answer += part
+            with suppress(ConnectionResetError):
+                while not answer.endswith(b"\n") and (part := self._connection.recv(1 << 16)):
+                    answer += part
         except OSError as error:
             raise self._lacking(error) from None
         if not answer:

@@ -6,7 +6,9 @@ import asyncio
 import json
 import os
 import socket
+import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -81,8 +83,10 @@ def serve(
             listener.listen(100)
             server = AdminServer(ops or {"status": _status}, timeout_s=timeout_s)
             await server.start(listener)
-            await asyncio.to_thread(ask, path)
-            server.close()
+            try:
+                await asyncio.to_thread(ask, path)
+            finally:
+                server.close()
 
     uvloop.run(main())
 
@@ -185,6 +189,7 @@ def test_asking_where_nobody_answers(tmp_path: Path) -> None:
         ask_status(tmp_path / "none")
 
 
+@pytest.mark.parametrize("reads", ["the question", "nothing", "nothing, and closes before it is asked"])
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
@@ -194,21 +199,29 @@ def test_asking_where_nobody_answers(tmp_path: Path) -> None:
         (b"{}", "the answer is no Status"),
     ],
 )
-def test_asking_somebody_who_is_no_daemon(
-    tmp_path: Path, answer: bytes, said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def _serve(_: AdminServer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(answer)
-        await writer.drain()
-        writer.close()
+def test_asking_somebody_who_is_no_daemon(tmp_path: Path, answer: bytes, said: str, reads: str) -> None:
+    """Whatever they said before they closed is told, also where the kernel makes an error of the unread question."""
+    path = tmp_path / "a"
+    closed = threading.Event()
 
-    monkeypatch.setattr(AdminServer, "_serve", _serve)
+    def answer_it(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            if reads != "nothing, and closes before it is asked":
+                connection.recv(1 << 16, socket.MSG_PEEK if reads == "nothing" else 0)
+            connection.sendall(answer)
+        closed.set()
 
-    def ask(path: Path) -> None:
-        with pytest.raises(DaemonError, match=said):
-            ask_status(path)
-
-    serve(tmp_path, ask)
+    with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor(1) as other:
+        listener.bind(str(path))
+        listener.listen()
+        answered = other.submit(answer_it, listener)
+        with Asker(path) as asker:
+            if reads == "nothing, and closes before it is asked":
+                assert closed.wait(60)
+            with pytest.raises(DaemonError, match=said):
+                asker.ask(AdminRequest("status"), Status)
+        answered.result()
 
 
 def test_asking_a_daemon_that_hangs(tmp_path: Path) -> None:

@@ -104,8 +104,10 @@ def run(
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: server.errors.append(context))
         listening = await loop.create_unix_server(server.make, server.path)
-        await scene(server)
-        listening.close()
+        try:
+            await scene(server)
+        finally:
+            listening.close()
         await until(lambda: len(server.closed) == len(server.opened))
         assert server.errors == []
 
