@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +71,34 @@ def test_the_daemon_answers_as_the_oracle_does(socket: Path) -> None:
         np.testing.assert_allclose(answers["outputs"], oracle.outputs[:200], atol=allowed, rtol=0)
         for row in features[200:]:
             assert client.request(row).status is Status.OK
+
+
+def test_a_reload_while_it_serves(socket: Path, engine_of: EngineOf, run: Run) -> None:
+    """The new engine is captured and warmed up beside a loop that goes on launching."""
+    spec = read_spec(default_model_path())
+    features = np.random.default_rng(2).standard_normal(spec.features, np.float32)
+    answers: list[tuple[int, int]] = []
+    over = threading.Event()
+
+    def ask() -> None:
+        with connect(socket, timeout_s=60.0) as client:
+            while not over.is_set():
+                answer = client.request(features)
+                answers.append((answer.status, answer.model_generation))
+
+    with ThreadPoolExecutor(1) as asker:
+        asking = asker.submit(ask)
+        try:
+            for precision in ("fp16", "fp32"):
+                done = run("reload", "--socket", str(socket), "--model", str(engine_of(precision)))
+                assert done.returncode == 0, done.stderr
+        finally:
+            over.set()
+        asking.result()
+    assert {status for status, _ in answers} == {Status.OK}
+    generations = [generation for _, generation in answers]
+    assert generations == sorted(generations)
+    assert set(generations) >= {1, 2}
 
 
 @pytest.mark.parametrize("name", list(RUNS))

@@ -1,14 +1,17 @@
-"""The simulated driver itself: that it is as strict about order, time and misuse as a real one."""
+"""The simulated driver itself: that it is as strict about order, time and misuse as a real one, and more.
+
+What a real one can be asked as well is in tests/gpu/test_gpu_driver.py.
+"""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.gpu.copies import Copies, good
 
 NOT_READY, CAPTURE_UNSUPPORTED, CAPTURE_INVALIDATED = 600, 900, 901
 THREAD_LOCAL, GLOBAL = 1, 0
@@ -20,17 +23,6 @@ def driver() -> ModuleType:
 
     module: ModuleType = driver
     return module
-
-
-@pytest.fixture
-def ok() -> Callable[[tuple[Any, ...]], Any]:
-    """The value in an answer of cuda-bindings, which must be a good one."""
-
-    def ok(answer: tuple[Any, ...]) -> Any:
-        assert answer[0] == 0, answer[0]
-        return answer[1] if len(answer) > 1 else None
-
-    return ok
 
 
 @pytest.fixture
@@ -46,24 +38,6 @@ def pycuda(driver: ModuleType, control: Any) -> Iterator[ModuleType]:
     context.pop()
     context.detach()
     driver.cuCtxSetCurrent(0)
-
-
-class Copies:
-    """A pinned array that is copied to the device and back."""
-
-    def __init__(self, pycuda: Any) -> None:
-        self.pycuda = pycuda
-        self.stream = pycuda.Stream(1)
-        self.event = pycuda.Event(pycuda.event_flags.DISABLE_TIMING)
-        self.source, self.target = (pycuda.pagelocked_empty((4,), np.float32) for _ in range(2))
-        self.device = pycuda.mem_alloc(self.source.nbytes)
-        self.source[:] = 1.0
-        self.target[:] = 0.0
-
-    def start(self) -> None:
-        self.pycuda.memcpy_htod_async(self.device, self.source, self.stream)
-        self.pycuda.memcpy_dtoh_async(self.target, self.device, self.stream)
-        self.event.record(self.stream)
 
 
 def test_work_takes_effect_when_it_is_due_and_not_before(pycuda: Any, control: Any) -> None:
@@ -115,69 +89,18 @@ def test_memory_that_others_hold_cannot_be_had(pycuda: Any, control: Any) -> Non
     pycuda.mem_alloc(1 << 20).free()
 
 
-def test_without_a_context_nothing_goes(driver: ModuleType, pycuda: Any, ok: Any) -> None:
-    stream = ok(driver.cuStreamCreate(1))
-    codes: list[int] = []
-    thread = threading.Thread(target=lambda: codes.append(int(driver.cuStreamQuery(stream)[0])))
-    thread.start()
-    thread.join()
-    assert codes == [201]
-    ok(driver.cuStreamDestroy(stream))
+def test_a_graph_used_after_its_end_is_recognised(driver: ModuleType, pycuda: Any) -> None:
+    stream = good(driver.cuStreamCreate(1))
+    good(driver.cuStreamBeginCapture(stream, driver.CUstreamCaptureMode(1)))
+    executable = good(driver.cuGraphInstantiate(good(driver.cuStreamEndCapture(stream)), 0))
+    good(driver.cuGraphExecDestroy(executable))
+    assert driver.cuGraphLaunch(executable, stream)[0] == 400
 
 
-def test_a_handle_used_after_its_end_is_recognised(driver: ModuleType, pycuda: Any, ok: Any) -> None:
-    stream = ok(driver.cuStreamCreate(1))
-    ok(driver.cuStreamDestroy(stream))
+def test_a_handle_used_after_its_end_is_recognised(driver: ModuleType, pycuda: Any) -> None:
+    stream = good(driver.cuStreamCreate(1))
+    good(driver.cuStreamDestroy(stream))
     assert driver.cuStreamQuery(stream)[0] == 400
-
-
-def test_a_graph_does_what_was_captured_each_time_it_is_launched(
-    driver: ModuleType, pycuda: Any, control: Any, ok: Any
-) -> None:
-    copies = Copies(pycuda)
-    stream = ok(driver.cuStreamCreateWithPriority(1, -5))
-    ok(driver.cuStreamBeginCapture(stream, driver.CUstreamCaptureMode(THREAD_LOCAL)))
-    ok(driver.cuMemcpyHtoDAsync(int(copies.device), copies.source.ctypes.data, 16, stream))
-    ok(driver.cuMemcpyDtoHAsync(copies.target.ctypes.data, int(copies.device), 16, stream))
-    graph = ok(driver.cuStreamEndCapture(stream))
-    assert copies.target.tolist() == [0.0] * 4, "capturing runs nothing"
-    executable = ok(driver.cuGraphInstantiate(graph, 0))
-    for value in (3.0, 4.0):
-        copies.source[:] = value
-        ok(driver.cuGraphLaunch(executable, copies.stream.handle))
-        copies.stream.synchronize()
-        assert copies.target.tolist() == [value] * 4
-    ok(driver.cuGraphExecDestroy(executable))
-    assert driver.cuGraphLaunch(executable, copies.stream.handle)[0] == 400
-
-
-@pytest.mark.parametrize(("mode", "code"), [(GLOBAL, CAPTURE_UNSUPPORTED), (THREAD_LOCAL, 0)])
-def test_a_capture_disturbs_other_threads_in_global_mode_only(
-    driver: ModuleType, pycuda: Any, ok: Any, mode: int, code: int
-) -> None:
-    copies = Copies(pycuda)
-    context = ok(driver.cuCtxGetCurrent())
-    stream = ok(driver.cuStreamCreate(1))
-    ok(driver.cuStreamBeginCapture(stream, driver.CUstreamCaptureMode(mode)))
-    codes: list[int] = []
-
-    def elsewhere() -> None:
-        driver.cuCtxSetCurrent(context)
-        codes.append(int(driver.cuStreamQuery(copies.stream.handle)[0]))
-
-    thread = threading.Thread(target=elsewhere)
-    thread.start()
-    thread.join()
-    assert codes == [code]
-    ended, _ = driver.cuStreamEndCapture(stream)
-    assert ended == (CAPTURE_INVALIDATED if code else 0)
-
-
-def test_allocating_breaks_the_capture_of_its_thread(driver: ModuleType, pycuda: Any, ok: Any) -> None:
-    stream = ok(driver.cuStreamCreate(1))
-    ok(driver.cuStreamBeginCapture(stream, driver.CUstreamCaptureMode(THREAD_LOCAL)))
-    assert driver.cuMemAlloc(256)[0] == CAPTURE_UNSUPPORTED
-    assert driver.cuStreamEndCapture(stream)[0] == CAPTURE_INVALIDATED
 
 
 def test_a_stalled_piece_of_work_is_late_and_the_next_one_is_not(pycuda: Any, control: Any) -> None:
@@ -204,7 +127,7 @@ def test_on_a_device_that_hangs_nothing_finishes(pycuda: Any, control: Any) -> N
 
 @pytest.mark.parametrize("code", [700, 719])
 def test_a_kernel_that_fails_kills_the_context(
-    driver: ModuleType, pycuda: Any, control: Any, ok: Any, code: int
+    driver: ModuleType, pycuda: Any, control: Any, code: int
 ) -> None:
     from tensorrt.kernel import Launch
 

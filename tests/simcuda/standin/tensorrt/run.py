@@ -8,7 +8,7 @@ from enum import IntEnum
 import onnx
 from cuda.bindings import driver
 
-from tensorrt.kernel import Kernel, Launch
+from tensorrt.device import Kernel, Launch
 from tensorrt.logger import ILogger
 from tensorrt.plan import Plan, read_plan
 
@@ -88,7 +88,12 @@ class Runtime:
         if code:
             self._say(f"requested {plan.weights_bytes} bytes of GPU memory: {code.name} (out of memory)")
             return None
-        return self.make_engine(plan, int(weights))
+        try:
+            return self.make_engine(plan, int(weights))
+        except (MemoryError, ValueError) as error:
+            driver.cuMemFree(weights)
+            self._say(f"out of memory: {error}" if isinstance(error, MemoryError) else str(error))
+            return None
 
     def make_engine(self, plan: Plan, weights: int) -> ICudaEngine:
         """The engine of a plan whose weights are on the device."""
@@ -122,6 +127,7 @@ class ICudaEngine:
     """An engine: one input, one output, weights on the device."""
 
     def __init__(self, plan: Plan, weights: int, logger: ILogger) -> None:
+        self._weights = 0
         self.plan = plan
         self.logger = logger
         self.kernel = Kernel(plan.onnx)
@@ -133,7 +139,8 @@ class ICudaEngine:
 
     def __del__(self) -> None:
         _need_context()
-        driver.cuMemFree(self._weights)
+        if self._weights:
+            driver.cuMemFree(self._weights)
 
     @property
     def num_io_tensors(self) -> int:
