@@ -129,14 +129,18 @@ def wait_for_tasks(channel: socket.socket, cores: AbstractSet[int]) -> None:
         if status and not reason:
             reason = f"the process that examined it {_ended_how(status)}"
         if reason:
-            channel.send(encode(Refused(reason)))
+            # A daemon that has ended meanwhile takes no answer, and the next message is the end of them.
+            with suppress(BrokenPipeError):
+                channel.send(encode(Refused(reason)))
 
 
 def _practise() -> None:
     """What is loaded with the first file is loaded now, not for each file anew: that is three quarters of the time."""
     with suppress(FileNotFoundError):
         _, descriptor = examine(Task(os.fsencode(default_model_path()), AUTO, 1, "practice", 1))
-        os.close(descriptor)
+        # Where memory is short there is none, and the first file has to wait for what was to be loaded here.
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 def _watch(ended: int, channel: socket.socket) -> str:

@@ -25,6 +25,7 @@ from types import ModuleType
 from typing import Any, Final, TypeVar
 
 from sigd.models.errors import BackendUnavailable
+from sigd.models.gpu_memory import who_holds
 
 OUT_OF_MEMORY: Final = 2
 INVALID_CONTEXT: Final = 201
@@ -283,20 +284,26 @@ class Gpu:
             return error.sticky
 
     def _retain(self) -> Any:
-        flags = self.driver.CUctx_flags
-        spinning = int(flags.CU_CTX_SCHED_SPIN) | int(flags.CU_CTX_MAP_HOST)
+        # Not CU_CTX_MAP_HOST: every context maps host memory, and here drivers refuse that flag.
+        spinning = int(self.driver.CUctx_flags.CU_CTX_SCHED_SPIN)
         (code,) = self.driver.cuDevicePrimaryCtxSetFlags(self.facts.index, spinning)
         # Where somebody else in this process has the context already it stays as it is.
         if code and int(code) != _PRIMARY_CONTEXT_ACTIVE:
             raise self._unavailable(self.error_name(code))
         try:
             return self.pycuda.Device(self.facts.index).retain_primary_context()
+        except self.pycuda.MemoryError as error:
+            facts = self.facts
+            raise BackendUnavailable(
+                f"the memory of GPU {facts.index} ({facts.name}) is too full for a context ({error}):"
+                f" {who_holds(facts.pci_bus_id)}"
+            ) from error
         except self.pycuda.Error as error:
             raise self._unavailable(str(error)) from error
 
     def _unavailable(self, reason: str) -> BackendUnavailable:
         facts = self.facts
         return BackendUnavailable(
-            f"GPU {facts.index} ({facts.name}) gives no context: {reason}: does nvidia-smi answer, is its memory full, is the"
+            f"GPU {facts.index} ({facts.name}) gives no context: {reason}: does nvidia-smi answer, is the"
             " card in exclusive mode?"
         )

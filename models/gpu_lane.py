@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterable
 from time import monotonic_ns
 from typing import Any, Final
@@ -11,6 +12,7 @@ import numpy as np
 from sigd.models.backend import Float32Array
 from sigd.models.cuda import CudaError, Gpu
 
+_FLOAT_BYTES: Final = 4
 _STREAM_NON_BLOCKING: Final = 1
 """CU_STREAM_NON_BLOCKING: no implicit waiting for the default stream, which other users of the context may use."""
 
@@ -92,24 +94,39 @@ class Lane:
         self.stream = self.event = self.handle = self._capture_stream = None
 
 
+# PyCUDA keeps Python's lock while memory is taken and freed, and freeing waits for the device: a loop that serves another
+# engine meanwhile would stand still. cuda-bindings lets go of it.
+
+
 def pinned_rows(gpu: Gpu, rows: int, columns: int) -> Float32Array:
     """Zeros, float32, (rows, columns), in page-locked memory that the GPU can also address. Inside `Gpu.run`.
 
     Not write-combined: the daemon reads what it has written there, and that would cost it a bus access each time.
     """
-    flags = gpu.pycuda.host_alloc_flags.DEVICEMAP
-    array: Float32Array = gpu.pycuda.pagelocked_empty((rows, columns), np.float32, mem_flags=flags)
+    floats = rows * columns
+    flags = gpu.driver.CU_MEMHOSTALLOC_DEVICEMAP
+    address = gpu.checked("cuMemHostAlloc", gpu.driver.cuMemHostAlloc(floats * _FLOAT_BYTES, flags))
+    array: Float32Array = np.ctypeslib.as_array((ctypes.c_float * floats).from_address(int(address)))
     array[:] = 0.0
-    return array
+    return array.reshape(rows, columns)
 
 
-def mapped_address(array: Float32Array) -> int:
+def mapped_address(gpu: Gpu, array: Float32Array) -> int:
     """Where the GPU finds an array of `pinned_rows`."""
-    allocation: Any = array.base
-    return int(allocation.get_device_pointer())
+    answer = gpu.driver.cuMemHostGetDevicePointer(array.ctypes.data, 0)
+    return int(gpu.checked("cuMemHostGetDevicePointer", answer))
 
 
-def free_pinned(array: Float32Array) -> None:
+def free_pinned(gpu: Gpu, array: Float32Array) -> None:
     """Free an array of `pinned_rows`, whoever still holds it. Inside `Gpu.run`."""
-    allocation: Any = array.base
-    allocation.free()
+    gpu.checked("cuMemFreeHost", gpu.driver.cuMemFreeHost(array.ctypes.data))
+
+
+def device_memory(gpu: Gpu, size_bytes: int) -> int:
+    """The address of that much memory on the GPU. Inside `Gpu.run`. Raises CudaError."""
+    return int(gpu.checked("cuMemAlloc", gpu.driver.cuMemAlloc(size_bytes)))
+
+
+def free_device_memory(gpu: Gpu, address: int) -> None:
+    """Free what `device_memory` gave. Inside `Gpu.run`. Raises CudaError."""
+    gpu.checked("cuMemFree", gpu.driver.cuMemFree(address))

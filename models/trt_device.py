@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any
 from sigd.models.backend import Float32Array, buckets
 from sigd.models.cuda import Gpu
 from sigd.models.errors import ModelRefused
-from sigd.models.gpu_lane import Lane, free_pinned, mapped_address, pinned_rows
+from sigd.models.gpu_lane import (
+    Lane,
+    device_memory,
+    free_device_memory,
+    free_pinned,
+    mapped_address,
+    pinned_rows,
+)
 from sigd.models.spec import ModelSpec
 from sigd.models.trt_api import EngineTensor, RowRange, TensorRt
 
@@ -92,7 +99,7 @@ class PreparedEngine:
         self._mapped = mapped
         self._timeout_ms = timeout_ms
         self._engine: Engine | None = None
-        self._memory: list[Any] = []
+        self._memory: list[int] = []
         self._pinned: list[Float32Array] = []
         self._contexts: list[ExecutionContext] = []
         self._executables: list[Any] = []
@@ -127,10 +134,10 @@ class PreparedEngine:
         pinned, self._pinned = self._pinned, []
         if hasattr(self, "lane"):
             self.lane.close(executables)
-        for allocation in memory:
-            allocation.free()
+        for address in memory:
+            free_device_memory(self._gpu, address)
         for array in pinned:
-            free_pinned(array)
+            free_pinned(self._gpu, array)
 
     def _checked_tensors(self, engine: Engine) -> tuple[EngineTensor, EngineTensor]:
         """Input and output, once they are what the spec says."""
@@ -162,9 +169,9 @@ class PreparedEngine:
             ) from error
 
     def _allocate(self, size_bytes: int) -> tuple[int, int]:
-        memory = self._gpu.pycuda.mem_alloc(size_bytes)
-        self._memory.append(memory)
-        return int(memory), size_bytes
+        address = device_memory(self._gpu, size_bytes)
+        self._memory.append(address)
+        return address, size_bytes
 
     def _make_arrays(self, rows: int) -> Arrays:
         inputs = pinned_rows(self._gpu, rows, self._spec.features)
@@ -172,7 +179,9 @@ class PreparedEngine:
         outputs = pinned_rows(self._gpu, rows, self._spec.outputs)
         self._pinned.append(outputs)
         if self._mapped:
-            return Arrays(inputs, outputs, mapped_address(inputs), mapped_address(outputs))
+            return Arrays(
+                inputs, outputs, mapped_address(self._gpu, inputs), mapped_address(self._gpu, outputs)
+            )
         return Arrays(inputs, outputs, self._allocate(inputs.nbytes)[0], self._allocate(outputs.nbytes)[0])
 
     def _prepare(self, size: int, profile: int) -> Any:

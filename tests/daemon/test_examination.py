@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from sigd.daemon.examination import (
     encode,
     examine,
     received,
+    wait_for_tasks,
 )
 from sigd.models.build.pipeline import build_engine
 from sigd.models.build.request import Batches, BuildRequest
@@ -156,3 +158,45 @@ def test_one_that_ends_by_itself_is_waited_for() -> None:
 )
 def test_how_a_process_ended(status: int, said: str) -> None:
     assert examination._ended_how(status) == said
+
+
+def examiner(
+    monkeypatch: pytest.MonkeyPatch, message: bytes, *, waits: bool = True
+) -> tuple[int, bytes | None]:
+    """The exit status of a process that examines that, and its answer; None where the daemon ends without waiting."""
+    monkeypatch.setattr(examination, "step_aside", lambda *_, **__: None)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    child = os.fork()
+    if child == 0:
+        try:
+            ours.close()
+            wait_for_tasks(theirs, {0})
+            os._exit(0)
+        finally:
+            os._exit(1)
+    theirs.close()
+    with ours:
+        ours.send(message)
+        answer = ours.recv(MESSAGE_BYTES_MAX) if waits else None
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), answer
+
+
+def test_without_memory_for_practice_it_examines_all_the_same(
+    models: ModelMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def _too_much(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(examination, "open_backend", _too_much)
+    status, answer = examiner(monkeypatch, encode(task_for(models.scaled(3.0, 4))))
+    assert status == 0
+    assert answer is not None
+    verdict = decode_verdict(answer)
+    assert isinstance(verdict, Refused)
+    assert "out of memory" in verdict.reason
+
+
+def test_a_daemon_that_has_ended_is_not_answered(models: ModelMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examination, "_practise", lambda: None)
+    monkeypatch.setattr(examination, "examine", lambda _: time.sleep(60))
+    assert examiner(monkeypatch, encode(task_for(models.scaled(3.0, 4))), waits=False) == (0, None)

@@ -176,7 +176,8 @@ def test_sessions_come_and_go_and_leave_nothing(start_daemon: StartDaemon, model
         with shared(daemon, ring_slots=64) as client:
             client.send_many(np.ones((turn % 3, 4)))
     daemon.until(lambda status: status.connections_open == 0)
-    assert daemon.descriptors() <= before
+    # Where the daemon still has the connection over which it was asked, it will not the next time.
+    daemon.until(lambda _: daemon.descriptors() <= before)
     assert len(os.listdir("/proc/self/fd")) == own
     maps = Path(f"/proc/{daemon.process.pid}/maps").read_text() + Path("/proc/self/maps").read_text()
     assert "memfd:sigd" not in maps

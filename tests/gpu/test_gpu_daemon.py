@@ -48,10 +48,13 @@ def socket(engine_of: EngineOf, tmp_path: Path) -> Iterator[Path]:
         line = daemon.stdout.readline()
         if not line.startswith("sigd ready: "):
             pytest.fail(daemon.stderr.read())
-        yield path
-        daemon.terminate()
-        said = daemon.stderr.read()
-        assert daemon.wait(60) == 0, said
+        try:
+            yield path
+            daemon.terminate()
+            _, said = daemon.communicate(timeout=60)
+        finally:
+            daemon.kill()
+        assert daemon.returncode == 0, said
         assert "Traceback" not in said
         assert "PyCUDA" not in said
 

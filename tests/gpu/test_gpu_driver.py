@@ -15,7 +15,7 @@ from tests.gpu.copies import Copies, good
 
 pytestmark = pytest.mark.gpu
 
-NO_CONTEXT, CAPTURE_UNSUPPORTED, CAPTURE_INVALIDATED = 201, 900, 901
+INVALID_VALUE, NO_CONTEXT, CAPTURE_UNSUPPORTED, CAPTURE_INVALIDATED = 1, 201, 900, 901
 GLOBAL, THREAD_LOCAL = 0, 1
 
 
@@ -70,10 +70,15 @@ def elsewhere(driver: ModuleType, work: Callable[[], tuple[Any, ...]], *, contex
     return codes[0]
 
 
-def test_without_a_context_nothing_goes(driver: ModuleType, pycuda: Any) -> None:
-    stream = good(driver.cuStreamCreate(1))
-    assert elsewhere(driver, lambda: driver.cuStreamQuery(stream), context=False) == NO_CONTEXT
-    good(driver.cuStreamDestroy(stream))
+def test_without_a_context_nothing_can_be_made(driver: ModuleType, pycuda: Any) -> None:
+    assert elsewhere(driver, lambda: driver.cuMemAlloc(256), context=False) == NO_CONTEXT
+
+
+def test_the_primary_context_may_be_told_to_spin_and_not_to_map(driver: ModuleType) -> None:
+    flags = driver.CUctx_flags
+    spin, mapped = int(flags.CU_CTX_SCHED_SPIN), int(flags.CU_CTX_MAP_HOST)
+    assert driver.cuDevicePrimaryCtxSetFlags(0, spin)[0] == 0
+    assert driver.cuDevicePrimaryCtxSetFlags(0, spin | mapped)[0] == INVALID_VALUE
 
 
 def test_a_graph_does_what_was_captured_each_time_it_is_launched(

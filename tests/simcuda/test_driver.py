@@ -5,6 +5,7 @@ What a real one can be asked as well is in tests/gpu/test_gpu_driver.py.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -87,6 +88,17 @@ def test_memory_that_others_hold_cannot_be_had(pycuda: Any, control: Any) -> Non
     with pytest.raises(pycuda.MemoryError, match="out of memory"):
         pycuda.mem_alloc(2 << 20)
     pycuda.mem_alloc(1 << 20).free()
+
+
+def test_a_stream_of_another_context_is_not_to_be_asked(driver: ModuleType, pycuda: Any) -> None:
+    """A real one answers a thread without a context; there is no need to rely on it."""
+    stream = good(driver.cuStreamCreate(1))
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(int(driver.cuStreamQuery(stream)[0])))
+    thread.start()
+    thread.join()
+    assert codes == [201]
+    good(driver.cuStreamDestroy(stream))
 
 
 def test_a_graph_used_after_its_end_is_recognised(driver: ModuleType, pycuda: Any) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,14 @@ import pytest
 
 from sigd.models.cuda import CudaError, Gpu, gpu_facts
 from sigd.models.errors import BackendUnavailable
-from sigd.models.gpu_lane import Lane, free_pinned, mapped_address, pinned_rows
+from sigd.models.gpu_lane import (
+    Lane,
+    device_memory,
+    free_device_memory,
+    free_pinned,
+    mapped_address,
+    pinned_rows,
+)
 
 ILLEGAL_ADDRESS, LAUNCH_FAILED, INVALID_CONTEXT = 700, 719, 201
 
@@ -117,13 +125,13 @@ def test_a_thread_needs_the_context_before_it_may_launch(gpu: Gpu, lane: Lane) -
 
 def test_a_capture_runs_in_order_and_with_the_highest_priority(gpu: Gpu, lane: Lane) -> None:
     source, target = gpu.run(lambda: (pinned_rows(gpu, 2, 3), pinned_rows(gpu, 2, 3)))
-    memory = gpu.run(lambda: gpu.pycuda.mem_alloc(source.nbytes))
+    memory = gpu.run(lambda: device_memory(gpu, source.nbytes))
     priorities: list[int] = []
 
     def record(stream: int) -> None:
         priorities.append(gpu.checked("cuStreamGetPriority", gpu.driver.cuStreamGetPriority(stream)))
-        lane.copy_in(int(memory), source, stream)
-        lane.copy_out(target, int(memory), stream)
+        lane.copy_in(memory, source, stream)
+        lane.copy_out(target, memory, stream)
 
     graph = gpu.run(lambda: lane.capture(record))
     source[:] = 7.0
@@ -131,8 +139,33 @@ def test_a_capture_runs_in_order_and_with_the_highest_priority(gpu: Gpu, lane: L
     lane.finish(1000)
     assert priorities == [-5]
     assert target.tolist() == [[7.0] * 3] * 2
-    for free in (memory.free, partial(free_pinned, source), partial(free_pinned, target)):
+    for free in (
+        partial(free_device_memory, gpu, memory),
+        partial(free_pinned, gpu, source),
+        partial(free_pinned, gpu, target),
+    ):
         gpu.run(free)
+
+
+@pytest.mark.parametrize("what", ["device memory", "pinned memory"])
+def test_freeing_waits_for_the_gpu_and_keeps_no_other_thread_waiting(
+    gpu: Gpu, lane: Lane, control: Any, what: str
+) -> None:
+    """With Python's lock held it would for ever, where the GPU's work needs the loop."""
+    source, spare = gpu.run(lambda: (pinned_rows(gpu, 2, 3), pinned_rows(gpu, 2, 3)))
+    memory, unused = gpu.run(lambda: (device_memory(gpu, source.nbytes), device_memory(gpu, 256)))
+    free = (
+        partial(free_device_memory, gpu, unused)
+        if what == "device memory"
+        else partial(free_pinned, gpu, spare)
+    )
+    control.hang = 1
+    lane.copy_in(memory, source, lane.stream.handle)
+    with ThreadPoolExecutor(1) as executor:
+        freeing = executor.submit(gpu.run, free)
+        assert not wait([freeing], timeout=0.1).done
+        control.hang = 0
+        freeing.result(60)
 
 
 def test_pinned_rows_are_zeros_that_the_gpu_can_address(gpu: Gpu) -> None:
@@ -140,8 +173,8 @@ def test_pinned_rows_are_zeros_that_the_gpu_can_address(gpu: Gpu) -> None:
     assert rows.shape == (3, 5)
     assert rows.dtype == np.float32
     assert not rows.any()
-    assert gpu.run(lambda: mapped_address(rows)) == rows.ctypes.data
-    gpu.run(lambda: free_pinned(rows))
+    assert gpu.run(lambda: mapped_address(gpu, rows)) == rows.ctypes.data
+    gpu.run(lambda: free_pinned(gpu, rows))
 
 
 def test_a_failed_capture_leaves_the_lane_usable(gpu: Gpu, lane: Lane) -> None:

@@ -119,6 +119,8 @@ EXPORT CUresult CUDAAPI cuDeviceGetAttribute(int *value, CUdevice_attribute attr
 EXPORT CUresult CUDAAPI cuDevicePrimaryCtxSetFlags(CUdevice device, unsigned flags) {
     ENTER(cuDevicePrimaryCtxSetFlags);
     NEED_DEVICE(device);
+    /* A real one refuses this flag here, although cuCtxCreate() takes it: all contexts map host memory. */
+    if (flags & CU_CTX_MAP_HOST) return CUDA_ERROR_INVALID_VALUE;
     primary[device].flags = flags;
     return CUDA_SUCCESS;
 }
