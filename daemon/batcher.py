@@ -15,6 +15,7 @@ from math import inf
 from typing import TYPE_CHECKING, Final
 
 from sigd.daemon.limits import DEFAULTS, FEW_ROWS, Limits
+from sigd.daemon.lone import WAIT_NS_MAX
 from sigd.daemon.screening import Segment, fail_all, fail_rows_without_a_number, screen
 from sigd.models.errors import BackendFailed
 
@@ -87,6 +88,7 @@ class Batcher:
         self._ready: deque[Session] = deque()
         self._segments: list[Segment] = []
         self._submitted_ns = 0
+        self._left_running = False
         self.alone: Session | None = None
         self._failure_logged_ns = -_FAILURE_LOG_INTERVAL_NS
         self._successor: tuple[Backend, Callable[[Backend], None]] | None = None
@@ -98,6 +100,26 @@ class Batcher:
         """The model's bare call, whose errors are the runtime's own, failed on a request that ran alone."""
         failure = error if isinstance(error, BackendFailed) else BackendFailed(str(error))
         self._fail([Segment(session, 1, None, 0, 1)], failure)
+
+    def adopt(self, session: Session, submitted_ns: int) -> None:
+        """A lone request takes longer than it is waited for: it has gone the full way, and is the batch that runs.
+
+        Where it became something else there (one of many, or broken by a client that writes to its ring meanwhile), the
+        batch runs to its end, and nobody gets its answer.
+        """
+        self.alone = None
+        self._wake()
+        if session.closed or session.waiting_rows != 1 or session.marks:
+            self._left_running = True
+            if not session.closed and session.waiting_rows:
+                self.enqueue(session)
+            return
+        if session.queued:
+            session.queued = False
+            self._ready.remove(session)
+        session.in_batch_rows = 1
+        self._segments = [Segment(session, 1, None, 0, 1)]
+        self._submitted_ns = submitted_ns
 
     def enqueue(self, session: Session) -> None:
         """The session has waiting rows: it shall have a part in one of the next batches."""
@@ -148,7 +170,7 @@ class Batcher:
             done: called with the old one once nothing of it is needed any more.
         """
         self._successor = (backend, done)
-        if not self._segments:
+        if not self._runs:
             self._succeed()
 
     def _succeed(self) -> None:
@@ -172,7 +194,7 @@ class Batcher:
         self.backend = backend
         self.spec = backend.spec
         self.batch_rows_max = backend.batch_rows_max
-        self._may_be_alone = backend.synchronous and not self._linger_ns
+        self._may_be_alone = not self._linger_ns
         self._submit = backend.submit
 
     # -- the loop's side ---------------------------------------------------------------------------------------
@@ -184,7 +206,11 @@ class Batcher:
     @property
     def idle(self) -> bool:
         """True where no row waits and no batch runs."""
-        return not self._ready and not self._segments
+        return not self._ready and not self._runs
+
+    @property
+    def _runs(self) -> bool:
+        return bool(self._segments) or self._left_running
 
     @property
     def waiting_rows(self) -> int:
@@ -193,16 +219,19 @@ class Batcher:
 
     def poll(self) -> bool:
         """Finish the batch that runs, if it is done, and start the next. True where there is work left or was."""
-        if self._segments:
+        if self._segments or self._left_running:
             try:
                 if not self.backend.ready():
                     return True
             except Exception as error:  # noqa: BLE001  whatever it was, the rows must be answered
-                segments, self._segments = self._segments, []
+                segments, self._segments, self._left_running = self._segments, [], False
                 self._fail(segments, error)
                 self._succeed_if_due()
                 return True
-            self._complete(self.clock())
+            if self._left_running:
+                self._left_running = False
+            else:
+                self._complete(self.clock())
             self._succeed_if_due()
         if not self._ready:
             return False
@@ -235,8 +264,6 @@ class Batcher:
             segments.append(segment)
             session.in_batch_rows = take
             rows += segment.live
-        if self._may_be_alone and len(segments) == 1 and not self._ready and segments[0].session.serving:
-            self.alone = segments[0].session
         self._segments = segments
         self._submitted_ns = self.clock()
         if rows:
@@ -298,6 +325,14 @@ class Batcher:
             flat = self.backend.outputs[:rows].reshape(-1)
             if not flat.dot(flat) < inf:
                 fail_rows_without_a_number(self.backend.outputs[:rows], segments)
+        if (
+            self._may_be_alone
+            and len(segments) == 1
+            and not self._ready
+            and (infer_ns <= WAIT_NS_MAX or self.backend.synchronous)
+            and segments[0].session.serving
+        ):
+            self.alone = segments[0].session
         self.last_batch_ns = end_ns
         self._answer_all(segments, infer_ns, rows)
         if rows:

@@ -4,6 +4,10 @@ Everything it needs is at hand as a variable of a closure, made once for each co
 for a request, and one Python call deep it goes from arrived bytes to sent bytes. Whatever is unusual about a request
 makes it return False with nothing done, and the request goes the full way (session, screening, batcher), whose answers
 are the same to the bit.
+
+A batch on a device is waited for here too, in its place: the device runs one batch at a time, so whoever comes meanwhile
+could not have begun any sooner. Where it takes longer than `WAIT_NS_MAX` the request becomes the batcher's, as if it had
+come the full way, which those after it do until batches are short again.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from sigd.wire.status import Status
 if TYPE_CHECKING:
     from sigd.daemon.batcher import Batcher
     from sigd.daemon.session import Session
+    from sigd.models.backend import Backend
 
 LonePath = Callable[[int, int], bool]
 """(bytes that arrived, when) -> True where the request has been answered, False where nothing was done."""
@@ -34,6 +39,11 @@ LonePath = Callable[[int, int], bool]
 FEATURES_MAX: Final = 1024
 OUTPUTS_MAX: Final = 16
 """Past these a loop over single values, here in C and there in Python, costs more than NumPy's fixed price."""
+WAIT_NS_MAX: Final = 250_000
+"""How long the loop waits for a device: several batches of a model that is made for this, and less than anybody notices
+who has not asked for microseconds."""
+UNDER_WAY: Final = object()
+"""In place of what a run returns: it has not finished."""
 LONE_OUTCOME: Final = outcome_word(0, Status.OK, 1)
 U32: Final = 0xFFFF_FFFF
 
@@ -46,7 +56,29 @@ def never(count_bytes: int, now_ns: int) -> bool:
 def fits(batcher: Batcher) -> bool:
     """Whether the shortest way is for this model."""
     spec = batcher.spec
-    return batcher.backend.synchronous and spec.features <= FEATURES_MAX and spec.outputs <= OUTPUTS_MAX
+    return spec.features <= FEATURES_MAX and spec.outputs <= OUTPUTS_MAX
+
+
+def lone_run(backend: Backend, clock: Callable[[], int]) -> Callable[[], object]:
+    """Runs the first row of the backend's `inputs`: UNDER_WAY where it gave up waiting, whatever else where it has finished.
+
+    Raises what the backend's `submit`, `ready` and `bare_call` do.
+    """
+    if backend.synchronous:
+        return backend.bare_call(1)
+    submit, ready = backend.submit, backend.ready
+
+    def run() -> object:
+        submit(1)
+        if ready():
+            return None
+        until_ns = clock() + WAIT_NS_MAX
+        while not ready():
+            if clock() > until_ns:
+                return UNDER_WAY
+        return None
+
+    return run
 
 
 def lone_path(session: Session, batcher: Batcher, clock: Callable[[], int]) -> LonePath:
@@ -60,7 +92,7 @@ def lone_path(session: Session, batcher: Batcher, clock: Callable[[], int]) -> L
     # The highest byte of every feature: sign and upper exponent. In a NaN or an infinity (exponent 255) it is 0x7F or
     # 0xFF; in a finite number only from 1.7e38 on, which the full way then looks at closely.
     high_bytes = slice(REQUEST_FEATURES_OFFSET + 3, features_end, 4)
-    run = backend.bare_call(1)
+    run = lone_run(backend, clock)
     model_input = backend.inputs[:1].data.cast("B")
     model_output = backend.outputs[:1].data.cast("B")
     output_floats = backend.outputs[0].data
@@ -88,7 +120,10 @@ def lone_path(session: Session, batcher: Batcher, clock: Callable[[], int]) -> L
         model_input[:] = features
         start_ns = clock()
         try:
-            run()
+            if run() is UNDER_WAY:
+                session.take_lone(count_bytes, now_ns)
+                batcher.adopt(session, start_ns)
+                return True
         except Exception as error:  # noqa: BLE001  whatever it was, the request must be answered
             session.take_lone(count_bytes, now_ns)
             batcher.fail_lone(session, error)

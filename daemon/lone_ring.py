@@ -12,7 +12,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Final
 
 from sigd.daemon.counters import FINE_SHIFT
-from sigd.daemon.lone import LONE_OUTCOME, U32, fits
+from sigd.daemon.lone import LONE_OUTCOME, U32, UNDER_WAY, fits, lone_run
 from sigd.wire import fields
 from sigd.wire.errors import FrameError
 from sigd.wire.layout import REQUEST_FEATURES_OFFSET, RESPONSE_OUTPUTS_OFFSET, header_word
@@ -85,7 +85,7 @@ def ring_look(
         views = response_views[place] = (frame, frame[RESPONSE_OUTPUTS_OFFSET:outputs_end])
         return views
 
-    run = backend.bare_call(1)
+    run = lone_run(backend, clock)
     model_input = backend.inputs[:1].data.cast("B")
     model_output = backend.outputs[:1].data.cast("B")
     output_floats = backend.outputs[0].data
@@ -130,7 +130,10 @@ def ring_look(
             return WAITS if take(now_ns) else NOTHING
         model_input[:] = features
         try:
-            run()
+            if run() is UNDER_WAY:
+                waits = take(now_ns)
+                batcher.adopt(session, now_ns)
+                return WAITS if waits else NOTHING
         except Exception:  # noqa: BLE001  the full way runs it once more, and says what failed
             return WAITS if take(now_ns) else NOTHING
         end_ns = clock()

@@ -103,10 +103,12 @@ def pinned_rows(gpu: Gpu, rows: int, columns: int) -> Float32Array:
 
     Not write-combined: the daemon reads what it has written there, and that would cost it a bus access each time.
     """
-    floats = rows * columns
+    size_bytes = rows * columns * _FLOAT_BYTES
     flags = gpu.driver.CU_MEMHOSTALLOC_DEVICEMAP
-    address = gpu.checked("cuMemHostAlloc", gpu.driver.cuMemHostAlloc(floats * _FLOAT_BYTES, flags))
-    array: Float32Array = np.ctypeslib.as_array((ctypes.c_float * floats).from_address(int(address)))
+    address = gpu.checked("cuMemHostAlloc", gpu.driver.cuMemHostAlloc(size_bytes, flags))
+    # By way of bytes: an array of ctypes' floats has a type of its own, which a memoryview of it cannot read.
+    memory = memoryview((ctypes.c_byte * size_bytes).from_address(int(address)))
+    array: Float32Array = np.frombuffer(memory, np.float32)
     array[:] = 0.0
     return array.reshape(rows, columns)
 

@@ -52,6 +52,9 @@ def test_arrays_have_the_shape_of_the_model(open_model: OpenBackend, models: Mod
         assert array.dtype == np.float32
         assert array.flags.c_contiguous
         assert array.flags.writeable
+    assert {backend.inputs.data.format, backend.outputs.data.format} == {"f"}, (
+        "single values can be read at C speed"
+    )
 
 
 def test_it_goes_by_its_name(open_model: OpenBackend, models: ModelMaker, backend_name: str) -> None:

@@ -53,6 +53,7 @@ class FakeBackend:
         run_ns: how far the clock moves while a batch runs.
         failure: raised by the next batch, at submit() or, where it is asynchronous, at ready().
         finished: where it is asynchronous, whether the batch that runs is done.
+        looks: where it is asynchronous, after how many looks a batch is done by itself; None is never. Each takes 1 us.
         closed: nothing may be run on it any more.
     """
 
@@ -82,6 +83,8 @@ class FakeBackend:
         self.run_ns = 0
         self.failure: Exception | None = None
         self.finished = False
+        self.looks: int | None = None
+        self._looked = 0
         self.factor = factor
         self.closed = False
         self._clock = clock
@@ -104,6 +107,7 @@ class FakeBackend:
             self._running = self.inputs.copy()
             self.outputs[:] = _UNFINISHED
             self.finished = False
+            self._looked = 0
             return False
         self._finish(rows)
         return True
@@ -111,7 +115,9 @@ class FakeBackend:
     def ready(self) -> bool:
         if self._running is None:
             return self.synchronous
-        if not self.finished:
+        self._looked += 1
+        if not self.finished and self._looked != self.looks:
+            self._clock.now_ns += 1000
             return False
         assert np.array_equal(self.inputs, self._running, equal_nan=True), "written to while the batch ran"
         assert (self.outputs == _UNFINISHED).all(), "written to while the batch ran"

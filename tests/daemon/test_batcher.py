@@ -38,8 +38,11 @@ features_of_any_kind = st.lists(
 )
 
 
+@pytest.mark.parametrize(
+    ("synchronous", "looks"), [(True, None), (False, 1), (False, 3), (False, None)], ids=str
+)
 @given(
-    st.lists(
+    asked=st.lists(
         st.tuples(
             features_of_any_kind,
             st.sampled_from([0, 0, 0, -1, 0.5, 2]),
@@ -52,10 +55,14 @@ features_of_any_kind = st.lists(
     )
 )
 def test_the_short_way_gives_the_same_answers_as_the_full_way(
-    make_rig: type[Rig], asked: list[tuple[list[float], float, int, int, int]]
+    make_rig: type[Rig],
+    synchronous: bool,
+    looks: int | None,
+    asked: list[tuple[list[float], float, int, int, int]],
 ) -> None:
-    """An asynchronous backend never takes the short way."""
-    short, full = make_rig(synchronous=True), make_rig(synchronous=False)
+    """Also where a device takes longer than it is waited for."""
+    short, full = make_rig(synchronous=synchronous), make_rig(synchronous=True)
+    short.backend.looks = looks
     for rig in (short, full):
         client = rig.connect()
         client.say(rig.request(0))
@@ -65,6 +72,8 @@ def test_the_short_way_gives_the_same_answers_as_the_full_way(
             # Late and spoilt at once may be told as either.
             rig.backend.run_ns = 0 if features[2] in (NAN_OUTPUT, INF_OUTPUT) else run_ns
             deadline_ns = rig.clock.now_ns + int(deadline_ms * MS) if deadline_ms else 0
+            if rig is full:
+                rig.batcher.rest()
             client.say(
                 rig.request(
                     sequence,

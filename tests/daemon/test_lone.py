@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sigd.daemon.counters import LatencyCounts
+from sigd.daemon.lone import WAIT_NS_MAX
 from sigd.wire.messages import Heartbeat
 from sigd.wire.status import GoodbyeCode, Status
 
@@ -92,9 +93,9 @@ def test_it_waits_for_the_whole_request(make_rig: type[Rig]) -> None:
     assert [answer.outputs[0] for answer in client.answers()] == [5.0]
 
 
-@pytest.mark.parametrize("case", ["two requests", "a heartbeat behind", "draining", "asynchronous", "linger"])
+@pytest.mark.parametrize("case", ["two requests", "a heartbeat behind", "draining", "linger"])
 def test_it_is_not_for(make_rig: type[Rig], case: str) -> None:
-    rig = make_rig(synchronous=case != "asynchronous", linger_ns=10**6 if case == "linger" else 0)
+    rig = make_rig(linger_ns=10**6 if case == "linger" else 0)
     client = rig.connect()
     client.say(rig.request(0))
     rig.clock.now_ns += 10**7
@@ -155,3 +156,108 @@ def test_it_answers_as_the_full_way_does(features: list[float], **fields_of_requ
         raw.append(bytes(client.raw))
         assert len(raw[-1]) > 0
     assert raw[0] == raw[1]
+
+
+# -- on a device ----------------------------------------------------------------------------------------------
+
+
+def on_a_device(make_rig: type[Rig], looks: int | None = 3) -> tuple[Rig, FakeClient]:
+    """A client that is alone, on a device that is done after so many looks."""
+    rig = make_rig(synchronous=False)
+    client = alone(rig)
+    rig.backend.looks = looks
+    return rig, client
+
+
+@pytest.mark.parametrize("looks", [1, 2, 100])
+def test_a_device_is_waited_for(make_rig: type[Rig], looks: int) -> None:
+    rig, client = on_a_device(make_rig, looks)
+    for sequence in range(1, 4):
+        assert answered_at_once(rig, client, rig.request(sequence, 7, 8))
+    answers = client.answers()
+    assert [answer.outputs for answer in answers] == [(7.0, 8.0)] * 3
+    assert {answer.infer_ns for answer in answers} == {1000 * (looks - 1)}
+    assert len(rig.backend.batches) == 4
+
+
+def test_a_device_that_takes_long_is_waited_for_by_the_loop(make_rig: type[Rig]) -> None:
+    rig, client = on_a_device(make_rig, looks=None)
+    assert not answered_at_once(rig, client, rig.request(1, 7, 8))
+    other = rig.connect()
+    other.say(rig.request(2, 5))
+    assert rig.batcher.poll()
+    assert len(rig.backend.batches) == 2, "one at a time"
+    rig.run()
+    (first,), (second,) = client.answers(), other.answers()
+    assert (first.outputs, second.outputs[0]) == ((7.0, 8.0), 5.0)
+    assert first.infer_ns > WAIT_NS_MAX
+    assert len(rig.backend.batches) == 3, "nothing is run twice"
+    assert rig.counters.by_status[Status.OK] == 3
+    assert rig.batcher.pending_rows == 0
+
+
+def test_after_a_long_one_they_go_the_full_way_until_one_is_short(make_rig: type[Rig]) -> None:
+    rig, client = on_a_device(make_rig, looks=None)
+    client.say(rig.request(1))
+    rig.run()
+    rig.backend.looks = 3
+    assert not answered_at_once(rig, client, rig.request(2))
+    rig.run()
+    assert answered_at_once(rig, client, rig.request(3))
+
+
+def test_a_device_that_fails_is_told_at_once(make_rig: type[Rig]) -> None:
+    rig, client = on_a_device(make_rig)
+    rig.backend.failure = RuntimeError("the device stumbled")
+    assert answered_at_once(rig, client, rig.request(1))
+    assert answered_at_once(rig, client, rig.request(2, 7, 8))
+    first, second = client.answers()
+    assert (first.status, second.status) == (Status.MODEL_ERROR, Status.OK)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_device_that_fails_on_a_long_one(make_rig: type[Rig], fails: bool) -> None:
+    rig, client = on_a_device(make_rig, looks=None)
+    client.say(rig.request(1))
+    rig.backend.failure = RuntimeError("the device stumbled") if fails else None
+    rig.run()
+    (answer,) = client.answers()
+    assert answer.status is (Status.MODEL_ERROR if fails else Status.OK)
+    assert rig.batcher.idle
+
+
+def test_who_leaves_while_a_long_one_runs_is_not_answered(make_rig: type[Rig]) -> None:
+    rig, client = on_a_device(make_rig, looks=None)
+    client.say(rig.request(1))
+    client.session.close()
+    assert rig.batcher.poll()
+    rig.run()
+    assert rig.batcher.idle
+    assert rig.batcher.pending_rows == 0
+
+
+def test_a_swap_waits_for_a_long_one(make_rig: type[Rig]) -> None:
+    rig, client = on_a_device(make_rig, looks=None)
+    client.say(rig.request(1, 10))
+    rig.swap()
+    assert not rig.backend.closed
+    rig.run()
+    client.say(rig.request(2, 10))
+    rig.run()
+    assert [(answer.model_generation, answer.outputs[0]) for answer in client.answers()] == [
+        (1, 10.0),
+        (2, 20.0),
+    ]
+
+
+def test_with_no_room_for_it_a_long_one_runs_for_nobody(make_rig: type[Rig]) -> None:
+    rig, client = on_a_device(make_rig, looks=None)
+    # As where others have asked for more than the daemon takes.
+    rig.batcher.pending_rows += 10**6
+    client.session.marks.mark_newest(1, 1, Status.BUSY)
+    client.say(rig.request(1))
+    rig.batcher.pending_rows -= 10**6
+    rig.run()
+    assert [answer.status for answer in client.answers()] == [Status.BUSY]
+    assert rig.batcher.idle
+    assert rig.batcher.pending_rows == 0

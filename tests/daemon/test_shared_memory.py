@@ -227,6 +227,62 @@ def test_a_lone_request_is_answered_in_one_look(make_rig: type[Rig]) -> None:
     assert rigged.rig.batcher.alone is client.session
 
 
+@pytest.mark.parametrize("looks", [1, 3, None])
+def test_a_lone_request_waits_for_a_device_as_long_as_it_is_quick(
+    make_rig: type[Rig], looks: int | None
+) -> None:
+    rigged = RingRig(make_rig(synchronous=False))
+    client = rigged.connect()
+    client.send(rigged.rig.requests([0]))
+    rigged.run()
+    assert client.answers() == [(0, Status.OK)]
+    rigged.rig.backend.looks = looks
+    for sequence in range(1, 4):
+        client.send(rigged.rig.requests([sequence]))
+        rigged.host.poll()
+        assert client.answers() == ([] if looks is None else [(sequence, Status.OK)])
+        rigged.run()
+        assert client.answers() == ([(sequence, Status.OK)] if looks is None else [])
+    assert len(rigged.rig.backend.batches) == 4, "nothing is run twice"
+
+
+@pytest.mark.parametrize("written", ["another", "nonsense", "two"])
+def test_what_becomes_something_else_while_a_device_runs_harms_nobody(
+    make_rig: type[Rig], monkeypatch: pytest.MonkeyPatch, written: str
+) -> None:
+    """A client that writes to its slot, or another one, while the loop waits for the device."""
+    rigged = RingRig(make_rig(synchronous=False))
+    ready, looks = rigged.rig.backend.ready, -1000
+
+    def look() -> bool:
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            if written == "two":
+                client.send(rigged.rig.requests([2]))
+            else:
+                frame = rigged.rig.requests([9])
+                client.requests.slot(1)[: len(frame)] = frame if written == "another" else bytes(len(frame))
+        return ready()
+
+    monkeypatch.setattr(rigged.rig.backend, "ready", look)
+    client = rigged.connect()
+    client.send(rigged.rig.requests([0]))
+    rigged.run()
+    client.answers()
+    looks = 0
+    client.send(rigged.rig.requests([1]))
+    rigged.host.poll()
+    rigged.run()
+    assert looks > 100
+    assert [sequence for sequence, _ in client.answers()] == {"another": [9], "nonsense": [], "two": [1, 2]}[
+        written
+    ]
+    assert client.session.closed is (written == "nonsense")
+    assert rigged.rig.batcher.idle
+    assert rigged.rig.batcher.pending_rows == 0
+
+
 def test_the_shortest_way_is_counted_to_the_bin(make_rig: type[Rig]) -> None:
     rigged = RingRig(make_rig())
     rig, client = rigged.rig, rigged.connect()
