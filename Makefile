@@ -9,7 +9,7 @@ SIGD := $(BIN)/sigd
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-simcuda test-gpu test-rtx test-systemd check format lint types imports bench bench-connections bench-reload bench-tunnel profile fuzz soak soak-sessions train lock wheel clean
+.PHONY: help demo test test-fast test-simcuda test-gpu test-cuda test-rtx test-systemd check format lint types imports bench bench-connections bench-reload bench-tunnel profile fuzz soak soak-sessions train lock wheel clean
 
 help:  ## this list
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ test-simcuda: $(VENV)/.dev  ## the tests of the GPU path, on a simulated CUDA dr
 
 test-gpu: $(VENV)/.dev  ## the tests for a machine with an NVIDIA GPU
 	$(BIN)/pytest -m gpu -rs
+
+test-cuda: $(VENV)/.dev  ## the same without TensorRT, with kernels of our own in its place (pip install pycuda cuda-bindings nvidia-cuda-nvrtc)
+	PYTHONPATH=tests/simcuda/standin $(BIN)/pytest -m gpu -rs tests/gpu -k "not int8"
 
 test-rtx: $(VENV)/.dev build/rtx/.ready  ## the real TensorRT-RTX builder, on the CPU (fetches 95 MB, once)
 	PYTHONPATH=build/rtx/site $(BIN)/pytest tests/rtx
