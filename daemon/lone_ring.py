@@ -109,6 +109,12 @@ def ring_look(
         except FrameError:
             return True  # the full way meets it too, and says so
 
+    def hand_over(now_ns: int) -> Found:
+        """The device takes long: what it runs becomes the batcher's."""
+        waits = take(now_ns)
+        batcher.adopt(session, now_ns)
+        return WAITS if waits else NOTHING
+
     def look_alone() -> Found:
         taken = requests.taken
         head = words[head_word]
@@ -131,9 +137,7 @@ def ring_look(
         model_input[:] = features
         try:
             if run() is UNDER_WAY:
-                waits = take(now_ns)
-                batcher.adopt(session, now_ns)
-                return WAITS if waits else NOTHING
+                return hand_over(now_ns)
         except Exception:  # noqa: BLE001  the full way runs it once more, and says what failed
             return WAITS if take(now_ns) else NOTHING
         end_ns = clock()
