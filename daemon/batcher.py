@@ -15,7 +15,7 @@ from math import inf
 from typing import TYPE_CHECKING, Final
 
 from sigd.daemon.limits import DEFAULTS, FEW_ROWS, Limits
-from sigd.daemon.lone import WAIT_NS_MAX
+from sigd.daemon.lone import FEW_ROWS_MAX, FEW_RUN_NS_MAX, WAIT_NS_MAX
 from sigd.daemon.screening import Segment, fail_all, fail_rows_without_a_number, screen
 from sigd.models.errors import BackendFailed
 
@@ -44,6 +44,7 @@ class Batcher:
         last_batch_ns: when the last batch ended, on `clock`.
         alone: the session whose lone request runs at once (see daemon.lone): the one that had the last batch to
             itself, while nobody else waits.
+        alone_rows_max: how many of its requests that arrive together run one after the other.
     """
 
     backend: Backend
@@ -90,6 +91,7 @@ class Batcher:
         self._submitted_ns = 0
         self._left_running = False
         self.alone: Session | None = None
+        self.alone_rows_max = 1
         self._failure_logged_ns = -_FAILURE_LOG_INTERVAL_NS
         self._successor: tuple[Backend, Callable[[Backend], None]] | None = None
         self._take(backend)
@@ -333,6 +335,9 @@ class Batcher:
             and segments[0].session.serving
         ):
             self.alone = segments[0].session
+            # A device runs them in one batch at the price of one.
+            quick = infer_ns <= FEW_RUN_NS_MAX and self.backend.synchronous
+            self.alone_rows_max = FEW_ROWS_MAX if quick else 1
         self.last_batch_ns = end_ns
         self._answer_all(segments, infer_ns, rows)
         if rows:

@@ -39,6 +39,10 @@ LonePath = Callable[[int, int], bool]
 FEATURES_MAX: Final = 1024
 OUTPUTS_MAX: Final = 16
 """Past these a loop over single values, here in C and there in Python, costs more than NumPy's fixed price."""
+FEW_ROWS_MAX: Final = 3
+FEW_RUN_NS_MAX: Final = 15_000
+"""So many that arrive together are answered sooner one after the other than in one batch, which costs 25 us more, where a run
+is no longer than that: docs/decisions/0019."""
 WAIT_NS_MAX: Final = 250_000
 """How long the loop waits for a device: several batches of a model that is made for this, and less than anybody notices
 who has not asked for microseconds."""
@@ -156,3 +160,27 @@ def lone_path(session: Session, batcher: Batcher, clock: Callable[[], int]) -> L
         return True
 
     return lone
+
+
+def lone_few(session: Session, count_bytes: int, now_ns: int) -> int:
+    """Requests that arrived together, and that `session.lone` did not want at once: one after the other, each moved to where
+    it looks for one. Not inside it, or the two would hold each other, and no collector runs here.
+
+    Returns how many bytes are left at the start of `session.inbox.writable()`, for the full way.
+    """
+    batcher, inbox = session.batcher, session.inbox
+    frame_bytes = inbox.frame_bytes
+    if (
+        batcher.alone is not session
+        or inbox.tail
+        or not frame_bytes < count_bytes <= batcher.alone_rows_max * frame_bytes
+        or count_bytes % frame_bytes
+    ):
+        return count_bytes
+    storage, lone = inbox.storage, session.lone
+    while count_bytes and not session.closed and lone(frame_bytes, now_ns):
+        count_bytes -= frame_bytes
+        if inbox.rows:
+            break
+        storage[:count_bytes] = storage[frame_bytes : frame_bytes + count_bytes]
+    return count_bytes

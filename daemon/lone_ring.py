@@ -122,7 +122,7 @@ def ring_look(
             return NOTHING
         published = responses.published
         if (
-            head - taken != 1
+            (head - taken != 1 and head - taken > batcher.alone_rows_max)
             or batcher.alone is not session
             or inbox.tail
             or (published - responses.tail_seen == slots and is_full())

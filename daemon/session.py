@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from sigd.daemon.handshake import Terms, agree
 from sigd.daemon.limits import FEW_ROWS
-from sigd.daemon.lone import LonePath, lone_path, never
+from sigd.daemon.lone import LonePath, lone_few, lone_path, never
 from sigd.daemon.marks import Marks
 from sigd.daemon.state import State
 from sigd.wire import fields
@@ -130,8 +130,10 @@ class Session:
     def took(self, count_bytes: int, now_ns: int) -> None:
         """`count_bytes` were written at the start of `inbox.writable()`, and `lone` did not want them."""
         if self.state is not State.CLOSED:
-            self.inbox.arrived(count_bytes)
-            self._scan(now_ns)
+            count_bytes = lone_few(self, count_bytes, now_ns)
+            if count_bytes and not self.closed:
+                self.inbox.arrived(count_bytes)
+                self._scan(now_ns)
 
     def ended(self, now_ns: int) -> None:
         """The client sends no more. What it sent is answered, then the connection closes.

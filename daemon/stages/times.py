@@ -163,6 +163,7 @@ class _Stages:
         frames = client.frames[:count_bytes]
 
         def arrive() -> None:
+            batcher.rest()
             inbox.writable()[:count_bytes] = frames
 
         def undo() -> None:

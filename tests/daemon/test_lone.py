@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sigd.daemon.counters import LatencyCounts
-from sigd.daemon.lone import WAIT_NS_MAX
+from sigd.daemon.lone import FEW_RUN_NS_MAX, WAIT_NS_MAX
 from sigd.wire.messages import Heartbeat
 from sigd.wire.status import GoodbyeCode, Status
 
@@ -93,7 +93,7 @@ def test_it_waits_for_the_whole_request(make_rig: type[Rig]) -> None:
     assert [answer.outputs[0] for answer in client.answers()] == [5.0]
 
 
-@pytest.mark.parametrize("case", ["two requests", "a heartbeat behind", "draining", "linger"])
+@pytest.mark.parametrize("case", ["four requests", "a heartbeat behind", "draining", "linger"])
 def test_it_is_not_for(make_rig: type[Rig], case: str) -> None:
     rig = make_rig(linger_ns=10**6 if case == "linger" else 0)
     client = rig.connect()
@@ -101,8 +101,8 @@ def test_it_is_not_for(make_rig: type[Rig], case: str) -> None:
     rig.clock.now_ns += 10**7
     rig.run()
     frames = rig.request(1)
-    if case == "two requests":
-        frames += rig.request(2)
+    if case == "four requests":
+        frames = rig.requests([1, 2, 3, 4])
     elif case == "a heartbeat behind":
         frames += Heartbeat(1).encode()
     elif case == "draining":
@@ -156,6 +156,107 @@ def test_it_answers_as_the_full_way_does(features: list[float], **fields_of_requ
         raw.append(bytes(client.raw))
         assert len(raw[-1]) > 0
     assert raw[0] == raw[1]
+
+
+# -- a few at once --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_few_at_once_are_answered_one_after_the_other(make_rig: type[Rig], count: int) -> None:
+    rig = make_rig()
+    client = alone(rig)
+    assert answered_at_once(rig, client, rig.requests(range(1, 1 + count)))
+    answers = client.answers()
+    assert [(answer.sequence, answer.outputs[0]) for answer in answers] == [
+        (n, n) for n in range(1, 1 + count)
+    ]
+    assert {answer.batch_rows for answer in answers} == {1}
+    assert len({answer.receive_time_ns for answer in answers}) == 1
+    assert rig.batcher.pending_rows == 0
+
+
+def test_one_of_a_few_that_fails_fails_alone(make_rig: type[Rig]) -> None:
+    rig = make_rig()
+    client = alone(rig)
+    rig.backend.failure = RuntimeError("by chance")
+    client.say(rig.requests([1, 2, 3]))
+    rig.run()
+    assert [answer.status for answer in client.answers()] == [Status.MODEL_ERROR, Status.OK, Status.OK]
+    assert rig.batcher.pending_rows == 0
+
+
+def test_who_leaves_after_the_first_of_a_few_gets_no_more(make_rig: type[Rig]) -> None:
+    rig = make_rig()
+    client = alone(rig)
+    sent: list[memoryview] = []
+
+    def send(frame: memoryview) -> None:
+        sent.append(frame)
+        client.session.close()
+
+    client.session.send_answers = send
+    client.session.attach()
+    client.say(rig.requests([1, 2, 3]))
+    rig.run()
+    assert len(sent) == 1
+    assert rig.batcher.pending_rows == 0
+
+
+def test_not_where_a_run_takes_long(make_rig: type[Rig]) -> None:
+    rig = make_rig()
+    rig.backend.run_ns = FEW_RUN_NS_MAX + 1
+    client = alone(rig)
+    assert not answered_at_once(rig, client, rig.requests([1, 2]))
+    rig.backend.run_ns = FEW_RUN_NS_MAX
+    rig.run()
+    assert [answer.batch_rows for answer in client.answers()] == [2, 2]
+    assert answered_at_once(rig, client, rig.requests([3, 4])), "it is quick by now"
+
+
+def test_not_on_a_device(make_rig: type[Rig]) -> None:
+    rig = make_rig(synchronous=False)
+    client = alone(rig)
+    rig.backend.looks = 1
+    assert not answered_at_once(rig, client, rig.requests([1, 2]))
+    rig.run()
+    assert [answer.batch_rows for answer in client.answers()] == [2, 2]
+
+
+few_features = st.lists(st.sampled_from([0.0, 1.0, np.nan, np.inf, -3e38]), min_size=3, max_size=3)
+few_requests = st.tuples(few_features, st.sampled_from([0, 1, 10**18]), st.integers(1, 2), st.booleans())
+
+
+@given(asked=st.lists(few_requests, min_size=1, max_size=4), tail_bytes=st.integers(0, 20))
+def test_a_few_get_the_answers_of_the_full_way(
+    asked: list[tuple[list[float], int, int, bool]], tail_bytes: int
+) -> None:
+    """Whichever of them is late, no number, of another version or not all there yet."""
+    from tests.daemon.conftest import Rig
+
+    said = []
+    for shortest in (True, False):
+        rig = Rig()
+        client = alone(rig)
+        if not shortest:
+            rig.batcher.rest()
+        frames = b"".join(
+            rig.request(
+                number,
+                *features,
+                deadline_ns=deadline_ns,
+                **({"version": 2, "longer_bytes": 8} if newer else {}),
+            )
+            for number, (features, deadline_ns, _, newer) in enumerate(asked)
+        )
+        last = rig.request(99, 5)
+        client.say(frames + last[:tail_bytes])
+        rig.run()
+        client.say(last[tail_bytes:])
+        rig.run()
+        said.append([(answer.sequence, answer.status, repr(answer.outputs)) for answer in client.answers()])
+        assert rig.batcher.pending_rows == 0
+    assert said[0] == said[1]
+    assert len(said[0]) == len(asked) + 1
 
 
 # -- on a device ----------------------------------------------------------------------------------------------

@@ -139,6 +139,7 @@ def test_a_batch_that_failed_is_no_part_of_the_one_before(recording: Recording) 
     client = recording.connect()
     rig = recording.rig
     for failure in (None, RuntimeError("by chance"), None):
+        rig.batcher.rest()
         recording.say(client, rig.request(1, 1), rig.request(2, 1))
         rig.backend.failure = failure
         recording.run()
