@@ -2,7 +2,8 @@
 
 Batching is opportunistic: what has arrived while the last batch ran is the next one, at most `batch_rows_max` rows,
 filled in turn from the connections that have something. A lone request never waits for company; where nobody else
-is talking it does not even wait for the loop's next round. Every row of a connection is answered in its order, the
+is talking, or the model is so quick that a batch would cost more than it saves, it does not even wait for the loop's next
+round (`daemon.lone`). Every row of a connection is answered in its order, the
 rows that do not run (expired, busy, bad input, conflated, draining) among them.
 """
 
@@ -44,6 +45,7 @@ class Batcher:
         last_batch_ns: when the last batch ended, on `clock`.
         alone: the session whose lone request runs at once (see daemon.lone): the one that had the last batch to
             itself, while nobody else waits.
+        anyone: whoever asks runs at once, for runs are so short that nobody is kept waiting for long.
         alone_rows_max: how many of its requests that arrive together run one after the other.
     """
 
@@ -92,6 +94,7 @@ class Batcher:
         self._left_running = False
         self.alone: Session | None = None
         self.alone_rows_max = 1
+        self.anyone = False
         self._failure_logged_ns = -_FAILURE_LOG_INTERVAL_NS
         self._successor: tuple[Backend, Callable[[Backend], None]] | None = None
         self._take(backend)
@@ -110,6 +113,7 @@ class Batcher:
         batch runs to its end, and nobody gets its answer.
         """
         self.alone = None
+        self.anyone = False
         self._wake()
         if session.closed or session.waiting_rows != 1 or session.marks:
             self._left_running = True
@@ -126,6 +130,7 @@ class Batcher:
     def enqueue(self, session: Session) -> None:
         """The session has waiting rows: it shall have a part in one of the next batches."""
         self.alone = None
+        self.anyone = False
         if not session.queued:
             session.queued = True
             if not self._ready:
@@ -181,6 +186,7 @@ class Batcher:
         (backend, done), self._successor = self._successor, None
         old = self.backend
         self.alone = None
+        self.anyone = False
         for session in self._sessions:
             session.detach()
         self._take(backend)
@@ -204,6 +210,7 @@ class Batcher:
     def rest(self) -> None:
         """The loop goes to sleep: the next request goes the full way, which wakes it."""
         self.alone = None
+        self.anyone = False
 
     @property
     def idle(self) -> bool:
@@ -327,17 +334,17 @@ class Batcher:
             flat = self.backend.outputs[:rows].reshape(-1)
             if not flat.dot(flat) < inf:
                 fail_rows_without_a_number(self.backend.outputs[:rows], segments)
-        if (
-            self._may_be_alone
-            and len(segments) == 1
-            and not self._ready
-            and (infer_ns <= WAIT_NS_MAX or self.backend.synchronous)
-            and segments[0].session.serving
-        ):
-            self.alone = segments[0].session
-            # A device runs them in one batch at the price of one.
+        if self._may_be_alone and not self._ready:
+            # A device runs what comes together in one batch at the price of one.
             quick = infer_ns <= FEW_RUN_NS_MAX and self.backend.synchronous
+            self.anyone = quick
             self.alone_rows_max = FEW_ROWS_MAX if quick else 1
+            if (
+                len(segments) == 1
+                and (infer_ns <= WAIT_NS_MAX or self.backend.synchronous)
+                and segments[0].session.serving
+            ):
+                self.alone = segments[0].session
         self.last_batch_ns = end_ns
         self._answer_all(segments, infer_ns, rows)
         if rows:
@@ -406,6 +413,7 @@ class Batcher:
             self._submit = self._refuse
             self._may_be_alone = False
             self.alone = None
+            self.anyone = False
             self._on_fatal(failure)
 
     def _refuse(self, rows: int) -> bool:

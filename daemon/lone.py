@@ -1,4 +1,5 @@
-"""The shortest way: a request that arrives alone, while nobody else talks, is run and answered in one function.
+"""The shortest way: a request that arrives alone is run and answered in one function, while nobody else talks or, where the
+model is quick, while nobody waits (docs/decisions/0019).
 
 Everything it needs is at hand as a variable of a closure, made once for each connection: nothing is looked up by name
 for a request, and one Python call deep it goes from arrived bytes to sent bytes. Whatever is unusual about a request
@@ -111,7 +112,7 @@ def lone_path(session: Session, batcher: Batcher, clock: Callable[[], int]) -> L
 
     def lone(count_bytes: int, now_ns: int) -> bool:
         if (
-            batcher.alone is not session
+            (batcher.alone is not session and not (batcher.anyone and session.serving))
             or inbox.tail
             or count_bytes != inbox.frame_bytes
             or words[REQUEST_HEADER_WORD] != inbox.header
@@ -170,10 +171,11 @@ def lone_few(session: Session, count_bytes: int, now_ns: int) -> int:
     """
     batcher, inbox = session.batcher, session.inbox
     frame_bytes = inbox.frame_bytes
+    rows_max = min(batcher.alone_rows_max, session.in_flight_max)
     if (
-        batcher.alone is not session
+        (batcher.alone is not session and not (batcher.anyone and session.serving))
         or inbox.tail
-        or not frame_bytes < count_bytes <= batcher.alone_rows_max * frame_bytes
+        or not frame_bytes < count_bytes <= rows_max * frame_bytes
         or count_bytes % frame_bytes
     ):
         return count_bytes

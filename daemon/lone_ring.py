@@ -123,7 +123,7 @@ def ring_look(
         published = responses.published
         if (
             (head - taken != 1 and head - taken > batcher.alone_rows_max)
-            or batcher.alone is not session
+            or (batcher.alone is not session and not (batcher.anyone and session.serving))
             or inbox.tail
             or (published - responses.tail_seen == slots and is_full())
         ):

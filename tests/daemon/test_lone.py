@@ -73,14 +73,48 @@ def test_it_is_counted_to_the_bin_whatever_it_took(make_rig: type[Rig]) -> None:
     assert rig.counters.by_status[Status.OK] == rig.counters.batches_by_rows[1] == 7
 
 
-def test_it_needs_nobody_else(make_rig: type[Rig]) -> None:
+def test_where_a_run_takes_long_it_needs_nobody_else(make_rig: type[Rig]) -> None:
     rig = make_rig()
+    rig.backend.run_ns = FEW_RUN_NS_MAX + 1
     client, other = alone(rig), rig.connect()
     other.say(rig.request(1))
     assert not answered_at_once(rig, client, rig.request(2)), "the two shall share a batch"
     rig.run()
     assert rig.counters.batches_by_rows[2] == 1
     assert rig.batcher.alone is None
+
+
+def test_where_a_run_is_quick_it_is_for_everybody(make_rig: type[Rig]) -> None:
+    rig = make_rig()
+    rig.backend.run_ns = FEW_RUN_NS_MAX
+    client, others = alone(rig), [rig.connect() for _ in range(3)]
+    for other in others:
+        other.say(rig.request(1, 7))
+        rig.run()
+    for _ in range(2):
+        for asker in (client, *others):
+            assert answered_at_once(rig, asker, rig.request(2, 8))
+    assert {answer.outputs[0] for other in others for answer in other.answers()} == {7.0, 8.0}
+
+
+@pytest.mark.parametrize("why", ["somebody waits", "it drains", "the loop rests", "another model is served"])
+def test_it_is_for_everybody_until(make_rig: type[Rig], why: str) -> None:
+    rig = make_rig()
+    client, other = alone(rig), rig.connect()
+    other.say(rig.request(1))
+    rig.run()
+    assert answered_at_once(rig, client, rig.request(1))
+    if why == "somebody waits":
+        other.say(rig.requests(range(2, 7)))
+    elif why == "it drains":
+        client.session.drain(GoodbyeCode.DRAINING)
+    elif why == "the loop rests":
+        rig.batcher.rest()
+    else:
+        rig.swap()
+    assert not answered_at_once(rig, client, rig.request(2))
+    rig.run()
+    assert rig.batcher.pending_rows == 0
 
 
 def test_it_waits_for_the_whole_request(make_rig: type[Rig]) -> None:
@@ -200,6 +234,16 @@ def test_who_leaves_after_the_first_of_a_few_gets_no_more(make_rig: type[Rig]) -
     rig.run()
     assert len(sent) == 1
     assert rig.batcher.pending_rows == 0
+
+
+def test_more_than_a_client_may_have_unanswered_are_told_so_however_quick_they_are(
+    make_rig: type[Rig],
+) -> None:
+    rig = make_rig(in_flight_max=2)
+    client = alone(rig)
+    client.say(rig.requests([1, 2, 3]))
+    rig.run()
+    assert [answer.status for answer in client.answers()] == [Status.OK, Status.OK, Status.BUSY]
 
 
 def test_not_where_a_run_takes_long(make_rig: type[Rig]) -> None:

@@ -96,6 +96,7 @@ def test_requests_of_several_clients_that_run_together(
     recording = Recording(make_rig, make_recorded(), synchronous=synchronous)
     one, other = recording.connect(), recording.connect()
     for turn in range(3):
+        recording.rig.batcher.rest()
         recording.say(one, recording.rig.requests(range(turn * 3, turn * 3 + 3)))
         recording.say(other, recording.rig.requests(range(turn * 2, turn * 2 + 2)))
         recording.run()
