@@ -103,7 +103,8 @@ def ring_look(
     record = None if session.tap is None else session.tap.lone_in_ring(copied, model_output)
 
     def is_full() -> bool:
-        """Whether the client has taken none of the answers that fill the ring; asked when they have gone round once."""
+        """Whether the client has taken none of the answers that fill the ring, or says what cannot be; asked when they have
+        gone round once, and for each of several requests."""
         try:
             return responses.room() == 0
         except FrameError:
@@ -122,7 +123,7 @@ def ring_look(
             return NOTHING
         published = responses.published
         if (
-            (head - taken != 1 and head - taken > batcher.alone_rows_max)
+            (head - taken != 1 and (not 0 < head - taken <= batcher.alone_rows_max or is_full()))
             or (batcher.alone is not session and not (batcher.anyone and session.serving))
             or inbox.tail
             or (published - responses.tail_seen == slots and is_full())

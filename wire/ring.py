@@ -287,13 +287,14 @@ class RingConsumer(_Ring):
             FrameError: the producer's counter ran backwards, or is further ahead than the ring is long.
         """
         head = self.words[self.head_word]
-        if not self._head_seen <= head <= self.taken + self.ring_slots:
+        if not self._head_seen <= head <= self.taken + self.ring_slots or head < self.taken:
             raise self._impossible(head)
         self._head_seen = head
         return head - self.taken
 
     def _impossible(self, head: int) -> FrameError:
-        return violation(f"head at {head}, expected {self._head_seen}..{self.taken + self.ring_slots}")
+        least = max(self._head_seen, self.taken)
+        return violation(f"head at {head}, expected {least}..{self.taken + self.ring_slots}")
 
     def take(self, into: memoryview, rows_max: int) -> int:
         """Copy the oldest frames side by side to the start of `into`, then free their slots.
@@ -312,7 +313,8 @@ class RingConsumer(_Ring):
         """
         taken = self.taken
         head = self.words[self.head_word]
-        if not self._head_seen <= head <= taken + self.ring_slots:
+        # Who takes frames by itself, slot by slot, moves `taken` past the head that was seen here last.
+        if not self._head_seen <= head <= taken + self.ring_slots or head < taken:
             raise self._impossible(head)
         self._head_seen = head
         count = head - taken

@@ -707,3 +707,34 @@ def test_one_round_keeps_other_clients_waiting_for_a_few_requests_only(
     rigged.host._looks = (look,)
     assert rigged.host.poll() is (found != NOTHING)
     assert len(looks) == looked
+
+
+@pytest.mark.parametrize("head", [0, 1, 2])
+def test_a_head_that_runs_backwards_behind_what_was_answered_at_once_ends_the_session(
+    make_rig: type[Rig], head: int
+) -> None:
+    rigged = RingRig(make_rig())
+    client, neighbour = rigged.connect(), rigged.connect()
+    for sequence in range(3):
+        client.send(rigged.rig.requests([sequence]))
+        rigged.run()
+    client.write_word("request_head", head)
+    rigged.run()
+    reject = client.rejected()
+    assert (reject.code, reject.reason) == (RejectCode.PROTOCOL_VIOLATION, f"head at {head}, expected 3..259")
+    neighbour.send(rigged.rig.requests([5]))
+    rigged.run()
+    assert neighbour.answers() == [(5, Status.OK)]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_few_requests_are_answered_one_a_look(make_rig: type[Rig], count: int) -> None:
+    rigged = RingRig(make_rig())
+    client = rigged.connect()
+    client.send(rigged.rig.requests([0]))
+    rigged.run()
+    client.answers()
+    client.send(rigged.rig.requests(range(1, 1 + count)))
+    rigged.host.poll()
+    assert client.answers() == [(sequence, Status.OK) for sequence in range(1, 1 + count)]
+    assert rigged.rig.counters.batches_by_rows[1] == 1 + count
