@@ -123,7 +123,7 @@ def ring_look(
             return NOTHING
         published = responses.published
         if (
-            (head - taken != 1 and (not 0 < head - taken <= batcher.alone_rows_max or is_full()))
+            (head - taken != 1 and (not 0 < head - taken <= min(batcher.alone_rows_max, slots) or is_full()))
             or (batcher.alone is not session and not (batcher.anyone and session.serving))
             or inbox.tail
             or (published - responses.tail_seen == slots and is_full())

@@ -168,9 +168,7 @@ class SessionRings:
 
     def _look_afar(self) -> Found:
         """As `daemon.lone_ring.ring_look`, without a shortest way."""
-        requests = self._requests
-        there = requests.words[requests.head_word] != requests.taken
-        return WAITS if there and self.take(self._clock()) else NOTHING
+        return WAITS if self.lag() and self.take(self._clock()) else NOTHING
 
     def _close_descriptors(self) -> None:
         for descriptor in (self._memory, *self._bells):
@@ -186,6 +184,11 @@ class SessionRings:
             return True
         self._requests.awake()
         return False
+
+    def lag(self) -> bool:
+        """Something has been published that is not taken yet."""
+        requests = self._requests
+        return requests.words[requests.head_word] != requests.taken
 
     def quiet(self) -> bool:
         """Nothing was taken between the last two beats."""
@@ -378,8 +381,9 @@ class RingHost:
 
     def _look_after(self, rings: SessionRings, now_ns: int) -> None:
         rings.beat(now_ns)
-        if rings.stalled:
-            # Nobody rings when there is room for answers again.
+        if rings.stalled or (not rings.awake and rings.lag()):
+            # Nobody rings when there is room for answers again. Nor does a bell that its client has broken, or has not
+            # come to: a counter that the kernel was made to fill up is an error, after which a loop waits no more.
             rings.stalled = False
             self.rise(rings)
         elif rings.quiet() and rings.awake and len(self._awake) > AWAKE_MAX and rings.may_sleep():

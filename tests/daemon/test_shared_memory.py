@@ -738,3 +738,39 @@ def test_a_few_requests_are_answered_one_a_look(make_rig: type[Rig], count: int)
     rigged.host.poll()
     assert client.answers() == [(sequence, Status.OK) for sequence in range(1, 1 + count)]
     assert rigged.rig.counters.batches_by_rows[1] == 1 + count
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_a_head_ahead_of_a_short_ring_ends_the_session_however_few_it_says(
+    make_rig: type[Rig], slots: int
+) -> None:
+    rigged = RingRig(make_rig())
+    client = rigged.connect(ring_slots=slots)
+    for sequence in range(slots):
+        client.send(rigged.rig.requests([sequence]))
+        rigged.run()
+        client.answers()
+    client.write_word("response_tail", slots)
+    # Every slot holds a request that could be answered at once.
+    client.write_word("request_head", 2 * slots + 1)
+    rigged.run()
+    reject = client.rejected()
+    expected = f"head at {2 * slots + 1}, expected {slots}..{2 * slots}"
+    assert (reject.code, reject.reason) == (RejectCode.PROTOCOL_VIOLATION, expected)
+
+
+def test_where_no_bell_is_heard_a_beat_looks(rigged: RingRig) -> None:
+    client = rigged.connect()
+    assert rigged.host.may_sleep()
+    assert client.requests.publish(rigged.rig.requests([1])), "the bell is to be rung, and is not"
+    assert rigged.loop.turn() == 0
+    rigged.run()
+    assert client.answers() == []
+    wakes = rigged.wakes
+    rigged.loop.beat()
+    assert rigged.wakes == wakes + 1
+    rigged.run()
+    assert client.answers() == [(1, Status.OK)]
+    assert rigged.host.may_sleep()
+    rigged.loop.beat()
+    assert rigged.host._awake == (), "where nothing has come it sleeps on"

@@ -7,6 +7,7 @@ import fcntl
 import mmap
 import os
 import random
+import signal
 import socket
 import struct
 import threading
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self
 
+from sigd.daemon.doorbell import BellRinger
 from sigd.wire.framer import Framer
 from sigd.wire.messages import Goodbye, Heartbeat, Hello, Reject, Welcome
 from sigd.wire.region import OFFSETS
@@ -29,11 +31,13 @@ class Attacker:
     """A session over shared memory, every part of which is in the open.
 
     Attributes:
+        path: of the daemon's socket.
         reject: the Reject that ended it, once it has come.
     """
 
     def __init__(self, path: str, ring_slots: int = 16) -> None:
         self.reject: Reject | None = None
+        self.path = path
         self.connection = socket.socket(socket.AF_UNIX)
         self.connection.settimeout(PATIENCE_S)
         self.connection.connect(path)
@@ -195,6 +199,48 @@ def _bell_storm(peer: Attacker, _draw: random.Random) -> None:
         peer.ring()
 
 
+def _bells_past_their_last_number(peer: Attacker, _draw: random.Random) -> None:
+    """Only the kernel can add that much: then whoever waits for the bell is told of an error, once."""
+    peer.publish(peer.request())
+    peer.answers(1)
+    with BellRinger() as ringer:
+        for bell in (peer.request_bell, peer.response_bell):
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_write(bell, _U64_MAX - 1)
+            for _ in range(3):
+                ringer.ring(bell)
+    peer.responses.may_sleep()
+    for _ in range(3):
+        peer.requests.publish(peer.request())
+        peer.answers(1)
+
+
+def _stopped_in_between(peer: Attacker, draw: random.Random) -> None:
+    _let_another_end(peer, draw, signal.SIGSTOP)
+
+
+def _killed_in_between(peer: Attacker, draw: random.Random) -> None:
+    _let_another_end(peer, draw, signal.SIGKILL)
+
+
+def _let_another_end(peer: Attacker, draw: random.Random, how: signal.Signals) -> None:
+    """A process that publishes and takes as fast as it can is stopped or killed, wherever it is."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            other = Attacker(peer.path, draw.choice((2, 16)))
+            while True:
+                other.fill()
+                other.answers(1)
+        finally:
+            os._exit(1)
+    time.sleep(draw.uniform(0.001, 0.02))
+    os.kill(pid, how)
+    time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
 def _pages_taken_away(peer: Attacker, _draw: random.Random) -> None:
     libc_fallocate = 3  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
     _fallocate(peer.memory, libc_fallocate, len(peer.view))
@@ -257,6 +303,9 @@ ATTACKS: Final[dict[str, Attack]] = {
         _slot_changed_while_read,
         _bells_made_to_block,
         _bell_storm,
+        _bells_past_their_last_number,
+        _stopped_in_between,
+        _killed_in_between,
         _pages_taken_away,
         _resized,
         _answers_never_taken,
