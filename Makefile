@@ -9,7 +9,7 @@ SIGD := $(BIN)/sigd
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-simcuda test-gpu test-cuda test-rtx test-systemd check format lint types imports bench bench-connections bench-reload bench-tunnel profile fuzz soak soak-sessions train lock wheel clean
+.PHONY: help demo test test-fast test-simcuda test-gpu test-cuda test-rtx test-systemd check format lint types imports bench bench-connections bench-observe bench-reload bench-tunnel profile fuzz soak soak-sessions train lock wheel clean
 
 help:  ## this list
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ bench: $(VENV)/.base  ## prove the budget: closed loop, beside the machine's own
 
 bench-connections: $(VENV)/.base  ## 1,000 connections: what silent ones cost, and how evenly talking ones are served
 	$(BIN)/python -m sigd.bench.commands.connections
+
+bench-observe: $(VENV)/.base  ## what metrics and the flight recorder cost a request, on against off (needs a C++ compiler)
+	$(BIN)/python -m sigd.bench.commands.observe
 
 bench-reload: $(VENV)/.base  ## what a hundred reloads cost whoever asks meanwhile (needs a C++ compiler)
 	$(BIN)/python -m sigd.bench.commands.reload

@@ -35,6 +35,7 @@ class ServeOptions:
     backend: str | None = None
     idle: str | None = None
     cpu: int | None = None
+    record: str | None = None
 
     def arguments(self, socket_path: str) -> list[str]:
         """The command line after `sigd`."""
@@ -44,6 +45,7 @@ class ServeOptions:
             ("--backend", self.backend),
             ("--idle", self.idle),
             ("--cpu", self.cpu),
+            ("--record", self.record),
         ):
             if value is not None:
                 command += [flag, str(value)]

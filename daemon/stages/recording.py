@@ -54,20 +54,36 @@ class NoCounters(ModelCounters):
         """Not counted."""
 
 
+class Percentiles(msgspec.Struct, frozen=True):
+    """Of the ticks of a round, in ns a request; the median over the rounds."""
+
+    p50_ns: float
+    p99_ns: float
+
+    @staticmethod
+    def over(rounds: Sequence[Percentiles]) -> Percentiles:
+        """The median of each."""
+        return Percentiles(median(each.p50_ns for each in rounds), median(each.p99_ns for each in rounds))
+
+    def less(self, other: Percentiles) -> Percentiles:
+        """How much longer than `other`."""
+        return Percentiles(self.p50_ns - other.p50_ns, self.p99_ns - other.p99_ns)
+
+
 class Cost(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one load, for each request, in ns.
+    """Of one load.
 
     Attributes:
-        off_ns: a tick that answers it, with nothing recorded.
-        counting_ns, recording_ns: what counting takes longer than that, and what both do: the median of the differences,
-            of which each is between neighbours in time.
+        off: ticks that answer it, with nothing counted or recorded.
+        counting, recording: what counting takes longer than that, and what counting and recording do; each difference is
+            between neighbours in time.
     """
 
     load: str
     rows: int
-    off_ns: float
-    counting_ns: float
-    recording_ns: float
+    off: Percentiles
+    counting: Percentiles
+    recording: Percentiles
 
 
 @dataclass(frozen=True)
@@ -134,23 +150,24 @@ def _compare(
     rounds: int,
 ) -> Cost:
     answers = [way(setup.client) for setup in setups]
-    medians: list[list[float]] = []
+    measured: list[list[Percentiles]] = []
     for round_number in range(rounds + 1):
-        took = [0.0] * len(setups)
+        took = [Percentiles(0, 0)] * len(setups)
         # Who begins changes: whoever comes later finds warmer caches.
         for place in range(len(setups)):
             which = (place + round_number) % len(setups)
             setups[which].before_a_round()
-            took[which] = median(answers[which]() for _ in range(ROUND_CALLS)) / rows
-        medians.append(took)
+            ticks_ns = sorted(answers[which]() for _ in range(ROUND_CALLS))
+            took[which] = Percentiles(median(ticks_ns) / rows, ticks_ns[ROUND_CALLS * 99 // 100 - 1] / rows)
+        measured.append(took)
     # The first round warms up.
-    measured = medians[1:]
+    del measured[0]
     return Cost(
         load=load,
         rows=rows,
-        off_ns=median(off for off, _, _ in measured),
-        counting_ns=median(counting - off for off, counting, _ in measured),
-        recording_ns=median(recording - off for off, _, recording in measured),
+        off=Percentiles.over([off for off, _, _ in measured]),
+        counting=Percentiles.over([counting.less(off) for off, counting, _ in measured]),
+        recording=Percentiles.over([recording.less(off) for off, _, recording in measured]),
     )
 
 
@@ -189,12 +206,27 @@ def main(model: Path | None, backend: str, rows: int, rounds: int, cpu: int | No
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(costs)).decode())
     else:
-        click.echo(f"{'ns a request':16}{'off':>10}{'counting costs':>17}{'counting and recorder':>24}")
-        for cost in costs:
-            click.echo(
-                f"{cost.load:16}{cost.off_ns:10,.0f}{cost.counting_ns:17,.0f}{cost.recording_ns:24,.0f}"
+        for line in table(costs):
+            click.echo(line)
+    sys.exit(1 if costs[0].counting.p50_ns > BUDGET_NS else 0)
+
+
+def table(costs: Sequence[Cost]) -> list[str]:
+    """For people: each percentile, how much longer it is than with everything off, and how many times as long."""
+    lines = [f"{'ns a request':34}{'p50':>8}{'':8}{'times':>7}{'p99':>10}{'':8}{'times':>7}"]
+    for cost in costs:
+        off = cost.off
+        lines.append(f"{cost.load:12}{'nothing counted':22}{off.p50_ns:8,.0f}{'':15}{off.p99_ns:10,.0f}")
+        for what, more in (("metrics", cost.counting), ("metrics and recorder", cost.recording)):
+            columns = "".join(
+                f"{was + longer:{width},.0f}{longer:+8,.0f}{(was + longer) / was:7.3f}"
+                for width, was, longer in (
+                    (8, off.p50_ns, more.p50_ns),
+                    (10, off.p99_ns, more.p99_ns),
+                )
             )
-    sys.exit(1 if costs[0].counting_ns > BUDGET_NS else 0)
+            lines.append(f"{'':12}{what:22}{columns}")
+    return lines
 
 
 def make_setups(loop: asyncio.AbstractEventLoop, backend: Backend) -> tuple[Setup, Setup, Setup]:
