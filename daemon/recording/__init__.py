@@ -4,5 +4,5 @@
     ring      memory that outlives the daemon, a file of tmpfs: no store into it ever waits for a disk
     keeper    a process of its own: from the ring to segments, with checksums; the only one that waits for disks
 
-docs/decisions has why the daemon does not map the segments themselves.
+docs/recordings.md has why the daemon does not map the segments themselves.
 """

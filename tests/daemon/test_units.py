@@ -101,7 +101,9 @@ def test_the_example_configuration_is_a_good_one_and_so_is_all_that_it_leaves_ou
     left_out = load_config(file, {})
     given = re.sub(r"^# ([a-z_]+ = )", r"\1", text, flags=re.MULTILINE)
     file.write_text(
-        "\n".join(line for line in given.splitlines() if not line.startswith(("model", "cpu", "shadow")))
+        "\n".join(
+            line for line in given.splitlines() if not line.startswith(("model", "cpu", "shadow", "recorder"))
+        )
     )
     assert load_config(file, {}) == left_out, "what it shows are the defaults"
 
