@@ -71,6 +71,10 @@ class Notifier:
         """The daemon serves, for the first time or again after `reloading()`."""
         self._send(f"READY=1\nSTATUS={_line(status)}")
 
+    def needs_time(self, timeout_s: float) -> None:
+        """What goes on now, a start or a reload, may take so long from now, whatever the unit's own limit is."""
+        self._send(f"EXTEND_TIMEOUT_USEC={int(timeout_s * 1e6)}")
+
     def reloading(self, status: str) -> None:
         """A reload begins; `ready()` ends it, whatever came of it."""
         self._send(f"RELOADING=1\nMONOTONIC_USEC={self._clock() // 1000}\nSTATUS={_line(status)}")

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sigd.daemon import snapshot
 from sigd.daemon.admin import (
@@ -18,12 +18,16 @@ from sigd.daemon.admin import (
     Status,
 )
 from sigd.daemon.errors import DaemonError
+from sigd.daemon.examination import TIMEOUT_S
 
 if TYPE_CHECKING:
     from sigd.daemon.reload import Reloaded, Reloader
     from sigd.daemon.served import ServedModels
 
 log = logging.getLogger(__name__)
+
+RELOAD_S: Final = 2.0 * TIMEOUT_S
+"""What a model may take to be examined, and then as much to be loaded; only the former has a limit of its own."""
 
 
 class Operations:
@@ -32,6 +36,7 @@ class Operations:
     Args:
         take_status: puts the status together.
         stop: lets the daemon drain and end.
+        needs_time: tells the service manager how many seconds a reload may take: `systemctl reload` waits for it.
 
     Attributes:
         ops: for the admin socket.
@@ -43,11 +48,13 @@ class Operations:
         reloader: Reloader,
         take_status: Callable[[], Awaitable[Status]],
         stop: Callable[[], None],
+        needs_time: Callable[[float], None],
     ) -> None:
         self._models = models
         self._reloader = reloader
         self._take_status = take_status
         self._stop = stop
+        self._needs_time = needs_time
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._hung_up: set[asyncio.Task[None]] = set()
         self.ops: Mapping[str, Op] = {
@@ -78,6 +85,7 @@ class Operations:
 
     async def _reload(self, request: AdminRequest) -> ReloadAnswer:
         path = Path(request.model) if request.model else None
+        self._needs_time(RELOAD_S * len(list(self._models)))
         went = await self._reloader.reload(request.name, path, allow_new_shape=request.allow_new_shape)
         return ReloadAnswer(list(map(self._told, went)))
 

@@ -160,7 +160,10 @@ class Service:
         self._observer = Observer(
             loop, config, self._models, self._clients, self._counters, self._recorder, self._shadows
         )
-        return rings, reloader, Operations(self._models, reloader, self._status, self._stop.set)
+        operations = Operations(
+            self._models, reloader, self._status, self._stop.set, self._notifier.needs_time
+        )
+        return rings, reloader, operations
 
     async def _close(self, operations: Operations, admin: AdminServer) -> int:
         """Nobody is served any more; the exit code."""

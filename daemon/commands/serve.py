@@ -123,7 +123,7 @@ def run(config: Config, *, check: bool) -> int:
         warn_of_realtime_spin,
     )
     from sigd.daemon.service import Service
-    from sigd.daemon.shadow.supervisor import start_shadows
+    from sigd.daemon.shadow.supervisor import OPEN_TIMEOUT_S, start_shadows
     from sigd.models.registry import backend_names
 
     keep_standard_descriptors()
@@ -146,6 +146,9 @@ def run(config: Config, *, check: bool) -> int:
     notifier.starting("opening and warming up what it serves")
     examiner = None if check else _start_examiner(config.models(), cores)
     backends = [_open(model) for model in config.models()]
+    # What opens the models has only the service manager's limit; each shadow has one of its own.
+    if shadowed := sum(model.shadow is not None for model in config.models()):
+        notifier.needs_time(OPEN_TIMEOUT_S * shadowed)
     shadows = start_shadows(config, backends, cores)
     if check:
         _say_good(config, backends, shadows)

@@ -10,6 +10,7 @@ import secrets
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -41,6 +42,8 @@ log = logging.getLogger(__name__)
 
 MEMORY: Final = Path("/dev/shm")
 """A file there is memory, and stays when its process has ended."""
+MEMORY_VARIABLE: Final = "RUNTIME_DIRECTORY"
+"""Where the service manager has a place for that, which nobody else cleans up (systemd/sigd.service)."""
 START_TIMEOUT_S: Final = 10.0
 END_TIMEOUT_S: Final = 3.0
 """Less than the service manager's patience (systemd/sigd.service)."""
@@ -82,7 +85,8 @@ class Recorder:
         recording_id = secrets.token_bytes(16)
         name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}Z-{recording_id.hex()[:8]}"
         link = directory / (name + RING_SUFFIX)
-        path = MEMORY / f"sigd-{name}{RING_SUFFIX}"
+        memory = memory_in(os.environ)
+        path = memory / f"sigd-{name}{RING_SUFFIX}"
         header = RingHeader(
             config.ring_bytes, config.stretch_bytes, recording_id, msgspec.json.encode(_about())
         )
@@ -91,7 +95,7 @@ class Recorder:
         except OSError as error:
             raise EnvironmentLacks(
                 f"{path}: no {config.ring_mib} MiB of memory for what is recorded ({error.strerror}): make room in"
-                f" {MEMORY}, or make recorder.ring_mib smaller"
+                f" {memory}, or make recorder.ring_mib smaller"
             ) from None
         try:
             directory.mkdir(mode=0o750, parents=True, exist_ok=True)
@@ -219,6 +223,12 @@ def start_recorder(config: Config, loop: asyncio.AbstractEventLoop) -> Recorder 
     recorder = Recorder.start(config.recorder, config.log_format)
     recorder.watch(loop)
     return recorder
+
+
+def memory_in(environ: Mapping[str, str]) -> Path:
+    """Where rings are made: the first of the service manager's directories, or MEMORY."""
+    named = environ.get(MEMORY_VARIABLE, "").split(":")[0]
+    return Path(named) if named else MEMORY
 
 
 def check_directory(directory: Path) -> None:

@@ -60,6 +60,8 @@ def test_each_message_is_as_the_protocol_has_it(manager: Manager, close: Closing
     assert manager.told() == ["READY=1", "STATUS=it serves"]
     notifier.alive("1 answer")
     assert manager.told() == ["WATCHDOG=1", "STATUS=1 answer"]
+    notifier.needs_time(300.0)
+    assert manager.told() == ["EXTEND_TIMEOUT_USEC=300000000"]
     notifier.reloading("opening another")
     assert manager.told() == ["RELOADING=1", "MONOTONIC_USEC=5000", "STATUS=opening another"]
     notifier.stopping("draining", 2.5)

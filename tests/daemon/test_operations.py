@@ -12,7 +12,7 @@ import uvloop
 
 from sigd.daemon.admin import AdminRequest, DrainAnswer, ReloadAnswer, Status
 from sigd.daemon.errors import DaemonError
-from sigd.daemon.operations import Operations
+from sigd.daemon.operations import RELOAD_S, Operations
 from sigd.daemon.reload import Reloaded, Reloader
 from sigd.daemon.served import ServedModels
 
@@ -44,7 +44,12 @@ async def _status() -> Status:
     raise AssertionError("nobody asked")
 
 
-def with_operations(rig: Rig, work: Callable[[Operations, FakeReloader, list[str]], Awaitable[None]]) -> None:
+def with_operations(
+    rig: Rig, work: Callable[[Operations, FakeReloader, list[str]], Awaitable[None]]
+) -> list[float]:
+    """What time the service manager was asked for meanwhile."""
+    needed: list[float] = []
+
     async def main() -> None:
         reloader = FakeReloader()
         stopped: list[str] = []
@@ -53,10 +58,12 @@ def with_operations(rig: Rig, work: Callable[[Operations, FakeReloader, list[str
             cast("Reloader", reloader),
             _status,
             lambda: stopped.append("stopped"),
+            needed.append,
         )
         await work(operations, reloader, stopped)
 
     uvloop.run(main())
+    return needed
 
 
 def test_what_a_sighup_began_lives_until_it_has_ended(make_rig: type[Rig]) -> None:
@@ -99,7 +106,9 @@ def test_a_reload_is_told_as_it_went(make_rig: type[Rig]) -> None:
         assert (went.name, went.error, went.seconds, went.withdrawn) == ("fake", "", 1.5, 2)
         assert (went.generation, went.features, went.outputs, went.backend) == (1, 4, 2, "fake")
 
-    with_operations(make_rig(), work)
+    assert with_operations(make_rig(), work) == [RELOAD_S], (
+        "`systemctl reload` waits as long as the daemon does"
+    )
 
 
 def test_whoever_drains_waits_for_the_end_also_when_another_one_goes_away(make_rig: type[Rig]) -> None:

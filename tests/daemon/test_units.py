@@ -83,15 +83,30 @@ def test_the_units_of_several_daemons_are_those_of_one(name: str) -> None:
     """But for the names: what one has learnt the others have too."""
     stem, suffix = name.split(".")
     of_one, of_several = settings(read(name)), settings(read(f"{stem}@.{suffix}"))
+    assert of_several != of_one
     renamed = [
         re.sub(r"sigd(-admin)?@%i", r"sigd\1", line)
         .replace("/%i.", "/sigd.")
         .replace("=sigd %i,", "=sigd,")
-        .replace("sigd/%i", "sigd")
+        .replace("/%i", "")
         for line in of_several
     ]
     assert renamed == of_one
-    assert of_several != of_one
+
+
+@pytest.mark.parametrize("unit", ["sigd.service", "sigd@.service"])
+def test_what_is_beside_the_daemon_may_run_out_of_memory_and_not_take_it_along(unit: str) -> None:
+    assert "OOMPolicy=continue" in settings(read(unit))
+
+
+@pytest.mark.parametrize("unit", ["sigd.service", "sigd@.service"])
+def test_what_is_recorded_and_not_stored_outlives_the_daemon(unit: str) -> None:
+    """In a directory that RemoveIPC= does not know, and that systemd leaves when the daemon ends."""
+    said = settings(read(unit))
+    assert "RemoveIPC=yes" in said
+    (place,) = (line for line in said if line.startswith("RuntimeDirectory="))
+    assert place.removeprefix("RuntimeDirectory=").startswith("sigd-memory")
+    assert {"RuntimeDirectoryMode=0700", "RuntimeDirectoryPreserve=yes"} < set(said)
 
 
 def test_the_example_configuration_is_a_good_one_and_so_is_all_that_it_leaves_out(tmp_path: Path) -> None:

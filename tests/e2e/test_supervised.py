@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -124,6 +125,18 @@ def test_ready_is_told_once_it_listens(
     assert told["STOPPING"] == "1"
     assert int(told["EXTEND_TIMEOUT_USEC"]) > 5_000_000, "as long as it may drain"
     assert daemon.process.wait(PATIENCE_S) == 0
+
+
+def test_time_is_asked_for_where_the_daemon_waits_with_a_limit_of_its_own(
+    manager: Manager, start_daemon: StartDaemon, models: ModelMaker
+) -> None:
+    model = str(models.copied(4))
+    daemon = start_daemon("--model", model, "--shadow", model, ready=False, env=manager.environment())
+    assert manager.until("EXTEND_TIMEOUT_USEC") == {"EXTEND_TIMEOUT_USEC": "300000000"}, "a shadow that opens"
+    manager.until("READY")
+    command = [sys.executable, "-P", "-m", "sigd.daemon", "reload", "--socket", str(daemon.socket)]
+    assert subprocess.run(command, check=False, timeout=PATIENCE_S).returncode == 0
+    assert manager.until("EXTEND_TIMEOUT_USEC") == {"EXTEND_TIMEOUT_USEC": "600000000"}, "a reload"
 
 
 def test_a_daemon_that_cannot_serve_is_never_ready(

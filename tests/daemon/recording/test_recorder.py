@@ -66,6 +66,19 @@ def test_a_recorder_starts_and_ends(memory: Path, config: RecorderConfig) -> Non
     assert not list(Path(config.directory).iterdir())
 
 
+@pytest.mark.parametrize(
+    ("environ", "place"),
+    [
+        ({}, "/dev/shm"),
+        ({"RUNTIME_DIRECTORY": ""}, "/dev/shm"),
+        ({"RUNTIME_DIRECTORY": "/run/sigd-memory"}, "/run/sigd-memory"),
+        ({"RUNTIME_DIRECTORY": "/run/sigd-memory/lob:/run/other"}, "/run/sigd-memory/lob"),
+    ],
+)
+def test_where_rings_are_made(environ: dict[str, str], place: str) -> None:
+    assert recorder_module.memory_in(environ) == Path(place)
+
+
 def test_memory_that_is_not_to_be_had(
     memory: Path, config: RecorderConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,112 @@
+"""What runs beside the daemon as a service: it may end, or run out of memory, and the daemon serves; what was recorded
+outlives both."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.systemd.machine import COMMAND, PATIENCE_S, Machine
+from tests.systemd.test_operating import ask
+from tests.systemd.test_reload import examiner_of, factor_of, put, serve
+
+from sigd.wire.status import Status
+
+if TYPE_CHECKING:
+    from tests.conftest import ModelMaker
+
+pytestmark = pytest.mark.systemd
+
+UNIT = "sigd.service"
+RECORDINGS = "/var/lib/sigd/recordings"
+BESIDE = f"""
+shadow = {{path = "/etc/sigd/next.onnx"}}
+[recorder]
+directory = "{RECORDINGS}"
+"""
+
+
+def processes(machine: Machine) -> dict[int, str]:
+    """Those of the unit, as they are numbered outside, with their command lines; those that are gone are left out."""
+    group = machine.here / "sys/fs/cgroup/system.slice" / UNIT / "cgroup.procs"
+    lines = {}
+    for pid in map(int, group.read_text().split()):
+        try:
+            line = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except FileNotFoundError:
+            continue
+        lines[pid] = line.replace(b"\0", b" ").decode()
+    return lines
+
+
+def pids_of(machine: Machine, module: str) -> set[int]:
+    """The processes that run that module."""
+    return {pid for pid, line in processes(machine).items() if f"-m {module} " in line}
+
+
+def until(machine: Machine, condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline_s, machine.journal("-n", "50")
+        time.sleep(0.05)
+
+
+def test_a_reload_may_take_longer_than_the_units_own_limit(machine: Machine, models: ModelMaker) -> None:
+    """The daemon asks for the time."""
+    serve(machine, models.scaled(2.0))
+    assert machine.show(UNIT, "OOMPolicy") == "continue"
+    machine.write("/etc/systemd/system/sigd.service.d/limit.conf", "[Service]\nTimeoutStartSec=1\n")
+    machine.run("systemctl", "daemon-reload")
+    examiner = examiner_of(machine)
+    os.kill(examiner, signal.SIGSTOP)
+    machine.run("systemctl", "--no-block", "reload", UNIT)
+    time.sleep(3)
+    assert machine.show(UNIT, "ActiveState") == "reloading"
+    os.kill(examiner, signal.SIGCONT)
+    machine.until(UNIT, "ActiveState", ["active"])
+    with machine.connect() as client:
+        assert factor_of(client) == (2.0, 2)
+    assert "timed out" not in machine.journal()
+
+
+def test_what_was_recorded_outlives_the_daemon_and_is_replayed(machine: Machine, models: ModelMaker) -> None:
+    put(machine, "/etc/sigd/next.onnx", models.scaled(2.0, 4))
+    serve(machine, models.scaled(2.0, 4), configuration=BESIDE)
+    asked = 0
+    # Killed alone: the keeper stores what is in the ring. Killed with all beside it: the next daemon's keeper does.
+    for kill_whom in ("main", "all"):
+        with machine.connect() as client:
+            for _ in range(100):
+                factor_of(client)
+        asked += 100
+        before = machine.daemon_pid()
+        machine.run("systemctl", "kill", "--signal=KILL", f"--kill-who={kill_whom}", UNIT)
+        until(machine, lambda before=before: machine.show(UNIT, "MainPID") not in ("0", str(before)))  # type: ignore[misc]
+        machine.until(UNIT, "ActiveState", ["active"])
+    status = json.loads(machine.said(COMMAND, "status", "--json"))
+    assert status["recorder"]["paused_because"] == ""
+    assert status["models"][0]["shadow"]["running"] is True
+    assert machine.run("ls", "/dev/shm").stdout == "", "systemd removes what a service's user leaves there"
+    until(machine, lambda: len(list((machine.here / "run/sigd-memory").iterdir())) == 1)
+    replayed = json.loads(machine.said(COMMAND, "replay", "--json", RECORDINGS))
+    assert replayed["replayed"] == asked, replayed
+
+
+def test_all_beside_the_daemon_is_started_again(machine: Machine, models: ModelMaker) -> None:
+    put(machine, "/etc/sigd/next.onnx", models.scaled(3.0))
+    serve(machine, models.scaled(2.0), configuration=BESIDE)
+    daemon = machine.daemon_pid()
+    with machine.connect() as client:
+        for module in ("sigd.daemon.recording.keeper", "sigd.daemon.shadow.process"):
+            before = pids_of(machine, module)
+            (pid,) = before
+            os.kill(pid, signal.SIGKILL)
+            until(machine, lambda module=module, before=before: bool(pids_of(machine, module) - before))  # type: ignore[misc]
+            assert ask(client) == Status.OK
+    assert machine.daemon_pid() == daemon
