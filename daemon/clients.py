@@ -156,6 +156,8 @@ class Clients:
 
     def _closed(self, connection: StreamProtocol) -> None:
         self._leave(connection)
+        if connection.session.rejected is not None:
+            self._counters.count_user_reject(connection.session.rejected, connection.credentials.uid)
         if connection.cut_off:
             self._counters.slow_readers += 1
             log.warning(

@@ -9,6 +9,7 @@ typed table, and all that can be worked out from it later is not counted at all.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Final
 
 import numpy as np
@@ -20,6 +21,8 @@ FINE_SHIFT: Final = 7
 COARSE_SHIFT: Final = 17
 BINS: Final = 1 << 13
 QUICK_BINS: Final = 1 << 9
+USERS_MAX: Final = 32
+"""Whoever can take on many user ids must not make memory, or a scrape, grow with them."""
 _OK: Final = int(Status.OK)
 
 Table = npt.NDArray[np.uint64]
@@ -93,17 +96,35 @@ class ClientCounters:
     Attributes:
         heartbeats: Heartbeats answered.
         rejects: Rejects sent, indexed by RejectCode.
+        user_rejects: the same by code and user id, once the connection is closed; None stands for all users past the
+            first USERS_MAX.
         slow_readers: clients cut off because they did not read their answers.
     """
 
-    __slots__ = ("connections_accepted", "connections_open", "heartbeats", "rejects", "slow_readers")
+    __slots__ = (
+        "_users",
+        "connections_accepted",
+        "connections_open",
+        "heartbeats",
+        "rejects",
+        "slow_readers",
+        "user_rejects",
+    )
 
     def __init__(self) -> None:
         self.connections_accepted = 0
         self.connections_open = 0
         self.heartbeats = 0
         self.rejects = [0] * (max(RejectCode) + 1)
+        self.user_rejects: Counter[tuple[RejectCode, int | None]] = Counter()
         self.slow_readers = 0
+        self._users: set[int] = set()
+
+    def count_user_reject(self, code: RejectCode, uid: int) -> None:
+        """Count a Reject with whom it was for."""
+        if len(self._users) < USERS_MAX:
+            self._users.add(uid)
+        self.user_rejects[code, uid if uid in self._users else None] += 1
 
 
 class ModelCounters:

@@ -76,6 +76,7 @@ class Session:
         "outbox",
         "peer",
         "queued",
+        "rejected",
         "send_answers",
         "state",
         "tap",
@@ -111,6 +112,7 @@ class Session:
         self._paused = False
         self._yielded = False
         self.state = State.HELLO
+        self.rejected: RejectCode | None = None
         self.queued = False
         self.in_batch_rows = 0
         self.conflate = False
@@ -195,6 +197,7 @@ class Session:
         """Say why and close."""
         if self.state is not State.CLOSED:
             self._counters.rejects[code] += 1
+            self.rejected = code
             self.peer.send(Reject(code, reason).encode())
             self._close()
 

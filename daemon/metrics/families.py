@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from sigd import __version__
+from sigd.daemon.counters import USERS_MAX
 from sigd.daemon.health import runnable_s, usage
 from sigd.daemon.metrics.buckets import LATENCY_BOUNDS_US, ROWS_BOUNDS, latency_histogram, rows_histogram
 from sigd.daemon.metrics.family import Family, Kind, Series, Source
@@ -91,6 +92,11 @@ def _open(source: Source) -> Iterator[Series]:
 def _rejects(source: Source) -> Iterator[Series]:
     for code in RejectCode:
         yield (code.name,), (source.counters.rejects[code],)
+
+
+def _user_rejects(source: Source) -> Iterator[Series]:
+    for (code, uid), count in source.counters.user_rejects.items():
+        yield (code.name, "others" if uid is None else str(uid)), (count,)
 
 
 def _of_recorder(value: Callable[[RecorderStatus], float]) -> Callable[[Source], list[Series]]:
@@ -235,6 +241,15 @@ FAMILIES: Final = (
         _rejects,
         ("code",),
     ),
+    # Not a label of the family above, which is there with 0 before there is a Reject: only so does increase() see the first.
+    Family(
+        "sigd_user_rejects",
+        Kind.COUNTER,
+        "Connections ended with a Reject, by its code and the peer's user id, each once there is one; past"
+        f" {USERS_MAX} users the rest are others.",
+        _user_rejects,
+        ("code", "uid"),
+    ),
     Family(
         "sigd_slow_readers",
         Kind.COUNTER,
@@ -256,7 +271,7 @@ FAMILIES: Final = (
     Family(
         "sigd_loop_stalls",
         Kind.COUNTER,
-        "Looks that came more than 1 ms late. A stall of n ms is seen with a chance of n - 1 in ten.",
+        "Hiccups of the loop: looks that came more than 1 ms late. One of n ms is seen with a chance of n - 1 in ten.",
         _one(lambda source: source.loop.stalls),
     ),
     Family(

@@ -183,6 +183,9 @@ def test_who_is_refused_takes_no_place_and_makes_nobody_go(play: Play) -> None:
             assert refused.reason == f"uid {BOB} refused; expected user {ALICE} or group 7"
         assert place.counters.connections_open == 1
         assert place.counters.rejects[RejectCode.NOT_AUTHORISED] == 20
+        while place.counters.user_rejects.total() < 20:
+            await asyncio.sleep(0)
+        assert place.counters.user_rejects == {(RejectCode.NOT_AUTHORISED, BOB): 20}
         assert not silent.at_eof()
 
     play(scene, AccessConfig(users=(ALICE,), groups=(7,)), connections_max=1)

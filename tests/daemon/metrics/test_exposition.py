@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from sigd.daemon.counters import USERS_MAX
 from sigd.daemon.metrics import exposition
 from sigd.daemon.metrics.exposition import Exposition
 from sigd.daemon.metrics.families import FAMILIES
@@ -83,11 +84,28 @@ def test_clients_and_the_daemon_itself(make_rig: type[Rig], make_source: MakeSou
     assert {labels for name, labels in read if name == "sigd_rejects_total"} == {
         frozenset({("code", code.name)}) for code in RejectCode
     }
+    assert not [labels for name, labels in read if name == "sigd_user_rejects_total"]
     assert value(read, "sigd_slow_readers_total") == 3
     assert value(read, "process_start_time_seconds") == 1_700_000_000.25
     assert value(read, "process_resident_memory_bytes") > 1 << 20
     assert value(read, "sigd_loop_page_faults_total", kind="minor") > 0
     assert value(read, "process_cpu_seconds_total") > 0
+
+
+def test_rejects_by_user_are_bounded_however_many_users_there_are(
+    make_rig: type[Rig], make_source: MakeSource
+) -> None:
+    rig = make_rig()
+    for uid in range(1000, 1000 + USERS_MAX + 5):
+        for _ in range(2):
+            rig.client_counters.count_user_reject(RejectCode.NOT_AUTHORISED, uid)
+    rig.client_counters.count_user_reject(RejectCode.UNKNOWN_MODEL, 1000)
+    read = samples(scraped(rig, make_source))
+    told = [labels for name, labels in read if name == "sigd_user_rejects_total"]
+    assert len(told) == USERS_MAX + 2
+    assert value(read, "sigd_user_rejects_total", code="NOT_AUTHORISED", uid="1000") == 2
+    assert value(read, "sigd_user_rejects_total", code="UNKNOWN_MODEL", uid="1000") == 1
+    assert value(read, "sigd_user_rejects_total", code="NOT_AUTHORISED", uid="others") == 10
 
 
 def test_every_family_is_told_with_its_words(make_rig: type[Rig], make_source: MakeSource) -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import os
+import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.models.test_gpu_memory import MIB, FakeNvml
 
 from sigd.daemon.metrics import gpu_watch
+from sigd.daemon.metrics.exposition import Exposition
 from sigd.daemon.metrics.families import FAMILIES
 from sigd.daemon.metrics.family import Series
 from sigd.daemon.metrics.gpu_watch import OLD_NS, GpuWatch
@@ -18,6 +24,7 @@ from sigd.models.gpu_memory import Memory
 
 if TYPE_CHECKING:
     from tests.daemon.conftest import Rig
+    from tests.daemon.metrics.conftest import MakeSource
 
 CARD = "0000:01:00.0"
 THREAD = "sigd-gpu-memory"
@@ -75,6 +82,29 @@ def test_total_free_and_its_own(reader: Reader) -> None:
     assert told(watch) == [((CARD, "total"), (100,)), ((CARD, "free"), (60,)), ((CARD, "daemon"), (30,))]
     now_ns += OLD_NS
     assert told(watch) == [], "it is too old"
+
+
+def test_from_nvml_to_prometheus(
+    make_rig: type[Rig], make_source: MakeSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvml = FakeNvml({os.getpid(): 500 * MIB})
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+
+    async def main() -> str:
+        source = make_source(make_rig())
+        watch = GpuWatch(lambda: [on_gpu()])
+        watch.start()
+        while not watch.memory():
+            await asyncio.sleep(0.001)
+        watch.stop()
+        return (await Exposition(replace(source, gpu=watch)).scrape()).decode()
+
+    text = asyncio.run(main())
+    wait_for_the_end()
+    for part, mib in (("total", 24576), ("free", 812), ("daemon", 500)):
+        line = f'sigd_gpu_memory_bytes{{gpu="{CARD}",part="{part}"}} '
+        assert float(text.partition(line)[2].partition("\n")[0]) == mib * MIB
+    assert set(nvml.asked) == {CARD}
 
 
 def test_what_nvml_does_not_tell_is_left_out() -> None:

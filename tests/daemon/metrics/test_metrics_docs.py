@@ -41,5 +41,5 @@ def test_a_page_without_a_place_for_it_is_refused() -> None:
 
 
 def test_the_files_that_it_points_to_are_there() -> None:
-    for link in re.findall(r"\]\(([^)]+)\)", TEXT):
+    for link in re.findall(r"\]\(([^)#]+)", TEXT):
         assert (PAGE.parent / link).exists(), link
