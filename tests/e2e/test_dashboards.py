@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from sigd.daemon.metrics.families import FAMILIES
+from sigd.daemon.metrics.tables import shown_name
+from sigd.wire.errors import Rejected
 
 if TYPE_CHECKING:
     from tests.conftest import ModelMaker
@@ -32,6 +35,7 @@ _MATCHER = re.compile(r'(\w+)(=~|=)"([^"]*)"')
 OF_THE_SCRAPE = ("job", "instance")
 """Labels that Prometheus adds."""
 NEEDS_A_GPU = "sigd_gpu_memory_bytes"
+IN_NO_PANEL = {"process_start_time_seconds": "each start is marked in all panels"}
 
 
 def board_queries(node: Any) -> Iterator[str]:
@@ -80,7 +84,11 @@ def test_every_series_that_is_asked_for_is_told(
     )
     with daemon.connect() as client:
         client.request([1.0, 2.0, 3.0, 4.0])
-        text = daemon.metrics()
+        with pytest.raises(Rejected):
+            daemon.connect(model_name="another")
+        # It is counted by user once its connection has ended.
+        while "sigd_user_rejects_total{" not in (text := daemon.metrics()):
+            time.sleep(0.005)
     told = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
     asked = 0
     for where, queries in expressions.items():
@@ -110,6 +118,19 @@ def test_every_label_that_is_grouped_by_or_shown_is_there(expressions: dict[str,
     used |= set(re.findall(r'"legendFormat": "[^"]*?\{\{(\w+)\}\}', shown))
     assert used <= known
     assert {"model", "instance", "code"} <= used
+
+
+def test_every_metric_has_its_panel() -> None:
+    board = json.loads(BOARD.read_text())
+    shown = {
+        re.sub(r"_(bucket|sum|count)$", "", name)
+        for query in board_queries(board["panels"])
+        for name, _ in _SELECTOR.findall(query)
+    }
+    assert {shown_name(family) for family in FAMILIES} - shown == set(IN_NO_PANEL)
+    marks = list(board_queries(board["annotations"]))
+    for name in IN_NO_PANEL:
+        assert any(name in query for query in marks), name
 
 
 def test_the_dashboard_can_be_imported() -> None:
