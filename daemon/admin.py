@@ -11,6 +11,7 @@ A first line of HTTP, such as GET /metrics HTTP/1.1, is answered as that.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import sys
@@ -25,6 +26,8 @@ import msgspec
 from sigd.daemon.errors import DaemonError, EnvironmentLacks
 from sigd.daemon.metrics.http import Pages, is_http, respond
 from sigd.daemon.shadow.status import ShadowStatus
+
+log = logging.getLogger(__name__)
 
 REQUEST_BYTES_MAX = 4096
 ANSWER_TIMEOUT_S = 5.0
@@ -199,14 +202,23 @@ class AdminServer:
         ops: what may be asked, by name; where there are none, only HTTP is spoken.
         pages: what may be asked over HTTP.
         timeout_s: for a question to come and for its answer to be taken; how long an answer takes is the op's business.
+        every_s: how long the next connection waits in the kernel's queue after one was accepted, for a listener that
+            anybody may ask, as fast as he likes: each question takes time from the loop. 0 accepts all at once.
     """
 
     def __init__(
-        self, ops: Mapping[str, Op], pages: Pages | None = None, timeout_s: float = ANSWER_TIMEOUT_S
+        self,
+        ops: Mapping[str, Op],
+        pages: Pages | None = None,
+        timeout_s: float = ANSWER_TIMEOUT_S,
+        every_s: float = 0.0,
     ) -> None:
         self._ops = ops
         self._pages = pages or {}
         self._timeout_s = timeout_s
+        self._every_s = every_s
+        self._accepting: asyncio.Task[None] | None = None
+        self._serving: set[asyncio.Task[None]] = set()
         self._askers = 0
         self._answering = 0
         self._server: asyncio.AbstractServer | None = None
@@ -214,11 +226,17 @@ class AdminServer:
 
     async def start(self, listener: socket.socket) -> None:
         """Begin to answer."""
+        if self._every_s:
+            self._accepting = asyncio.create_task(self._accept(listener))
+            self._accepting.add_done_callback(lambda _: listener.close())
+            return
         # start_unix_server() would on some versions of Python remove the file, which may not be ours.
         self._server = await asyncio.start_server(self._serve, sock=listener, limit=REQUEST_BYTES_MAX)
 
     def close(self) -> None:
         """Answer no more."""
+        if self._accepting is not None:
+            self._accepting.cancel()
         if self._server is not None:
             self._server.close()
 
@@ -227,6 +245,29 @@ class AdminServer:
         deadline_s = monotonic() + timeout_s
         while self._answering and monotonic() < deadline_s:
             await asyncio.sleep(_FINISH_LOOK_S)
+
+    async def _accept(self, listener: socket.socket) -> None:
+        """One after the other, with a pause after each."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(listener)
+                serving = asyncio.create_task(self._serve_on(connection))
+                self._serving.add(serving)
+                serving.add_done_callback(self._serving.discard)
+            except OSError as error:
+                # No descriptor is left: the next one may find one.
+                log.warning("somebody who asks cannot be answered: %s", error)
+            await asyncio.sleep(self._every_s)
+
+    async def _serve_on(self, connection: socket.socket) -> None:
+        try:
+            streams = await asyncio.open_connection(sock=connection, limit=REQUEST_BYTES_MAX)
+        except OSError as error:
+            connection.close()
+            log.warning("somebody who asks cannot be answered: %s", error)
+        else:
+            await self._serve(*streams)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._askers += 1

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -72,7 +75,12 @@ async def _status(_request: AdminRequest) -> Status:
 
 
 def serve(
-    folder: Path, ask: Callable[[Path], None], *, timeout_s: float = 5.0, ops: Mapping[str, Op] | None = None
+    folder: Path,
+    ask: Callable[[Path], None],
+    *,
+    timeout_s: float = 5.0,
+    ops: Mapping[str, Op] | None = None,
+    every_s: float = 0.0,
 ) -> None:
     """Let `ask`, in a thread, ask a server."""
     path = folder / "a"
@@ -81,7 +89,8 @@ def serve(
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(path))
             listener.listen(100)
-            server = AdminServer(ops or {"status": _status}, timeout_s=timeout_s)
+            listener.setblocking(False)
+            server = AdminServer(ops or {"status": _status}, timeout_s=timeout_s, every_s=every_s)
             await server.start(listener)
             try:
                 await asyncio.to_thread(ask, path)
@@ -182,6 +191,37 @@ def test_too_many_at_once_are_turned_away(tmp_path: Path) -> None:
             connection.close()
 
     serve(tmp_path, ask)
+
+
+def test_who_asks_without_end_waits_between_two_questions(tmp_path: Path) -> None:
+    def ask(path: Path) -> None:
+        began_s = time.monotonic()
+        for _ in range(4):
+            assert ask_status(path) == STATUS
+        assert time.monotonic() - began_s >= 0.3
+
+    serve(tmp_path, ask, every_s=0.1)
+
+
+def test_one_who_cannot_be_accepted_does_not_end_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    failures = [OSError(errno.EMFILE, os.strerror(errno.EMFILE))]
+    open_connection = asyncio.open_connection
+
+    async def failing_once(**options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if failures:
+            raise failures.pop()
+        return await open_connection(**options)
+
+    def ask(path: Path) -> None:
+        with pytest.raises(EnvironmentLacks):
+            ask_status(path)
+        assert ask_status(path) == STATUS
+
+    monkeypatch.setattr(asyncio, "open_connection", failing_once)
+    serve(tmp_path, ask, every_s=0.01)
+    assert "somebody who asks cannot be answered: [Errno 24] Too many open files" in caplog.text
 
 
 def test_asking_where_nobody_answers(tmp_path: Path) -> None:
