@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic_ns
@@ -18,6 +17,7 @@ from sigd.daemon.access import access_of
 from sigd.daemon.activation import ADMIN, CLIENTS, PassedListener
 from sigd.daemon.admin import AdminServer, Status
 from sigd.daemon.batcher import Batcher
+from sigd.daemon.beside import Starter
 from sigd.daemon.clients import Clients
 from sigd.daemon.config import Config
 from sigd.daemon.counters import ClientCounters, ModelCounters
@@ -57,16 +57,16 @@ class Service:
         backends: Sequence[Backend],
         notifier: Notifier,
         passed: Mapping[str, PassedListener],
+        starter: Starter,
         examiner: Examiner | None = None,
-        cores: AbstractSet[int] = frozenset(),
         shadows: Shadows | None = None,
     ) -> None:
         """
         Args:
             backends: those of `config.models()`, in their order.
             passed: sockets that are open already.
+            starter: of processes beside the loop, where all work runs that is not the loop's.
             examiner: of model files that are to be served later; it is closed at the end.
-            cores: where work beside the loop runs; empty is anywhere.
             shadows: of these models, open; they are closed at the end.
         """
         self._config = config
@@ -74,7 +74,7 @@ class Service:
         self._notifier = notifier
         self._passed = passed
         self._examiner = examiner
-        self._cores = cores or os.sched_getaffinity(0)
+        self._starter = starter
         self._shadows = shadows or Shadows()
         self._limits = config.limits()
         self._counters = ClientCounters()
@@ -142,12 +142,12 @@ class Service:
     def _assemble(self, loop: asyncio.AbstractEventLoop) -> tuple[RingHost, Reloader, Operations]:
         """Everything that serves, from the models to the clients; nothing runs yet."""
         config = self._config
-        self._recorder = start_recorder(config, loop)
+        self._recorder = start_recorder(config, loop, self._starter)
         self._shadows.watch(loop)
         self._models = ServedModels(list(map(self._make_batcher, config.models(), self._backends)))
         rings = RingHost(loop, monotonic_ns, self._models.poll, lambda: self._ticker.wake(), self._counters)
         self._models.on_poll = rings.batch_with
-        self._loader = Loader(loop, self._cores)
+        self._loader = Loader(loop, self._starter.cores)
         reloader = self._make_reloader()
         self._clients = Clients(
             self._models.find,

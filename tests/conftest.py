@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -208,6 +209,16 @@ def capture_dir() -> Path:
     if not captures:
         pytest.skip(f"no market capture under {folder}: set SIGD_DATA to a folder that has some")
     return captures[0].parent
+
+
+def children_of(pid: int) -> list[int]:
+    """Its processes, whichever of its threads started them."""
+    found: list[int] = []
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        # A thread may end meanwhile.
+        with suppress(FileNotFoundError, ProcessLookupError):
+            found += map(int, children.read_text().split())
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -112,6 +112,7 @@ def run(config: Config, *, check: bool) -> int:
     import uvloop
 
     from sigd.daemon.activation import place, take_sockets
+    from sigd.daemon.beside import Starter
     from sigd.daemon.notify import Notifier
     from sigd.daemon.placement import cores_beside
     from sigd.daemon.process import (
@@ -149,13 +150,14 @@ def run(config: Config, *, check: bool) -> int:
     # What opens the models has only the service manager's limit; each shadow has one of its own.
     if shadowed := sum(model.shadow is not None for model in config.models()):
         notifier.needs_time(OPEN_TIMEOUT_S * shadowed)
-    shadows = start_shadows(config, backends, cores)
+    starter = Starter(cores)
+    shadows = start_shadows(config, backends, starter)
     if check:
         _say_good(config, backends, shadows)
         return 0
     config = msgspec.structs.replace(config, connections_max=allow_descriptors(config.connections_max))
 
-    service = Service(config, backends, notifier, passed, examiner, cores, shadows)
+    service = Service(config, backends, notifier, passed, starter, examiner, shadows)
     exit_code = uvloop.run(service.run())
     notifier.close()
     if service.must_end_now:

@@ -27,7 +27,6 @@ from time import monotonic_ns
 from typing import Final
 
 from sigd.daemon.logs import LogFormat, start_logging
-from sigd.daemon.placement import cores_beside, step_aside
 from sigd.daemon.recording.segments import Segments
 from sigd.wire.errors import RecordingDamaged
 from sigd.wire.recording import (
@@ -266,10 +265,8 @@ def _end(link: Path, ring: RingFile, keeper: Keeper, segments: Segments) -> int:
     return 1 if behind_bytes else 0
 
 
-def make_way_for_the_daemon() -> None:
-    """Run where the daemon does not, with no more right to a processor or to memory than anybody; as far as one may."""
-    step_aside(cores_beside(None, os.sched_getaffinity(0)))
-    # Where memory runs out, it is the keeper that can be done without for a while.
+def go_before_the_daemon() -> None:
+    """Where memory runs out, it is the keeper that can be done without for a while; as far as one may."""
     adjust = Path("/proc/self/oom_score_adj")
     with suppress(OSError):
         adjust.write_text(str(max(int(adjust.read_text()), 0)))
@@ -281,7 +278,7 @@ def main(arguments: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     start_logging(logging.INFO, LogFormat(log_format), os.environ)
-    make_way_for_the_daemon()
+    go_before_the_daemon()
     return keep(Path(directory), name, int(total_bytes), int(sync_ms))
 
 

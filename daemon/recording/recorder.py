@@ -8,7 +8,6 @@ import os
 import platform
 import secrets
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -34,6 +33,7 @@ from sigd.wire.recording import (
 )
 
 if TYPE_CHECKING:
+    from sigd.daemon.beside import Starter
     from sigd.daemon.config import Config
     from sigd.daemon.logs import LogFormat
     from sigd.daemon.recording.settings import RecorderConfig
@@ -61,11 +61,14 @@ class Recorder:
         ring: in memory, under `link` in the directory of the recordings.
     """
 
-    def __init__(self, config: RecorderConfig, log_format: LogFormat, link: Path, ring: Ring) -> None:
+    def __init__(
+        self, config: RecorderConfig, log_format: LogFormat, link: Path, ring: Ring, starter: Starter
+    ) -> None:
         self._config = config
         self._log_format = log_format
         self._link = link
         self._ring = ring
+        self._starter = starter
         self.taps = Taps(ring)
         self._closing = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -74,7 +77,7 @@ class Recorder:
         self._watched = -1
 
     @classmethod
-    def start(cls, config: RecorderConfig, log_format: LogFormat) -> Recorder:
+    def start(cls, config: RecorderConfig, log_format: LogFormat, starter: Starter) -> Recorder:
         """With a keeper that is ready. A disk that is full is its business, not this one's.
 
         Raises:
@@ -106,7 +109,7 @@ class Recorder:
                 f"{directory}: recordings cannot be written there: {error.strerror}; expected a directory that"
                 " this user may write to"
             ) from None
-        recorder = cls(config, log_format, link, ring)
+        recorder = cls(config, log_format, link, ring, starter)
         recorder._wait_for_keeper()
         return recorder
 
@@ -154,9 +157,9 @@ class Recorder:
 
     def _start_keeper(self) -> subprocess.Popen[bytes]:
         self._ring.words[RING_KEEPER_WORD] = 0
-        return subprocess.Popen(
+        return self._starter.start(
+            "sigd.daemon.recording.keeper",
             [
-                *(sys.executable, "-P", "-m", "sigd.daemon.recording.keeper"),
                 str(self._link.parent),
                 self._link.stem,
                 str(self._config.total_bytes),
@@ -165,8 +168,6 @@ class Recorder:
             ],
             # Its end is how the keeper knows that this process has ended, however it did.
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,
         )
 
     def _wait_for_keeper(self) -> None:
@@ -216,11 +217,11 @@ class Recorder:
             self._watched = -1
 
 
-def start_recorder(config: Config, loop: asyncio.AbstractEventLoop) -> Recorder | None:
+def start_recorder(config: Config, loop: asyncio.AbstractEventLoop, starter: Starter) -> Recorder | None:
     """The recorder that the configuration asks for, if any. Raises as `Recorder.start`."""
     if not config.recorder.directory:
         return None
-    recorder = Recorder.start(config.recorder, config.log_format)
+    recorder = Recorder.start(config.recorder, config.log_format, starter)
     recorder.watch(loop)
     return recorder
 

@@ -8,15 +8,14 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
-from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
+from sigd.daemon.beside import Pauses
 from sigd.daemon.errors import EnvironmentLacks, UsageError
 from sigd.daemon.recording.ring import Ring
 from sigd.daemon.recording.tap import Taps
@@ -30,6 +29,7 @@ from sigd.models.registry import backend_for, backend_names
 from sigd.models.trusted_file import trust_is_demanded
 
 if TYPE_CHECKING:
+    from sigd.daemon.beside import Starter
     from sigd.daemon.config import Config
     from sigd.daemon.model_config import ModelConfig, ShadowTable
     from sigd.models.backend import Backend
@@ -38,9 +38,8 @@ log = logging.getLogger(__name__)
 
 OPEN_TIMEOUT_S: Final = 300.0
 """What takes longer to open is refused, as a model that is to be served is."""
-RESTART_S: Final = 1.0
-RESTART_S_MAX: Final = 60.0
-"""Each pause is twice the one before, until a process has run for that long."""
+END_TIMEOUT_S: Final = 5.0
+"""A process that has closed its channel ends by itself; what takes longer, in a driver perhaps, is killed."""
 
 
 class Shadow:
@@ -51,13 +50,14 @@ class Shadow:
         taps: make what hands its answers on.
     """
 
-    def __init__(self, name: str, task: Task) -> None:
+    def __init__(self, name: str, task: Task, starter: Starter) -> None:
         """
         Raises:
             EnvironmentLacks: no memory for the ring.
         """
         self.name = name
         self._task = task
+        self._starter = starter
         self._path = os.fsdecode(task.path)
         try:
             self._memory = make_memory()
@@ -72,25 +72,21 @@ class Shadow:
         self._opened = Opened("", "")
         self._running = False
         self._restarts = 0
-        self._pause_s = RESTART_S
-        self._started_s = 0.0
+        self._pauses = Pauses()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._restart: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._ending = -1
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
 
     def start(self) -> None:
         """Start the process; `wait_until_open()` follows. Raises OSError."""
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._started_s = monotonic()
         with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "sigd.daemon.shadow.process", str(self._memory)],
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                pass_fds=(self._memory,),
-                start_new_session=True,
+            self._process = self._starter.start(
+                "sigd.daemon.shadow.process", [str(self._memory)], theirs.fileno(), [self._memory]
             )
+        self._pauses.started()
         self._channel.send(encode(self._task))
         # Only the first keeps anybody waiting.
         self._task = replace(self._task, in_hurry=False)
@@ -111,7 +107,8 @@ class Shadow:
         finally:
             self._channel.setblocking(False)
         if said is None:
-            raise ModelRefused(f"{self._path}: the process that opened it {self._end()}")
+            self._hang_up()
+            raise ModelRefused(f"{self._path}: the process that opened it {self._reap()}")
         if isinstance(said, Refused):
             raise (BackendUnavailable if said.lacking else ModelRefused)(said.reason)
         self._note(said)
@@ -137,11 +134,13 @@ class Shadow:
 
     def close(self) -> None:
         """End the process, whatever it does: it has nothing to save."""
-        if self._restart is not None:
-            self._restart.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._hang_up()
+        self._forget_ending()
         if self._process is not None:
             self._process.kill()
-            self._end()
+            self._reap()
         os.close(self._memory)
 
     # -- the process -------------------------------------------------------------------------------------------
@@ -163,7 +162,7 @@ class Shadow:
         elif isinstance(said, Refused):
             log.error("the shadow of %s cannot run: %s", self.name, said.reason)
         else:
-            self._ended()
+            self._will_end()
 
     def _note(self, opened: Opened) -> None:
         self._opened = opened
@@ -171,22 +170,31 @@ class Shadow:
         # It has not seen who there was before.
         self._ring.introduce_again()
 
+    def _will_end(self) -> None:
+        """It has closed its end of the channel. Until the kernel has taken it down, the loop shall not wait for it."""
+        assert self._loop is not None
+        assert self._process is not None
+        self._hang_up()
+        self._ending = os.pidfd_open(self._process.pid)
+        self._loop.add_reader(self._ending, self._ended)
+        self._timer = self._loop.call_later(END_TIMEOUT_S, self._process.kill)
+
     def _ended(self) -> None:
-        how = self._end()
-        if monotonic() - self._started_s >= RESTART_S_MAX:
-            self._pause_s = RESTART_S
+        assert self._timer is not None
+        self._timer.cancel()
+        self._forget_ending()
+        how, pause_s = self._reap(), self._pauses.next_s()
         log.error(
             "the process of the shadow of %s %s and is started again in %g s; serving does not depend on it",
             self.name,
             how,
-            self._pause_s,
+            pause_s,
         )
-        self._start_later()
+        self._start_in(pause_s)
 
-    def _start_later(self) -> None:
+    def _start_in(self, pause_s: float) -> None:
         assert self._loop is not None
-        self._restart = self._loop.call_later(self._pause_s, self._start_again)
-        self._pause_s = min(2 * self._pause_s, RESTART_S_MAX)
+        self._timer = self._loop.call_later(pause_s, self._start_again)
 
     def _start_again(self) -> None:
         assert self._loop is not None
@@ -195,20 +203,34 @@ class Shadow:
             self.start()
         except OSError as error:
             log.error("the process of the shadow of %s cannot be started: %s", self.name, error)
-            self._start_later()
+            self._start_in(self._pauses.next_s())
         else:
             self.watch(self._loop)
 
-    def _end(self) -> str:
+    def _hang_up(self) -> None:
+        """Nothing more is said to it, or heard of it."""
+        self._running = False
+        if self._channel is not None:
+            if self._loop is not None:
+                self._loop.remove_reader(self._channel)
+            self._channel.close()
+            self._channel = None
+
+    def _forget_ending(self) -> None:
+        if self._ending >= 0 and self._loop is not None:
+            self._loop.remove_reader(self._ending)
+            os.close(self._ending)
+            self._ending = -1
+
+    def _reap(self) -> str:
         """Let go of a process that has ended, or will at once; how it did."""
         assert self._process is not None
-        assert self._channel is not None
-        if self._loop is not None:
-            self._loop.remove_reader(self._channel)
-        self._channel.close()
-        self._running = False
-        code = self._process.wait()
-        self._process = None
+        process, self._process = self._process, None
+        try:
+            code = process.wait(END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return f"has not ended in {END_TIMEOUT_S:g} s"
         return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
 
 
@@ -246,12 +268,11 @@ class Shadows:
             shadow.close()
 
 
-def start_shadows(config: Config, backends: Sequence[Backend], cores: AbstractSet[int]) -> Shadows:
+def start_shadows(config: Config, backends: Sequence[Backend], starter: Starter) -> Shadows:
     """All that the configuration asks for, open.
 
     Args:
         backends: of the models that are served, open.
-        cores: where the shadows run.
 
     Raises:
         UsageError: one would run where it costs the models that are served their time.
@@ -262,8 +283,8 @@ def start_shadows(config: Config, backends: Sequence[Backend], cores: AbstractSe
     try:
         for model, backend in zip(config.models(), backends, strict=True):
             if model.shadow is not None:
-                task = _task(config, model, model.shadow, backend, backends, cores)
-                shadows.add(Shadow(backend.spec.name, task))
+                task = _task(config, model, model.shadow, backend, backends, starter.cores)
+                shadows.add(Shadow(backend.spec.name, task, starter))
         for shadow in shadows:
             shadow.start()
         for shadow in shadows:

@@ -17,6 +17,7 @@ import msgspec
 import pytest
 import uvloop
 
+from sigd.daemon.beside import Starter
 from sigd.daemon.config import Config
 from sigd.daemon.model_config import ShadowTable
 from sigd.daemon.notify import Notifier
@@ -105,7 +106,9 @@ def test_it_is_freed_by_reference_counts(
     left: Counter[str] = Counter()
 
     async def main() -> int:
-        service = asyncio.create_task(Service(config, [backend], Notifier(), {}, shadows=shadows).run())
+        service = asyncio.create_task(
+            Service(config, [backend], Notifier(), {}, starter, shadows=shadows).run()
+        )
         while not path.exists():
             await asyncio.sleep(0.001)
         for times in (2, TIMES):
@@ -123,10 +126,11 @@ def test_it_is_freed_by_reference_counts(
         os.kill(os.getpid(), signal.SIGTERM)
         return await service
 
+    starter = Starter(os.sched_getaffinity(0))
     path_of_model = models.failing(4, 2)
     backend = open_backend(path_of_model)
     if "compared" in what:
         config = msgspec.structs.replace(config, shadow=ShadowTable(path=str(path_of_model)))
-    shadows = start_shadows(config, [backend], os.sched_getaffinity(0))
+    shadows = start_shadows(config, [backend], starter)
     assert uvloop.run(main()) == 0
     assert {name: count for name, count in left.items() if count >= TIMES} == {}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 import pytest
+from tests.conftest import children_of
 
 from sigd.bench.channel import BrokenContract, SocketChannel
 from sigd.bench.ring_channel import RingChannel
@@ -59,12 +60,11 @@ def status_of(daemon: Daemon) -> RecorderStatus:
 
 def keepers_of(daemon: Daemon) -> list[int]:
     """The process ids of those of the daemon's children that keep recordings."""
-    pid = daemon.process.pid
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(child) for child in children if b"recording.keeper" in command_of(child)]
+    children = children_of(daemon.process.pid)
+    return [child for child in children if b"recording.keeper" in command_of(child)]
 
 
-def command_of(pid: str) -> bytes:
+def command_of(pid: int) -> bytes:
     """Empty once it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from tests.conftest import children_of
 
 from sigd.wire.client import Client
 from sigd.wire.errors import SessionClosed
@@ -296,8 +297,7 @@ def test_an_engine_that_does_not_do_what_it_did_when_it_was_built(
 
 
 def children(daemon: Daemon) -> list[int]:
-    path = Path(f"/proc/{daemon.process.pid}/task/{daemon.process.pid}/children")
-    return list(map(int, path.read_text().split()))
+    return children_of(daemon.process.pid)
 
 
 def test_a_model_that_needs_more_memory_than_there_is(start_daemon: StartDaemon, models: ModelMaker) -> None:

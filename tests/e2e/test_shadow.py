@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from onnx import helper
+from tests.conftest import children_of
 
 from sigd.daemon.shadow.status import ShadowStatus
 from sigd.wire.recorded import Exchanges, open_recordings
@@ -63,11 +64,8 @@ def until(daemon: Daemon, condition: Callable[[ShadowStatus], object]) -> Shadow
 
 def process_of(daemon: Daemon) -> int:
     """The shadow's process id: of the daemon's children the one of that name."""
-    pid = daemon.process.pid
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    (found,) = [
-        int(child) for child in children if Path(f"/proc/{child}/comm").read_text() == "sigd-shadow\n"
-    ]
+    children = children_of(daemon.process.pid)
+    (found,) = [child for child in children if Path(f"/proc/{child}/comm").read_text() == "sigd-shadow\n"]
     return found
 
 

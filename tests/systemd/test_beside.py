@@ -99,8 +99,11 @@ def test_what_was_recorded_outlives_the_daemon_and_is_replayed(machine: Machine,
 
 
 def test_all_beside_the_daemon_is_started_again(machine: Machine, models: ModelMaker) -> None:
+    """And has from the beginning neither the loop's core nor its priority."""
+    core = max(os.sched_getaffinity(0))
+    others = os.sched_getaffinity(0) - {core} or {core}
     put(machine, "/etc/sigd/next.onnx", models.scaled(3.0))
-    serve(machine, models.scaled(2.0), configuration=BESIDE)
+    serve(machine, models.scaled(2.0), "--realtime", str(core), configuration=f'idle = "block"{BESIDE}')
     daemon = machine.daemon_pid()
     with machine.connect() as client:
         for module in ("sigd.daemon.recording.keeper", "sigd.daemon.shadow.process"):
@@ -108,5 +111,9 @@ def test_all_beside_the_daemon_is_started_again(machine: Machine, models: ModelM
             (pid,) = before
             os.kill(pid, signal.SIGKILL)
             until(machine, lambda module=module, before=before: bool(pids_of(machine, module) - before))  # type: ignore[misc]
+            (pid,) = pids_of(machine, module) - before
+            assert os.sched_getaffinity(pid) <= others
+            assert os.sched_getscheduler(pid) != os.SCHED_FIFO
             assert ask(client) == Status.OK
     assert machine.daemon_pid() == daemon
+    assert os.sched_getscheduler(daemon) == os.SCHED_FIFO

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from sigd.daemon.beside import Starter
 from sigd.daemon.errors import EnvironmentLacks, UsageError
 from sigd.daemon.logs import LogFormat
 from sigd.daemon.recording import recorder as recorder_module
@@ -34,7 +35,7 @@ def config(tmp_path: Path) -> RecorderConfig:
 
 
 def start(config: RecorderConfig) -> Recorder:
-    return Recorder.start(config, LogFormat.TEXT)
+    return Recorder.start(config, LogFormat.TEXT, Starter({0}))
 
 
 @pytest.fixture

@@ -1,0 +1,69 @@
+"""Processes that work beside the loop: started where they may run, and started again when they end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
+from concurrent.futures import ThreadPoolExecutor
+from math import inf
+from time import monotonic
+from typing import Final
+
+from sigd.daemon.placement import step_aside
+
+PAUSE_S: Final = 1.0
+PAUSE_S_MAX: Final = 60.0
+
+
+class Starter:
+    """Starts processes from a thread that has stepped aside, for they begin with what their parent thread has.
+
+    From the loop's they would have its core and its real-time priority until Python runs and they can give them up: the
+    loop would wait for tens of milliseconds. The thread lives as long as this does, since a process that wants to end
+    with its parent (PR_SET_PDEATHSIG) ends with the thread.
+
+    Args:
+        cores: where they may run.
+    """
+
+    def __init__(self, cores: AbstractSet[int]) -> None:
+        self.cores = cores
+        self._thread = ThreadPoolExecutor(1, "sigd-starter", step_aside, (cores,))
+
+    def start(
+        self, module: str, arguments: Sequence[str], stdin: int, pass_fds: Sequence[int] = ()
+    ) -> subprocess.Popen[bytes]:
+        """Run that module of sigd in a process; back when it has begun, after a millisecond or two. Raises OSError."""
+        return self._thread.submit(
+            lambda: subprocess.Popen(
+                [sys.executable, "-P", "-m", module, *arguments],
+                stdin=stdin,
+                stdout=subprocess.DEVNULL,
+                pass_fds=pass_fds,
+                start_new_session=True,
+            )
+        ).result()
+
+
+class Pauses:
+    """Before a process that has ended is started again: each pause is twice the one before, until a process has run for
+    as long as the longest."""
+
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
+        self._next_s = PAUSE_S
+        self._started_s = inf
+
+    def started(self) -> None:
+        """A process has been started."""
+        self._started_s = self._clock()
+
+    def next_s(self) -> float:
+        """It has ended, or could not be started: how long to wait now."""
+        if self._clock() - self._started_s >= PAUSE_S_MAX:
+            self._next_s = PAUSE_S
+        self._started_s = inf
+        pause_s, self._next_s = self._next_s, min(2 * self._next_s, PAUSE_S_MAX)
+        return pause_s
