@@ -65,6 +65,8 @@ class ModelStatus(msgspec.Struct, frozen=True):
     queue: LatencyStatus
     infer: LatencyStatus
     shadow: ShadowStatus | None = None
+    reloads: int = 0
+    reloads_refused: int = 0
 
 
 class LoopStatus(msgspec.Struct, frozen=True):

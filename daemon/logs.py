@@ -23,11 +23,14 @@ from datetime import UTC, datetime
 from enum import Enum
 from time import monotonic_ns
 from types import TracebackType
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
 from sigd.daemon.errors import UsageError
+
+if TYPE_CHECKING:
+    import asyncio
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +39,7 @@ STANDARD_ERROR: Final = 2
 BURST: Final = 5
 """So many of one message come through in each interval."""
 INTERVAL_NS: Final = 10_000_000_000
+OVERDUE_LOOK_S: Final = 1.0
 KINDS_MAX: Final = 256
 """Messages that are watched at a time; past them all of one logger and level count as one."""
 WRITE_BYTES: Final = select.PIPE_BUF
@@ -196,6 +200,15 @@ class LineHandler(logging.Handler):
         except Exception:  # noqa: BLE001  the log may not end what it tells of
             self.handleError(record)
 
+    def say_overdue(self) -> None:
+        """Say what was held back of intervals that are over."""
+        self.acquire()
+        try:
+            for note in self._limit.overdue(self._clock()):
+                self._write(note)
+        finally:
+            self.release()
+
     def close(self) -> None:
         """Say what has been held back."""
         for note in self._limit.overdue(self._clock() + INTERVAL_NS):
@@ -221,6 +234,29 @@ class LineHandler(logging.Handler):
                 self._lost += 1
                 return
         self._lost = 0
+
+
+class Overdue:
+    """Says what the log has held back though nothing more comes: a burst would else be counted hours later, or never."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Begin."""
+        self._timer = self._loop.call_later(OVERDUE_LOOK_S, self._look)
+
+    def stop(self) -> None:
+        """End; `LineHandler.close` says the rest."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look(self) -> None:
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, LineHandler):
+                handler.say_overdue()
+        self.start()
 
 
 def start_logging(level: int, asked: LogFormat, environ: Mapping[str, str]) -> None:

@@ -26,6 +26,7 @@ from sigd.daemon.idle import Ticker
 from sigd.daemon.listener import BACKLOG, Listener
 from sigd.daemon.liveness import Liveness, Watchdog
 from sigd.daemon.loader import Loader
+from sigd.daemon.logs import Overdue
 from sigd.daemon.metrics.observer import Observer
 from sigd.daemon.model_config import ModelConfig
 from sigd.daemon.notify import Notifier
@@ -116,6 +117,8 @@ class Service:
             self._ticker.start()
             warmth = Warmth(loop, self._models, config.keep_warm_us / 1e6, self._die)
             warmth.start()
+            overdue = Overdue(loop)
+            overdue.start()
             watchdog = self._make_watchdog(loop)
             watchdog.start()
             self._say_ready()
@@ -125,6 +128,7 @@ class Service:
                 self._clients.refuse,
                 reloader.stop,
                 warmth.stop,
+                overdue.stop,
                 self._observer.stop,
                 listener.remove,
                 asked.remove,

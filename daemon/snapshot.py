@@ -84,6 +84,8 @@ async def _model(batcher: Batcher, shadow: ShadowStatus | None) -> ModelStatus:
         queue=await _latency(counters.queue),
         infer=await _latency(counters.model),
         shadow=shadow,
+        reloads=counters.reloads,
+        reloads_refused=counters.reloads_refused,
     )
 
 

@@ -64,7 +64,8 @@ def _percentile_us(latency: LatencyStatus, percent: float) -> float:
 
 
 def _show(answer: Status) -> None:
-    console = Console(highlight=False, markup=False)
+    # Lines as long as they are: who reads them through a pipe wants each figure on its line.
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(
         f"sigd {answer.version}, pid {answer.pid}, up {answer.uptime_ns / 1e9:,.0f} s, idle strategy {answer.idle},"
         f" {answer.resident_bytes / 2**20:.1f} MiB resident"
@@ -79,7 +80,7 @@ def _show(answer: Status) -> None:
         f" {loop.involuntary_switches:,} times; {loop.major_faults:,} pages from disk; {loop.collections} collections"
     )
     if answer.recorder is not None:
-        console.print(_recording(answer.recorder), soft_wrap=True)
+        console.print(_recording(answer.recorder))
     if answer.rejects:
         console.print("rejects: " + ", ".join(f"{name} {count:,}" for name, count in answer.rejects.items()))
     for model in answer.models:
@@ -114,10 +115,12 @@ def _show_model(console: Console, model: ModelStatus) -> None:
         f"model {model.name} ({model.features} -> {model.outputs}) generation {model.generation} on"
         f" {model.backend}, sha256 {model.sha256[:16]}"
     )
+    if model.reloads or model.reloads_refused:
+        console.print(f"  reloads: {model.reloads:,} served, {model.reloads_refused:,} refused")
     answers = ", ".join(f"{name} {count:,}" for name, count in model.answers.items() if count)
     console.print(f"  answers: {answers or 'none yet'}; {model.pending_rows} requests pending")
     if model.shadow is not None:
-        console.print(_shadow(model.shadow), soft_wrap=True)
+        console.print(_shadow(model.shadow))
     batches = sum(model.batches_by_rows.values())
     if not batches:
         return

@@ -39,6 +39,7 @@ class ModelInterval(msgspec.Struct, frozen=True):
         answers: by status, without those of which there were none.
         rows_a_batch: on average, 0 where there was no batch.
         total, queue, model: as in `ModelStatus`.
+        reloads, reloads_refused: since the start, for there are few.
     """
 
     name: str
@@ -56,6 +57,8 @@ class ModelInterval(msgspec.Struct, frozen=True):
     total: Durations
     queue: Durations
     model: Durations
+    reloads: int
+    reloads_refused: int
 
 
 class Interval(msgspec.Struct, frozen=True):
@@ -164,6 +167,8 @@ def _model(before: ModelStatus | None, after: ModelStatus, seconds: float) -> Mo
         total=_durations(before.total if before else None, after.total),
         queue=_durations(before.queue if before else None, after.queue),
         model=_durations(before.infer if before else None, after.infer),
+        reloads=after.reloads,
+        reloads_refused=after.reloads_refused,
     )
 
 

@@ -127,7 +127,10 @@ def _heading(interval: Interval) -> Text:
 def _model(model: ModelInterval, seconds: float) -> list[RenderableType]:
     heading = Text.assemble(
         (printable(model.name), "bold"),
-        f" ({model.features} -> {model.outputs})  generation {model.generation}  {model.backend}  ",
+        f" ({model.features} -> {model.outputs})  generation {model.generation}"
+        f"{f'  reloads {model.reloads:,}' if model.reloads else ''}",
+        (f"  reloads refused {model.reloads_refused:,}" if model.reloads_refused else "", _ALARM),
+        f"  {model.backend}  ",
         (model.sha256[:12], _QUIET),
     )
     rates = Text.assemble(

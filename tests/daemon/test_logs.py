@@ -3,6 +3,7 @@ waited for."""
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import json
 import logging
@@ -18,7 +19,7 @@ import pytest
 
 from sigd.daemon import logs
 from sigd.daemon.errors import UsageError
-from sigd.daemon.logs import BURST, INTERVAL_NS, KINDS_MAX, Entry, LineHandler, LogFormat, RateLimit
+from sigd.daemon.logs import BURST, INTERVAL_NS, KINDS_MAX, Entry, LineHandler, LogFormat, Overdue, RateLimit
 
 CUT_OFF = "client %r did not read its answers"
 
@@ -151,6 +152,30 @@ def test_a_few_of_each_kind_then_their_number(pipe: Callable[[LogFormat], Pipe])
     ]
     log.logger.warning(CUT_OFF, "engine-0")
     assert log.lines() == ["sigd WARNING client 'engine-0' did not read its answers"], "it starts anew"
+
+
+def test_what_was_held_back_is_said_though_nothing_more_comes(
+    pipe: Callable[[LogFormat], Pipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "OVERDUE_LOOK_S", 0.001)
+    log = pipe(LogFormat.TEXT)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [logging.NullHandler(), log.handler])
+    for _ in range(BURST + 2):
+        log.logger.error("again")
+    assert log.lines() == ["sigd ERROR again"] * BURST
+
+    async def main() -> list[str]:
+        overdue = Overdue(asyncio.get_running_loop())
+        overdue.start()
+        await asyncio.sleep(0.01)
+        assert log.lines() == [], "its interval is not over"
+        log.now_ns += INTERVAL_NS
+        while not (said := log.lines()):
+            await asyncio.sleep(0.001)
+        overdue.stop()
+        return said
+
+    assert asyncio.run(main()) == ["sigd ERROR suppressed 2 similar, the last: again"]
 
 
 def test_what_was_held_back_is_said_in_the_end(pipe: Callable[[LogFormat], Pipe]) -> None:

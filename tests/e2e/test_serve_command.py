@@ -179,6 +179,21 @@ def test_status_for_people(start_daemon: StartDaemon, models: ModelMaker) -> Non
         assert words in full.stdout
 
 
+def test_status_tells_reloads_that_went_well_and_that_did_not(
+    start_daemon: StartDaemon, models: ModelMaker, tmp_path: Path
+) -> None:
+    daemon = start_daemon("--model", str(models.copied(4)))
+    assert "reloads" not in sigd("status", "--socket", daemon.socket).stdout
+    assert sigd("reload", "--socket", daemon.socket).returncode == 0
+    assert sigd("reload", "--socket", daemon.socket, "--model", tmp_path / "none.onnx").returncode == 1
+    assert "reloads: 1 served, 1 refused" in sigd("status", "--socket", daemon.socket).stdout
+    (model,) = daemon.status().models
+    assert (model.reloads, model.reloads_refused) == (1, 1)
+    top = sigd("top", "--socket", daemon.socket, "--count", "1", "--json")
+    (model,) = json.loads(top.stdout)["models"]
+    assert (model["reloads"], model["reloads_refused"]) == (1, 1)
+
+
 def test_status_for_programs(start_daemon: StartDaemon, models: ModelMaker) -> None:
     daemon = start_daemon("--model", str(models.copied(4)))
     with daemon.connect(client_name="engine-1") as client:

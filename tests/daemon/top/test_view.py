@@ -96,6 +96,14 @@ def test_everything_is_there_and_fits(make_status: MakeStatus, hard: Status) -> 
     assert total == ["total", "100.8", "12.0", "12.0", "900.0", "900.0", "900.0"]
 
 
+def test_reloads_are_told_where_there_were_any(make_status: MakeStatus, make_model: MakeModel) -> None:
+    model = make_model(generation=3, reloads=2)
+    assert "generation 3  reloads 2  onnxruntime" in "\n".join(shown(screen_of(make_status(models=[model]))))
+    refused = make_model(reloads_refused=1)
+    text = "\n".join(shown(screen_of(make_status(models=[refused]))))
+    assert "generation 1  reloads refused 1  onnxruntime" in text
+
+
 def test_where_the_time_goes_and_where_it_went(make_status: MakeStatus, hard: Status) -> None:
     lines = shown(screen_of(make_status(), hard))
     (bar,) = (line for line in lines if "█" in line and "queue" in line)
