@@ -9,6 +9,7 @@ bytes that were examined: the file may be another one by the time the daemon loa
 from __future__ import annotations
 
 import array
+import ctypes
 import logging
 import os
 import select
@@ -40,6 +41,8 @@ MESSAGE_BYTES_MAX: Final = 1 << 16
 _REASON_CHARACTERS_MAX: Final = 4000
 _OUT_OF_MEMORY_FIRST: Final = "500"
 _TIMED_RUNS: Final = 3
+_PR_SET_PDEATHSIG: Final = 1
+_NUMBER_BYTES: Final = 8
 
 
 class Task(msgspec.Struct, frozen=True):
@@ -103,6 +106,16 @@ def _path(kind: type, value: Any) -> Path:
     return Path(os.fsdecode(value))
 
 
+def numbered(number: int, message: bytes) -> bytes:
+    """What goes through the channel: an answer has the number of its task, or it would be taken for the next one's."""
+    return number.to_bytes(_NUMBER_BYTES) + message
+
+
+def number_of(message: bytes) -> tuple[int, bytes]:
+    """The other way round."""
+    return int.from_bytes(message[:_NUMBER_BYTES]), message[_NUMBER_BYTES:]
+
+
 def received(passed: Passed, descriptor: int) -> Examined:
     """The model whose bytes lie behind that descriptor."""
     model = MappedModel(descriptor, passed.graph_bytes, passed.weights_bytes)
@@ -116,10 +129,11 @@ def wait_for_tasks(channel: socket.socket, cores: AbstractSet[int]) -> None:
     """Examine what comes through `channel` until its other end is closed, which ends what is under way."""
     step_aside(cores, in_no_hurry=True)
     _practise()
-    while task := channel.recv(MESSAGE_BYTES_MAX):
+    while message := channel.recv(MESSAGE_BYTES_MAX):
+        number, task = number_of(message)
         child = os.fork()
         if child == 0:
-            _examine_and_end(channel, task)
+            _examine_and_end(channel, number, task)
         ended = os.pidfd_open(child)
         reason = _watch(ended, channel)
         if reason:
@@ -131,7 +145,7 @@ def wait_for_tasks(channel: socket.socket, cores: AbstractSet[int]) -> None:
         if reason:
             # A daemon that has ended meanwhile takes no answer, and the next message is the end of them.
             with suppress(BrokenPipeError):
-                channel.send(encode(Refused(reason)))
+                channel.send(numbered(number, encode(Refused(reason))))
 
 
 def _practise() -> None:
@@ -165,15 +179,17 @@ def _ended_how(status: int) -> str:
 # -- the process for one file ----------------------------------------------------------------------------------
 
 
-def _examine_and_end(channel: socket.socket, message: bytes) -> None:
+def _examine_and_end(channel: socket.socket, number: int, task: bytes) -> None:
     status = 1
     try:
+        # Where the process that watches this one is killed, nobody would end it.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         with suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text(_OUT_OF_MEMORY_FIRST)
-        _answer(channel, *examine(msgspec.msgpack.decode(message, type=Task)))
+        _answer(channel, number, *examine(msgspec.msgpack.decode(task, type=Task)))
         status = 0
     except Exception as error:  # noqa: BLE001  whatever it was, the daemon is waiting
-        _answer(channel, Refused(_brief(f"{type(error).__name__}: {error}")), -1)
+        _answer(channel, number, Refused(_brief(f"{type(error).__name__}: {error}")), -1)
         status = 0
     finally:
         sys.stderr.flush()
@@ -213,8 +229,8 @@ def _brief(reason: str) -> str:
     return reason[:_REASON_CHARACTERS_MAX]
 
 
-def _answer(channel: socket.socket, verdict: Verdict, descriptor: int) -> None:
+def _answer(channel: socket.socket, number: int, verdict: Verdict, descriptor: int) -> None:
     rights = (
         [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))] if descriptor >= 0 else []
     )
-    channel.sendmsg([encode(verdict)], rights)
+    channel.sendmsg([numbered(number, encode(verdict))], rights)

@@ -152,6 +152,10 @@ class Reloader:
             reason = str(error)
             if isinstance(error, BackendFailed) and error.fatal:
                 self._on_fatal(error)
+        except Exception as error:
+            # Whoever asked is told, or it would be a task's that nobody looks at.
+            log.exception("reloading %s", batcher.name)
+            reason = f"an error of the daemon itself: {type(error).__name__}: {error}"
         seconds = (monotonic_ns() - began_ns) / 1e9
         self._note(batcher, path, seconds, reason)
         return Reloaded(batcher.name, path, seconds, withdrawn, reason)

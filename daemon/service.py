@@ -148,6 +148,8 @@ class Service:
         config = self._config
         self._recorder = start_recorder(config, loop, self._starter)
         self._shadows.watch(loop)
+        if self._examiner is not None:
+            self._examiner.watch(loop)
         self._models = ServedModels(list(map(self._make_batcher, config.models(), self._backends)))
         rings = RingHost(loop, monotonic_ns, self._models.poll, lambda: self._ticker.wake(), self._counters)
         self._models.on_poll = rings.batch_with
@@ -162,7 +164,15 @@ class Service:
         )
         self._ticker = self._make_ticker(loop, rings)
         self._observer = Observer(
-            loop, config, self._models, self._clients, self._counters, self._recorder, self._shadows
+            loop,
+            config,
+            self._models,
+            self._clients,
+            self._counters,
+            self._examiner,
+            self._recorder,
+            self._shadows,
+            self._starter.cores,
         )
         operations = Operations(
             self._models, reloader, self._status, self._stop.set, self._notifier.needs_time

@@ -20,8 +20,8 @@ from sigd.models.trusted_file import demand_trust
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from collections.abc import Set as AbstractSet
 
+    from sigd.daemon.beside import Starter
     from sigd.daemon.examiner import Examiner
     from sigd.daemon.model_config import ModelConfig
     from sigd.daemon.shadow.supervisor import Shadows
@@ -139,18 +139,17 @@ def run(config: Config, *, check: bool) -> int:
             raise UsageError(
                 f"no backend is called {model.backend!r}: choose from {', '.join(backend_names())}"
             )
-    cores = cores_beside(config.cpu, os.sched_getaffinity(0))
+    starter = Starter(cores_beside(config.cpu, os.sched_getaffinity(0)))
     if config.cpu is not None:
         pin_to_cpu(config.cpu)
     if config.idle is IdleStrategy.SPIN:
         warn_of_realtime_spin(os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK)
     notifier.starting("opening and warming up what it serves")
-    examiner = None if check else _start_examiner(config.models(), cores)
+    examiner = None if check else _start_examiner(config, starter)
     backends = [_open(model) for model in config.models()]
     # What opens the models has only the service manager's limit; each shadow has one of its own.
     if shadowed := sum(model.shadow is not None for model in config.models()):
         notifier.needs_time(OPEN_TIMEOUT_S * shadowed)
-    starter = Starter(cores)
     shadows = start_shadows(config, backends, starter)
     if check:
         _say_good(config, backends, shadows)
@@ -182,16 +181,16 @@ def _say_good(config: Config, backends: Iterable[Backend], shadows: Shadows) -> 
     shadows.close()
 
 
-def _start_examiner(models: Iterable[ModelConfig], cores: AbstractSet[int]) -> Examiner | None:
+def _start_examiner(config: Config, starter: Starter) -> Examiner | None:
     """Where there is a model for it. Its process must be there before a GPU or a thread is."""
     from sigd.daemon.examiner import Examiner
     from sigd.models.errors import ModelRefused
     from sigd.models.registry import backend_for
 
-    for model in models:
+    for model in config.models():
         try:
             if model.path is None or backend_for(model.path, model.backend) == "onnxruntime":
-                return Examiner(cores)
+                return Examiner(starter, config.log_format)
         except ModelRefused:
             # Opening it will say so.
             pass

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sigd.daemon.admin import RecorderStatus
     from sigd.daemon.batcher import Batcher
     from sigd.daemon.counters import LatencyCounts
+    from sigd.daemon.examiner import Examiner
 
 
 def _of_models(value: Callable[[Batcher], float]) -> Callable[[Source], Iterator[Series]]:
@@ -104,6 +105,11 @@ def _of_recorder(value: Callable[[RecorderStatus], float]) -> Callable[[Source],
     return lambda source: [] if source.recorder is None else [((), (value(source.recorder.status()),))]
 
 
+def _of_examiner(value: Callable[[Examiner], float]) -> Callable[[Source], list[Series]]:
+    """One value for the daemon, if a process examines its models."""
+    return lambda source: [] if source.examiner is None else [((), (value(source.examiner),))]
+
+
 def _gpu_memory(source: Source) -> Iterator[Series]:
     for card, memory in source.gpu.memory().items():
         for part, held in (("total", memory.total), ("free", memory.free), ("daemon", memory.own)):
@@ -160,6 +166,18 @@ FAMILIES: Final = (
         "Reloads by outcome: served is the new file, refused where the old one serves on.",
         _reloads,
         ("model", "outcome"),
+    ),
+    Family(
+        "sigd_examiner_running",
+        Kind.GAUGE,
+        "1 while the process that examines models can be asked; this and the next are absent where there is none.",
+        _of_examiner(lambda examiner: examiner.running * 1),
+    ),
+    Family(
+        "sigd_examiner_restarts",
+        Kind.COUNTER,
+        "How often that process was started again.",
+        _of_examiner(lambda examiner: examiner.restarts),
     ),
     Family(
         "sigd_requests",
@@ -349,6 +367,12 @@ FAMILIES: Final = (
         "Memory of the cards that models are on: total, free, and the daemon's own; read every 10 s, absent without one.",
         _gpu_memory,
         ("gpu", "part"),
+    ),
+    Family(
+        "sigd_gpu_memory_failures",
+        Kind.COUNTER,
+        "How often it could not be read: NVML is not there, or the card is gone.",
+        _one(lambda source: source.gpu.failures),
     ),
     Family(
         "process_cpu_seconds",

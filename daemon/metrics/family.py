@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from sigd.daemon.batcher import Batcher
     from sigd.daemon.clients import Clients
     from sigd.daemon.counters import ClientCounters
+    from sigd.daemon.examiner import Examiner
     from sigd.daemon.health import GarbageWatch, LoopWatch
     from sigd.daemon.metrics.gpu_watch import GpuWatch
     from sigd.daemon.recording.recorder import Recorder
@@ -24,6 +25,7 @@ class Source:
     Attributes:
         models: those that are served.
         gpu: of the GPUs that models are on.
+        examiner: None where everything is examined in the daemon's own process.
         recorder: None where nothing is recorded.
         shadows: of the models that have one.
         began_s: when the daemon began, in seconds since 1970.
@@ -36,6 +38,7 @@ class Source:
     loop: LoopWatch
     garbage: GarbageWatch
     gpu: GpuWatch
+    examiner: Examiner | None
     recorder: Recorder | None
     shadows: Shadows
     began_s: float

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from sigd.daemon.clients import Clients
     from sigd.daemon.config import Config
     from sigd.daemon.counters import ClientCounters
+    from sigd.daemon.examiner import Examiner
     from sigd.daemon.recording.recorder import Recorder
     from sigd.daemon.shadow.supervisor import Shadows
 
@@ -45,16 +47,22 @@ class Observer:
         models: Iterable[Batcher],
         clients: Clients,
         counters: ClientCounters,
+        examiner: Examiner | None,
         recorder: Recorder | None,
         shadows: Shadows,
+        cores: AbstractSet[int],
     ) -> None:
+        """
+        Args:
+            cores: where work beside the loop runs.
+        """
         self.loop_watch = LoopWatch(loop)
         self.garbage_watch = GarbageWatch()
         self.pages: Pages = {"/metrics": self._metrics, "/healthz": self._health}
         self.place = ""
         self._listen = config.metrics_listen
         began_s = datetime.now(UTC).timestamp()
-        self._gpu_watch = GpuWatch(lambda: [batcher.backend for batcher in models])
+        self._gpu_watch = GpuWatch(loop, lambda: [batcher.backend for batcher in models], cores)
         self._exposition = Exposition(
             Source(
                 models,
@@ -63,6 +71,7 @@ class Observer:
                 self.loop_watch,
                 self.garbage_watch,
                 self._gpu_watch,
+                examiner,
                 recorder,
                 shadows,
                 began_s,

@@ -26,6 +26,8 @@ from sigd.daemon.examination import (
     decode_verdict,
     encode,
     examine,
+    number_of,
+    numbered,
     received,
     wait_for_tasks,
 )
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from tests.conftest import ModelMaker
 
 ODD_PATH = Path(os.fsdecode(b"/models/\xff.onnx"))
+NUMBER = 7
 SPEC = ModelSpec("m", ODD_PATH, bytes(range(32)), "in", "out", 4, 2, (2, 2), (), None, 17)
 
 
@@ -176,8 +179,12 @@ def examiner(
             os._exit(1)
     theirs.close()
     with ours:
-        ours.send(message)
-        answer = ours.recv(MESSAGE_BYTES_MAX) if waits else None
+        ours.send(numbered(NUMBER, message))
+        if not waits:
+            answer = None
+        else:
+            number, answer = number_of(ours.recv(MESSAGE_BYTES_MAX))
+            assert number == NUMBER
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), answer
 
 

@@ -80,7 +80,7 @@ class Bench:
         monkeypatch.setattr(reload, "PAUSE_SHARE", 0)
         monkeypatch.setattr(reload, "DRAIN_GRACE_S", TIMEOUT_S)
         monkeypatch.setattr(reload, "open_backend", self._open)
-        self.opens: FakeBackend | ModelError = rigs[0].backend
+        self.opens: FakeBackend | Exception = rigs[0].backend
         self.opened: list[Path] = []
         self.fatal: list[BackendFailed] = []
         self.loader = FakeLoader()
@@ -99,7 +99,7 @@ class Bench:
 
     def _open(self, path: Path, *_: object) -> FakeBackend:
         self.opened.append(path)
-        if isinstance(self.opens, ModelError):
+        if isinstance(self.opens, Exception):
             raise self.opens
         return self.opens
 
@@ -185,6 +185,25 @@ def test_what_cannot_be_opened_changes_nothing(
     assert (rig.batcher.generation, rig.backend.closed) == (1, False)
     assert (rig.counters.reloads, rig.counters.reloads_refused) == (0, 1)
     assert f"model fake is not reloaded, generation 1 serves on: {error}" in caplog.text
+
+
+def test_an_error_of_the_daemons_own_is_told_counted_and_in_the_log(
+    make_bench: MakeBench, make_rig: type[Rig], caplog: pytest.LogCaptureFixture
+) -> None:
+    rig = make_rig()
+    bench = make_bench([rig])
+    bench.opens = KeyError("weights")
+
+    async def work() -> None:
+        (went,) = await bench.reloader.reload(path=NEW)
+        assert went.error == "an error of the daemon itself: KeyError: 'weights'"
+        bench.opens = another(make_rig, rig)
+        (went,) = await bench.reloader.reload(path=NEW)
+        assert went.error == ""
+
+    run(work)
+    assert (rig.counters.reloads, rig.counters.reloads_refused) == (1, 1)
+    assert "Traceback" in caplog.text
 
 
 def test_another_shape_is_closed_again(make_bench: MakeBench, make_rig: type[Rig], rig: Rig) -> None:

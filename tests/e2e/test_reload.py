@@ -338,15 +338,21 @@ def kill_child_of(parent: int, how: signal.Signals) -> None:
     os.kill(int(found[0]), how)
 
 
-def test_the_process_that_examines_is_gone(start_daemon: StartDaemon, models: ModelMaker) -> None:
+def test_the_process_that_examines_is_gone_and_comes_again(
+    start_daemon: StartDaemon, models: ModelMaker
+) -> None:
     daemon = start_daemon("--model", str(models.scaled(2.0)))
     (examiner,) = children(daemon)
     os.kill(examiner, signal.SIGKILL)
-    for _ in range(2):
-        done = reload(daemon)
-        assert done.returncode == 1
-        assert "the process that examines models has ended" in done.stderr
-        assert "start the daemon again" in done.stderr
+    done = reload(daemon)
+    assert done.returncode == 1
+    assert "the process that examines models was ended by SIGKILL and is started again" in done.stderr
+    assert "sigd_examiner_running 0\n" in daemon.metrics()
+    until(lambda: "sigd_examiner_running 1\n" in daemon.metrics())
+    assert "sigd_examiner_restarts_total 1\n" in daemon.metrics()
+    assert reload(daemon, "--model", models.scaled(3.0)).returncode == 0
+    with daemon.connect() as client:
+        assert factor_of(client) == (3.0, 2)
 
 
 def test_it_ends_with_the_daemon_however_that_ends(start_daemon: StartDaemon, models: ModelMaker) -> None:

@@ -7,10 +7,11 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from time import monotonic_ns, sleep
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from tests.models.test_gpu_memory import MIB, FakeNvml
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from tests.daemon.metrics.conftest import MakeSource
 
 CARD = "0000:01:00.0"
+CORES = os.sched_getaffinity(0)
 THREAD = "sigd-gpu-memory"
 
 
@@ -37,8 +39,10 @@ class Reader:
 
     def __init__(self) -> None:
         self.read_once = threading.Event()
+        self.read_on: set[int] = set()
 
     def read(self, card: str) -> Memory:
+        self.read_on = os.sched_getaffinity(0)
         self.read_once.set()
         if self.failing is not None:
             raise self.failing
@@ -65,6 +69,25 @@ def on_gpu(card: str = CARD) -> Any:
     return SimpleNamespace(pci_bus_id=card)
 
 
+def watch_of(backends: Callable[[], list[Any]], clock: Callable[[], int] = monotonic_ns) -> GpuWatch:
+    """One whose loop is of no account: it is never turned."""
+    return GpuWatch(cast("asyncio.AbstractEventLoop", FakeLoop()), backends, {min(CORES)}, clock)
+
+
+class FakeLoop:
+    """Keeps what is to be called later."""
+
+    def __init__(self) -> None:
+        self.later: list[Callable[[], None]] = []
+
+    def call_later(self, _delay_s: float, call: Callable[[], None]) -> FakeLoop:
+        self.later.append(call)
+        return self
+
+    def cancel(self) -> None:
+        self.later.clear()
+
+
 def told(watch: GpuWatch) -> list[Series]:
     (family,) = (family for family in FAMILIES if family.name == "sigd_gpu_memory_bytes")
     return list(family.read(SimpleNamespace(gpu=watch)))  # type: ignore[arg-type]
@@ -72,7 +95,7 @@ def told(watch: GpuWatch) -> list[Series]:
 
 def test_total_free_and_its_own(reader: Reader) -> None:
     now_ns = 1
-    watch = GpuWatch(lambda: [on_gpu(), on_gpu()], lambda: now_ns)
+    watch = watch_of(lambda: [on_gpu(), on_gpu()], lambda: now_ns)
     assert told(watch) == []
     watch.start()
     while not watch.memory():
@@ -92,7 +115,7 @@ def test_from_nvml_to_prometheus(
 
     async def main() -> str:
         source = make_source(make_rig())
-        watch = GpuWatch(lambda: [on_gpu()])
+        watch = watch_of(lambda: [on_gpu()])
         watch.start()
         while not watch.memory():
             await asyncio.sleep(0.001)
@@ -108,28 +131,54 @@ def test_from_nvml_to_prometheus(
 
 
 def test_what_nvml_does_not_tell_is_left_out() -> None:
-    watch = GpuWatch(list)
+    watch = watch_of(list)
     watch._read, watch._read_ns = {CARD: Memory(100, 60, None)}, watch._clock()
     assert [labels for labels, _ in told(watch)] == [(CARD, "total"), (CARD, "free")]
 
 
 def test_without_a_gpu_there_is_no_thread(make_rig: type[Rig], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_watch, "MemoryReader", pytest.fail)
-    watch = GpuWatch(lambda: [make_rig().backend, on_gpu("")])
+    watch = watch_of(lambda: [make_rig().backend, on_gpu("")])
     watch.start()
     assert all(thread.name != THREAD for thread in threading.enumerate())
     watch.stop()
     assert told(watch) == []
 
 
-def test_a_driver_that_cannot_be_asked_is_said_once(reader: Reader, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_that_comes_to_a_gpu_with_a_reload_is_looked_at(make_rig: type[Rig], reader: Reader) -> None:
+    loop = FakeLoop()
+    backends: list[Any] = [make_rig().backend]
+    watch = GpuWatch(cast("asyncio.AbstractEventLoop", loop), lambda: backends, CORES)
+    watch.start()
+    backends[:] = [on_gpu()]
+    (look,) = loop.later
+    look()
+    assert reader.read_once.wait(60)
+    watch.stop()
+
+
+def test_the_thread_runs_beside_the_loop(reader: Reader) -> None:
+    watch = watch_of(lambda: [on_gpu()])
+    watch.start()
+    assert reader.read_once.wait(60)
+    watch.stop()
+    assert reader.read_on == {min(CORES)}
+
+
+def test_a_driver_that_cannot_be_asked_is_said_once_counted_and_asked_again(
+    reader: Reader, caplog: pytest.LogCaptureFixture
+) -> None:
     reader.failing = RuntimeError("GPU is lost")
-    watch = GpuWatch(lambda: [on_gpu()])
+    watch = watch_of(lambda: [on_gpu()])
     with caplog.at_level(logging.WARNING):
         watch.start()
-        assert reader.read_once.wait(60)
-        wait_for_the_end()
+        while watch.failures < 3:
+            sleep(0.001)
     assert [record.getMessage() for record in caplog.records] == [
-        "the memory of the GPU is not told to Prometheus: GPU is lost"
+        "the memory of the GPU is not told to Prometheus until it can be read: GPU is lost"
     ]
     assert told(watch) == []
+    reader.failing = None
+    while not watch.memory():
+        sleep(0.001)
+    watch.stop()
