@@ -115,6 +115,17 @@ def test_stopping_the_socket_stops_all(machine: Machine) -> None:
     assert list((machine.here / "run/sigd").iterdir()) == []
 
 
+def test_asking_a_stopped_daemon_starts_it_unless_its_socket_is_stopped(machine: Machine) -> None:
+    machine.start_sigd()
+    machine.run("systemctl", "stop", "sigd.service")
+    assert machine.show("sigd.service", "ActiveState") == "inactive"
+    machine.run(COMMAND, "status")
+    assert machine.show("sigd.service", "ActiveState") == "active"
+    machine.run("systemctl", "stop", "sigd.socket")
+    assert machine.run(COMMAND, "status", check=False).returncode == 3
+    assert machine.show("sigd.service", "ActiveState") == "inactive"
+
+
 def test_several_daemons_on_one_machine(machine: Machine) -> None:
     machine.start_sigd()
     machine.start_sigd("--instance", "lob")
