@@ -122,6 +122,8 @@ class Service:
             watchdog = self._make_watchdog(loop)
             watchdog.start()
             self._say_ready()
+            # Held back since the start (daemon.commands.serve).
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
             await self._stop.wait()
             # The way here ends first: another daemon may take the place while this one drains.
             for end in (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,6 +97,10 @@ def serve(
     **overrides: object,
 ) -> None:
     """Serve a model over a Unix socket until SIGTERM, which drains: everything accepted is answered."""
+    if not check:
+        # Who has it read its models again while it reads them means the files as they are now. Until it serves, the
+        # kernel keeps that in mind: the signal's default would end it, and the processes that it starts.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     if not allow_insecure_files:
         demand_trust()
     recorder = None if record is None else {"directory": record}

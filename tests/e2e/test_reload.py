@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import resource
+import select
 import shutil
 import signal
 import socket
@@ -140,6 +142,27 @@ def test_without_arguments_the_file_is_read_again(
             assert factor_of(client) == (factor, generation)
         assert client.welcome.model_name == "served"
     assert "SIGHUP" not in daemon.said()
+
+
+def test_a_sighup_while_it_starts_is_heard_when_it_serves(
+    start_daemon: StartDaemon, models: ModelMaker
+) -> None:
+    """By the daemon; what it has started meanwhile lives."""
+    model = str(models.scaled(2.0))
+    daemon = start_daemon("--model", model, "--shadow", model, ready=False)
+    status = Path(f"/proc/{daemon.process.pid}/status")
+    hangup = 1 << (signal.SIGHUP - 1)
+    until(lambda: bool(int(re.findall(r"^SigBlk:\t(.*)$", status.read_text(), re.MULTILINE)[0], 16) & hangup))
+    beside: set[int] = set()
+    while not select.select([daemon.process.stdout], [], [], 0.01)[0]:
+        daemon.process.send_signal(signal.SIGHUP)
+        for child in set(children_of(daemon.process.pid)) - beside:
+            os.kill(child, signal.SIGHUP)
+            beside.add(child)
+    daemon.wait_until_ready()
+    assert len(beside) == 2, "what examines models, and the shadow"
+    daemon.until(lambda status: status.models[0].generation == 2)
+    assert beside == set(children_of(daemon.process.pid))
 
 
 def test_a_name_stays_whatever_file_is_served_under_it(start_daemon: StartDaemon, models: ModelMaker) -> None:
