@@ -22,6 +22,11 @@ Run = Callable[[Sequence[str]], None]
 """Runs a command; raises where it fails."""
 
 _MARK: Final = re.compile(r"# written by sigd install-service \S+ sha256=([0-9a-f]{64})\n")
+_OWNERS: Final = {
+    "sigd.sysusers": re.compile(r"^u (\S+) ", re.MULTILINE),
+    "sigd.tmpfiles": re.compile(r"^d /run/sigd \S+ root (\S+) ", re.MULTILINE),
+}
+"""Who runs all daemons of a machine, and the group of those that may connect, as the shared files say it."""
 
 
 class Found(Enum):
@@ -127,6 +132,28 @@ def of_others(target: Target, root: Path) -> bool:
     if (root / UNITS.lstrip("/") / "sigd.service").exists():
         names.add("sigd")
     return bool(names - {own})
+
+
+def refuse_another_user(target: Target, files: Sequence[File], root: Path) -> None:
+    """Daemons share their units and /run/sigd: a second one for another user would take them from the first.
+
+    Raises:
+        UsageError: others are installed below `root`, for another user or group than the target's.
+    """
+    if not of_others(target, root):
+        return
+    for file in files:
+        pattern = _OWNERS.get(file.source)
+        place = place_of(file, root)
+        if pattern is None or look(place) is Found.NOTHING:
+            continue
+        there, wanted = (pattern.search(text) for text in (place.read_text("utf-8"), file.content))
+        if there is not None and wanted is not None and there[1] != wanted[1]:
+            raise UsageError(
+                f"the daemons that are installed here run for {there[1]}, says {place}, and share their units and /run/sigd:"
+                f" one for {wanted[1]} would take those away from them. Give it the same --user, or uninstall the others and"
+                f" remove their configurations from {CONFIGURATION}"
+            )
 
 
 def start_commands(target: Target) -> list[list[str]]:

@@ -18,7 +18,15 @@ import click
 
 import sigd
 from sigd.daemon.errors import EnvironmentLacks, UsageError
-from sigd.daemon.install import install, of_others, refuse_changed, start_commands, stop_commands, uninstall
+from sigd.daemon.install import (
+    install,
+    of_others,
+    refuse_another_user,
+    refuse_changed,
+    start_commands,
+    stop_commands,
+    uninstall,
+)
 from sigd.daemon.units import Target, files, hidden_part
 
 _ROOT = Path("/")
@@ -77,6 +85,7 @@ def install_service(
             raise UsageError("--enable or --uninstall, not both")
         _uninstall(target, prefix, force=force, dry_run=dry_run)
         return
+    refuse_another_user(target, files(target), prefix)
     _check_reach(target, fatal=prefix == _ROOT and not dry_run)
     if dry_run:
         for file in files(target):

@@ -233,6 +233,28 @@ def test_an_instance_leaves_what_the_others_need(tmp_path: Path) -> None:
         assert (tmp_path / "etc/systemd/system" / name).exists()
 
 
+@pytest.mark.parametrize("first", [(), ("--instance", "lob")])
+@pytest.mark.parametrize("force", [(), ("--force",)])
+def test_another_daemon_for_another_user_would_break_the_first(
+    tmp_path: Path, first: tuple[str, ...], force: tuple[str, ...]
+) -> None:
+    below = ("--prefix", str(tmp_path))
+    assert run(*below, *first, "--user", "trader").exit_code == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    done = run(*below, "--instance", "fx", "--user", "joe", *force)
+    assert isinstance(done.exception, UsageError)
+    assert "run for trader" in str(done.exception)
+    assert "one for joe would take those away from them" in str(done.exception)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert run(*below, "--instance", "fx", "--user", "trader", *force).exit_code == 0
+
+
+def test_a_daemon_that_is_alone_may_change_its_user(tmp_path: Path) -> None:
+    for user in ("trader", "joe"):
+        assert run("--prefix", str(tmp_path), "--instance", "lob", "--user", user).exit_code == 0
+    assert "User=joe" in (tmp_path / "etc/systemd/system/sigd@.service").read_text()
+
+
 def test_enabling_runs_what_would_have_been_advised(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
     monkeypatch.setattr(command, "_run", lambda words: ran.append(" ".join(words)))

@@ -154,7 +154,9 @@ def test_a_sighup_while_it_starts_is_heard_when_it_serves(
     hangup = 1 << (signal.SIGHUP - 1)
     until(lambda: bool(int(re.findall(r"^SigBlk:\t(.*)$", status.read_text(), re.MULTILINE)[0], 16) & hangup))
     beside: set[int] = set()
-    while not select.select([daemon.process.stdout], [], [], 0.01)[0]:
+    ready = daemon.process.stdout
+    assert ready is not None
+    while not select.select([ready], [], [], 0.01)[0]:
         daemon.process.send_signal(signal.SIGHUP)
         for child in set(children_of(daemon.process.pid)) - beside:
             os.kill(child, signal.SIGHUP)
