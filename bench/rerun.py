@@ -258,7 +258,9 @@ def _compare(
 
 def nothing_to_run(rerun: Rerun) -> BadRequest:
     """Why no request was run again."""
-    reasons = ", ".join(f"{reason} {count:,}" for reason, count in rerun.left_out.items()) or "there are none"
+    if not rerun.requests:
+        return BadRequest("no request is recorded there yet")
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in rerun.left_out.items())
     return BadRequest(
         f"none of the {rerun.requests:,} recorded requests can be run again: {reasons}; only what was answered OK,"
         " and has the shape of the model, can be"

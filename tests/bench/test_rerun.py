@@ -252,3 +252,9 @@ def test_damage_comes_in_its_place_and_parts_no_batch_in_silence() -> None:
     one, other = exchange([1], batch=7, whole=2), exchange([2], first=1, batch=7, whole=2)
     assert list(batches([one, damage, other])) == [[one], damage, [other]]
     assert list(batches([one, other, damage])) == [[one, other], damage]
+
+
+def test_an_empty_recording_is_told_as_one() -> None:
+    assert str(nothing_to_run(Rerun(lambda _: pytest.fail("there is nobody to run for"), None))) == (
+        "no request is recorded there yet"
+    )
