@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.systemd
 
 UNIT = "sigd.service"
+MODULES = ("sigd.daemon.recording.keeper", "sigd.daemon.shadow.process")
 RECORDINGS = "/var/lib/sigd/recordings"
 BESIDE = f"""
 shadow = {{path = "/etc/sigd/next.onnx"}}
@@ -105,15 +106,17 @@ def test_all_beside_the_daemon_is_started_again(machine: Machine, models: ModelM
     put(machine, "/etc/sigd/next.onnx", models.scaled(3.0))
     serve(machine, models.scaled(2.0), "--realtime", str(core), configuration=f'idle = "block"{BESIDE}')
     daemon = machine.daemon_pid()
+    first = {module: pid for module in MODULES for pid in pids_of(machine, module)}
+    first["sigd.daemon.examiner"] = examiner_of(machine)
     with machine.connect() as client:
-        for module in ("sigd.daemon.recording.keeper", "sigd.daemon.shadow.process"):
-            before = pids_of(machine, module)
-            (pid,) = before
-            os.kill(pid, signal.SIGKILL)
-            until(machine, lambda module=module, before=before: bool(pids_of(machine, module) - before))  # type: ignore[misc]
-            (pid,) = pids_of(machine, module) - before
+        for module, killed in first.items():
+            os.kill(killed, signal.SIGKILL)
+            until(machine, lambda module=module, killed=killed: bool(pids_of(machine, module) - {killed}))  # type: ignore[misc]
+            (pid,) = pids_of(machine, module) - {killed}
             assert os.sched_getaffinity(pid) <= others
             assert os.sched_getscheduler(pid) != os.SCHED_FIFO
             assert ask(client) == Status.OK
+        machine.run("systemctl", "reload", UNIT)
+        assert factor_of(client) == (2.0, 2)
     assert machine.daemon_pid() == daemon
     assert os.sched_getscheduler(daemon) == os.SCHED_FIFO
