@@ -36,8 +36,10 @@ if TYPE_CHECKING:
 class CppClient:
     """The C++ client, told what to do: see driver.cpp."""
 
-    def __init__(self, program: Path) -> None:
-        self._process = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+    def __init__(self, program: Path, *arguments: str) -> None:
+        self._process = subprocess.Popen(
+            [program, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+        )
 
     def tell(self, command: str) -> None:
         """Have something done; `hear` gives what came of it."""
@@ -85,11 +87,14 @@ class CppClient:
             self._process.stdout.close()
 
 
-@pytest.fixture(params=["plain", pytest.param("sanitized", marks=pytest.mark.slow)])
+@pytest.fixture(params=["plain", "clang", pytest.param("sanitized", marks=pytest.mark.slow)])
 def cpp_client(cpp: CppBuilder, request: pytest.FixtureRequest) -> Iterator[CppClient]:
-    """One C++ client that is told what to do; once as it is, once with AddressSanitizer and UBSan watching."""
-    flags = ("-O1",) if request.param == "plain" else cpp.sanitized("address,undefined")
-    program = cpp.build(Path(__file__).with_name("driver.cpp"), *flags, "-fno-exceptions", "-fno-rtti")
+    """One C++ client that is told what to do; as it is, by the other compiler as C++23, and with AddressSanitizer and
+    UBSan watching."""
+    flags = cpp.sanitized("address,undefined") if request.param == "sanitized" else ("-O1",)
+    compiler, standard = ("clang++", "c++2b") if request.param == "clang" else ("g++", "c++20")
+    driver = Path(__file__).with_name("driver.cpp")
+    program = cpp.build(driver, *flags, "-fno-exceptions", "-fno-rtti", compiler=compiler, standard=standard)
     client = CppClient(program)
     yield client
     client.end()

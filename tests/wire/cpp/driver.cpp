@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include <poll.h>
+
 #include <sigd/sigd.hpp>
 
 namespace {
@@ -70,6 +72,9 @@ private:
         else if (command == "queue") tell(client_.queue(features(), tags(options)));
         else if (command == "flush") tell(client_.flush());
         else if (command == "in_place") in_place(options);
+        else if (command == "prepare") prepare();
+        else if (command == "commit") tell(client_.commit(tags(options)));
+        else if (command == "sleep") sleep(number(options, "ms", 5000));
         else if (command == "short") tell(client_.send(std::vector<float>(1)));
         else if (command == "poll") tell(client_.poll());
         else if (command == "wait") tell(client_.wait(std::chrono::milliseconds(number(options, "ms", 5000))));
@@ -103,7 +108,24 @@ private:
             return;
         }
         std::copy(row.begin(), row.end(), room.begin());
-        std::cout << "ok " << client_.commit(tags(options));
+        tell(client_.commit(tags(options)));
+    }
+
+    // Features are written in place before the commit, and something else is done in between.
+    void prepare() {
+        const auto row = features();
+        const auto room = client_.prepare();
+        if (!room.empty()) std::copy(row.begin(), row.end(), room.begin());
+        std::cout << (room.empty() ? "no room" : "ok");
+    }
+
+    // In an event loop of one's own.
+    void sleep(std::uint64_t timeout_ms) {
+        pollfd watched[2] = {{client_.descriptor(), POLLIN, 0}, {client_.doorbell(), POLLIN, 0}};
+        int readable = -1;
+        if (client_.may_sleep()) readable = ::poll(watched, 2, static_cast<int>(timeout_ms));
+        client_.awake();
+        std::cout << (readable < 0 ? "awake" : readable == 0 ? "nothing" : watched[0].revents ? "socket" : "doorbell");
     }
 
     void tell(sigd::Errc code) {
@@ -115,8 +137,8 @@ private:
         else tell(sequence.code());
     }
     void tell(sigd::Result<const sigd::Response*> answer) {
-        if (!answer) return tell(answer.code());
-        if (*answer == nullptr) {
+        if (!answer) {
+            if (answer.code() != sigd::Errc::none) return tell(answer.code());
             std::cout << "nothing";
             return;
         }

@@ -42,12 +42,12 @@ bool converse(sigd::Client& client) {
             const auto room = client.prepare();
             if (room.empty()) return false;
             for (float& feature : room) feature = 0.5F;
-            client.commit();
+            if (!client.commit()) return false;
         }
         if (client.flush() != sigd::Errc::none || client.heartbeat() != sigd::Errc::none) return false;
         for (int i = 0; i < 3; ++i) {
             const auto answer = client.wait();
-            if (!answer || *answer == nullptr || !(*answer)->ok()) return false;
+            if (!answer || !(*answer)->ok()) return false;
         }
     }
     if (client.send({}).code() != sigd::Errc::invalid_argument) return false;

@@ -16,8 +16,7 @@ bool send_one(sigd::Client& client) {
     if (room.empty()) return false;
     const float base = base_of(client.next_sequence());
     for (std::size_t i = 0; i < room.size(); ++i) room[i] = base + static_cast<float>(i);
-    client.commit();
-    return true;
+    return static_cast<bool>(client.commit());
 }
 
 bool good(const sigd::Response& answer, std::uint64_t expected) {
@@ -55,7 +54,7 @@ int main(int argc, char** argv) {
         for (std::uint64_t burst = random % in_flight_max + 1; burst > 0; --burst)
             if (client.next_sequence() == requests || client.unanswered() >= in_flight_max || !send_one(client)) break;
         const auto answer = client.wait(std::chrono::seconds(20));
-        if (!answer || *answer == nullptr) return fail(client, "no answer", answered);
+        if (!answer) return fail(client, "no answer", answered);
         if (!good(**answer, answered)) return fail(client, "wrong answer", answered);
     }
     if (client.goodbye() != sigd::Errc::none) return fail(client, "goodbye", requests);

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 
 from sigd.wire import fields
+from sigd.wire.cpp_header import include_dir
 from sigd.wire.layout import frame_dtype, header_word
 from sigd.wire.messages import Goodbye, Heartbeat, Hello, Reject
 from sigd.wire.status import GoodbyeCode, HelloFlag, RejectCode, Transport
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.wire.conftest import CppBuilder
     from tests.wire.cpp.conftest import CppClient, ShownDaemon
 
@@ -26,6 +29,13 @@ def open_session(client: CppClient, daemon: ShownDaemon, options: str = "", **gr
     daemon.send(daemon.welcome(**granted).encode())
     assert client.hear() == "none"
     return hello
+
+
+@pytest.mark.parametrize("header", sorted(path.name for path in (include_dir() / "sigd").glob("*.hpp")))
+def test_each_header_needs_no_other_before_it(cpp: CppBuilder, tmp_path: Path, header: str) -> None:
+    source = tmp_path / "alone.cpp"
+    source.write_text(f"#include <sigd/{header}>\n#include <sigd/{header}>\n")
+    cpp.check(source, "-fno-exceptions", "-fno-rtti", compiler="g++", standard="c++20")
 
 
 @pytest.mark.parametrize("standard", ["c++20", "c++2b"])
@@ -438,14 +448,17 @@ def test_what_the_daemon_said_before_it_closed(cpp_client: CppClient, shown_daem
     shown_daemon.requests(1)
     shown_daemon.send(shown_daemon.answers(0) + Reject(RejectCode.PROTOCOL_VIOLATION, "enough").encode())
     shown_daemon.connection.close()
-    assert cpp_client.do("send") == "closing", "the socket takes no more"
-    assert cpp_client.do("send") == "closing"
+    assert cpp_client.do("send") == "ok 1", "it has a number, and counts"
+    assert cpp_client.do("send") == "closing", "the socket takes no more, and no number is used"
+    assert cpp_client.do("in_place") == "no room"
     assert cpp_client.do("poll").startswith("answer 0 ")
     assert (
         cpp_client.do("poll")
         == "rejected | the daemon rejected the session: enough (code 9, protocol_violation)"
     )
-    assert "lost=2 unanswered=1,2" in cpp_client.do("state")
+    assert "lost=1 unanswered=1" in cpp_client.do("state")
+    open_session(cpp_client, shown_daemon)
+    assert cpp_client.do("send") == "ok 2", "no number is left out"
 
 
 def test_a_client_comes_back_and_counts_on(cpp_client: CppClient, shown_daemon: ShownDaemon) -> None:
@@ -515,3 +528,89 @@ def test_answers_of_every_size(cpp_client: CppClient, shown_daemon: ShownDaemon,
     ending = "0.25" if outputs == 1 else "16370 outputs, the last 16369.2"
     for number in range(20):
         assert cpp_client.hear() == f"answer {number} ok 0 0 0 0 0 0 0 {ending}"
+
+
+# Features written in place
+
+
+@pytest.mark.parametrize("between", ["flush", "poll", "wait ms=1", "state"])
+def test_what_is_prepared_stays_in_its_place(
+    cpp_client: CppClient, shown_daemon: ShownDaemon, between: str
+) -> None:
+    open_session(cpp_client, shown_daemon)
+    assert cpp_client.do("queue") == "ok 0"
+    assert cpp_client.do("prepare") == "ok"
+    cpp_client.do(between)
+    assert cpp_client.do("commit time=5") == "ok 1"
+    cpp_client.do("flush")
+    rows = shown_daemon.requests(2)
+    assert rows["sequence"].tolist() == [0, 1]
+    assert rows["client_time_ns"].tolist() == [0, 5]
+    assert rows["features"][:, 0].tolist() == [0.0, 1.0]
+
+
+def test_prepared_anew_it_may_be_elsewhere(cpp_client: CppClient, shown_daemon: ShownDaemon) -> None:
+    open_session(cpp_client, shown_daemon)
+    cpp_client.do("queue")
+    cpp_client.do("prepare")
+    cpp_client.do("flush")
+    assert cpp_client.do("send") == "ok 1"
+    assert cpp_client.do("commit") == "invalid_argument", "what sends gives up what was prepared"
+    rows = shown_daemon.requests(2)
+    assert rows["features"][:, 0].tolist() == [0.0, 1.0]
+    for number in range(2, 4):
+        assert cpp_client.do("in_place") == f"ok {number}"
+    cpp_client.do("flush")
+    assert shown_daemon.requests(2)["features"][:, 0].tolist() == [2.0, 3.0]
+
+
+@pytest.mark.parametrize("command", ["heartbeat", "goodbye"])
+def test_a_control_message_gives_up_what_was_prepared(
+    cpp_client: CppClient, shown_daemon: ShownDaemon, command: str
+) -> None:
+    open_session(cpp_client, shown_daemon)
+    cpp_client.do("prepare")
+    assert cpp_client.do(command) == "none"
+    assert cpp_client.do("commit") == "invalid_argument"
+    assert len(shown_daemon.read(16)) == 16
+    assert shown_daemon.unread() == b""
+
+
+def test_without_a_prepared_row_nothing_is_committed(
+    cpp_client: CppClient, shown_daemon: ShownDaemon
+) -> None:
+    assert cpp_client.do("commit").startswith("not_connected")
+    open_session(cpp_client, shown_daemon)
+    assert cpp_client.do("commit") == "invalid_argument"
+    assert cpp_client.do("prepare") == "ok"
+    assert cpp_client.do("commit") == "ok 0"
+    assert cpp_client.do("commit") == "invalid_argument"
+    cpp_client.do("prepare")
+    cpp_client.do("close")
+    assert cpp_client.do("commit").startswith("closed")
+    open_session(cpp_client, shown_daemon)
+    assert cpp_client.do("commit") == "invalid_argument", "it was prepared in another session"
+
+
+def test_after_a_goodbye_nothing_is_sent(cpp_client: CppClient, shown_daemon: ShownDaemon) -> None:
+    open_session(cpp_client, shown_daemon)
+    assert cpp_client.do("send") == "ok 0"
+    assert cpp_client.do("goodbye") == "none"
+    for command in ("send", "queue", "request"):
+        assert cpp_client.do(command) == ("closing" if command != "request" else "invalid_argument")
+    assert cpp_client.do("prepare") == "no room"
+    assert cpp_client.do("state").endswith("unanswered=0")
+
+
+# An event loop of one's own
+
+
+def test_it_may_sleep_over_the_socket(cpp_client: CppClient, shown_daemon: ShownDaemon) -> None:
+    assert cpp_client.do("sleep").startswith("awake"), "there is nothing to wait for"
+    open_session(cpp_client, shown_daemon)
+    cpp_client.do("send")
+    assert cpp_client.do("sleep ms=1") == "nothing"
+    cpp_client.tell("sleep")
+    shown_daemon.send(shown_daemon.answers(0))
+    assert cpp_client.hear() == "socket"
+    assert cpp_client.do("poll").startswith("answer 0")

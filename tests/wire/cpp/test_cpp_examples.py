@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import signal
 import struct
 import subprocess
@@ -149,6 +150,32 @@ def test_the_engine_replays_arrivals(cpp: CppBuilder, live_daemon: DaemonProcess
     percentiles = [float(line.split()[1]) for line in lines[1:6]]
     assert percentiles == sorted(percentiles)
     assert sum(int(line.split()[4]) for line in lines[6:]) == 6000
+
+
+def test_the_engine_comes_back(cpp: CppBuilder, live_daemon: DaemonProcess, tmp_path: Path) -> None:
+    """The daemon is killed under it: the rest of its requests are sent to the next one, what was under way is lost."""
+    program = uring_engine(cpp)
+    arrivals = tmp_path / "arrivals.i64"
+    arrivals.write_bytes(struct.pack("<4000q", *(index * 1_000_000 for index in range(4000))))
+    command = [str(program), live_daemon.path, str(arrivals), "3"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as engine:
+        time.sleep(0.5)
+        if engine.poll() == 3:
+            pytest.skip(engine.communicate()[1].strip())
+        live_daemon.end(signal.SIGKILL)
+        live_daemon.start()
+        out, err = engine.communicate(timeout=60)
+    assert engine.returncode == 0, err
+    assert {line.split(";")[0] for line in err.splitlines()} <= {
+        "the daemon closed the connection",
+        "Connection reset by peer",
+    }
+    answered = sum(int(line.split()[4]) for line in out.splitlines()[6:])
+    summary = re.search(r"0 not OK, (\d+) lost", out)
+    assert summary, out
+    lost = int(summary[1])
+    assert answered + lost == 4000
+    assert lost < 100
 
 
 @pytest.mark.slow

@@ -124,7 +124,68 @@ def test_one_slot_is_enough(cpp_client: CppClient, shown_daemon: ShownDaemon) ->
         assert cpp_client.hear().startswith(f"answer {number} ok")
 
 
+def test_a_grant_of_more_than_the_slots_hold(cpp_client: CppClient, shown_daemon: ShownDaemon) -> None:
+    cpp_client.tell(f"connect path={shown_daemon.path} transport=1")
+    shown_daemon.accept()
+    layout = region_layout(2, shown_daemon.features, shown_daemon.outputs)
+    welcome = shown_daemon.shared_welcome(layout, in_flight_max=1000)
+    shown_daemon.send_with(welcome.encode(), [shown_daemon.memory(layout), *shown_daemon.bells()])
+    assert cpp_client.hear() == "none"
+    assert [cpp_client.do("send") for _ in range(3)] == ["ok 0", "ok 1", "in_flight_full"]
+
+
+@pytest.mark.parametrize("between", ["flush", "poll", "wait ms=1"])
+def test_what_is_prepared_stays_in_its_place(
+    cpp_client: CppClient, shown_daemon: ShownDaemon, between: str
+) -> None:
+    open_session(cpp_client, shown_daemon)
+    requests, _ = both_ends(shown_daemon)
+    cpp_client.do("queue")
+    cpp_client.do("prepare")
+    cpp_client.do(between)
+    assert cpp_client.do("commit") == "ok 1"
+    assert cpp_client.do("commit") == "invalid_argument"
+    cpp_client.do("flush")
+    assert taken(requests)["features"][:, 0].tolist() == [0.0, 1.0]
+
+
 # Sleeping
+
+
+def test_an_event_loop_of_ones_own_sleeps_over_the_doorbell(
+    cpp_client: CppClient, shown_daemon: ShownDaemon
+) -> None:
+    open_session(cpp_client, shown_daemon)
+    _, responses = both_ends(shown_daemon)
+    for number in range(3):
+        cpp_client.do("send")
+        cpp_client.tell("sleep")
+        wait_for_flag(shown_daemon, "client_sleeping", 1)
+        assert responses.publish(shown_daemon.answers(number)) is True
+        os.eventfd_write(shown_daemon.response_bell, 1)
+        assert cpp_client.hear() == "doorbell"
+        wait_for_flag(shown_daemon, "client_sleeping", 0)
+        assert shown_daemon.rung(shown_daemon.response_bell) == 0, "its bell is silent again"
+        assert cpp_client.do("poll").startswith(f"answer {number} ok")
+    cpp_client.do("send")
+    responses.publish(shown_daemon.answers(3))
+    assert cpp_client.do("sleep") == "awake", "something came before it slept"
+    assert cpp_client.do("poll").startswith("answer 3 ok")
+    cpp_client.tell("sleep")
+    wait_for_flag(shown_daemon, "client_sleeping", 1)
+    shown_daemon.connection.close()
+    assert cpp_client.hear() == "socket"
+    assert cpp_client.do("poll").startswith("closed")
+
+
+def test_who_looks_seldom_notices_the_end_in_time(cpp_client: CppClient, shown_daemon: ShownDaemon) -> None:
+    open_session(cpp_client, shown_daemon)
+    shown_daemon.connection.close()
+    looks = 0
+    while not cpp_client.do("poll").startswith("closed"):
+        looks += 1
+        time.sleep(0.001)
+    assert looks <= 2 * 16, "a look at the clock every 16, at the socket where half a millisecond is over"
 
 
 def test_the_daemon_is_rung_for_only_where_it_sleeps(

@@ -25,11 +25,8 @@ int main(int argc, char** argv) {
         const std::uint64_t sent_ns = sigd::clock_ns();
         const auto answer = client.request(features, {.instrument_id = 7, .deadline_ns = sent_ns + 50'000'000});
         if (!answer) {
-            std::fprintf(stderr, "%s: %s\n", sigd::name(answer.code()), client.error().text);
-            return 1;
-        }
-        if (*answer == nullptr) {
-            std::fprintf(stderr, "no answer in time\n");
+            const bool alive = answer.code() == sigd::Errc::none;
+            std::fprintf(stderr, "%s\n", alive ? "no answer in time" : client.error().text);
             return 1;
         }
         const sigd::Response& response = **answer;

@@ -49,7 +49,7 @@ public:
     Tally run() {
         while (tally_.trouble.empty() && expected_ < options_.requests && !interrupted) {
             const auto client = link_.wait(options_.patience);
-            if (!client || *client == nullptr) {
+            if (!client) {
                 tally_.trouble = std::string("no session: ") + link_.error().text;
             } else {
                 std::fprintf(stderr, "session %" PRIu64 "\n", link_.sessions());
@@ -71,8 +71,8 @@ private:
             if (!leaving && (interrupted || client.next_sequence() == end))
                 leaving = client.goodbye() == sigd::Errc::none;
             const auto answer = client.wait(options_.patience);
-            if (!answer) return ended(client);
-            if (*answer == nullptr)
+            if (!answer && answer.code() != sigd::Errc::none) return ended(client);
+            if (!answer)
                 tally_.trouble = "no answer in " + std::to_string(options_.patience.count()) + " s";
             else
                 take(**answer);
@@ -86,8 +86,8 @@ private:
             const std::uint64_t sequence = client.next_sequence();
             for (std::size_t i = 0; i < row.size(); ++i)
                 row[i] = static_cast<float>((sequence * 2'654'435'761U + i * 40'503U) % 2048) / 1024.0F - 1.0F;
-            client.commit({.instrument_id = static_cast<std::uint32_t>(sequence % 16), .client_time_ns = ~sequence});
-            ++tally_.sent;
+            if (client.commit({.instrument_id = static_cast<std::uint32_t>(sequence % 16), .client_time_ns = ~sequence}))
+                ++tally_.sent;
         }
     }
 

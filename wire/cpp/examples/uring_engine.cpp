@@ -1,6 +1,7 @@
 // An engine with an event loop of its own: io_uring moves the bytes, sigd's client code makes requests and checks
 // answers without any I/O. Replays the arrivals of a market and prints how long answers took, counted from the time at
-// which each request was due, so that a stall counts for every request it held up.
+// which each request was due, so that a stall counts for every request it held up. A connection that is lost is opened
+// anew; what it had not been answered is counted as lost.
 //
 //     uring_engine SOCKET ARRIVALS.i64 [CONNECTIONS [SPEED]]        (arrivals.py makes ARRIVALS.i64)
 //
@@ -36,6 +37,9 @@ struct Connection {
     std::size_t next_arrival = 0;           // into the schedule; this connection's are `connections` apart
     std::vector<std::uint64_t> due_ns;      // of the unanswered, by sequence modulo its size
     bool sending = false;
+    bool receiving = false;
+    sigd::Backoff backoff;
+    std::uint64_t reopen_ns = 0;            // when to try again, while there is no session
 
     sigd::Errc open(const char* path) {
         sigd::Error& error = talk.error();
@@ -44,8 +48,13 @@ struct Connection {
         const std::uint32_t most = session.welcome.in_flight_max;
         if (talk.open(session.welcome, most) != sigd::Errc::none) return error.code;
         due_ns.resize(most);
-        return buffers.reserve(talk.request_bytes(), most);
+        if (buffers.reserve(talk.request_bytes(), most) == sigd::Errc::none) return sigd::Errc::none;
+        return error.set(sigd::Errc::out_of_memory, "no memory for %u requests", most);
     }
+
+    [[nodiscard]] bool is_open() const { return talk.state() == sigd::Errc::none; }
+    // What the kernel may still write to is not given to another session.
+    [[nodiscard]] bool is_free() const { return !is_open() && !sending && !receiving; }
 };
 
 class Engine {
@@ -60,19 +69,52 @@ public:
             receive(i);
         }
         begin_ns_ = sigd::clock_ns() + 1'000'000;
-        while (answered_ < arrivals_.size()) {
+        while (answered_ + lost_ < arrivals_.size()) {
             const std::uint64_t now_ns = sigd::clock_ns();
-            for (std::size_t i = 0; i < connections_.size(); ++i) send_due(i, now_ns);
+            for (std::size_t i = 0; i < connections_.size(); ++i) {
+                if (connections_[i].is_free() && now_ns >= connections_[i].reopen_ns && !reopen(i, path)) return false;
+                send_due(i, now_ns);
+            }
             io_uring_submit(&ring_);
-            if (!take_completions(now_ns)) return false;
+            take_completions(now_ns);
         }
         return true;
     }
 
     [[nodiscard]] const Histogram& latencies() const { return latencies_; }
     [[nodiscard]] std::uint64_t not_ok() const { return not_ok_; }
+    [[nodiscard]] std::uint64_t lost() const { return lost_; }
 
 private:
+    // Everybody waits while it connects, for a daemon on the same host microseconds. False where trying is no use.
+    bool reopen(std::size_t index, const char* path) {
+        Connection& c = connections_[index];
+        if (c.open(path) == sigd::Errc::none) {
+            receive(index);
+            return true;
+        }
+        c.reopen_ns = sigd::clock_ns() + sigd::to_ns(c.backoff.next());
+        return !sigd::is_permanent(c.talk.error()) || fail(c);
+    }
+
+    // Its session is over. Both operations come to an end, then it is opened anew.
+    void lose(Connection& c) {
+        if (c.reopen_ns == 0) std::fprintf(stderr, "%s\n", c.talk.error().text);
+        lost_ += c.talk.unanswered();
+        c.reopen_ns = sigd::clock_ns() + sigd::to_ns(c.backoff.next());
+        shutdown(c.session.socket.get(), SHUT_RDWR);
+    }
+
+    // Room in the submission queue, which is handed over where it is full.
+    io_uring_sqe* entry() {
+        io_uring_sqe* free_entry = io_uring_get_sqe(&ring_);
+        while (free_entry == nullptr) {
+            io_uring_submit(&ring_);
+            free_entry = io_uring_get_sqe(&ring_);
+        }
+        return free_entry;
+    }
+
     static bool fail(const Connection& connection) {
         std::fprintf(stderr, "%s\n", connection.talk.error().text);
         return false;
@@ -81,7 +123,7 @@ private:
     // Writes down all requests that are due and may be sent, and hands them to the kernel in one piece.
     void send_due(std::size_t index, std::uint64_t now_ns) {
         Connection& c = connections_[index];
-        if (c.sending) return;
+        if (c.sending || !c.is_open()) return;
         while (c.next_arrival < arrivals_.size() && !c.talk.full()) {
             const std::uint64_t due_ns = begin_ns_ + arrivals_[c.next_arrival];
             if (due_ns > now_ns) break;
@@ -94,22 +136,23 @@ private:
         }
         const auto bytes = c.buffers.pending();
         if (bytes.empty()) return;
-        io_uring_sqe* entry = io_uring_get_sqe(&ring_);
-        io_uring_prep_send(entry, c.session.socket.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL);
-        io_uring_sqe_set_data64(entry, 2 * index);
+        io_uring_sqe* send = entry();
+        io_uring_prep_send(send, c.session.socket.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL);
+        io_uring_sqe_set_data64(send, 2 * index);
         c.sending = true;
     }
 
     void receive(std::size_t index) {
         Connection& c = connections_[index];
         const auto space = c.buffers.writable();
-        io_uring_sqe* entry = io_uring_get_sqe(&ring_);
-        io_uring_prep_recv(entry, c.session.socket.get(), space.data(), space.size(), 0);
-        io_uring_sqe_set_data64(entry, 2 * index + 1);
+        io_uring_sqe* recv = entry();
+        io_uring_prep_recv(recv, c.session.socket.get(), space.data(), space.size(), 0);
+        io_uring_sqe_set_data64(recv, 2 * index + 1);
+        c.receiving = true;
     }
 
     // Far from the next request it sleeps until an answer comes; near to it, it looks and goes on.
-    bool take_completions(std::uint64_t now_ns) {
+    void take_completions(std::uint64_t now_ns) {
         constexpr std::uint64_t near_ns = 200'000;
         io_uring_cqe* completion = nullptr;
         const std::uint64_t pause_ns = until_next_due_ns(now_ns);
@@ -125,49 +168,50 @@ private:
             io_uring_cqe_seen(&ring_, completion);
             // the timeout of a wait is a completion too, with data of the library's own
             if (what >= 2 * connections_.size()) continue;
-            if (!(what % 2 == 0 ? sent(what / 2, result) : received(what / 2, result))) return false;
+            if (what % 2 == 0)
+                sent(connections_[what / 2], result);
+            else
+                received(what / 2, result);
         }
-        return true;
     }
 
     [[nodiscard]] std::uint64_t until_next_due_ns(std::uint64_t now_ns) const {
         std::uint64_t next_ns = now_ns + 1'000'000'000;
-        for (const Connection& c : connections_)
-            if (!c.sending && !c.talk.full() && c.next_arrival < arrivals_.size())
+        for (const Connection& c : connections_) {
+            if (c.is_free()) next_ns = std::min(next_ns, c.reopen_ns);
+            if (c.is_open() && !c.sending && !c.talk.full() && c.next_arrival < arrivals_.size())
                 next_ns = std::min(next_ns, begin_ns_ + arrivals_[c.next_arrival]);
+        }
         return next_ns > now_ns ? next_ns - now_ns : 0;
     }
 
-    bool sent(std::size_t index, int result) {
-        Connection& c = connections_[index];
+    // A daemon that takes no more may still have said why: the end of the session is met where it is read.
+    void sent(Connection& c, int result) {
         c.sending = false;
-        if (result < 0) {
-            (void)c.talk.ended(std::strerror(-result));
-            return fail(c);
-        }
-        c.buffers.sent(static_cast<std::size_t>(result));
-        return true;
+        c.buffers.sent(result < 0 ? c.buffers.pending().size() : static_cast<std::size_t>(result));
     }
 
-    bool received(std::size_t index, int result) {
+    void received(std::size_t index, int result) {
         Connection& c = connections_[index];
+        c.receiving = false;
         if (result <= 0) {
             (void)c.talk.ended(result == 0 ? "the daemon closed the connection" : std::strerror(-result));
-            return fail(c);
+            return lose(c);
         }
         c.buffers.arrived(static_cast<std::size_t>(result));
         const std::uint64_t now_ns = sigd::clock_ns();
         while (const std::byte* frame = c.buffers.next()) {
             const auto answer = c.talk.take(frame);
-            if (!answer) return fail(c);
-            if (*answer == nullptr) continue;
+            if (!answer && answer.code() != sigd::Errc::none) return lose(c);
+            if (!answer) continue;
+            c.backoff.reset();
+            c.reopen_ns = 0;
             const sigd::Response& response = **answer;
             latencies_.record(now_ns - c.due_ns[response.sequence % c.due_ns.size()]);
             if (!response.ok()) ++not_ok_;
             ++answered_;
         }
         receive(index);
-        return true;
     }
 
     io_uring& ring_;
@@ -177,6 +221,7 @@ private:
     std::uint64_t begin_ns_ = 0;
     std::size_t answered_ = 0;
     std::uint64_t not_ok_ = 0;
+    std::uint64_t lost_ = 0;
 };
 
 }  // namespace
@@ -204,7 +249,8 @@ int main(int argc, char** argv) {
     const bool done = engine.run(argv[1]);
     io_uring_queue_exit(&ring);
     if (!done) return 1;
-    std::printf("%zu requests over %zu connections, %llu not OK; from the time each was due to its answer:\n", requests,
-                connections, static_cast<unsigned long long>(engine.not_ok()));
+    std::printf("%zu requests over %zu connections, %llu not OK, %llu lost; from the time each was due to its answer:\n",
+                requests, connections, static_cast<unsigned long long>(engine.not_ok()),
+                static_cast<unsigned long long>(engine.lost()));
     engine.latencies().print();
 }

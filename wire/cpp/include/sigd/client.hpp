@@ -9,6 +9,7 @@
 #include <cstring>
 #include <optional>
 #include <span>
+#include <utility>
 
 #include "connect.hpp"
 #include "conversation.hpp"
@@ -20,7 +21,7 @@
 namespace sigd {
 
 // What a transport does for the client: requests are written where room() says, push()ed, and go out with flush();
-// next() gives the frames that come, and sleep() waits for some.
+// next() gives the frames that come, and sleep() waits for some; may_sleep() and awake() are for who sleeps elsewhere.
 template <class T>
 concept TransportLike = requires(T& transport, const void* frame, std::size_t bytes, std::uint64_t timeout_ns) {
     { transport.room() } -> std::same_as<std::byte*>;
@@ -30,6 +31,8 @@ concept TransportLike = requires(T& transport, const void* frame, std::size_t by
     { transport.flush() } -> std::same_as<Errc>;
     { transport.next() } -> std::same_as<Result<const std::byte*>>;
     transport.sleep(timeout_ns);
+    { transport.may_sleep() } -> std::same_as<bool>;
+    transport.awake();
 };
 static_assert(TransportLike<StreamTransport> && TransportLike<SharedMemoryTransport>);
 
@@ -50,7 +53,8 @@ public:
         const wire::Welcome& welcome = session.welcome;
         shared_ = welcome.transport == wire::Transport::shared_memory;
         // A ring has no room for more than its slots; on a stream the daemon would answer BUSY.
-        const std::uint32_t most = welcome.in_flight_max;
+        const std::uint32_t most =
+            shared_ ? std::min(welcome.in_flight_max, welcome.ring_slots) : welcome.in_flight_max;
         const std::uint32_t unanswered = spec.unanswered_max == 0 ? most : std::min(spec.unanswered_max, most);
         if (Errc code = talk_.open(welcome, unanswered); code != Errc::none) return code;
         if (stream_.open(std::move(session.socket), shared_ ? 0 : talk_.request_bytes(), unanswered) != Errc::none)
@@ -65,6 +69,7 @@ public:
         }
         idle_ = spec.idle;
         spin_for_ns_ = to_ns(spec.spin_for);
+        prepared_ = nullptr;
         connected_ = true;
         return Errc::none;
     }
@@ -75,11 +80,11 @@ public:
     [[nodiscard]] const Error& error() const noexcept { return talk_.error(); }
 
     // Sends one row of features; its sequence. Never blocks: what the socket does not take at once follows with the
-    // next flush(), poll() or wait().
+    // next flush(), poll() or wait(). A sequence means that the request counts as unanswered until its answer comes or
+    // the session ends; a code, that nothing was sent and no sequence was used.
     Result<std::uint64_t> send(std::span<const float> features, const Tags& tags = {}) noexcept {
         const auto sequence = queue(features, tags);
-        if (sequence)
-            if (Errc code = flush(); code != Errc::none) return code;
+        if (sequence) (void)flush();  // what it could not do, poll() finds out
         return sequence;
     }
 
@@ -88,25 +93,28 @@ public:
         if (features.size() != talk_.welcome().features) [[unlikely]]
             return connected() ? Errc::invalid_argument : talk_.state();
         const std::span<float> room = prepare();
-        if (room.empty()) [[unlikely]] return connected() ? Errc::in_flight_full : talk_.state();
+        if (room.empty()) [[unlikely]] return why_nothing_can_be_sent();
         std::memcpy(room.data(), features.data(), features.size_bytes());
         return commit(tags);
     }
 
     // Where the features of the next request belong, for those who write them in place; commit() queues it. Empty
-    // where no request can be sent now.
+    // where no request can be sent now. The place stays through flush(), poll() and wait(); heartbeat() and whatever
+    // sends give it up, and the next prepare() may give another.
     [[nodiscard]] std::span<float> prepare() noexcept {
-        if (!connected() || talk_.full()) [[unlikely]] return {};
-        return talk_.features_of(shared_ ? ring_.room() : stream_.room());
+        if (!connected() || talk_.full() || talk_.goodbye_said() || stream_.refused()) [[unlikely]] return {};
+        prepared_ = shared_ ? ring_.room() : stream_.room();
+        return talk_.features_of(prepared_);
     }
-    std::uint64_t commit(const Tags& tags = {}) noexcept {
-        if (shared_) {
-            const std::uint64_t sequence = talk_.finish_request(ring_.room(), tags);
+    // The sequence of the request that was prepared; invalid_argument where none is.
+    Result<std::uint64_t> commit(const Tags& tags = {}) noexcept {
+        if (prepared_ == nullptr || !connected()) [[unlikely]]
+            return connected() ? Errc::invalid_argument : talk_.state();
+        const std::uint64_t sequence = talk_.finish_request(std::exchange(prepared_, nullptr), tags);
+        if (shared_)
             ring_.push();
-            return sequence;
-        }
-        const std::uint64_t sequence = talk_.finish_request(stream_.room(), tags);
-        stream_.push();
+        else
+            stream_.push();
         return sequence;
     }
 
@@ -115,13 +123,14 @@ public:
         return shared_ ? ring_.flush() : stream_.flush();
     }
 
-    // The next answer if it is there, else nullptr; valid until the next poll(), wait() or request(). Never blocks.
+    // The next answer if it is there, valid until the next poll(), wait() or request(). Without one, code() is Errc::none
+    // while the session lives, then the reason why it has ended. Never blocks.
     Result<const Response*> poll() noexcept {
         if (!connected()) [[unlikely]] return talk_.state();
         return shared_ ? poll_on(ring_) : poll_on(stream_);
     }
 
-    // The next answer; waits for it as Spec::idle says. nullptr where it did not come in time; it may still come.
+    // As poll(), but waits for it as Spec::idle says. What did not come in time may still come.
     Result<const Response*> wait(std::chrono::nanoseconds timeout = std::chrono::seconds(5)) noexcept {
         if (!connected()) [[unlikely]] return talk_.state();
         (void)flush();  // what it could not do, poll() finds out
@@ -134,6 +143,17 @@ public:
         if (connected() && talk_.unanswered() != 0) return Errc::invalid_argument;
         if (const auto sequence = queue(features, tags); !sequence) return sequence.code();
         return wait(timeout);
+    }
+
+    // For who sleeps in an event loop of its own, over descriptor() and doorbell(): after poll() found nothing, true
+    // where it may sleep until one of them is readable; false where something has come meanwhile. Either way awake()
+    // comes next, then poll().
+    [[nodiscard]] bool may_sleep() noexcept {
+        if (!connected()) return false;
+        return shared_ ? ring_.may_sleep() : stream_.may_sleep();
+    }
+    void awake() noexcept {
+        if (connected() && shared_) ring_.awake();
     }
 
     // Asks for a sign of life; poll() and wait() notice it: heartbeats() rises and daemon_clock_ns() is new.
@@ -158,6 +178,8 @@ public:
         if (code == Errc::none) talk_.say_goodbye();
         return code;
     }
+    // Whether this side said it.
+    [[nodiscard]] bool goodbye_said() const noexcept { return talk_.goodbye_said(); }
     // The daemon's Goodbye, once it has come: it drains, or has withdrawn the model. Requests are still answered.
     [[nodiscard]] std::optional<wire::GoodbyeCode> daemon_goodbye() const noexcept { return talk_.goodbye(); }
 
@@ -182,12 +204,17 @@ public:
     [[nodiscard]] std::uint64_t next_sequence() const noexcept { return talk_.next_sequence(); }
     void set_next_sequence(std::uint64_t sequence) noexcept { talk_.set_next_sequence(sequence); }
 
-    // The socket, for a poll of your own. With shared memory it carries only control messages.
+    // The socket, for a poll of your own; writable matters too while unsent(). With shared memory it carries only control
+    // messages, and its end is the session's end.
     [[nodiscard]] int descriptor() const noexcept { return stream_.descriptor(); }
+    [[nodiscard]] bool unsent() const noexcept { return stream_.unsent(); }
+    // With shared memory the eventfd that tells of answers, see may_sleep(); -1 with a stream.
+    [[nodiscard]] int doorbell() const noexcept { return shared_ ? ring_.doorbell() : -1; }
 
 private:
-    static std::uint64_t to_ns(std::chrono::nanoseconds time) noexcept {
-        return time.count() > 0 ? static_cast<std::uint64_t>(time.count()) : 0;
+    Errc why_nothing_can_be_sent() const noexcept {
+        if (!connected()) return talk_.state();
+        return talk_.goodbye_said() || stream_.refused() ? Errc::closing : Errc::in_flight_full;
     }
 
     template <TransportLike T>
@@ -195,27 +222,31 @@ private:
         if (transport.unsent()) [[unlikely]] (void)transport.flush();
         for (;;) {
             const auto frame = transport.next();
-            if (!frame) [[unlikely]] return over(frame.code());
-            if (*frame == nullptr) return nullptr;
+            if (!frame) {
+                if (frame.code() == Errc::none) [[likely]] return nullptr;
+                return over(frame.code());
+            }
             const auto answer = talk_.take(*frame);
-            if (!answer || *answer != nullptr) return answer;
+            if (answer || answer.code() != Errc::none) return answer;
         }
     }
 
     template <TransportLike T>
     Result<const Response*> wait_on(T& transport, std::chrono::nanoseconds timeout) noexcept {
         constexpr int looks_per_clock_look = 32;
-        if (const auto answer = poll_on(transport); !answer || *answer != nullptr) return answer;
+        if (const auto answer = poll_on(transport); answer || answer.code() != Errc::none) return answer;
         const std::uint64_t begin_ns = clock_ns();
         const std::uint64_t timeout_ns = to_ns(timeout);
         const std::uint64_t spin_ns = idle_ == Idle::spin ? timeout_ns : idle_ == Idle::block ? 0 : spin_for_ns_;
-        for (;;) {
-            for (int look = 0; look < looks_per_clock_look; ++look)
-                if (const auto answer = poll_on(transport); !answer || *answer != nullptr) return answer;
-            const std::uint64_t waited_ns = clock_ns() - begin_ns;
-            if (waited_ns >= timeout_ns) return nullptr;
-            if (waited_ns >= spin_ns) transport.sleep(timeout_ns - waited_ns);
+        for (std::uint64_t waited_ns = 0; waited_ns < timeout_ns; waited_ns = clock_ns() - begin_ns) {
+            const bool sleeps = waited_ns >= spin_ns;
+            if (sleeps) transport.sleep(timeout_ns - waited_ns);
+            for (int look = sleeps ? 1 : looks_per_clock_look; look > 0; --look) {
+                if (const auto answer = poll_on(transport); answer || answer.code() != Errc::none) return answer;
+                if (!sleeps) relax();
+            }
         }
+        return nullptr;
     }
 
     Errc over(Errc code) noexcept {
@@ -225,6 +256,7 @@ private:
 
     Errc send_control(const void* frame, std::size_t bytes) noexcept {
         if (!connected()) return talk_.state();
+        prepared_ = nullptr;
         const bool pushed = shared_ ? ring_.push_control(frame, bytes) : stream_.push_control(frame, bytes);
         if (!pushed) return Errc::in_flight_full;
         return flush();
@@ -233,6 +265,7 @@ private:
     Conversation talk_;
     StreamTransport stream_;
     SharedMemoryTransport ring_;
+    std::byte* prepared_ = nullptr;  // the frame whose features are being written
     bool shared_ = false;
     bool connected_ = false;  // there is something to close
     Idle idle_ = Idle::spin;

@@ -91,7 +91,7 @@ public:
     }
 
     // Takes a whole frame in. The answer that it is, valid until the next one is taken and for as long as the frame
-    // lies there; nullptr where it was a control message.
+    // lies there; none, without a code, where it was a control message.
     Result<const Response*> take(const std::byte* frame) noexcept {
         if (load<std::uint64_t>(frame) != response_word_) [[unlikely]] {
             const Errc other = take_other(frame);
@@ -100,7 +100,7 @@ public:
         }
         if (sent_ == answered_) [[unlikely]]
             return fail(Errc::protocol_broken, "the daemon answered, and nothing was asked");
-        std::memcpy(static_cast<wire::SignalResponseHead*>(&response_), frame, sizeof(wire::SignalResponseHead));
+        static_cast<wire::SignalResponseHead&>(response_) = load<wire::SignalResponseHead>(frame);
         const auto expected = load<std::uint64_t>(place(answered_));
         if (response_.sequence != expected) [[unlikely]]
             return fail(Errc::protocol_broken, "the daemon answered sequence %" PRIu64 ", expected %" PRIu64,
@@ -130,6 +130,7 @@ public:
 
     // What control messages said.
     void say_goodbye() noexcept { goodbye_said_ = true; }
+    [[nodiscard]] bool goodbye_said() const noexcept { return goodbye_said_; }
     [[nodiscard]] std::optional<wire::GoodbyeCode> goodbye() const noexcept { return goodbye_; }
     [[nodiscard]] std::uint64_t heartbeats() const noexcept { return heartbeats_; }
     [[nodiscard]] std::uint64_t daemon_clock_ns() const noexcept { return daemon_clock_ns_; }

@@ -2,6 +2,7 @@
 // for once.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -34,6 +35,20 @@ T load(const std::byte* bytes) noexcept {
     T value;
     std::memcpy(&value, bytes, sizeof value);
     return value;
+}
+
+// Says to the processor that this thread waits for another one's store: a sibling on the same core runs faster meanwhile.
+inline void relax() noexcept {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+// A length of time that is no less than nothing.
+inline std::uint64_t to_ns(std::chrono::nanoseconds time) noexcept {
+    return time.count() > 0 ? static_cast<std::uint64_t>(time.count()) : 0;
 }
 
 class Descriptor {

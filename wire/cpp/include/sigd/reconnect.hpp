@@ -22,9 +22,8 @@ public:
     explicit Backoff(std::chrono::nanoseconds first = std::chrono::milliseconds(1),
                      std::chrono::nanoseconds longest = std::chrono::seconds(1),
                      std::uint64_t seed = clock_ns()) noexcept
-        : first_ns_(std::max<std::uint64_t>(static_cast<std::uint64_t>(first.count()), 2)),
-          longest_ns_(std::max(static_cast<std::uint64_t>(longest.count()), first_ns_)), next_ns_(first_ns_),
-          random_(seed | 1) {}
+        : first_ns_(std::max<std::uint64_t>(to_ns(first), 2)), longest_ns_(std::max(to_ns(longest), first_ns_)),
+          next_ns_(first_ns_), random_(seed | 1) {}
 
     [[nodiscard]] std::chrono::nanoseconds next() noexcept {
         // xorshift64
@@ -36,6 +35,7 @@ public:
         return std::chrono::nanoseconds(pause);
     }
     void reset() noexcept { next_ns_ = first_ns_; }
+    [[nodiscard]] std::chrono::nanoseconds longest() const noexcept { return std::chrono::nanoseconds(longest_ns_); }
 
 private:
     std::uint64_t first_ns_;
@@ -44,9 +44,14 @@ private:
     std::uint64_t random_;
 };
 
-// True where the next attempt would end like this one: what was asked for is wrong, or not to be had.
+// True where the next attempt to connect would end like this one: what was asked for is wrong, or not to be had.
 inline bool is_permanent(const Error& error) noexcept {
-    if (error.code == Errc::rejected) return error.reject != wire::RejectCode::too_many_connections;
+    if (error.code == Errc::rejected) {
+        // A daemon may be short of places, of memory or descriptors for rings, or of what a session broke meanwhile.
+        return error.reject != wire::RejectCode::too_many_connections &&
+               error.reject != wire::RejectCode::transport_unavailable &&
+               error.reject != wire::RejectCode::protocol_violation;
+    }
     return error.code == Errc::invalid_argument || error.code == Errc::protocol_broken ||
            error.code == Errc::no_shared_memory;
 }
@@ -56,28 +61,39 @@ class Reconnector {
 public:
     explicit Reconnector(Spec spec, Backoff backoff = Backoff()) : spec_(std::move(spec)), backoff_(backoff) {}
 
-    // The client, connected. nullptr where it is not time for the next attempt, or that failed: ask again later, see
-    // error(). A code where no attempt will do better. An attempt waits for as long as Spec::connect_timeout.
+    // The client, connected. None, without a code, where it is not time for the next attempt, or that failed: ask again
+    // later, see error(). A code where no attempt will do better until reset(). An attempt waits for as long as
+    // Spec::connect_timeout. After this side's Goodbye the next one is made at once, after any other end of a session
+    // with a pause: a daemon may take sessions on only to end them.
     Result<Client*> get() noexcept {
         if (client_.connected()) return &client_;
         if (given_up_ != Errc::none) return given_up_;
+        if (opened_ns_ != 0) ended();
         if (clock_ns() < not_before_ns_) return nullptr;
         if (client_.connect(spec_) == Errc::none) {
             ++sessions_;
-            backoff_.reset();
+            opened_ns_ = clock_ns();
             return &client_;
         }
         if (is_permanent(client_.error())) return given_up_ = client_.error().code;
-        not_before_ns_ = clock_ns() + static_cast<std::uint64_t>(backoff_.next().count());
+        pause();
         return nullptr;
     }
 
-    // As get(), but sleeps from one attempt to the next. nullptr where none succeeded in time.
+    // Tries again, at once, whatever there was: somebody has changed something.
+    void reset() noexcept {
+        given_up_ = Errc::none;
+        not_before_ns_ = 0;
+        backoff_.reset();
+    }
+
+    // As get(), but sleeps from one attempt to the next. None, without a code, where none succeeded in time.
     Result<Client*> wait(std::chrono::nanoseconds timeout) noexcept {
-        const std::uint64_t end_ns = clock_ns() + static_cast<std::uint64_t>(timeout.count());
+        const std::uint64_t begin_ns = clock_ns();
+        const std::uint64_t end_ns = begin_ns + std::min(to_ns(timeout), ~begin_ns);
         for (;;) {
             const auto client = get();
-            if (!client || *client != nullptr) return client;
+            if (client || client.code() != Errc::none) return client;
             const std::uint64_t now_ns = clock_ns();
             if (now_ns >= end_ns) return nullptr;
             const std::uint64_t until_ns = std::min(end_ns, std::max(not_before_ns_, now_ns));
@@ -92,11 +108,22 @@ public:
     [[nodiscard]] std::uint64_t sessions() const noexcept { return sessions_; }
 
 private:
+    // A session is over. One that lasted as long as the longest pause shows that all is well again.
+    void ended() noexcept {
+        const std::uint64_t lasted_ns = clock_ns() - std::exchange(opened_ns_, 0);
+        if (lasted_ns >= to_ns(backoff_.longest())) backoff_.reset();
+        if (client_.error().code == Errc::finished && client_.goodbye_said()) return;
+        pause();
+    }
+
+    void pause() noexcept { not_before_ns_ = clock_ns() + to_ns(backoff_.next()); }
+
     Spec spec_;
     Backoff backoff_;
     Client client_;
     Errc given_up_ = Errc::none;
     std::uint64_t not_before_ns_ = 0;
+    std::uint64_t opened_ns_ = 0;  // 0 where no session has been opened since the last one was seen to be over
     std::uint64_t sessions_ = 0;
 };
 

@@ -4,6 +4,7 @@
 #include <cstdarg>
 #include <cstdint>
 #include <cstdio>
+#include <type_traits>
 
 #include "sigd_wire.hpp"
 
@@ -13,10 +14,11 @@ namespace sigd {
 // Client::error() tells more.
 enum class [[nodiscard]] Errc : std::uint8_t {
     none,
-    invalid_argument,  // what was asked for cannot be; nothing was sent
+    invalid_argument,  // what was asked for cannot be, or nothing was prepared; nothing was sent
     in_flight_full,    // as many requests as may be are unanswered; nothing was sent, take answers first
     not_connected,     // connect() first
-    closing,           // the daemon takes no more; poll() has what it still said, then the reason
+    closing,           // nothing more can be sent, after a Goodbye of this side or where the daemon takes no more; poll()
+                       // has the answers that are left, then the reason
     connect_failed,    // over: nobody listens there, or the socket may not be opened
     timed_out,         // over: the daemon did not answer Hello in time
     rejected,          // over: the daemon said why, see Error::reject and Error::text
@@ -77,14 +79,21 @@ struct Error {
     }
 };
 
-// A value or the reason why there is none. Small enough to come back in registers.
+// A value or the reason why there is none. A pointer may be missing without a reason, where there is nothing yet: then
+// it is false too, and code() is Errc::none. Small enough to come back in registers.
 template <class T>
 class [[nodiscard]] Result {
 public:
     constexpr Result(T value) noexcept : value_(value) {}
     constexpr Result(Errc code) noexcept : code_(code) {}
 
-    [[nodiscard]] constexpr explicit operator bool() const noexcept { return code_ == Errc::none; }
+    // Whether there is a value.
+    [[nodiscard]] constexpr explicit operator bool() const noexcept {
+        if constexpr (std::is_pointer_v<T>)
+            return value_ != nullptr;
+        else
+            return code_ == Errc::none;
+    }
     [[nodiscard]] constexpr T operator*() const noexcept { return value_; }
     [[nodiscard]] constexpr Errc code() const noexcept { return code_; }
 

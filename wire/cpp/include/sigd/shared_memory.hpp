@@ -87,7 +87,8 @@ public:
         responses_ = region_.responses_in();
         kept_control_ = nullptr;
         control_closed_ = false;
-        looks_left_ = looks_per_control_look;
+        control_looked_ns_ = clock_ns();
+        looks_left_ = looks_per_clock_look;
         return Errc::none;
     }
 
@@ -114,7 +115,7 @@ public:
         return control_->unsent() ? control_->flush() : Errc::none;
     }
 
-    // The next frame that has come, nullptr where there is none; valid until the next call.
+    // The next frame that has come, none where there is none yet; valid until the next call.
     Result<const std::byte*> next() noexcept {
         const auto waiting = responses_.waiting();
         if (!waiting) [[unlikely]] return waiting.code();
@@ -126,41 +127,70 @@ public:
             return frame_.data();
         }
         if (--looks_left_ != 0) [[likely]] return nullptr;
+        looks_left_ = looks_per_clock_look;
+        const std::uint64_t now_ns = clock_ns();
+        if (now_ns - control_looked_ns_ < control_look_every_ns) return nullptr;
+        control_looked_ns_ = now_ns;
         return next_control();
     }
 
-    // Sleeps until something may have come or the time is over. The next next() looks at the socket too.
+    // After next() found nothing: asks for the doorbell. False where something came meanwhile: do not sleep. Either way
+    // awake() comes next; then next() looks at the socket too.
+    [[nodiscard]] bool may_sleep() noexcept {
+        return kept_control_ == nullptr && !control_closed_ && responses_.may_sleep();
+    }
+    void awake() noexcept {
+        pollfd bell{response_bell_.get(), POLLIN, 0};
+        wake_up(::poll(&bell, 1, 0) == 1);
+    }
+    [[nodiscard]] int doorbell() const noexcept { return response_bell_.get(); }
+
+    // Sleeps until something may have come or the time is over.
     void sleep(std::uint64_t timeout_ns) noexcept {
-        if (kept_control_ == nullptr && !control_closed_ && responses_.may_sleep()) {
+        bool rung = false;
+        if (may_sleep()) {
             pollfd watched[2] = {
                 {control_->descriptor(), static_cast<short>(control_->unsent() ? POLLIN | POLLOUT : POLLIN), 0},
                 {response_bell_.get(), POLLIN, 0},
             };
             StreamTransport::sleep_on(watched, timeout_ns);
-            std::uint64_t rings = 0;
-            // Readable: nobody else reads it, so this does not block.
-            if (watched[1].revents != 0) (void)!::read(response_bell_.get(), &rings, sizeof rings);
+            rung = watched[1].revents != 0;
         }
-        responses_.awake();
-        looks_left_ = 1;
+        wake_up(rung);
     }
 
     [[nodiscard]] std::uint64_t daemon_heartbeat_ns() const noexcept { return region_.daemon_heartbeat_ns(); }
 
 private:
-    // The socket costs a system call to look at, and has something to say once in a blue moon.
-    static constexpr std::uint32_t looks_per_control_look = 1024;
+    // The socket costs a system call to look at, and has something to say once in a blue moon; but it is also where the
+    // end of the session is seen. Empty looks at the ring until one at the clock, which costs as much as several.
+    static constexpr std::uint32_t looks_per_clock_look = 16;
+    static constexpr std::uint64_t control_look_every_ns = 500'000;
+
+    void wake_up(bool rung) noexcept {
+        responses_.awake();
+        std::uint64_t rings = 0;
+        // Readable: nobody else reads it, so this does not block.
+        if (rung) (void)!::read(response_bell_.get(), &rings, sizeof rings);
+        look_at_control_next();
+    }
+
+    void look_at_control_next() noexcept {
+        looks_left_ = 1;
+        control_looked_ns_ = 0;
+    }
 
     // What the socket says comes after the answers that were published before it was said.
     Result<const std::byte*> next_control() noexcept {
         if (kept_control_ == nullptr && !control_closed_) {
-            looks_left_ = looks_per_control_look;
             const auto found = control_->next();
-            if (found && *found == nullptr) return nullptr;
-            if (found) kept_control_ = *found;
-            control_closed_ = !found;
+            if (!found && found.code() == Errc::none) return nullptr;
+            if (found)
+                kept_control_ = *found;
+            else
+                control_closed_ = true;
         }
-        looks_left_ = 1;  // there is more to hear from the socket, so look again as soon as the ring is empty
+        look_at_control_next();  // there is more to hear from it, as soon as the ring is empty
         const auto waiting = responses_.waiting();
         if (!waiting || *waiting != 0) return next();
         if (kept_control_ != nullptr) return std::exchange(kept_control_, nullptr);
@@ -178,7 +208,8 @@ private:
     std::size_t response_stride_ = 0;
     const std::byte* kept_control_ = nullptr;  // met while answers were still to be taken
     bool control_closed_ = false;
-    std::uint32_t looks_left_ = 1;              // empty looks at the ring until the next one at the socket
+    std::uint32_t looks_left_ = 1;              // empty looks at the ring until the next one at the clock
+    std::uint64_t control_looked_ns_ = 0;       // when the socket was looked at last
 };
 
 }  // namespace sigd

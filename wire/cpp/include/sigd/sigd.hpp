@@ -3,7 +3,7 @@
 //     sigd::Client client;
 //     if (client.connect({.path = "/run/sigd/sigd.sock"}) != sigd::Errc::none) return fail(client.error().text);
 //     const auto answer = client.request(features);
-//     if (answer && *answer && (*answer)->ok()) use((*answer)->outputs);
+//     if (answer && (*answer)->ok()) use((*answer)->outputs);
 //
 // docs/cpp.md has the rest.
 #pragma once

@@ -23,6 +23,7 @@ public:
     // Room for that many requests on their way out, and for any frame coming in. Empties the buffers.
     Errc reserve(std::size_t request_bytes, std::size_t requests) noexcept {
         out_begin_ = out_end_ = controls_ = 0;
+        writing_ = false;
         request_bytes_ = request_bytes;
         return out_.reserve(request_bytes * requests + control_bytes) ? Errc::none : Errc::out_of_memory;
     }
@@ -56,16 +57,22 @@ public:
         return frame;
     }
 
-    // Where the next request is to be written. There is room while no more requests are unanswered than reserved for.
+    // Where the next request is to be written; it stays there until push(), whatever is sent meanwhile. There is room
+    // while no more requests are unanswered than reserved for.
     [[nodiscard]] std::byte* room() noexcept {
         make_room(request_bytes_);
+        writing_ = true;
         return out_.data() + out_end_;
     }
-    void push() noexcept { out_end_ += request_bytes_; }
+    void push() noexcept {
+        out_end_ += request_bytes_;
+        writing_ = false;
+    }
 
     // Appends a control message; false where the daemon has left too many of them unread. They never take the room of
-    // requests.
+    // requests, but the place of one that was being written: it is given up.
     [[nodiscard]] bool push_control(const void* frame, std::size_t bytes) noexcept {
+        writing_ = false;
         if (controls_ + bytes > control_bytes) return false;
         controls_ += bytes;
         make_room(bytes);
@@ -79,7 +86,9 @@ public:
     }
     void sent(std::size_t bytes) noexcept {
         out_begin_ += bytes;
-        if (out_begin_ == out_end_) out_begin_ = out_end_ = controls_ = 0;
+        if (out_begin_ != out_end_) return;
+        controls_ = 0;
+        if (!writing_) out_begin_ = out_end_ = 0;
     }
 
 private:
@@ -100,6 +109,7 @@ private:
     std::size_t out_end_ = 0;
     std::size_t controls_ = 0;  // bytes of control messages since the buffer was last empty
     std::size_t request_bytes_ = 0;
+    bool writing_ = false;  // a request at out_end_
 };
 
 class StreamTransport {
@@ -115,6 +125,8 @@ public:
     [[nodiscard]] StreamBuffers& buffers() noexcept { return buffers_; }
     [[nodiscard]] int descriptor() const noexcept { return socket_.get(); }
     [[nodiscard]] bool unsent() const noexcept { return !buffers_.pending().empty(); }
+    // The daemon takes no more bytes; it may still have said something.
+    [[nodiscard]] bool refused() const noexcept { return refused_; }
 
     [[nodiscard]] std::byte* room() noexcept { return buffers_.room(); }
     void push() noexcept { buffers_.push(); }
@@ -142,7 +154,7 @@ public:
         return Errc::none;
     }
 
-    // The next frame that has come, nullptr where there is none; valid until the next call.
+    // The next frame that has come, none where there is none yet; valid until the next call.
     Result<const std::byte*> next() noexcept {
         if (const std::byte* frame = buffers_.next()) return frame;
         const auto space = buffers_.writable();
@@ -154,6 +166,10 @@ public:
         if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) return nullptr;
         return Errc::closed;
     }
+
+    // After next() found nothing. Whoever comes next wakes a poll of the socket.
+    [[nodiscard]] bool may_sleep() const noexcept { return true; }
+    void awake() noexcept {}
 
     // Sleeps until something may have come, or can be sent on, or the time is over.
     void sleep(std::uint64_t timeout_ns) noexcept {
@@ -170,7 +186,7 @@ public:
 private:
     Descriptor socket_;
     StreamBuffers buffers_;
-    bool refused_ = false;  // the daemon takes no more bytes
+    bool refused_ = false;
 };
 
 }  // namespace sigd
