@@ -112,8 +112,7 @@ class Batcher:
         Where it became something else there (one of many, or broken by a client that writes to its ring meanwhile), the
         batch runs to its end, and nobody gets its answer.
         """
-        self.alone = None
-        self.anyone = False
+        self.rest()
         self._wake()
         if session.closed or session.waiting_rows != 1 or session.marks:
             self._left_running = True
@@ -129,8 +128,7 @@ class Batcher:
 
     def enqueue(self, session: Session) -> None:
         """The session has waiting rows: it shall have a part in one of the next batches."""
-        self.alone = None
-        self.anyone = False
+        self.rest()
         if not session.queued:
             session.queued = True
             if not self._ready:
@@ -185,8 +183,7 @@ class Batcher:
         assert self._successor is not None
         (backend, done), self._successor = self._successor, None
         old = self.backend
-        self.alone = None
-        self.anyone = False
+        self.rest()
         for session in self._sessions:
             session.detach()
         self._take(backend)
@@ -208,7 +205,8 @@ class Batcher:
     # -- the loop's side ---------------------------------------------------------------------------------------
 
     def rest(self) -> None:
-        """The loop goes to sleep: the next request goes the full way, which wakes it."""
+        """The next request goes the full way: what runs at once is too long, or there is a queue, another model, or a loop
+        that sleeps and that the full way wakes."""
         self.alone = None
         self.anyone = False
 
@@ -412,8 +410,7 @@ class Batcher:
         if failure is not None and failure.fatal:
             self._submit = self._refuse
             self._may_be_alone = False
-            self.alone = None
-            self.anyone = False
+            self.rest()
             self._on_fatal(failure)
 
     def _refuse(self, rows: int) -> bool:
