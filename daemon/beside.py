@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -34,9 +35,13 @@ class Starter:
 
     def start(
         self, module: str, arguments: Sequence[str], stdin: int, pass_fds: Sequence[int] = ()
-    ) -> subprocess.Popen[bytes]:
-        """Run that module of sigd in a process; back when it has begun, after a millisecond or two. Raises OSError."""
-        return self._thread.submit(
+    ) -> tuple[subprocess.Popen[bytes], int]:
+        """Run that module of sigd in a process; back when it has begun, after a millisecond or two. Raises OSError.
+
+        The descriptor can be read once it has ended. It is there from the beginning: when the end comes, there may be
+        none to be had.
+        """
+        process = self._thread.submit(
             lambda: subprocess.Popen(
                 [sys.executable, "-P", "-m", module, *arguments],
                 stdin=stdin,
@@ -45,6 +50,12 @@ class Starter:
                 start_new_session=True,
             )
         ).result()
+        try:
+            return process, os.pidfd_open(process.pid)
+        except OSError:
+            with process:
+                process.kill()
+            raise
 
 
 class Pauses:

@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Set as AbstractSet
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from sigd.daemon.beside import Pauses
@@ -87,7 +87,8 @@ class Examiner:
         if self._pid == 0:
             _be_examiner(theirs, starter.cores)
         theirs.close()
-        self._begun()
+        self._pidfd = os.pidfd_open(self._pid)
+        self._pauses.started()
 
     def watch(self, loop: asyncio.AbstractEventLoop) -> None:
         """From now on it can be asked, and is started again where it ends."""
@@ -148,20 +149,16 @@ class Examiner:
 
     # -- the process -------------------------------------------------------------------------------------------
 
-    def _begun(self) -> None:
-        self._pidfd = os.pidfd_open(self._pid)
-        self._pauses.started()
-        self.running = True
-
     def _heard(self) -> None:
         try:
             message, descriptors, _, _ = socket.recv_fds(self._channel, MESSAGE_BYTES_MAX, 1)
         except ConnectionError:
             message, descriptors = b"", []
         if not message:
-            # That it has ended is told by its descriptor.
+            # It has ended, or will now; that it has is told by its descriptor.
             assert self._loop is not None
             self._loop.remove_reader(self._channel)
+            os.kill(self._pid, signal.SIGKILL)
             return
         number, verdict = number_of(message)
         if number == self._number and self._answer is not None and not self._answer.done():
@@ -196,23 +193,28 @@ class Examiner:
     def _start_again(self) -> None:
         assert self._loop is not None
         self.restarts += 1
-        channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self._start()
+        except OSError as error:
+            log.error("the process that examines models cannot be started: %s", error)
+            self._start_in(self._pauses.next_s())
+        else:
+            self.watch(self._loop)
+
+    def _start(self) -> None:
         arguments = [
             ",".join(map(str, sorted(self._starter.cores))),
             self._log_format.value,
             _TRUST if trust_is_demanded() else "",
         ]
-        try:
-            with theirs:
-                self._process = self._starter.start(__name__, arguments, theirs.fileno())
-        except OSError as error:
-            channel.close()
-            log.error("the process that examines models cannot be started: %s", error)
-            self._start_in(self._pauses.next_s())
-            return
+        channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs, ExitStack() as failed:
+            failed.enter_context(channel)
+            self._process, self._pidfd = self._starter.start(__name__, arguments, theirs.fileno())
+            failed.pop_all()
         self._channel, self._pid = channel, self._process.pid
-        self._begun()
-        self.watch(self._loop)
+        self._pauses.started()
+        self.running = True
 
     def _let_go(self) -> None:
         """Nothing more is said to it, which ends it."""

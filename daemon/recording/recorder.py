@@ -73,8 +73,7 @@ class Recorder:
         self._closing = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._restart: asyncio.TimerHandle | None = None
-        self._keeper = self._start_keeper()
-        self._watched = -1
+        self._keeper, self._pidfd = self._start_keeper()
 
     @classmethod
     def start(cls, config: RecorderConfig, log_format: LogFormat, starter: Starter) -> Recorder:
@@ -116,8 +115,7 @@ class Recorder:
     def watch(self, loop: asyncio.AbstractEventLoop) -> None:
         """From now on start another keeper where one ends; that holds the loop up for a millisecond or two."""
         self._loop = loop
-        self._watched = os.pidfd_open(self._keeper.pid)
-        loop.add_reader(self._watched, self._keeper_ended)
+        loop.add_reader(self._pidfd, self._keeper_ended)
 
     def status(self) -> RecorderStatus:
         """As it is now."""
@@ -155,7 +153,7 @@ class Recorder:
 
     # -- the keeper --------------------------------------------------------------------------------------------
 
-    def _start_keeper(self) -> subprocess.Popen[bytes]:
+    def _start_keeper(self) -> tuple[subprocess.Popen[bytes], int]:
         self._ring.words[RING_KEEPER_WORD] = 0
         return self._starter.start(
             "sigd.daemon.recording.keeper",
@@ -179,6 +177,7 @@ class Recorder:
                 time.sleep(0.002)
                 continue
             what = f"ended with {code}" if code is not None else f"was not ready in {START_TIMEOUT_S:g} s"
+            self._unwatch()
             self._let_go_of_keeper()
             self._keeper.kill()
             self._keeper.wait()
@@ -200,21 +199,23 @@ class Recorder:
     def _start_again(self) -> None:
         assert self._loop is not None
         try:
-            self._keeper = self._start_keeper()
-            self.watch(self._loop)
+            self._keeper, self._pidfd = self._start_keeper()
         except OSError as error:
             log.error("the keeper of %s cannot be started: %s", self._link, error)
             self._restart = self._loop.call_later(RESTART_S, self._start_again)
+        else:
+            self.watch(self._loop)
 
     def _let_go_of_keeper(self) -> None:
         if self._keeper.stdin is not None:
             self._keeper.stdin.close()
 
     def _unwatch(self) -> None:
-        if self._watched >= 0 and self._loop is not None:
-            self._loop.remove_reader(self._watched)
-            os.close(self._watched)
-            self._watched = -1
+        if self._pidfd >= 0:
+            if self._loop is not None:
+                self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
 
 
 def start_recorder(config: Config, loop: asyncio.AbstractEventLoop, starter: Starter) -> Recorder | None:

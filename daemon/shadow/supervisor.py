@@ -75,7 +75,7 @@ class Shadow:
         self._pauses = Pauses()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._ending = -1
+        self._pidfd = -1
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
 
@@ -83,11 +83,12 @@ class Shadow:
         """Start the process; `wait_until_open()` follows. Raises OSError."""
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            self._process = self._starter.start(
+            # It waits there for a process, which may have ended by the time that it could be sent.
+            self._channel.send(encode(self._task))
+            self._process, self._pidfd = self._starter.start(
                 "sigd.daemon.shadow.process", [str(self._memory)], theirs.fileno(), [self._memory]
             )
         self._pauses.started()
-        self._channel.send(encode(self._task))
         # Only the first keeps anybody waiting.
         self._task = replace(self._task, in_hurry=False)
 
@@ -137,7 +138,6 @@ class Shadow:
         if self._timer is not None:
             self._timer.cancel()
         self._hang_up()
-        self._forget_ending()
         if self._process is not None:
             self._process.kill()
             self._reap()
@@ -175,14 +175,12 @@ class Shadow:
         assert self._loop is not None
         assert self._process is not None
         self._hang_up()
-        self._ending = os.pidfd_open(self._process.pid)
-        self._loop.add_reader(self._ending, self._ended)
+        self._loop.add_reader(self._pidfd, self._ended)
         self._timer = self._loop.call_later(END_TIMEOUT_S, self._process.kill)
 
     def _ended(self) -> None:
         assert self._timer is not None
         self._timer.cancel()
-        self._forget_ending()
         how, pause_s = self._reap(), self._pauses.next_s()
         log.error(
             "the process of the shadow of %s %s and is started again in %g s; serving does not depend on it",
@@ -216,16 +214,13 @@ class Shadow:
             self._channel.close()
             self._channel = None
 
-    def _forget_ending(self) -> None:
-        if self._ending >= 0 and self._loop is not None:
-            self._loop.remove_reader(self._ending)
-            os.close(self._ending)
-            self._ending = -1
-
     def _reap(self) -> str:
         """Let go of a process that has ended, or will at once; how it did."""
         assert self._process is not None
         process, self._process = self._process, None
+        if self._loop is not None:
+            self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
         try:
             code = process.wait(END_TIMEOUT_S)
         except subprocess.TimeoutExpired:

@@ -7,6 +7,7 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from tests.conftest import children_of
 
 from sigd.daemon.beside import PAUSE_S, PAUSE_S_MAX, Pauses, Starter
 
@@ -26,7 +27,8 @@ def test_a_process_begins_beside_a_loop_that_is_pinned_and_at_real_time_priority
             os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
         except PermissionError:
             pytest.skip("needs the right to real-time priority")
-        process = Starter({cores[1]}).start(WAITS, [], subprocess.PIPE)
+        process, pidfd = Starter({cores[1]}).start(WAITS, [], subprocess.PIPE)
+        os.close(pidfd)
         try:
             assert os.sched_getaffinity(process.pid) == {cores[1]}
             assert os.sched_getscheduler(process.pid) == os.SCHED_OTHER
@@ -47,6 +49,17 @@ def test_what_cannot_be_started_is_told(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(subprocess, "Popen", full)
     with pytest.raises(OSError, match="temporarily"):
         Starter(os.sched_getaffinity(0)).start(WAITS, [], subprocess.DEVNULL)
+
+
+def test_a_process_whose_end_could_not_be_seen_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> int:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(os, "pidfd_open", full)
+    before = children_of(os.getpid())
+    with pytest.raises(OSError, match="Too many"):
+        Starter(os.sched_getaffinity(0)).start(WAITS, [], subprocess.DEVNULL)
+    assert children_of(os.getpid()) == before
 
 
 def test_each_pause_is_longer_until_one_has_run_for_long() -> None:

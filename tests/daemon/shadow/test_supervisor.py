@@ -84,9 +84,10 @@ class Lingering(Starter):
 
     def start(
         self, module: str, arguments: Sequence[str], stdin: int, pass_fds: Sequence[int] = ()
-    ) -> subprocess.Popen[bytes]:
+    ) -> tuple[subprocess.Popen[bytes], int]:
         program = "import os, time; os.read(0, 1); os.close(0); time.sleep(600)"
-        return subprocess.Popen([sys.executable, "-c", program], stdin=stdin)
+        process = subprocess.Popen([sys.executable, "-c", program], stdin=stdin)
+        return process, os.pidfd_open(process.pid)
 
 
 def test_the_loop_does_not_wait_for_a_process_that_takes_long_to_end(
