@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -76,35 +78,128 @@ def test_cmake_finds_the_package_where_it_lies(consumer: Path) -> None:
     assert run(build / "consumer") == SAYS
 
 
-@pytest.mark.parametrize("version", ["0.2", "1.0", "0.1.1", "0.0"])
-def test_cmake_does_not_take_another_version(consumer: Path, version: str) -> None:
-    need("cmake", "make", "g++")
-    (consumer / "CMakeLists.txt").write_text(CMAKE_LISTS.format(version=version))
-    command = ["cmake", "-S", str(consumer), "-B", str(consumer / "build"), "-G", "Unix Makefiles"]
-    done = subprocess.run(
+def found(version: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """What CMake says to a project that asks for a version."""
+    need("cmake", "make")
+    lists = f"cmake_minimum_required(VERSION 3.16)\nproject(asks LANGUAGES NONE)\nfind_package(sigd {version} REQUIRED)\n"
+    (folder / "CMakeLists.txt").write_text(lists)
+    command = ["cmake", "-S", str(folder), "-B", str(folder / "build"), "-G", "Unix Makefiles"]
+    return subprocess.run(
         [*command, f"-DCMAKE_PREFIX_PATH={package_dir()}"],
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
+
+
+@pytest.mark.parametrize("version", ["", "0.1", "0.1.0", "0.1.0 EXACT"])
+def test_cmake_takes_a_version_that_will_do(tmp_path: Path, version: str) -> None:
+    done = found(version, tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("version", ["0", "0.2", "1.0", "0.1.1", "0.0", "0.1.1 EXACT"])
+def test_cmake_does_not_take_another_version(tmp_path: Path, version: str) -> None:
+    done = found(version, tmp_path)
     assert done.returncode != 0
     assert "version: 0.1.0" in done.stderr
 
 
-@pytest.mark.slow
-def test_an_installed_package_and_the_examples(consumer: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("versions", "takes"),
+    [
+        ("0.1...0.3", True),
+        ("0.0...0.1.0", True),
+        ("0.0...<1.0", True),
+        ("0.0...<0.1.0", False),
+        ("0.0...0.0.9", False),
+        ("0.2...1.0", False),
+    ],
+)
+def test_cmake_takes_a_range_at_its_word(tmp_path: Path, versions: str, takes: bool) -> None:
+    need("cmake")
+    major, minor = re.findall(r"version (\d+)\.(\d+)", run("cmake", "--version"))[0]
+    if (int(major), int(minor)) < (3, 19):
+        pytest.skip("this CMake knows no ranges of versions (3.19)")
+    assert (found(versions, tmp_path).returncode == 0) is takes
+
+
+def test_the_page_says_how(consumer: Path) -> None:
+    need("cmake", "make", "g++")
+    page = Path(__file__).resolve().parents[3] / "docs" / "cpp.md"
+    (lines,) = re.findall(r"```cmake\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    (consumer / "engine.cpp").write_text(CONSUMER)
+    head = "cmake_minimum_required(VERSION 3.16)\nproject(engine LANGUAGES CXX)\n"
+    (consumer / "CMakeLists.txt").write_text(head + lines)
+    build = consumer / "build"
+    run("cmake", "-S", consumer, "-B", build, f"-DCMAKE_PREFIX_PATH={package_dir()}", "-G", "Unix Makefiles")
+    run("cmake", "--build", build)
+    assert run(build / "engine") == SAYS
+
+
+def test_inside_of_another_project_it_is_a_target_and_no_more(consumer: Path) -> None:
+    need("cmake", "make", "g++")
+    lists = CMAKE_LISTS.format(version="").replace(
+        "find_package(sigd  REQUIRED)", f'add_subdirectory("{package_dir()}" sigd)'
+    )
+    assert "add_subdirectory" in lists
+    (consumer / "CMakeLists.txt").write_text(f"{lists}install(TARGETS consumer DESTINATION bin)\n")
+    build, prefix = consumer / "build", consumer / "prefix"
+    run("cmake", "-S", consumer, "-B", build, "-DSIGD_EXAMPLES=ON", "-G", "Unix Makefiles")
+    run("cmake", "--build", build)
+    assert run(build / "consumer") == SAYS
+    assert "minimal" not in run("cmake", "--build", build, "--target", "help")
+    run("cmake", "--install", build, "--prefix", prefix)
+    assert [path.name for path in prefix.rglob("*") if path.is_file()] == ["consumer"]
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        (),
+        (
+            "-DCMAKE_INSTALL_LIBDIR=lib64",
+            "-DCMAKE_INSTALL_INCLUDEDIR=cpp/headers",
+            "-DCMAKE_INSTALL_DATADIR=lib/data",
+        ),
+        ("-DCMAKE_INSTALL_INCLUDEDIR={folder}/elsewhere",),
+        ("-DCMAKE_INSTALL_DATADIR={folder}/elsewhere", "-DCMAKE_INSTALL_PREFIX={prefix}"),
+    ],
+    ids=["usual", "other", "absolute-headers", "absolute-data"],
+)
+def test_installed_wherever(consumer: Path, tmp_path: Path, chosen: tuple[str, ...]) -> None:
     need("cmake", "make", "g++", "pkg-config")
-    build, prefix = tmp_path / "build", tmp_path / "prefix"
+    build, prefix = tmp_path / "build", tmp_path / "a prefix"
+    options = [option.format(folder=tmp_path, prefix=prefix) for option in chosen]
+    run("cmake", "-S", package_dir(), "-B", build, *options, "-G", "Unix Makefiles")
+    run("cmake", "--install", build, "--prefix", prefix)
+    if not any(str(tmp_path) in option for option in options):
+        prefix = prefix.rename(tmp_path / "moved here")
+    (config,) = [path for path in tmp_path.rglob("sigdConfig.cmake") if not path.is_relative_to(build)]
+    found_with = (
+        "-G",
+        "Unix Makefiles",
+        f"-Dsigd_DIR={config.parent}" if chosen else f"-DCMAKE_PREFIX_PATH={prefix}",
+    )
+    run("cmake", "-S", consumer, "-B", consumer / "build", *found_with)
+    run("cmake", "--build", consumer / "build")
+    assert run(consumer / "build" / "consumer") == SAYS
+    flags = pkg_config_flags(config.parents[2] / "pkgconfig")
+    (folder,) = [Path(flag.removeprefix("-I")) for flag in flags]
+    assert (folder / "sigd" / "sigd.hpp").is_file()
+    assert not folder.resolve().is_relative_to(package_dir())
+    assert _with_pkg_config(consumer, config.parents[2] / "pkgconfig") == SAYS
+
+
+@pytest.mark.slow
+def test_the_examples(tmp_path: Path) -> None:
+    need("cmake", "make", "g++")
+    build = tmp_path / "build"
     run("cmake", "-S", package_dir(), "-B", build, "-DSIGD_EXAMPLES=ON", "-G", "Unix Makefiles")
     run("cmake", "--build", build)
     assert (build / "minimal").exists()
     assert (build / "soak").exists()
-    run("cmake", "--install", build, "--prefix", prefix)
-    run("cmake", "-S", consumer, "-B", consumer / "build", f"-DCMAKE_PREFIX_PATH={prefix}")
-    run("cmake", "--build", consumer / "build")
-    assert run(consumer / "build" / "consumer") == SAYS
-    assert _with_pkg_config(consumer, prefix / "share" / "pkgconfig") == SAYS
 
 
 def test_pkg_config_finds_the_package_where_it_lies(consumer: Path) -> None:
@@ -112,8 +207,13 @@ def test_pkg_config_finds_the_package_where_it_lies(consumer: Path) -> None:
     assert _with_pkg_config(consumer, package_dir() / "share" / "pkgconfig") == SAYS
 
 
+def pkg_config_flags(path: Path) -> list[str]:
+    """As a shell hands them to a compiler."""
+    return shlex.split(run("pkg-config", "--cflags", "sigd", PKG_CONFIG_PATH=str(path)))
+
+
 def _with_pkg_config(consumer: Path, path: Path) -> str:
-    flags = run("pkg-config", "--cflags", "sigd", PKG_CONFIG_PATH=str(path)).split()
+    flags = pkg_config_flags(path)
     program = consumer / "with-pkg-config"
     run("g++", "-std=c++20", *flags, "-o", program, consumer / "consumer.cpp")
     return run(program)
