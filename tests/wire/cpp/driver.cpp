@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <iostream>
 #include <map>
+#include <span>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -74,6 +75,9 @@ private:
         else if (command == "in_place") in_place(options);
         else if (command == "prepare") prepare();
         else if (command == "commit") tell(client_.commit(tags(options)));
+        else if (command == "send_prepared") tell(client_.send(prepared_));
+        else if (command == "may_sleep") std::cout << client_.may_sleep();
+        else if (command == "descriptor") std::cout << client_.descriptor() << ' ' << client_.doorbell();
         else if (command == "sleep") sleep(number(options, "ms", 5000));
         else if (command == "short") tell(client_.send(std::vector<float>(1)));
         else if (command == "poll") tell(client_.poll());
@@ -114,9 +118,9 @@ private:
     // Features are written in place before the commit, and something else is done in between.
     void prepare() {
         const auto row = features();
-        const auto room = client_.prepare();
-        if (!room.empty()) std::copy(row.begin(), row.end(), room.begin());
-        std::cout << (room.empty() ? "no room" : "ok");
+        prepared_ = client_.prepare();
+        if (!prepared_.empty()) std::copy(row.begin(), row.end(), prepared_.begin());
+        std::cout << (prepared_.empty() ? "no room" : "ok");
     }
 
     // In an event loop of one's own.
@@ -167,6 +171,7 @@ private:
     }
 
     sigd::Client client_;
+    std::span<float> prepared_;
 };
 
 }  // namespace

@@ -73,6 +73,11 @@ def test_names_that_are_too_long(cpp_client: CppClient, shown_daemon: ShownDaemo
     assert "path has 108 bytes" in cpp_client.do(f"connect path={'/' * 108}")
 
 
+def test_slots_that_no_ring_has(cpp_client: CppClient, shown_daemon: ShownDaemon) -> None:
+    found = cpp_client.do(f"connect path={shown_daemon.path} transport=1 slots=12")
+    assert found == "invalid_argument | ring_slots is 12, expected a power of two"
+
+
 def test_nobody_there(cpp_client: CppClient, shown_daemon: ShownDaemon) -> None:
     assert cpp_client.do("connect path=/no/such/socket").startswith(
         "connect_failed | /no/such/socket: there is no such socket; start the daemon"
@@ -576,6 +581,19 @@ def test_a_control_message_gives_up_what_was_prepared(
     assert shown_daemon.unread() == b""
 
 
+def test_the_row_that_is_sent_may_lie_in_the_prepared_place(
+    cpp_client: CppClient, shown_daemon: ShownDaemon
+) -> None:
+    open_session(cpp_client, shown_daemon)
+    for number in range(40):
+        assert cpp_client.do("prepare") == "ok"
+        assert cpp_client.do("send_prepared") == f"ok {number}"
+        (row,) = shown_daemon.requests(1)["features"].tolist()
+        assert row == [number, number + 0.125, number + 0.25, number + 0.375, number + 0.5]
+        shown_daemon.send(shown_daemon.answers(number))
+        assert cpp_client.do("wait").startswith(f"answer {number} ")
+
+
 def test_without_a_prepared_row_nothing_is_committed(
     cpp_client: CppClient, shown_daemon: ShownDaemon
 ) -> None:
@@ -602,7 +620,29 @@ def test_after_a_goodbye_nothing_is_sent(cpp_client: CppClient, shown_daemon: Sh
     assert cpp_client.do("state").endswith("unanswered=0")
 
 
+def test_an_attempt_to_connect_begins_a_new_ledger(cpp_client: CppClient, shown_daemon: ShownDaemon) -> None:
+    open_session(cpp_client, shown_daemon)
+    cpp_client.do("send")
+    cpp_client.do("close")
+    assert "lost=1 unanswered=0" in cpp_client.do("state")
+    assert cpp_client.do("connect path=/no/such/socket").startswith("connect_failed")
+    assert cpp_client.do("state").endswith("lost=0 unanswered="), "or what is lost would be counted twice"
+
+
 # An event loop of one's own
+
+
+def test_it_may_not_sleep_over_an_answer_that_was_read_already(
+    cpp_client: CppClient, shown_daemon: ShownDaemon
+) -> None:
+    open_session(cpp_client, shown_daemon)
+    cpp_client.do("queue")
+    cpp_client.do("send")
+    shown_daemon.send(shown_daemon.answers(0, 1))
+    cpp_client.until("poll", "answer 0 ")
+    assert cpp_client.do("may_sleep") == "0", "no readable socket would wake it"
+    assert cpp_client.do("poll").startswith("answer 1 ")
+    assert cpp_client.do("may_sleep") == "1"
 
 
 def test_it_may_sleep_over_the_socket(cpp_client: CppClient, shown_daemon: ShownDaemon) -> None:

@@ -54,10 +54,10 @@ def refuse(client: CppClient, daemon: ShownDaemon, code: RejectCode) -> str:
 @pytest.mark.parametrize(
     ("first_ns", "longest_ns", "full"),
     [
-        (1000, 7000, [1000, 2000, 4000, 7000, 7000]),
-        (1000, 10, [1000, 1000]),
-        (-5, -7, [2, 2]),
-        (0, 3, [2, 3, 3]),
+        (MS, 7 * MS, [MS, 2 * MS, 4 * MS, 7 * MS, 7 * MS]),
+        (MS, 10, [MS, MS]),
+        (-5, -7, [100_000, 100_000]),
+        (0, 300_000, [100_000, 200_000, 300_000]),
         (2**62, 2**63 - 1, [2**62, 2**63 - 1, 2**63 - 1]),
     ],
 )
@@ -127,6 +127,17 @@ def test_after_a_goodbye_of_ones_own_there_is_no_pause(comeback: Starter, shown_
         assert client.do("poll") == f"session {number}", (
             "it meets the end; the next one connects, or never would"
         )
+
+
+def test_begun_anew_it_tries_at_once_also_after_a_session_that_was_short(
+    comeback: Starter, shown_daemon: ShownDaemon
+) -> None:
+    client = comeback(3_600_000 * MS, 3_600_000 * MS)
+    for number in range(1, 3):
+        grant(client, shown_daemon, "get")
+        shown_daemon.connection.close()
+        assert client.do("poll").startswith(f"session {number}"), "it meets the end"
+        client.do("begin anew")
 
 
 def test_a_daemon_that_says_goodbye_first_is_not_stormed(

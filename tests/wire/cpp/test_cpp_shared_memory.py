@@ -112,6 +112,16 @@ def test_no_more_unanswered_than_slots(cpp_client: CppClient, shown_daemon: Show
     assert cpp_client.do("send") == "ok 4"
 
 
+@pytest.mark.parametrize("command", ["poll", "wait ms=0", "may_sleep"])
+def test_polling_publishes_what_was_queued(
+    cpp_client: CppClient, shown_daemon: ShownDaemon, command: str
+) -> None:
+    open_session(cpp_client, shown_daemon)
+    cpp_client.do("queue")
+    cpp_client.do(command)
+    assert taken(shown_daemon.region.requests_in())["sequence"].tolist() == [0]
+
+
 def test_one_slot_is_enough(cpp_client: CppClient, shown_daemon: ShownDaemon) -> None:
     open_session(cpp_client, shown_daemon, ring_slots=1)
     requests, responses = both_ends(shown_daemon)
@@ -336,6 +346,16 @@ def test_a_client_comes_back_over_either_transport(cpp_client: CppClient, shown_
     assert taken(shown_daemon.region.requests_in())["sequence"].tolist() == [2]
 
 
+def test_whoever_polls_seldom_notices_the_end_as_soon(
+    cpp_client: CppClient, shown_daemon: ShownDaemon
+) -> None:
+    open_session(cpp_client, shown_daemon)
+    assert cpp_client.do("poll") == "nothing"
+    shown_daemon.connection.close()
+    time.sleep(0.03)  # more than a tick of any kernel
+    assert cpp_client.do("poll").startswith("closed")
+
+
 # What no good daemon does
 
 
@@ -393,6 +413,7 @@ def test_a_grant_that_is_none(
     assert found.startswith("protocol_broken | ")
     assert message in found
     assert shown_daemon.connection.recv(100) == b"", "the client hung up"
+    assert cpp_client.do("descriptor") == "-1 -1", "and kept nothing"
 
 
 def test_no_descriptors_tell_a_forwarded_connection(cpp_client: CppClient, shown_daemon: ShownDaemon) -> None:

@@ -44,9 +44,11 @@ public:
     ~Client() { close(); }
 
     // Opens a session; an open one is closed first. This allocates and waits, and nothing else does: allocations are
-    // kept from one session to the next. The numbering of requests goes on.
+    // kept from one session to the next. The numbering of requests goes on; the ledger of what is unanswered begins anew,
+    // whatever comes of this.
     Errc connect(const Spec& spec) noexcept {
         close();
+        talk_.forget();
         Error& error = talk_.error();
         Session session;
         if (Errc code = open_session(spec, stream_.buffers(), session, error); code != Errc::none) return code;
@@ -57,21 +59,17 @@ public:
             shared_ ? std::min(welcome.in_flight_max, welcome.ring_slots) : welcome.in_flight_max;
         const std::uint32_t unanswered = spec.unanswered_max == 0 ? most : std::min(spec.unanswered_max, most);
         if (Errc code = talk_.open(welcome, unanswered); code != Errc::none) return code;
-        if (stream_.open(std::move(session.socket), shared_ ? 0 : talk_.request_bytes(), unanswered) != Errc::none)
-            return error.set(Errc::out_of_memory, "no memory for %u requests", unanswered);
-        if (shared_) {
-            const Errc code = ring_.open(stream_, welcome, session.region, std::move(session.request_bell),
-                                         std::move(session.response_bell), error);
-            if (code != Errc::none) {
-                stream_.close();
-                return code;
-            }
-        }
         idle_ = spec.idle;
         spin_for_ns_ = to_ns(spec.spin_for);
         prepared_ = nullptr;
         connected_ = true;
-        return Errc::none;
+        if (stream_.open(std::move(session.socket), shared_ ? 0 : talk_.request_bytes(), unanswered) != Errc::none)
+            (void)error.set(Errc::out_of_memory, "no memory for %u requests", unanswered);
+        else if (shared_)
+            (void)ring_.open(stream_, welcome, session.region, std::move(session.request_bell),
+                             std::move(session.response_bell), error);
+        if (!connected()) close();
+        return error.code;
     }
 
     [[nodiscard]] bool connected() const noexcept { return talk_.state() == Errc::none; }
@@ -94,7 +92,7 @@ public:
             return connected() ? Errc::invalid_argument : talk_.state();
         const std::span<float> room = prepare();
         if (room.empty()) [[unlikely]] return why_nothing_can_be_sent();
-        std::memcpy(room.data(), features.data(), features.size_bytes());
+        std::memmove(room.data(), features.data(), features.size_bytes());  // the row may be the one that was prepared
         return commit(tags);
     }
 
@@ -145,11 +143,11 @@ public:
         return wait(timeout);
     }
 
-    // For who sleeps in an event loop of its own, over descriptor() and doorbell(): after poll() found nothing, true
-    // where it may sleep until one of them is readable; false where something has come meanwhile. Either way awake()
-    // comes next, then poll().
+    // For who sleeps in an event loop of its own, over descriptor() and doorbell(): sends what was queued; true where it
+    // may sleep until one of them is readable, false where poll() has something. Either way awake() comes next, then
+    // poll().
     [[nodiscard]] bool may_sleep() noexcept {
-        if (!connected()) return false;
+        if (flush() != Errc::none) return false;
         return shared_ ? ring_.may_sleep() : stream_.may_sleep();
     }
     void awake() noexcept {
@@ -197,7 +195,7 @@ public:
 
     [[nodiscard]] std::uint64_t unanswered() const noexcept { return talk_.unanswered(); }
     [[nodiscard]] std::uint32_t unanswered_max() const noexcept { return talk_.unanswered_max(); }
-    // The sequence of the n-th oldest of them, also after the session has ended.
+    // The sequence of the n-th oldest of them, also after the session has ended, until the next connect().
     [[nodiscard]] std::uint64_t unanswered_sequence(std::uint64_t n) const noexcept {
         return talk_.unanswered_sequence(n);
     }
@@ -219,7 +217,7 @@ private:
 
     template <TransportLike T>
     Result<const Response*> poll_on(T& transport) noexcept {
-        if (transport.unsent()) [[unlikely]] (void)transport.flush();
+        if (transport.unsent()) (void)transport.flush();
         for (;;) {
             const auto frame = transport.next();
             if (!frame) {

@@ -85,6 +85,9 @@ private:
         if (spec_.model_name.size() > sizeof(wire::Hello::model_name))
             return error_.set(Errc::invalid_argument, "model_name has %zu bytes, expected at most %zu",
                               spec_.model_name.size(), sizeof(wire::Hello::model_name));
+        // The daemon's code for this is one that may also pass.
+        if ((spec_.ring_slots & (spec_.ring_slots - 1)) != 0)
+            return error_.set(Errc::invalid_argument, "ring_slots is %u, expected a power of two", spec_.ring_slots);
         return Errc::none;
     }
 

@@ -50,6 +50,9 @@ public:
         return error_.set(Errc::none, "%s", "");
     }
 
+    // Begins a new ledger: what was unanswered is no longer known.
+    void forget() noexcept { sent_ = answered_ = 0; }
+
     [[nodiscard]] const wire::Welcome& welcome() const noexcept { return welcome_; }
     [[nodiscard]] const Error& error() const noexcept { return error_; }
     [[nodiscard]] Error& error() noexcept { return error_; }

@@ -29,6 +29,14 @@ inline std::uint64_t clock_ns() noexcept {
            static_cast<std::uint64_t>(now.tv_nsec);
 }
 
+// The same clock as it was at the kernel's last tick, up to 10 ms ago: an eighth of the price.
+inline std::uint64_t tick_ns() noexcept {
+    timespec now{};
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    return std::uint64_t{1'000'000'000} * static_cast<std::uint64_t>(now.tv_sec) +
+           static_cast<std::uint64_t>(now.tv_nsec);
+}
+
 // Reads a value out of raw bytes, whatever lies there.
 template <class T>
 T load(const std::byte* bytes) noexcept {
@@ -75,9 +83,14 @@ private:
     int number_ = -1;
 };
 
-// Zeroed bytes that begin on a cache line. Asking again for no more than there is costs nothing.
+// Zeroed bytes that begin on a cache line. Asking again for no more than there is costs nothing. Not to be moved, and
+// so neither is what has one: pointers into it are about.
 class Memory {
 public:
+    Memory() noexcept = default;
+    Memory(const Memory&) = delete;
+    Memory& operator=(const Memory&) = delete;
+
     // False where there is no memory.
     [[nodiscard]] bool reserve(std::size_t bytes) noexcept {
         if (bytes <= bytes_) return true;

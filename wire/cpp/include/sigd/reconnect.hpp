@@ -16,13 +16,14 @@
 namespace sigd {
 
 // Pauses that double from `first` to `longest`, each drawn from its upper half, so that many clients of a daemon that
-// went away do not all come back at once.
+// went away do not all come back at once. `first` is at least 100 us, whatever is asked for: attempts without a pause
+// are a load on a daemon that may be in trouble already.
 class Backoff {
 public:
     explicit Backoff(std::chrono::nanoseconds first = std::chrono::milliseconds(1),
                      std::chrono::nanoseconds longest = std::chrono::seconds(1),
                      std::uint64_t seed = clock_ns()) noexcept
-        : first_ns_(std::max<std::uint64_t>(to_ns(first), 2)), longest_ns_(std::max(to_ns(longest), first_ns_)),
+        : first_ns_(std::max<std::uint64_t>(to_ns(first), 100'000)), longest_ns_(std::max(to_ns(longest), first_ns_)),
           next_ns_(first_ns_), random_(seed | 1) {}
 
     [[nodiscard]] std::chrono::nanoseconds next() noexcept {
@@ -56,7 +57,8 @@ inline bool is_permanent(const Error& error) noexcept {
            error.code == Errc::no_shared_memory;
 }
 
-// A client that comes back.
+// A client that comes back. Whoever keeps account reads the client's unanswered requests when a session has ended, and
+// only then asks for the next one.
 class Reconnector {
 public:
     explicit Reconnector(Spec spec, Backoff backoff = Backoff()) : spec_(std::move(spec)), backoff_(backoff) {}
@@ -83,7 +85,7 @@ public:
     // Tries again, at once, whatever there was: somebody has changed something.
     void reset() noexcept {
         given_up_ = Errc::none;
-        not_before_ns_ = 0;
+        opened_ns_ = not_before_ns_ = 0;
         backoff_.reset();
     }
 

@@ -44,13 +44,14 @@ public:
 
     // Makes visible what was pushed. True where the consumer may be asleep: ring its doorbell.
     [[nodiscard]] bool publish() noexcept {
-        if (next_ == published_) return false;
+        if (!unpublished()) return false;
         published_ = next_;
         std::atomic_ref(*head_).store(next_, std::memory_order_seq_cst);
         return std::atomic_ref(*consumer_sleeping_).load(std::memory_order_seq_cst) != 0;
     }
 
     [[nodiscard]] std::uint64_t published() const noexcept { return published_; }
+    [[nodiscard]] bool unpublished() const noexcept { return next_ != published_; }
 
 private:
     std::uint64_t* head_ = nullptr;

@@ -87,8 +87,7 @@ public:
         responses_ = region_.responses_in();
         kept_control_ = nullptr;
         control_closed_ = false;
-        control_looked_ns_ = clock_ns();
-        looks_left_ = looks_per_clock_look;
+        control_looked_ns_ = 0;
         return Errc::none;
     }
 
@@ -103,7 +102,7 @@ public:
     [[nodiscard]] bool push_control(const void* frame, std::size_t bytes) noexcept {
         return control_->push_control(frame, bytes);
     }
-    [[nodiscard]] bool unsent() const noexcept { return control_->unsent(); }
+    [[nodiscard]] bool unsent() const noexcept { return requests_.unpublished() || control_->unsent(); }
 
     // Publishes the requests, and wakes the daemon where it sleeps.
     Errc flush() noexcept {
@@ -126,18 +125,18 @@ public:
                 return Errc::protocol_broken;
             return frame_.data();
         }
-        if (--looks_left_ != 0) [[likely]] return nullptr;
-        looks_left_ = looks_per_clock_look;
-        const std::uint64_t now_ns = clock_ns();
-        if (now_ns - control_looked_ns_ < control_look_every_ns) return nullptr;
+        // A look at the socket costs a system call, and it has something to say once in a blue moon; but it is also where
+        // the end of the session is seen. One a tick tells within milliseconds, however often the ring is looked at.
+        const std::uint64_t now_ns = tick_ns();
+        if (now_ns == control_looked_ns_) [[likely]] return nullptr;
         control_looked_ns_ = now_ns;
         return next_control();
     }
 
-    // After next() found nothing: asks for the doorbell. False where something came meanwhile: do not sleep. Either way
-    // awake() comes next; then next() looks at the socket too.
+    // Asks for the doorbell. False where next() has something already: do not sleep. Either way awake() comes next; then
+    // next() looks at the socket too.
     [[nodiscard]] bool may_sleep() noexcept {
-        return kept_control_ == nullptr && !control_closed_ && responses_.may_sleep();
+        return kept_control_ == nullptr && !control_closed_ && control_->may_sleep() && responses_.may_sleep();
     }
     void awake() noexcept {
         pollfd bell{response_bell_.get(), POLLIN, 0};
@@ -162,21 +161,11 @@ public:
     [[nodiscard]] std::uint64_t daemon_heartbeat_ns() const noexcept { return region_.daemon_heartbeat_ns(); }
 
 private:
-    // The socket costs a system call to look at, and has something to say once in a blue moon; but it is also where the
-    // end of the session is seen. Empty looks at the ring until one at the clock, which costs as much as several.
-    static constexpr std::uint32_t looks_per_clock_look = 16;
-    static constexpr std::uint64_t control_look_every_ns = 500'000;
-
     void wake_up(bool rung) noexcept {
         responses_.awake();
         std::uint64_t rings = 0;
         // Readable: nobody else reads it, so this does not block.
         if (rung) (void)!::read(response_bell_.get(), &rings, sizeof rings);
-        look_at_control_next();
-    }
-
-    void look_at_control_next() noexcept {
-        looks_left_ = 1;
         control_looked_ns_ = 0;
     }
 
@@ -190,7 +179,7 @@ private:
             else
                 control_closed_ = true;
         }
-        look_at_control_next();  // there is more to hear from it, as soon as the ring is empty
+        control_looked_ns_ = 0;  // there is more to hear from it, as soon as the ring is empty
         const auto waiting = responses_.waiting();
         if (!waiting || *waiting != 0) return next();
         if (kept_control_ != nullptr) return std::exchange(kept_control_, nullptr);
@@ -208,8 +197,7 @@ private:
     std::size_t response_stride_ = 0;
     const std::byte* kept_control_ = nullptr;  // met while answers were still to be taken
     bool control_closed_ = false;
-    std::uint32_t looks_left_ = 1;              // empty looks at the ring until the next one at the clock
-    std::uint64_t control_looked_ns_ = 0;       // when the socket was looked at last
+    std::uint64_t control_looked_ns_ = 0;       // the tick of the last look at the socket; 0 asks for one
 };
 
 }  // namespace sigd

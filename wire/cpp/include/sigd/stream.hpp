@@ -48,14 +48,14 @@ public:
 
     // The next whole frame, nullptr where bytes are missing. Its header is not checked yet.
     [[nodiscard]] const std::byte* next() noexcept {
-        const std::size_t have = in_end_ - in_begin_;
-        if (have < wire::header_bytes) return nullptr;
+        const std::size_t length = whole();
+        if (length == 0) return nullptr;
         const std::byte* frame = in_.data() + in_begin_;
-        const std::size_t length = wire::header_bytes + load<wire::Header>(frame).block_length;
-        if (have < length) return nullptr;
         in_begin_ += length;
         return frame;
     }
+    // True where next() has a frame.
+    [[nodiscard]] bool ready() const noexcept { return whole() != 0; }
 
     // Where the next request is to be written; it stays there until push(), whatever is sent meanwhile. There is room
     // while no more requests are unanswered than reserved for.
@@ -93,6 +93,14 @@ public:
 
 private:
     static constexpr std::size_t control_bytes = 1024;
+
+    // Bytes of the next frame, 0 where it is not whole.
+    [[nodiscard]] std::size_t whole() const noexcept {
+        const std::size_t have = in_end_ - in_begin_;
+        if (have < wire::header_bytes) return 0;
+        const std::size_t length = wire::header_bytes + load<wire::Header>(in_.data() + in_begin_).block_length;
+        return have < length ? 0 : length;
+    }
 
     void make_room(std::size_t bytes) noexcept {
         if (out_end_ + bytes <= out_.size()) return;
@@ -167,8 +175,8 @@ public:
         return Errc::closed;
     }
 
-    // After next() found nothing. Whoever comes next wakes a poll of the socket.
-    [[nodiscard]] bool may_sleep() const noexcept { return true; }
+    // False where next() has something already; whatever else comes makes the socket readable.
+    [[nodiscard]] bool may_sleep() const noexcept { return !buffers_.ready(); }
     void awake() noexcept {}
 
     // Sleeps until something may have come, or can be sent on, or the time is over.
