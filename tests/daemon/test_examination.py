@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -129,26 +128,16 @@ def test_a_reason_of_any_length_fits_a_message() -> None:
 @pytest.mark.parametrize("daemon_ends", [True, False], ids=["the daemon ends", "time runs out"])
 def test_a_file_that_takes_for_ever_is_given_up(monkeypatch: pytest.MonkeyPatch, daemon_ends: bool) -> None:
     monkeypatch.setattr(examination, "TIMEOUT_S", 60 if daemon_ends else 0.02)
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs, subprocess.Popen(["sleep", "60"]) as for_ever:
-        ended = os.pidfd_open(for_ever.pid)
-        try:
-            if daemon_ends:
-                ours.close()
-            said = "the daemon has ended" if daemon_ends else "examining it took longer than 0.02 s"
-            assert examination._watch(ended, theirs) == said
-        finally:
-            for_ever.kill()
-            os.close(ended)
-            ours.close()
-
-
-def test_one_that_ends_by_itself_is_waited_for() -> None:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs, subprocess.Popen(["true"]) as process:
-        ended = os.pidfd_open(process.pid)
-        assert examination._watch(ended, theirs) == ""
-        os.close(ended)
+    (daemon, channel), (worker, tasks) = (
+        socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2)
+    )
+    with channel, worker, tasks, daemon:
+        if daemon_ends:
+            daemon.close()
+        said = "the daemon has ended" if daemon_ends else "examining it took longer than 0.02 s"
+        assert examination._watch(worker, channel) == said
+        tasks.send(b"\0")
+        assert examination._watch(worker, channel) == "", "it is done all the same"
 
 
 @pytest.mark.parametrize(

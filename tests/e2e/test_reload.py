@@ -355,12 +355,38 @@ def test_a_file_that_ends_the_process_that_examines_it(
     daemon.errors.write_text(daemon.said().replace("Traceback", ""))
 
 
+def test_one_process_examines_files_as_long_as_they_pass(
+    start_daemon: StartDaemon, models: ModelMaker
+) -> None:
+    daemon = start_daemon("--model", str(models.scaled(2.0)))
+    (examiner,) = children(daemon)
+    seen = []
+    for file, passes in (
+        (models.scaled(3.0), True),
+        (models.scaled(4.0), True),
+        (models.mixing(4), False),
+        (models.scaled(5.0), True),
+    ):
+        refused = ask_reload(daemon, file)
+        assert (refused == "") is passes, refused
+        # The one that did not pass ends after it has answered.
+        if refused:
+            until(lambda: not children_of(examiner))
+        seen.append(children_of(examiner))
+    first, second, none, another = seen
+    assert first == second != another
+    assert (len(first), none, len(another)) == (1, [], 1)
+    os.kill(another[0], signal.SIGKILL)
+    until(lambda: "Z" in state_of(another[0]))
+    assert ask_reload(daemon, models.scaled(2.0)) == "", "it ended where it examined nothing"
+    assert children_of(examiner) not in ([], another)
+
+
 def kill_child_of(parent: int, how: signal.Signals) -> None:
     """As soon as there is one, whatever it has got to by then."""
-    path = Path(f"/proc/{parent}/task/{parent}/children")
-    while not (found := path.read_text().split()):
+    while not (found := children_of(parent)):
         time.sleep(0.001)
-    os.kill(int(found[0]), how)
+    os.kill(found[0], how)
 
 
 def test_the_process_that_examines_is_gone_and_comes_again(
@@ -387,11 +413,13 @@ def test_it_ends_with_the_daemon_however_that_ends(start_daemon: StartDaemon, mo
         os.kill(examiner, signal.SIGTERM)
         os.kill(examiner, signal.SIGHUP)
         assert reload(daemon).returncode == 0, "signals that are for the daemon are none for it"
+        (worker,) = children_of(examiner)
         daemon.stop(how)
         deadline_s = time.monotonic() + 60
-        while Path(f"/proc/{examiner}").exists() and "Z" not in state_of(examiner):
-            assert time.monotonic() < deadline_s
-            time.sleep(0.01)
+        for pid in (examiner, worker):
+            while Path(f"/proc/{pid}").exists() and "Z" not in state_of(pid):
+                assert time.monotonic() < deadline_s
+                time.sleep(0.01)
 
 
 def state_of(pid: int) -> str:
@@ -504,11 +532,17 @@ def test_memory_after_a_hundred_reloads_is_what_it_was_after_a_few(
     files = [models.mlp(4, (512, 1024), 4, seed=seed) for seed in (1, 2)]
     daemon = start_daemon("--model", str(files[0]), "--batch-rows-max", "1")
     with daemon.connect() as client, daemon.connect():
-        resident = []
+        resident, of_worker = [], []
+        (examiner,) = children(daemon)
         for number in range(100):
             assert ask_reload(daemon, files[(number + 1) % 2]) == ""
             client.request(ROW)
             resident.append(daemon.status().resident_bytes)
+            (worker,) = children_of(examiner)
+            pages = int(Path(f"/proc/{worker}/statm").read_text().split()[1])
+            of_worker.append(pages * os.sysconf("SC_PAGE_SIZE"))
+    assert max(of_worker[-10:]) - max(of_worker[10:20]) < 4 << 20, [value >> 10 for value in of_worker]
+    assert len(os.listdir(f"/proc/{worker}/fd")) < 10
     assert daemon.status().models[0].generation == 101
     assert max(resident[-10:]) - max(resident[10:20]) < 4 << 20, [value >> 10 for value in resident]
     assert daemon.descriptors() < 30
