@@ -60,6 +60,12 @@ def test_no_page_holds_two_versions_of_itself(page: Path) -> None:
     assert re.findall(r"^(?:<{7}|>{7}|\|{7}) .*", page.read_text("utf-8"), re.MULTILINE) == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_small_word_stands_twice(page: Path) -> None:
+    prose = INDENTED.sub("\n\n", FENCED.sub("", page.read_text("utf-8")))
+    assert re.findall(r"(?i)\b(a|an|and|as|for|in|is|it|of|on|the|to|with)\s+\1\b", prose) == []
+
+
 def test_links_are_found_where_readers_find_them() -> None:
     page = """
 [a](one.md), [`b`](two.md#three) and `[c](not.md)` and [d](https://example.com/x)
