@@ -92,6 +92,18 @@ def test_what_may_be_well_later_is_tried_again(
         grant(client, shown_daemon, "get")
 
 
+def test_what_a_newer_daemon_refuses_for_is_tried_again(comeback: Starter, shown_daemon: ShownDaemon) -> None:
+    client = comeback()
+    client.tell("get")
+    shown_daemon.accept()
+    frame = bytearray(Reject(RejectCode.UNKNOWN_MODEL, "no").encode())
+    frame[8] = 77
+    shown_daemon.send(bytes(frame))
+    assert client.hear().startswith("none 0 |")
+    shown_daemon.connection.close()
+    grant(client, shown_daemon)
+
+
 def test_a_daemon_that_ends_every_session_is_tried_more_and_more_seldom(
     comeback: Starter, shown_daemon: ShownDaemon
 ) -> None:

@@ -70,6 +70,16 @@ def test_everybody_says_the_same_version() -> None:
     assert f"MAJOR EQUAL {major} AND PACKAGE_FIND_VERSION_MINOR EQUAL {minor}\n" in version_file.read_text()
 
 
+def test_the_version_is_in_the_names_that_linkers_see() -> None:
+    major, minor, _ = sigd.__version__.split(".")
+    for path in (include_dir() / "sigd").glob("*.hpp"):
+        opened = re.findall(r"^namespace (.*) \{$", path.read_text("utf-8"), re.MULTILINE)
+        if path.name == "sigd_wire.hpp":  # a frame is the contract's, not a version's
+            assert opened == ["sigd::wire"]
+        elif path.name != "sigd.hpp":
+            assert opened[0] == f"sigd::inline v{major}_{minor}"
+
+
 def test_cmake_finds_the_package_where_it_lies(consumer: Path) -> None:
     need("cmake", "make", "g++")
     build = consumer / "build"

@@ -86,8 +86,8 @@ private:
             const std::uint64_t sequence = client.next_sequence();
             for (std::size_t i = 0; i < row.size(); ++i)
                 row[i] = static_cast<float>((sequence * 2'654'435'761U + i * 40'503U) % 2048) / 1024.0F - 1.0F;
-            if (client.commit({.instrument_id = static_cast<std::uint32_t>(sequence % 16), .client_time_ns = ~sequence}))
-                ++tally_.sent;
+            const auto instrument = static_cast<std::uint32_t>(sequence % 16);
+            if (client.commit({.instrument_id = instrument, .client_time_ns = ~sequence})) ++tally_.sent;
         }
     }
 

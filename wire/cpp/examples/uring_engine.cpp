@@ -249,7 +249,7 @@ int main(int argc, char** argv) {
     const bool done = engine.run(argv[1]);
     io_uring_queue_exit(&ring);
     if (!done) return 1;
-    std::printf("%zu requests over %zu connections, %llu not OK, %llu lost; from the time each was due to its answer:\n",
+    std::printf("%zu requests over %zu connections, %llu not OK, %llu lost; from when each was due to its answer:\n",
                 requests, connections, static_cast<unsigned long long>(engine.not_ok()),
                 static_cast<unsigned long long>(engine.lost()));
     engine.latencies().print();

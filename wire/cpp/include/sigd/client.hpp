@@ -18,7 +18,7 @@
 #include "shared_memory.hpp"
 #include "stream.hpp"
 
-namespace sigd {
+namespace sigd::inline v0_1 {
 
 // What a transport does for the client: requests are written where room() says, push()ed, and go out with flush();
 // next() gives the frames that come, and sleep() waits for some; may_sleep() and awake() are for who sleeps elsewhere.
@@ -44,8 +44,8 @@ public:
     ~Client() { close(); }
 
     // Opens a session; an open one is closed first. This allocates and waits, and nothing else does: allocations are
-    // kept from one session to the next. The numbering of requests goes on; the ledger of what is unanswered begins anew,
-    // whatever comes of this.
+    // kept from one session to the next. The numbering of requests goes on; the ledger of what is unanswered begins
+    // anew, whatever comes of this.
     Errc connect(const Spec& spec) noexcept {
         close();
         talk_.forget();
@@ -121,8 +121,8 @@ public:
         return shared_ ? ring_.flush() : stream_.flush();
     }
 
-    // The next answer if it is there, valid until the next poll(), wait() or request(). Without one, code() is Errc::none
-    // while the session lives, then the reason why it has ended. Never blocks.
+    // The next answer if it is there, valid until the next poll(), wait() or request(). Without one, code() is
+    // Errc::none while the session lives, then the reason why it has ended. Never blocks.
     Result<const Response*> poll() noexcept {
         if (!connected()) [[unlikely]] return talk_.state();
         return shared_ ? poll_on(ring_) : poll_on(stream_);
@@ -143,8 +143,8 @@ public:
         return wait(timeout);
     }
 
-    // For who sleeps in an event loop of its own, over descriptor() and doorbell(): sends what was queued; true where it
-    // may sleep until one of them is readable, false where poll() has something. Either way awake() comes next, then
+    // For who sleeps in an event loop of its own, over descriptor() and doorbell(): sends what was queued; true where
+    // it may sleep until one of them is readable, false where poll() has something. Either way awake() comes next, then
     // poll().
     [[nodiscard]] bool may_sleep() noexcept {
         if (flush() != Errc::none) return false;
@@ -202,8 +202,8 @@ public:
     [[nodiscard]] std::uint64_t next_sequence() const noexcept { return talk_.next_sequence(); }
     void set_next_sequence(std::uint64_t sequence) noexcept { talk_.set_next_sequence(sequence); }
 
-    // The socket, for a poll of your own; writable matters too while unsent(). With shared memory it carries only control
-    // messages, and its end is the session's end.
+    // The socket, for a poll of your own; writable matters too while unsent(). With shared memory it carries only
+    // control messages, and its end is the session's end.
     [[nodiscard]] int descriptor() const noexcept { return stream_.descriptor(); }
     [[nodiscard]] bool unsent() const noexcept { return stream_.unsent(); }
     // With shared memory the eventfd that tells of answers, see may_sleep(); -1 with a stream.
@@ -270,4 +270,4 @@ private:
     std::uint64_t spin_for_ns_ = 0;
 };
 
-}  // namespace sigd
+}  // namespace sigd::inline v0_1

@@ -22,7 +22,7 @@
 #include "sigd_wire.hpp"
 #include "stream.hpp"
 
-namespace sigd {
+namespace sigd::inline v0_1 {
 
 // What wait() does with nothing to do, named as the daemon names it.
 enum class Idle : std::uint8_t {
@@ -252,4 +252,4 @@ inline Errc open_session(const Spec& spec, StreamBuffers& buffers, Session& sess
     return detail::Handshake(spec, buffers, session, error).run();
 }
 
-}  // namespace sigd
+}  // namespace sigd::inline v0_1

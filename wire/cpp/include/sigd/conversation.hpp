@@ -13,7 +13,7 @@
 #include "result.hpp"
 #include "sigd_wire.hpp"
 
-namespace sigd {
+namespace sigd::inline v0_1 {
 
 // What goes with a row of features.
 struct Tags {
@@ -209,4 +209,4 @@ private:
     Error error_;
 };
 
-}  // namespace sigd
+}  // namespace sigd::inline v0_1

@@ -19,7 +19,7 @@
 #error "sigd is for Linux"
 #endif
 
-namespace sigd {
+namespace sigd::inline v0_1 {
 
 // CLOCK_MONOTONIC, the clock of every time on the wire; the daemon of the same machine has the same.
 inline std::uint64_t clock_ns() noexcept {
@@ -45,7 +45,8 @@ T load(const std::byte* bytes) noexcept {
     return value;
 }
 
-// Says to the processor that this thread waits for another one's store: a sibling on the same core runs faster meanwhile.
+// Says to the processor that this thread waits for another one's store: a sibling on the same core runs faster
+// meanwhile.
 inline void relax() noexcept {
 #if defined(__x86_64__) || defined(__i386__)
     __builtin_ia32_pause();
@@ -112,4 +113,4 @@ private:
     std::size_t bytes_ = 0;
 };
 
-}  // namespace sigd
+}  // namespace sigd::inline v0_1

@@ -13,7 +13,7 @@
 #include "platform.hpp"
 #include "result.hpp"
 
-namespace sigd {
+namespace sigd::inline v0_1 {
 
 // Pauses that double from `first` to `longest`, each drawn from its upper half, so that many clients of a daemon that
 // went away do not all come back at once. `first` is at least 100 us, whatever is asked for: attempts without a pause
@@ -47,14 +47,20 @@ private:
 
 // True where the next attempt to connect would end like this one: what was asked for is wrong, or not to be had.
 inline bool is_permanent(const Error& error) noexcept {
-    if (error.code == Errc::rejected) {
-        // A daemon may be short of places, of memory or descriptors for rings, or of what a session broke meanwhile.
-        return error.reject != wire::RejectCode::too_many_connections &&
-               error.reject != wire::RejectCode::transport_unavailable &&
-               error.reject != wire::RejectCode::protocol_violation;
+    if (error.code != Errc::rejected)
+        return error.code == Errc::invalid_argument || error.code == Errc::protocol_broken ||
+               error.code == Errc::no_shared_memory;
+    switch (error.reject) {
+        case wire::RejectCode::malformed_frame:
+        case wire::RejectCode::unsupported_version:
+        case wire::RejectCode::unexpected_template:
+        case wire::RejectCode::shape_mismatch:
+        case wire::RejectCode::unknown_model:
+        case wire::RejectCode::not_authorised: return true;
+        // A daemon may be short of places, of memory or descriptors for rings, or of time for a Hello; and what a newer
+        // one may say is not known here.
+        default: return false;
     }
-    return error.code == Errc::invalid_argument || error.code == Errc::protocol_broken ||
-           error.code == Errc::no_shared_memory;
 }
 
 // A client that comes back. Whoever keeps account reads the client's unanswered requests when a session has ended, and
@@ -129,4 +135,4 @@ private:
     std::uint64_t sessions_ = 0;
 };
 
-}  // namespace sigd
+}  // namespace sigd::inline v0_1

@@ -8,7 +8,8 @@
 
 #include "sigd_wire.hpp"
 
-namespace sigd {
+// Two builds of these headers may meet in one process, in plugins for instance: the version in the names keeps them apart.
+namespace sigd::inline v0_1 {
 
 // Why a call did not do what it is for. Those marked "over" end the session: every later call gives the same code, and
 // Client::error() tells more.
@@ -17,8 +18,8 @@ enum class [[nodiscard]] Errc : std::uint8_t {
     invalid_argument,  // what was asked for cannot be, or nothing was prepared; nothing was sent
     in_flight_full,    // as many requests as may be are unanswered; nothing was sent, take answers first
     not_connected,     // connect() first
-    closing,           // nothing more can be sent, after a Goodbye of this side or where the daemon takes no more; poll()
-                       // has the answers that are left, then the reason
+    closing,           // nothing more can be sent, after a Goodbye of this side or where the daemon takes no more;
+                       // poll() has the answers that are left, then the reason
     connect_failed,    // over: nobody listens there, or the socket may not be opened
     timed_out,         // over: the daemon did not answer Hello in time
     rejected,          // over: the daemon said why, see Error::reject and Error::text
@@ -102,4 +103,4 @@ private:
     Errc code_ = Errc::none;
 };
 
-}  // namespace sigd
+}  // namespace sigd::inline v0_1

@@ -18,7 +18,7 @@
 #include "result.hpp"
 #include "sigd_wire.hpp"
 
-namespace sigd {
+namespace sigd::inline v0_1 {
 
 static_assert(std::atomic_ref<std::uint64_t>::is_always_lock_free);
 static_assert(std::atomic_ref<std::uint32_t>::is_always_lock_free);
@@ -187,4 +187,4 @@ private:
     std::byte* responses_ = nullptr;
 };
 
-}  // namespace sigd
+}  // namespace sigd::inline v0_1

@@ -15,7 +15,7 @@
 #include "ring.hpp"
 #include "stream.hpp"
 
-namespace sigd {
+namespace sigd::inline v0_1 {
 
 class Mapping {
 public:
@@ -125,16 +125,17 @@ public:
                 return Errc::protocol_broken;
             return frame_.data();
         }
-        // A look at the socket costs a system call, and it has something to say once in a blue moon; but it is also where
-        // the end of the session is seen. One a tick tells within milliseconds, however often the ring is looked at.
+        // A look at the socket costs a system call, and it has something to say once in a blue moon; but it is also
+        // where the end of the session is seen. One a tick tells within milliseconds, however often the ring is looked
+        // at.
         const std::uint64_t now_ns = tick_ns();
         if (now_ns == control_looked_ns_) [[likely]] return nullptr;
         control_looked_ns_ = now_ns;
         return next_control();
     }
 
-    // Asks for the doorbell. False where next() has something already: do not sleep. Either way awake() comes next; then
-    // next() looks at the socket too.
+    // Asks for the doorbell. False where next() has something already: do not sleep. Either way awake() comes next;
+    // then next() looks at the socket too.
     [[nodiscard]] bool may_sleep() noexcept {
         return kept_control_ == nullptr && !control_closed_ && control_->may_sleep() && responses_.may_sleep();
     }
@@ -200,4 +201,4 @@ private:
     std::uint64_t control_looked_ns_ = 0;       // the tick of the last look at the socket; 0 asks for one
 };
 
-}  // namespace sigd
+}  // namespace sigd::inline v0_1

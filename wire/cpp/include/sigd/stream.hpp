@@ -14,7 +14,7 @@
 #include "result.hpp"
 #include "sigd_wire.hpp"
 
-namespace sigd {
+namespace sigd::inline v0_1 {
 
 // The bytes of one connection, both ways. In: writable() -> bytes come in -> arrived() -> next(). Out: room() -> a
 // request is written -> push() -> pending() -> bytes go out -> sent(). Nothing is allocated after reserve().
@@ -197,4 +197,4 @@ private:
     bool refused_ = false;
 };
 
-}  // namespace sigd
+}  // namespace sigd::inline v0_1
