@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import subprocess
 import time
 from typing import TYPE_CHECKING
 
@@ -18,11 +19,31 @@ from sigd.wire.ring import RingConsumer, RingProducer
 from sigd.wire.status import RejectCode, Transport
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.wire.conftest import CppBuilder
     from tests.wire.cpp.conftest import CppClient, ShownDaemon
 
 SPIN, BACKOFF, BLOCK = 0, 1, 2
 REQUEST_BYTES = 64
 LAYOUT = region_layout(4, 5, 3)
+
+OPENED_TWICE = """
+#include <cstdio>
+#include <sigd/sigd.hpp>
+int main(int, char** argv) {
+    sigd::StreamBuffers buffers;
+    sigd::Session session;
+    sigd::Error error;
+    for (int i = 0; i < 2; ++i) {
+        const sigd::Spec spec{.path = argv[1], .transport = sigd::wire::Transport::shared_memory};
+        if (open_session(spec, buffers, session, error) != sigd::Errc::none) return 1;
+        struct stat status {};
+        if (::fstat(session.region.get(), &status) != 0) return 2;
+        std::printf("%llu\\n", static_cast<unsigned long long>(status.st_ino));
+    }
+}
+"""
 
 
 def open_session(client: CppClient, daemon: ShownDaemon, ring_slots: int = 4, idle: int = SPIN) -> None:
@@ -436,6 +457,23 @@ def test_a_process_that_may_open_no_more(cpp_client: CppClient, shown_daemon: Sh
         found = cpp_client.hear()
     assert found.startswith("system | ")
     assert found.endswith("no descriptors are left for shared memory; raise the limit (ulimit -n)")
+
+
+def test_a_session_that_is_opened_anew_has_the_new_descriptors(
+    cpp: CppBuilder, shown_daemon: ShownDaemon, tmp_path: Path
+) -> None:
+    source = tmp_path / "anew.cpp"
+    source.write_text(OPENED_TWICE)
+    with subprocess.Popen([cpp.build(source), shown_daemon.path], stdout=subprocess.PIPE) as process:
+        granted = []
+        for _ in range(2):
+            shown_daemon.accept()
+            region = shown_daemon.memory(LAYOUT)
+            granted.append(os.fstat(region).st_ino)
+            descriptors = [region, *shown_daemon.bells()]
+            shown_daemon.send_with(shown_daemon.shared_welcome(LAYOUT).encode(), descriptors)
+        out, _ = process.communicate(timeout=20)
+    assert (process.returncode, list(map(int, out.split()))) == (0, granted)
 
 
 def test_a_stream_where_memory_was_asked_for(cpp_client: CppClient, shown_daemon: ShownDaemon) -> None:

@@ -64,6 +64,7 @@ public:
         : spec_(spec), buffers_(buffers), session_(session), error_(error) {}
 
     Errc run() noexcept {
+        session_ = Session{};  // descriptors of an earlier one would pass for those that come
         const auto patience = std::max<std::chrono::nanoseconds::rep>(spec_.connect_timeout.count(), 1'000);
         deadline_ns_ = clock_ns() + static_cast<std::uint64_t>(patience);
         if (Errc code = check(); code != Errc::none) return code;

@@ -2,6 +2,7 @@
 // socket, whose end is the session's end. No system call is made while both sides are awake.
 #pragma once
 
+#include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -88,6 +89,9 @@ public:
         kept_control_ = nullptr;
         control_closed_ = false;
         control_looked_ns_ = 0;
+        asleep_ = false;
+        // awake() must not wait for a ring. The flag is the eventfd's own, and so the daemon's: it never waits either.
+        (void)::fcntl(response_bell_.get(), F_SETFL, O_NONBLOCK);
         return Errc::none;
     }
 
@@ -134,42 +138,37 @@ public:
         return next_control();
     }
 
-    // Asks for the doorbell. False where next() has something already: do not sleep. Either way awake() comes next;
-    // then next() looks at the socket too.
+    // Asks for the doorbell. False where next() has something already: do not sleep.
     [[nodiscard]] bool may_sleep() noexcept {
-        return kept_control_ == nullptr && !control_closed_ && control_->may_sleep() && responses_.may_sleep();
+        if (kept_control_ != nullptr || control_closed_ || !control_->may_sleep()) return false;
+        asleep_ = responses_.may_sleep();
+        if (!asleep_) responses_.awake();
+        return asleep_;
     }
+    // Comes after may_sleep(), and costs a system call only where that was true. Then next() looks at the socket too.
     void awake() noexcept {
-        pollfd bell{response_bell_.get(), POLLIN, 0};
-        wake_up(::poll(&bell, 1, 0) == 1);
+        if (!std::exchange(asleep_, false)) return;
+        responses_.awake();
+        std::uint64_t rings = 0;
+        (void)!::read(response_bell_.get(), &rings, sizeof rings);
+        control_looked_ns_ = 0;
     }
     [[nodiscard]] int doorbell() const noexcept { return response_bell_.get(); }
 
     // Sleeps until something may have come or the time is over.
     void sleep(std::uint64_t timeout_ns) noexcept {
-        bool rung = false;
-        if (may_sleep()) {
-            pollfd watched[2] = {
-                {control_->descriptor(), static_cast<short>(control_->unsent() ? POLLIN | POLLOUT : POLLIN), 0},
-                {response_bell_.get(), POLLIN, 0},
-            };
-            StreamTransport::sleep_on(watched, timeout_ns);
-            rung = watched[1].revents != 0;
-        }
-        wake_up(rung);
+        if (!may_sleep()) return;
+        pollfd watched[2] = {
+            {control_->descriptor(), static_cast<short>(control_->unsent() ? POLLIN | POLLOUT : POLLIN), 0},
+            {response_bell_.get(), POLLIN, 0},
+        };
+        StreamTransport::sleep_on(watched, timeout_ns);
+        awake();
     }
 
     [[nodiscard]] std::uint64_t daemon_heartbeat_ns() const noexcept { return region_.daemon_heartbeat_ns(); }
 
 private:
-    void wake_up(bool rung) noexcept {
-        responses_.awake();
-        std::uint64_t rings = 0;
-        // Readable: nobody else reads it, so this does not block.
-        if (rung) (void)!::read(response_bell_.get(), &rings, sizeof rings);
-        control_looked_ns_ = 0;
-    }
-
     // What the socket says comes after the answers that were published before it was said.
     Result<const std::byte*> next_control() noexcept {
         if (kept_control_ == nullptr && !control_closed_) {
@@ -198,6 +197,7 @@ private:
     std::size_t response_stride_ = 0;
     const std::byte* kept_control_ = nullptr;  // met while answers were still to be taken
     bool control_closed_ = false;
+    bool asleep_ = false;                       // the daemon is asked to ring
     std::uint64_t control_looked_ns_ = 0;       // the tick of the last look at the socket; 0 asks for one
 };
 
