@@ -43,6 +43,8 @@ _REASON_CHARACTERS_MAX: Final = 4000
 _OUT_OF_MEMORY_FIRST: Final = "500"
 _TIMED_RUNS: Final = 3
 _PR_SET_PDEATHSIG: Final = 1
+PR_SET_NAME: Final = 15
+_WORKER_NAME: Final = b"sigd-examining"
 _NUMBER_BYTES: Final = 8
 
 
@@ -226,8 +228,10 @@ def _ended_how(status: int) -> str:
 def _examine_until_one_fails(channel: socket.socket, tasks: socket.socket) -> NoReturn:
     status = 1
     try:
+        libc = ctypes.CDLL(None)
         # Where the process that watches this one is killed, nobody would end it.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        libc.prctl(PR_SET_NAME, _WORKER_NAME)
         with suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text(_OUT_OF_MEMORY_FIRST)
         while _examine_next(channel, tasks.recv(MESSAGE_BYTES_MAX)):

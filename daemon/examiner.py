@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from sigd.daemon.beside import Pauses
 from sigd.daemon.examination import (
     MESSAGE_BYTES_MAX,
+    PR_SET_NAME,
     TIMEOUT_S,
     Examined,
     Passed,
@@ -49,7 +50,6 @@ log = logging.getLogger(__name__)
 ANSWER_TIMEOUT_S: Final = TIMEOUT_S + 10.0
 """The process itself gives up a file after `TIMEOUT_S`: when that does not come either, the process hangs."""
 _END_TIMEOUT_MS: Final = 2000
-_PR_SET_NAME: Final = 15
 _NAME: Final = b"sigd-examiner"
 _TRUST: Final = "demanded"
 
@@ -246,7 +246,7 @@ def _be_examiner(channel: socket.socket, cores: AbstractSet[int]) -> NoReturn:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         _close_all_but(channel)
-        ctypes.CDLL(None).prctl(_PR_SET_NAME, _NAME)
+        ctypes.CDLL(None).prctl(PR_SET_NAME, _NAME)
         wait_for_tasks(channel, cores)
         status = 0
     except Exception:

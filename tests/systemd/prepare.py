@@ -1,13 +1,14 @@
-"""Prepare a small Debian in which systemd runs as on an operator's machine, and run a command with it.
+"""Prepare a small Debian or Ubuntu in which systemd runs as on an operator's machine, and run a command with it.
 
     python tests/systemd/prepare.py                                   prepare, and say where
     python tests/systemd/prepare.py -- pytest -m systemd              prepare, then run a command
-    python tests/systemd/prepare.py --suite trixie -- pytest ...      another systemd: bookworm has 252, trixie 257
+    python tests/systemd/prepare.py --suite noble -- pytest ...       another systemd: bookworm has 252, noble (Ubuntu
+                                                                      24.04) 255, trixie 257
 
 The root goes into one folder under $XDG_CACHE_HOME/sigd, named by a digest of what it is made from, and is made once:
-debootstrap's smallest Debian with systemd and Python, and in /opt/sigd a virtual environment with what
+debootstrap's smallest system with systemd and Python, and in /opt/sigd a virtual environment with what
 requirements/base.lock names. Sigd itself is installed anew by each run of the tests. It takes root, debootstrap,
-systemd-nspawn, PyPI and a Debian mirror the first time (about two minutes). Exit code 3: one of those is missing.
+systemd-nspawn, PyPI and a mirror the first time (about two minutes). Exit code 3: one of those is missing.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ PACKAGES: Final = (
     *("systemd", "systemd-sysv", "dbus", "python3", "python3-venv", "ca-certificates"),
     *("procps", "util-linux", "openssh-server", "openssh-client"),
 )
+UBUNTU: Final = ("noble",)
+UBUNTU_KEYRING: Final = Path("/usr/share/keyrings/ubuntu-archive-keyring.gpg")
 PYTHON: Final = "/opt/sigd/bin/python"
 PROGRAMS: Final = {"debootstrap": "debootstrap", "systemd-nspawn": "systemd-container"}
 """What is needed, and the Debian package that has it."""
@@ -136,11 +139,21 @@ def _digest(suite: str) -> str:
 
 def _debootstrap(root: Path, suite: str) -> None:
     started = time.monotonic()
-    print(f"systemd: the smallest Debian {suite} with systemd and Python ...", file=sys.stderr, flush=True)
-    mirror = os.environ.get("SIGD_DEBIAN_MIRROR", "http://deb.debian.org/debian")
-    _run("debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", suite, str(root), mirror)
+    print(f"systemd: the smallest {suite} with systemd and Python ...", file=sys.stderr, flush=True)
+    options = ["--variant=minbase", f"--include={','.join(PACKAGES)}"]
+    if suite in UBUNTU:
+        mirror, script = os.environ.get("SIGD_UBUNTU_MIRROR", "https://archive.ubuntu.com/ubuntu"), ["gutsy"]
+        # A Debian has no key of Ubuntu's: then it is the mirror's certificate that is trusted.
+        known = UBUNTU_KEYRING.exists()
+        options += [
+            "--components=main,universe",
+            f"--keyring={UBUNTU_KEYRING}" if known else "--no-check-gpg",
+        ]
+    else:
+        mirror, script = os.environ.get("SIGD_DEBIAN_MIRROR", "http://deb.debian.org/debian"), []
+    _run("debootstrap", *options, suite, str(root), mirror, *script)
     shutil.rmtree(root / "var/cache/apt/archives", ignore_errors=True)
-    print(f"systemd: Debian: {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
+    print(f"systemd: {suite}: {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
 
 
 def _install_dependencies(root: Path) -> None:

@@ -144,9 +144,11 @@ def until_there(file: Path) -> list[str]:
 def adjustment_of(pid: str) -> int | None:
     """How gladly the kernel ends a process for its memory; None once it has ended."""
     try:
-        return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+        score = Path(f"/proc/{pid}/oom_score_adj").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return None
+    # Of one that has just ended it may read as nothing.
+    return int(score) if score else None
 
 
 def test_sighup_through_systemd_reads_the_file_again(machine: Machine, models: ModelMaker) -> None:
