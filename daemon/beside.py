@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -56,6 +57,11 @@ class Starter:
             with process:
                 process.kill()
             raise
+
+
+def how_it_ended(code: int) -> str:
+    """In words, from `subprocess.Popen.returncode`."""
+    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
 
 
 class Pauses:

@@ -10,7 +10,6 @@ daemon loads it.
 from __future__ import annotations
 
 import array
-import ctypes
 import logging
 import os
 import select
@@ -26,6 +25,7 @@ from typing import Any, Final, NoReturn
 
 import msgspec
 
+from sigd.daemon.lesser import end_with_parent, go_first_without_memory, take_name
 from sigd.daemon.mapped_model import MappedModel, write_model
 from sigd.daemon.placement import step_aside
 from sigd.models.backend import Backend
@@ -40,10 +40,7 @@ TIMEOUT_S: Final = 300
 """A file that takes longer is refused."""
 MESSAGE_BYTES_MAX: Final = 1 << 16
 _REASON_CHARACTERS_MAX: Final = 4000
-_OUT_OF_MEMORY_FIRST: Final = "500"
 _TIMED_RUNS: Final = 3
-_PR_SET_PDEATHSIG: Final = 1
-PR_SET_NAME: Final = 15
 _WORKER_NAME: Final = b"sigd-examining"
 _NUMBER_BYTES: Final = 8
 
@@ -228,12 +225,10 @@ def _ended_how(status: int) -> str:
 def _examine_until_one_fails(channel: socket.socket, tasks: socket.socket) -> NoReturn:
     status = 1
     try:
-        libc = ctypes.CDLL(None)
         # Where the process that watches this one is killed, nobody would end it.
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        libc.prctl(PR_SET_NAME, _WORKER_NAME)
-        with suppress(OSError):
-            Path("/proc/self/oom_score_adj").write_text(_OUT_OF_MEMORY_FIRST)
+        end_with_parent()
+        take_name(_WORKER_NAME)
+        go_first_without_memory()
         while _examine_next(channel, tasks.recv(MESSAGE_BYTES_MAX)):
             tasks.send(b"\0")
         status = 0

@@ -8,7 +8,6 @@ is how it is started again; standard input is its channel.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import logging
 import os
@@ -21,10 +20,9 @@ from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from sigd.daemon.beside import Pauses
+from sigd.daemon.beside import Pauses, how_it_ended
 from sigd.daemon.examination import (
     MESSAGE_BYTES_MAX,
-    PR_SET_NAME,
     TIMEOUT_S,
     Examined,
     Passed,
@@ -37,6 +35,7 @@ from sigd.daemon.examination import (
     received,
     wait_for_tasks,
 )
+from sigd.daemon.lesser import ignore_signals_to_the_daemon, take_name
 from sigd.daemon.logs import LogFormat, start_logging
 from sigd.daemon.placement import step_aside
 from sigd.models.errors import ModelRefused
@@ -171,7 +170,7 @@ class Examiner:
     def _ended(self) -> None:
         self._let_go()
         code, pause_s = self._reap(), self._pauses.next_s()
-        self._ended_how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+        self._ended_how = how_it_ended(code)
         log.error(
             "the process that examines models %s and is started again in %g s; until then reloads are refused",
             self._ended_how,
@@ -242,11 +241,9 @@ def _import_runtimes() -> None:
 def _be_examiner(channel: socket.socket, cores: AbstractSet[int]) -> NoReturn:
     status = 1
     try:
-        # A terminal and a service manager send them to all processes alike: this one ends with the daemon.
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
+        ignore_signals_to_the_daemon()
         _close_all_but(channel)
-        ctypes.CDLL(None).prctl(PR_SET_NAME, _NAME)
+        take_name(_NAME)
         wait_for_tasks(channel, cores)
         status = 0
     except Exception:

@@ -17,7 +17,6 @@ import logging
 import mmap
 import os
 import select
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from pathlib import Path
 from time import monotonic_ns
 from typing import Final
 
+from sigd.daemon.lesser import ignore_signals_to_the_daemon
 from sigd.daemon.logs import LogFormat, start_logging
 from sigd.daemon.recording.segments import Segments
 from sigd.wire.errors import RecordingDamaged
@@ -275,8 +275,7 @@ def go_before_the_daemon() -> None:
 def main(arguments: list[str]) -> int:
     """See the module."""
     directory, name, total_bytes, sync_ms, log_format = arguments
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    ignore_signals_to_the_daemon()
     start_logging(logging.INFO, LogFormat(log_format), os.environ)
     go_before_the_daemon()
     return keep(Path(directory), name, int(total_bytes), int(sync_ms))

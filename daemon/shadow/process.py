@@ -9,20 +9,23 @@ the kernel does so when the daemon has ended, and the next one goes on counting 
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
-import signal
 import socket
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from sigd.daemon.lesser import (
+    end_with_parent,
+    go_first_without_memory,
+    ignore_signals_to_the_daemon,
+    take_name,
+)
 from sigd.daemon.logs import LogFormat, start_logging
 from sigd.daemon.placement import step_aside
 from sigd.daemon.process import ignore_overflow
@@ -44,10 +47,7 @@ log = logging.getLogger(__name__)
 LOOK_S: Final = 0.05
 """How often it looks at the ring."""
 READY_LOOK_S: Final = 0.0001
-_OUT_OF_MEMORY_FIRST: Final = "500"
 _REASON_CHARACTERS_MAX: Final = 4000
-_PR_SET_PDEATHSIG: Final = 1
-_PR_SET_NAME: Final = 15
 _NAME: Final = b"sigd-shadow"
 
 
@@ -164,21 +164,12 @@ def shadow(memory: int, channel: socket.socket) -> int:
         time.sleep(LOOK_S)
 
 
-def end_with_the_daemon() -> None:
-    """However it ends. A terminal and a service manager send their signals to all processes alike."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    libc = ctypes.CDLL(None)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    libc.prctl(_PR_SET_NAME, _NAME)
-    # Where memory runs out, it is what can be done without.
-    with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(_OUT_OF_MEMORY_FIRST)
-
-
 def main(arguments: list[str]) -> int:
     """See the module."""
-    end_with_the_daemon()
+    ignore_signals_to_the_daemon()
+    end_with_parent()
+    take_name(_NAME)
+    go_first_without_memory()
     with socket.socket(fileno=sys.stdin.fileno()) as channel:
         try:
             return shadow(int(arguments[0]), channel)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import socket
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
-from sigd.daemon.beside import Pauses
+from sigd.daemon.beside import Pauses, how_it_ended
 from sigd.daemon.errors import EnvironmentLacks, UsageError
 from sigd.daemon.recording.ring import Ring
 from sigd.daemon.recording.tap import Taps
@@ -226,7 +225,7 @@ class Shadow:
         except subprocess.TimeoutExpired:
             process.kill()
             return f"has not ended in {END_TIMEOUT_S:g} s"
-        return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+        return how_it_ended(code)
 
 
 class Shadows:
