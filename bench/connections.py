@@ -15,10 +15,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sigd.bench import histogram, requests, verdict
-from sigd.bench.daemon_process import OwnDaemon, ServeOptions, ask_welcome
+from sigd.bench import histogram, verdict
+from sigd.bench.daemon_process import OwnDaemon, ServeOptions
 from sigd.bench.errors import EnvironmentLacks
 from sigd.bench.load import LoadGenerator, LoadPlan, Measurement
+from sigd.bench.plan import plan_for
 from sigd.bench.schedule import NS_PER_S
 from sigd.wire.client import connect
 from sigd.wire.messages import Hello
@@ -185,17 +186,8 @@ def allow_descriptors(wanted: int) -> None:
 def _plan(asked: Asked, socket_path: str) -> LoadPlan:
     """A closed loop with one request unanswered on each connection."""
     hello = Hello(transport=asked.transport, client_name=_CLIENT_NAME)
-    welcome = ask_welcome(socket_path, hello)
-    return LoadPlan(
-        socket_path=socket_path,
-        hello=replace(
-            hello, features=welcome.features, outputs=welcome.outputs, ring_slots=welcome.ring_slots
-        ),
-        frames=requests.random_frames(welcome.features, seed=1),
-        outputs=welcome.outputs,
-        warmup_ns=round(asked.seconds * NS_PER_S / 4),
-        cpu=asked.cpu,
-    )
+    plan, _ = plan_for(socket_path, hello)
+    return replace(plan, warmup_ns=round(asked.seconds * NS_PER_S / 4), cpu=asked.cpu)
 
 
 def _round(asked: Asked, plan: LoadPlan, generator: LoadGenerator) -> Turns:

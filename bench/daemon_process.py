@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -12,7 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from sigd.bench.errors import BadRequest, BenchError, EnvironmentLacks, PeerFailed
 from sigd.wire.dial import open_connection, shake_hands
@@ -165,6 +167,21 @@ def ask_welcome(socket_path: str, hello: Hello) -> Welcome:
             return shake_hands(connection, hello, time.monotonic() + _OPEN_TIMEOUT_S)[0]
         except SessionError as error:
             raise PeerFailed(f"{socket_path}: {error}") from error
+
+
+def ask_admin(admin_socket: str, timeout_s: float, op: str, **arguments: str) -> Any:
+    """What the daemon answers there.
+
+    Raises:
+        OSError: nobody does, or not in time.
+        ValueError: that is no JSON.
+    """
+    question = json.dumps({"op": op, **arguments}).encode() + b"\n"
+    with socket.socket(socket.AF_UNIX) as admin, admin.makefile("rb") as answers:
+        admin.settimeout(timeout_s)
+        admin.connect(admin_socket)
+        admin.sendall(question)
+        return json.loads(answers.readline())
 
 
 def resident_bytes(pid: int) -> int | None:

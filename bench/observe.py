@@ -7,8 +7,6 @@ by `sigd.daemon.stages.recording`.
 
 from __future__ import annotations
 
-import json
-import socket
 import statistics
 import tempfile
 import time
@@ -16,10 +14,11 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from sigd.bench import histogram, requests, verdict
-from sigd.bench.daemon_process import OwnDaemon, ServeOptions, ask_welcome
+from sigd.bench import histogram, verdict
+from sigd.bench.daemon_process import OwnDaemon, ServeOptions, ask_admin
 from sigd.bench.errors import PeerFailed
 from sigd.bench.load import LoadGenerator, LoadPlan, Measurement
+from sigd.bench.plan import plan_for
 from sigd.bench.schedule import NS_PER_S
 from sigd.wire.messages import Hello
 from sigd.wire.status import Transport
@@ -140,14 +139,9 @@ def measure(asked: Asked, generator: LoadGenerator, say: Say) -> Found:
 def _plan(asked: Asked, socket_path: str) -> LoadPlan:
     """A closed loop with one request unanswered."""
     hello = Hello(transport=asked.transport, client_name=_CLIENT_NAME)
-    welcome = ask_welcome(socket_path, hello)
-    return LoadPlan(
-        socket_path=socket_path,
-        hello=replace(
-            hello, features=welcome.features, outputs=welcome.outputs, ring_slots=welcome.ring_slots
-        ),
-        frames=requests.random_frames(welcome.features, seed=1),
-        outputs=welcome.outputs,
+    plan, _ = plan_for(socket_path, hello)
+    return replace(
+        plan,
         duration_ns=round(asked.seconds * NS_PER_S),
         warmup_ns=round(asked.seconds * NS_PER_S / 4),
         cpu=asked.cpu,
@@ -168,11 +162,9 @@ def _turn(daemon: OwnDaemon, plan: LoadPlan, generator: LoadGenerator) -> Measur
 def _recorder(daemon: OwnDaemon) -> dict[str, int]:
     """What the daemon says of its recorder, nothing where it has none."""
     try:
-        with socket.socket(socket.AF_UNIX) as admin, admin.makefile("rb") as answers:
-            admin.settimeout(_PATIENCE_S)
-            admin.connect(daemon.socket_path + ".admin")
-            admin.sendall(b'{"op": "status"}\n')
-            recorder: dict[str, int] | None = json.loads(answers.readline())["recorder"]
+        recorder: dict[str, int] | None = ask_admin(daemon.socket_path + ".admin", _PATIENCE_S, "status")[
+            "recorder"
+        ]
     except (OSError, ValueError) as error:
         raise PeerFailed(f"{daemon.socket_path}.admin: no status: {error}") from error
     return recorder or {}

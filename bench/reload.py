@@ -10,9 +10,7 @@ question to the daemon until its answer that the new model serves. Every request
 
 from __future__ import annotations
 
-import json
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -28,9 +26,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from sigd.bench import histogram, requests, schedule, verdict
-from sigd.bench.daemon_process import OwnDaemon, ServeOptions, ask_welcome
+from sigd.bench import histogram, schedule, verdict
+from sigd.bench.daemon_process import OwnDaemon, ServeOptions, ask_admin, ask_welcome
 from sigd.bench.load import LoadGenerator, LoadPlan, Measurement
+from sigd.bench.plan import plan_for
 from sigd.bench.schedule import NS_PER_S
 from sigd.wire.messages import Hello
 from sigd.wire.status import Transport
@@ -217,13 +216,8 @@ class _Operator(_Activity):
 
     def _once(self) -> None:
         file = self._files[(len(self.windows) + 1) % 2]
-        question = json.dumps({"op": "reload", "model": str(file)}).encode() + b"\n"
         try:
-            with socket.socket(socket.AF_UNIX) as admin, admin.makefile("rb") as answers:
-                admin.settimeout(_PATIENCE_S)
-                admin.connect(self._admin_socket)
-                admin.sendall(question)
-                answer = json.loads(answers.readline())
+            answer = ask_admin(self._admin_socket, _PATIENCE_S, "reload", model=str(file))
             reason = answer.get("error") or answer["models"][0]["error"]
         except (OSError, ValueError) as error:
             reason = f"no answer to a reload: {error}"
@@ -276,15 +270,10 @@ def _run_beside(activity: _Activity, times_max: int, plan: LoadPlan, generator: 
 
 def _plan(asked: Asked, socket_path: str, seed: int) -> LoadPlan:
     hello = Hello(transport=asked.transport, client_name=_CLIENT_NAME)
-    welcome = ask_welcome(socket_path, hello)
+    plan, welcome = plan_for(socket_path, hello)
     offsets = schedule.poisson(asked.rate_hz, _TURN_S, seed)
-    return LoadPlan(
-        socket_path=socket_path,
-        hello=replace(
-            hello, features=welcome.features, outputs=welcome.outputs, ring_slots=welcome.ring_slots
-        ),
-        frames=requests.random_frames(welcome.features, seed=1),
-        outputs=welcome.outputs,
+    return replace(
+        plan,
         intended_ns=schedule.with_warmup(offsets, round(_WARMUP_S * NS_PER_S)),
         warmup_ns=round(_WARMUP_S * NS_PER_S),
         in_flight=welcome.in_flight_max,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from sigd.bench.commands.options import idle_option, transport_of, transport_option
 from sigd.bench.errors import BadRequest, BenchError
 
 if TYPE_CHECKING:
@@ -52,18 +53,8 @@ are then named NAME.FAIL.json and NAME.FAIL.hgrm; 2 wrong usage or input; 3 the 
     "--backend",
     help="Backend of the daemon that is started; echo runs no model, to measure the daemon alone.  [default: auto]",
 )
-@click.option(
-    "--idle",
-    type=click.Choice(["spin", "backoff", "block"]),
-    help="Idle strategy of the daemon that is started.  [default: the daemon's own]",
-)
-@click.option(
-    "--transport",
-    type=click.Choice(["stream", "uds", "shm"]),
-    default="stream",
-    show_default=True,
-    help="How requests travel: stream, also called uds, is the Unix socket; shm is shared memory.",
-)
+@idle_option("Idle strategy of the daemon that is started.  [default: the daemon's own]", None)
+@transport_option("How requests travel: stream, also called uds, is the Unix socket; shm is shared memory.")
 @click.option(
     "--rate", type=click.FloatRange(0, min_open=True), help="Open loop, requests/s.  [default: 10000]"
 )
@@ -189,7 +180,6 @@ def settings_of(
     """
     from sigd.bench.daemon_process import ServeOptions
     from sigd.bench.rig import Mode, Settings
-    from sigd.wire.status import Transport
 
     chosen = {"--rate": rate is not None, "--capture": capture is not None, "--closed-loop": closed_loop}
     if sum(chosen.values()) > 1:
@@ -207,7 +197,7 @@ def settings_of(
         mode=mode,
         socket_path=socket,
         serve=ServeOptions(model=model, backend=backend, idle=idle),
-        transport=Transport.SHARED_MEMORY if transport == "shm" else Transport.STREAM,
+        transport=transport_of(transport),
         rate_hz=rate or _DEFAULT_RATE_HZ,
         arrivals=arrivals or "poisson",
         capture=capture,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sigd.bench.commands.options import idle_option, transport_of, transport_option
 from sigd.bench.errors import BenchError
 
 if TYPE_CHECKING:
@@ -60,22 +61,10 @@ something, for example a C++ compiler.""",
     show_default=True,
     help="In the second part, on average.",
 )
-@click.option(
-    "--transport",
-    type=click.Choice(["stream", "uds", "shm"]),
-    default="stream",
-    show_default=True,
-    help="As sigd bench has it.",
-)
+@transport_option()
 @click.option("--model", help="Model of the daemon.  [default: the one that ships with sigd]")
 @click.option("--backend", help="Backend of the daemon; echo runs no model.  [default: auto]")
-@click.option(
-    "--idle",
-    type=click.Choice(["spin", "backoff", "block"]),
-    default="spin",
-    show_default=True,
-    help="Idle strategy of the daemon.",
-)
+@idle_option("Idle strategy of the daemon.", "spin")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def main(as_json: bool, **options: object) -> None:
     """Measure what silent connections cost those that talk, and how evenly all are served when all talk.
@@ -129,7 +118,6 @@ def asked_of(
     from sigd.bench.daemon_process import ServeOptions
     from sigd.bench.errors import BadRequest
     from sigd.bench.pinning import allowed_cpus, choose_cores
-    from sigd.wire.status import Transport
 
     if talking >= connections:
         raise BadRequest(
@@ -138,7 +126,7 @@ def asked_of(
     daemon_cpu, client_cpu = choose_cores(allowed_cpus())
     return Asked(
         serve=ServeOptions(model=model, backend=backend, idle=idle, cpu=daemon_cpu),
-        transport=Transport.SHARED_MEMORY if transport == "shm" else Transport.STREAM,
+        transport=transport_of(transport),
         connections=connections,
         talking=talking,
         in_flight=in_flight,

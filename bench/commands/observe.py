@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sigd.bench.commands.options import idle_option, transport_of, transport_option
 from sigd.bench.errors import BenchError
 
 if TYPE_CHECKING:
@@ -34,21 +35,9 @@ environment lacks something, for example a C++ compiler.""",
     show_default=True,
     help="For each turn.",
 )
-@click.option(
-    "--transport",
-    type=click.Choice(["stream", "uds", "shm"]),
-    default="stream",
-    show_default=True,
-    help="As sigd bench has it.",
-)
+@transport_option()
 @click.option("--model", help="Model of the daemons.  [default: the one that ships with sigd]")
-@click.option(
-    "--idle",
-    type=click.Choice(["spin", "backoff", "block"]),
-    default="spin",
-    show_default=True,
-    help="Idle strategy of the daemons.",
-)
+@idle_option("Idle strategy of the daemons.", "spin")
 def main(**options: object) -> None:
     """Measure what metrics and the flight recorder cost a request, on against off, in turns.
 
@@ -70,12 +59,11 @@ def asked_of(*, rounds: int, seconds: float, transport: str, model: str | None, 
     from sigd.bench.daemon_process import ServeOptions
     from sigd.bench.observe import Asked
     from sigd.bench.pinning import allowed_cpus, choose_cores
-    from sigd.wire.status import Transport
 
     daemon_cpu, client_cpu = choose_cores(allowed_cpus())
     return Asked(
         serve=ServeOptions(model=model, idle=idle, cpu=daemon_cpu),
-        transport=Transport.SHARED_MEMORY if transport == "shm" else Transport.STREAM,
+        transport=transport_of(transport),
         rounds=rounds,
         seconds=seconds,
         cpu=client_cpu,

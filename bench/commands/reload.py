@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sigd.bench.commands.options import idle_option, transport_of, transport_option
 from sigd.bench.errors import BenchError
 
 if TYPE_CHECKING:
@@ -34,13 +35,7 @@ something, for example a C++ compiler.""",
     show_default=True,
     help="Requests a second, Poisson arrivals.",
 )
-@click.option(
-    "--transport",
-    type=click.Choice(["stream", "uds", "shm"]),
-    default="stream",
-    show_default=True,
-    help="As sigd bench has it.",
-)
+@transport_option()
 @click.option(
     "--model",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
@@ -51,13 +46,7 @@ something, for example a C++ compiler.""",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Reload this one and --model in turn.  [default: a copy]",
 )
-@click.option(
-    "--idle",
-    type=click.Choice(["spin", "backoff", "block"]),
-    default="backoff",
-    show_default=True,
-    help="Idle strategy of the daemon.",
-)
+@idle_option("Idle strategy of the daemon.", "backoff")
 @click.option(
     "--pin/--no-pin",
     default=False,
@@ -108,14 +97,13 @@ def asked_of(
     from sigd.bench.pinning import allowed_cpus, choose_cores
     from sigd.bench.reload import Asked
     from sigd.models.zoo import default_model_path
-    from sigd.wire.status import Transport
 
     daemon_cpu, client_cpu = choose_cores(allowed_cpus())
     return Asked(
         serve=ServeOptions(idle=idle, cpu=daemon_cpu if pin else None),
         model=model or default_model_path(),
         other=other,
-        transport=Transport.SHARED_MEMORY if transport == "shm" else Transport.STREAM,
+        transport=transport_of(transport),
         rate_hz=rate,
         reloads=reloads,
         cpu=client_cpu,

@@ -10,6 +10,7 @@ from typing import NoReturn
 import click
 from rich.console import Console
 
+from sigd.bench.commands.options import idle_option
 from sigd.bench.daemon_process import OwnDaemon, ServeOptions
 from sigd.bench.document import document
 from sigd.bench.errors import BenchError
@@ -45,7 +46,7 @@ Exit codes: 0 done; 1 a run is not valid (replies lost, rate missed, contract br
     show_default=True,
     help="Requests/s of the open loop.",
 )
-@click.option("--idle", type=click.Choice(["spin", "backoff", "block"]), default="backoff", show_default=True)
+@idle_option(None, "backoff")
 @click.option("--client", type=click.Choice(["auto", "cpp", "python"]), default="auto", show_default=True)
 def main(duration_s: float, rate_hz: float, idle: str, client: str) -> None:
     """Measure what an SSH tunnel adds to the latency of a daemon, on this machine's loopback."""
