@@ -41,7 +41,7 @@ _WARMUP_S: Final = 0.3
 _PAUSE_S: Final = 0.05
 """Between two reloads."""
 _PATIENCE_S: Final = 60.0
-_COMPUTED_S: Final = 0.024
+_COMPUTED_S: Final = 0.018
 """Processor time of one reload, in the daemon and in the process that examines the file, with the model that ships with
 sigd: measured as the difference of their times in /proc over 20 reloads."""
 _COMPUTE: Final = """
