@@ -71,7 +71,7 @@ bench-tunnel: $(VENV)/.base  ## what an SSH tunnel costs, over loopback (needs O
 	$(BIN)/python -m sigd.bench.commands.tunnel
 
 profile: $(VENV)/.base  ## where the daemon's time for a request goes, stage by stage
-	$(BIN)/python -m sigd.daemon.stages
+	$(BIN)/python -m sigd.bench.profile
 
 fuzz: $(VENV)/.dev  ## a million hostile frames and more against the decoder and a live daemon
 	$(BIN)/python -m tests.fuzz.fuzz_stream

@@ -17,10 +17,10 @@ import numpy as np
 
 from sigd.bench import histogram, verdict
 from sigd.bench.daemon_process import OwnDaemon, ServeOptions
-from sigd.bench.errors import EnvironmentLacks
-from sigd.bench.load import LoadGenerator, LoadPlan, Measurement
-from sigd.bench.plan import plan_for
-from sigd.bench.schedule import NS_PER_S
+from sigd.bench.errors import MissingDependency
+from sigd.bench.load.contract import LoadGenerator, LoadPlan, Measurement
+from sigd.bench.load.plan import plan_for
+from sigd.bench.load.schedule import NS_PER_S
 from sigd.wire.client import connect
 from sigd.wire.messages import Hello
 from sigd.wire.status import Transport
@@ -137,7 +137,7 @@ def measure(asked: Asked, generator: LoadGenerator, say: Say) -> Found:
     """Measure both parts. `say` is told what is being done, a line at a time.
 
     Raises:
-        EnvironmentLacks: the limit of open files is too low for so many connections.
+        MissingDependency: the limit of open files is too low for so many connections.
         PeerFailed: a process that the measurement needs failed.
     """
     allow_descriptors(_DESCRIPTORS_PER_CLIENT[asked.transport] * asked.connections + _SPARE_DESCRIPTORS)
@@ -170,13 +170,13 @@ def allow_descriptors(wanted: int) -> None:
     """Raise the soft limit of open files.
 
     Raises:
-        EnvironmentLacks: the hard limit is lower.
+        MissingDependency: the hard limit is lower.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return
     if hard != resource.RLIM_INFINITY and hard < wanted:
-        raise EnvironmentLacks(
+        raise MissingDependency(
             f"{wanted:,} open files are needed, the hard limit is {hard:,}: raise it (ulimit -Hn), or measure fewer"
             " connections"
         )

@@ -16,8 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from sigd.bench.errors import BadRequest, BenchError, EnvironmentLacks, PeerFailed
-from sigd.wire.dial import open_connection, shake_hands
+from sigd.bench.errors import BadRequest, BenchError, MissingDependency, PeerFailed
+from sigd.wire.client.connect import open_connection, shake_hands
 from sigd.wire.errors import ConnectFailed, SessionError
 from sigd.wire.messages import Hello, Welcome
 
@@ -66,7 +66,7 @@ class OwnDaemon:
 
         Raises:
             BadRequest: it refused its options or its model; the message has its words.
-            EnvironmentLacks: its backend cannot run here.
+            MissingDependency: its backend cannot run here.
             PeerFailed: it ended, or was not ready in time.
         """
         self._directory = tempfile.TemporaryDirectory(prefix="sigd-bench-")
@@ -135,7 +135,7 @@ class OwnDaemon:
         raise PeerFailed(f"the daemon was not ready within {_START_TIMEOUT_S:.0f} s:\n{self._tail()}")
 
     def _ended(self, code: int) -> BenchError:
-        kinds: dict[int, type[BenchError]] = {2: BadRequest, 3: EnvironmentLacks}
+        kinds: dict[int, type[BenchError]] = {2: BadRequest, 3: MissingDependency}
         return kinds.get(code, PeerFailed)(
             f"the daemon ended with {code} before it was ready:\n{self._tail()}"
         )

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import msgspec
 
-from sigd.bench import floor, histogram
+from sigd.bench import histogram
 from sigd.bench.environment import Environment
+from sigd.bench.floor import floor
 from sigd.bench.hiccup import Hiccups
-from sigd.bench.load import LATE_NS, STATUS_NAMES, Measurement
+from sigd.bench.load.contract import LATE_NS, STATUS_NAMES, Measurement
 from sigd.bench.rig import Mode, Outcome
 from sigd.wire.status import Transport
 
@@ -112,7 +113,7 @@ class MemoryFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FloorRatio(msgspec.Struct, frozen=True, kw_only=True):
-    """sigd against the floor at one percentile; see `sigd.bench.floor.Ratio`."""
+    """sigd against the floor at one percentile; see `sigd.bench.floor.floor.Ratio`."""
 
     percentile: float
     echo_us: float

@@ -2,7 +2,7 @@
 
 BenchError                 anything below; the message says what was wrong and what to do
 ├── BadRequest             the options contradict each other or the input file; exit code 2
-├── EnvironmentLacks       this machine lacks something, for example a compiler; exit code 3
+├── MissingDependency       this machine lacks something, for example a compiler; exit code 3
 └── PeerFailed             the daemon, or a program of ours, did not start or did not finish; exit code 1
 """
 
@@ -27,7 +27,7 @@ class BadRequest(BenchError):
     exit_code = 2
 
 
-class EnvironmentLacks(BenchError):
+class MissingDependency(BenchError):
     """The machine lacks something; the message says how to get it."""
 
     exit_code = 3

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sigd.bench.errors import PeerFailed
-from sigd.bench.load import HICCUP_NS
-from sigd.bench.native import NativePrograms
+from sigd.bench.load.contract import HICCUP_NS
+from sigd.bench.native.build import NativePrograms
 from sigd.bench.pinning import pinned
 
 

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from sigd.bench.daemon_process import die_with_parent
-from sigd.bench.errors import EnvironmentLacks, PeerFailed
+from sigd.bench.errors import MissingDependency, PeerFailed
 
 _HOST: Final = "127.0.0.1"
 _PRIVILEGE_SEPARATION: Final = Path("/run/sshd")
@@ -40,14 +40,14 @@ CLIENT: Final = (
 
 
 def find_programs() -> dict[str, str]:
-    """The paths of sshd, ssh and ssh-keygen. Raises EnvironmentLacks where one is missing."""
+    """The paths of sshd, ssh and ssh-keygen. Raises MissingDependency where one is missing."""
     path = os.pathsep.join((os.environ.get("PATH", ""), *_SBIN))
     packages = {"sshd": "openssh-server", "ssh": "openssh-client", "ssh-keygen": "openssh-client"}
     found = {}
     for program, package in packages.items():
         where = shutil.which(program, path=path)
         if where is None:
-            raise EnvironmentLacks(
+            raise MissingDependency(
                 f"a tunnel needs {program}, and there is none (Debian: apt install {package})"
             )
         # sshd wants to be called by its whole path.
@@ -71,7 +71,7 @@ class OwnSshd:
             key_options: before the key in authorized_keys.
 
         Raises:
-            EnvironmentLacks: there is no OpenSSH here.
+            MissingDependency: there is no OpenSSH here.
             PeerFailed: it did not start; the message has its words.
         """
         self._programs = find_programs()

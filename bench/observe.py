@@ -2,7 +2,7 @@
 
 Both are there at once, on one core, and asked in turns: while one is measured the other is stopped, so that drift of the
 machine hits both alike. Both keep their metrics, for no daemon can be without; what those cost is measured in one process
-by `sigd.daemon.stages.recording`.
+by `sigd.bench.profile.recording`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 from sigd.bench import histogram, verdict
 from sigd.bench.daemon_process import OwnDaemon, ServeOptions, ask_admin
 from sigd.bench.errors import PeerFailed
-from sigd.bench.load import LoadGenerator, LoadPlan, Measurement
-from sigd.bench.plan import plan_for
-from sigd.bench.schedule import NS_PER_S
+from sigd.bench.load.contract import LoadGenerator, LoadPlan, Measurement
+from sigd.bench.load.plan import plan_for
+from sigd.bench.load.schedule import NS_PER_S
 from sigd.wire.messages import Hello
 from sigd.wire.status import Transport
 

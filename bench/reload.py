@@ -26,11 +26,12 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from sigd.bench import histogram, schedule, verdict
+from sigd.bench import histogram, verdict
 from sigd.bench.daemon_process import OwnDaemon, ServeOptions, ask_admin, ask_welcome
-from sigd.bench.load import LoadGenerator, LoadPlan, Measurement
-from sigd.bench.plan import plan_for
-from sigd.bench.schedule import NS_PER_S
+from sigd.bench.load import schedule
+from sigd.bench.load.contract import LoadGenerator, LoadPlan, Measurement
+from sigd.bench.load.plan import plan_for
+from sigd.bench.load.schedule import NS_PER_S
 from sigd.wire.messages import Hello
 from sigd.wire.status import Transport
 
@@ -42,7 +43,7 @@ _PAUSE_S: Final = 0.05
 """Between two reloads."""
 _PATIENCE_S: Final = 60.0
 _COMPUTED_S: Final = 0.018
-"""Processor time of one reload, in the daemon and in the process that examines the file, with the model that ships with
+"""Processor time of one reload, in the daemon and in the process that validates the file, with the model that ships with
 sigd: measured as the difference of their times in /proc over 20 reloads."""
 _COMPUTE: Final = """
 import os, sys, time
@@ -87,7 +88,7 @@ class Found:
 
     Attributes:
         measurements: of all turns.
-        resting, beside, during: p50, p99, p99.9 and the longest; at rest, while the stranger computed, during reloads.
+        resting, beside, during: p50, p99, p99.9 and the longest; at rest, while the control load computed, during reloads.
         requests: how many, in the same order.
         reloads: how many there were.
         reload_ms: p50 and the longest of the reloads themselves.
@@ -115,7 +116,7 @@ class Found:
 
     @property
     def floor_ratio(self) -> float:
-        """How much longer p99 is while a stranger computes."""
+        """How much longer p99 is while a control load computes."""
         return self.beside[1] / max(1, self.resting[1])
 
     @property
@@ -173,7 +174,7 @@ class _Activity:
         return [(until_ns - since_ns) / NS_PER_S for since_ns, until_ns in self.windows]
 
 
-class _Stranger(_Activity):
+class _ControlLoad(_Activity):
     """Computes as long as a reload does, in a process that has nothing to do with the daemon.
 
     Args:
@@ -239,7 +240,7 @@ def measure(asked: Asked, generator: LoadGenerator, say: Say) -> Found:
         say("starting a daemon: sigd " + " ".join(serve.arguments("SOCKET")))
         with OwnDaemon(serve) as daemon, ExitStack() as stack:
             operator = _Operator(daemon.socket_path + ".admin", files)
-            stranger = stack.enter_context(closing(_Stranger(operator)))
+            control_load = stack.enter_context(closing(_ControlLoad(operator)))
             resting: list[Measurement] = []
             during: list[Measurement] = []
             beside: list[Measurement] = []
@@ -248,10 +249,10 @@ def measure(asked: Asked, generator: LoadGenerator, say: Say) -> Found:
                 plan = _plan(asked, daemon.socket_path, seed=len(resting))
                 resting.append(generator.run(plan, _nothing))
                 during.append(_run_beside(operator, asked.reloads, plan, generator))
-                beside.append(_run_beside(stranger, len(operator.windows), plan, generator))
+                beside.append(_run_beside(control_load, len(operator.windows), plan, generator))
             generation = ask_welcome(daemon.socket_path, Hello(client_name=_CLIENT_NAME)).model_generation
             daemon.stop()
-    return _found(asked, resting, (beside, stranger), (during, operator), generation)
+    return _found(asked, resting, (beside, control_load), (during, operator), generation)
 
 
 def _run_beside(activity: _Activity, times_max: int, plan: LoadPlan, generator: LoadGenerator) -> Measurement:

@@ -14,17 +14,19 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from sigd.bench import environment, hiccup, native, requests, schedule, verdict
-from sigd.bench.bare_backend import BareBackend
+from sigd.bench import environment, hiccup, verdict
 from sigd.bench.daemon_process import OwnDaemon, ServeOptions, ask_welcome, resident_bytes
-from sigd.bench.errors import BadRequest, EnvironmentLacks
-from sigd.bench.floor import ROUNDS, FloorRound, pool, run_round
-from sigd.bench.load import LoadGenerator, LoadPlan, Measurement
-from sigd.bench.load_native import NativeLoad
-from sigd.bench.load_python import PythonLoad
-from sigd.bench.native import NativePrograms
+from sigd.bench.errors import BadRequest, MissingDependency
+from sigd.bench.floor.bare_backend import BareBackend
+from sigd.bench.floor.floor import ROUNDS, FloorRound, pool, run_round
+from sigd.bench.load import requests, schedule
+from sigd.bench.load.contract import LoadGenerator, LoadPlan, Measurement
+from sigd.bench.load.native import NativeLoad
+from sigd.bench.load.python import PythonLoad
+from sigd.bench.load.schedule import NS_PER_S, Int64Array
+from sigd.bench.native import build as native
+from sigd.bench.native.build import NativePrograms
 from sigd.bench.pinning import allowed_cpus, choose_cores
-from sigd.bench.schedule import NS_PER_S, Int64Array
 from sigd.wire.errors import ConnectFailed
 from sigd.wire.messages import Hello, Welcome
 from sigd.wire.region import RING_SLOTS_MAX
@@ -126,7 +128,7 @@ def run(settings: Settings, say: Say) -> Outcome:
 
     Raises:
         BadRequest: the settings do not fit each other, the daemon or the capture.
-        EnvironmentLacks: a compiler or a backend is missing.
+        MissingDependency: a compiler or a backend is missing.
         PeerFailed: a process that the measurement needs failed.
     """
     generator, programs, note = _choose_client(settings)
@@ -175,7 +177,7 @@ def _choose_client(settings: Settings) -> tuple[LoadGenerator, NativePrograms | 
         return PythonLoad(), None, "asked for with --client python; its own work is part of each latency"
     try:
         programs = native.build()
-    except EnvironmentLacks as error:
+    except MissingDependency as error:
         if settings.client == "cpp" or settings.floor:
             raise
         note = f"there is no native one: {error}. Its own work is part of each latency"
@@ -199,7 +201,7 @@ def _target(settings: Settings, daemon_cpu: int | None, say: Say) -> Iterator[_T
     try:
         welcome = _granted(settings, settings.socket_path)
     except ConnectFailed as error:
-        raise EnvironmentLacks(str(error)) from error
+        raise MissingDependency(str(error)) from error
     yield _Target(settings.socket_path, welcome, None)
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sigd.bench import histogram
-from sigd.bench.load import STATUS_NAMES, Measurement
-from sigd.bench.schedule import NS_PER_S
+from sigd.bench.load.contract import STATUS_NAMES, Measurement
+from sigd.bench.load.schedule import NS_PER_S
 from sigd.wire.status import Status
 
 RATE_TOLERANCE = 0.01

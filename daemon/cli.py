@@ -38,7 +38,7 @@ COMMANDS: Final = {
         "sigd.daemon.commands.install_service:install_service",
         "Let systemd run this installation.",
     ),
-    "doctor": ("sigd.daemon.commands.doctor:doctor", "Check this machine and say how to mend it."),
+    "doctor": ("sigd.daemon.commands.doctor:doctor", "Check this machine and say how to fix it."),
 }
 """Name to (module:attribute, one line for `sigd --help`). The modules of sigd.bench are named here and imported by
 nobody in sigd.daemon, so a serving process never loads them."""
@@ -93,7 +93,7 @@ def main() -> None:
     except BackendFailed as error:
         # Not the user's doing: a supervisor may well try again.
         if error.fatal:
-            from sigd.daemon.process import end_now
+            from sigd.daemon.runtime.process import end_now
 
             _complain(error)
             end_now(EXIT_CHECK_FAILED)
@@ -111,7 +111,7 @@ def _end(error: Exception, exit_code: int) -> None:
 
 def _complain(error: Exception) -> None:
     """The journal is told that it is an error, in the form that it takes off again."""
-    from sigd.daemon.logs import STANDARD_ERROR, journal_reads, priority
+    from sigd.daemon.runtime.logs import STANDARD_ERROR, journal_reads, priority
 
     mark = f"<{priority(logging.ERROR)}>" if journal_reads(STANDARD_ERROR, os.environ) else ""
     click.echo(f"{mark}sigd: {error}", err=True)

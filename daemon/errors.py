@@ -2,7 +2,7 @@
 
 DaemonError               exit code of the command
 ├── UsageError            2: the configuration or a flag is wrong
-├── EnvironmentLacks      3: this machine lacks something (a right, a directory, a package)
+├── MissingDependency      3: this machine lacks something (a right, a directory, a package)
 └── AlreadyServed         3: another daemon listens there
 """
 
@@ -21,7 +21,7 @@ class UsageError(DaemonError):
     exit_code = 2
 
 
-class EnvironmentLacks(DaemonError):
+class MissingDependency(DaemonError):
     """The machine lacks something."""
 
     exit_code = 3

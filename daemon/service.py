@@ -12,33 +12,34 @@ from dataclasses import replace
 from pathlib import Path
 from time import monotonic_ns
 
-from sigd.daemon import snapshot
-from sigd.daemon.access import access_of
-from sigd.daemon.activation import ADMIN, CLIENTS, PassedListener
-from sigd.daemon.admin import AdminServer, Status
-from sigd.daemon.batcher import Batcher
-from sigd.daemon.beside import Starter
-from sigd.daemon.clients import Clients
-from sigd.daemon.config import Config
-from sigd.daemon.counters import ClientCounters, ModelCounters
-from sigd.daemon.examiner import Examiner
-from sigd.daemon.idle import Ticker
-from sigd.daemon.listener import BACKLOG, Listener
-from sigd.daemon.liveness import Liveness, Watchdog
-from sigd.daemon.loader import Loader
-from sigd.daemon.logs import Overdue
-from sigd.daemon.metrics.observer import Observer
-from sigd.daemon.model_config import ModelConfig
-from sigd.daemon.notify import Notifier
-from sigd.daemon.operations import Operations
-from sigd.daemon.process import freeze_garbage, ignore_overflow, lock_memory
-from sigd.daemon.recording.both import joined
+from sigd.daemon.admin import status as snapshot
+from sigd.daemon.admin.messages import Status
+from sigd.daemon.admin.metrics.observer import Observer
+from sigd.daemon.admin.operations import Operations
+from sigd.daemon.admin.server import AdminServer
+from sigd.daemon.config.config import Config
+from sigd.daemon.config.models import ModelConfig
 from sigd.daemon.recording.recorder import start_recorder
-from sigd.daemon.reload import Reloader
-from sigd.daemon.served import ServedModels
+from sigd.daemon.recording.tee import joined
+from sigd.daemon.reload.reloader import Reloader
+from sigd.daemon.reload.validator import Validator
+from sigd.daemon.runtime.child_process import Starter
+from sigd.daemon.runtime.keep_warm import KeepWarm
+from sigd.daemon.runtime.loader_thread import Loader
+from sigd.daemon.runtime.logs import Overdue
+from sigd.daemon.runtime.process import freeze_garbage, ignore_overflow, lock_memory
+from sigd.daemon.runtime.sd_notify import Notifier
+from sigd.daemon.runtime.ticker import Ticker
+from sigd.daemon.runtime.watchdog import LivenessCheck, Watchdog
+from sigd.daemon.serving.batcher import Batcher
+from sigd.daemon.serving.counters import ClientCounters, ModelCounters
+from sigd.daemon.serving.models import ServedModels
 from sigd.daemon.shadow.supervisor import Shadows
-from sigd.daemon.shared_memory import RingHost
-from sigd.daemon.warmth import Warmth
+from sigd.daemon.transport.access_control import access_of
+from sigd.daemon.transport.connections import Clients
+from sigd.daemon.transport.listener import BACKLOG, Listener
+from sigd.daemon.transport.rings import RingHost
+from sigd.daemon.transport.socket_activation import ADMIN, CLIENTS, PassedListener
 from sigd.models.backend import Backend
 from sigd.models.errors import BackendFailed
 
@@ -59,7 +60,7 @@ class Service:
         notifier: Notifier,
         passed: Mapping[str, PassedListener],
         starter: Starter,
-        examiner: Examiner | None = None,
+        validator: Validator | None = None,
         shadows: Shadows | None = None,
     ) -> None:
         """
@@ -67,14 +68,14 @@ class Service:
             backends: those of `config.models()`, in their order.
             passed: sockets that are open already.
             starter: of processes beside the loop, where all work runs that is not the loop's.
-            examiner: of model files that are to be served later; it is closed at the end.
+            validator: of model files that are to be served later; it is closed at the end.
             shadows: of these models, open; they are closed at the end.
         """
         self._config = config
         self._backends = backends
         self._notifier = notifier
         self._passed = passed
-        self._examiner = examiner
+        self._validator = validator
         self._starter = starter
         self._shadows = shadows or Shadows()
         self._limits = config.limits()
@@ -115,8 +116,8 @@ class Service:
             freeze_garbage()
             self._observer.start()
             self._ticker.start()
-            warmth = Warmth(loop, self._models, config.keep_warm_us / 1e6, self._die)
-            warmth.start()
+            keep_warm = KeepWarm(loop, self._models, config.keep_warm_us / 1e6, self._die)
+            keep_warm.start()
             overdue = Overdue(loop)
             overdue.start()
             watchdog = self._make_watchdog(loop)
@@ -129,7 +130,7 @@ class Service:
             for end in (
                 self._clients.refuse,
                 reloader.stop,
-                warmth.stop,
+                keep_warm.stop,
                 overdue.stop,
                 self._observer.stop,
                 listener.remove,
@@ -150,8 +151,8 @@ class Service:
         config = self._config
         self._recorder = start_recorder(config, loop, self._starter)
         self._shadows.watch(loop)
-        if self._examiner is not None:
-            self._examiner.watch(loop)
+        if self._validator is not None:
+            self._validator.watch(loop)
         self._models = ServedModels(list(map(self._make_batcher, config.models(), self._backends)))
         rings = RingHost(loop, monotonic_ns, self._models.poll, lambda: self._ticker.wake(), self._counters)
         self._models.on_poll = rings.batch_with
@@ -171,7 +172,7 @@ class Service:
             self._models,
             self._clients,
             self._counters,
-            self._examiner,
+            self._validator,
             self._recorder,
             self._shadows,
             self._starter.cores,
@@ -189,8 +190,8 @@ class Service:
         if self._recorder is not None:
             self._recorder.close()
         self._shadows.close()
-        if self._examiner is not None:
-            self._examiner.close()
+        if self._validator is not None:
+            self._validator.close()
         exit_code = self._exit_code()
         operations.ended(exit_code)
         await admin.finish(_LAST_ANSWERS_S)
@@ -225,7 +226,7 @@ class Service:
         return Reloader(
             self._models,
             configs,
-            self._examiner,
+            self._validator,
             self._loader,
             lambda before, backend: self._make_batcher(configs[before.name], backend, before),
             self._die,
@@ -246,8 +247,10 @@ class Service:
 
     def _make_watchdog(self, loop: asyncio.AbstractEventLoop) -> Watchdog:
         notifier = self._notifier
-        liveness = Liveness(monotonic_ns, rest_ns=notifier.watchdog_ns)
-        return Watchdog(loop, notifier, liveness, self._ticker.interpose, lambda: self._models, self._line)
+        liveness_check = LivenessCheck(monotonic_ns, rest_ns=notifier.watchdog_ns)
+        return Watchdog(
+            loop, notifier, liveness_check, self._ticker.interpose, lambda: self._models, self._line
+        )
 
     def _die(self, failure: BackendFailed) -> None:
         self._failure = failure

@@ -15,7 +15,7 @@ import numpy as np
 
 from sigd.models.backend import Float32Array, buckets
 from sigd.models.errors import BackendClosed
-from sigd.models.onnx_file import read_onnx
+from sigd.models.onnx.file import read_onnx
 from sigd.models.spec import ModelSpec
 
 log = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ PrecisionName = Literal["fp32", "tf32", "fp16", "int8"]
 
 
 class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The ONNX model that the engine was built from; `sha256` as `sigd.models.onnx_file` defines it, in hex."""
+    """The ONNX model that the engine was built from; `sha256` as `sigd.models.onnx.file` defines it, in hex."""
 
     file: str
     sha256: str

@@ -16,8 +16,8 @@ import numpy as np
 from sigd.models.backend import Float32Array, bucket_of_rows
 from sigd.models.denormals import flush_denormals
 from sigd.models.errors import BackendClosed, BackendFailed, BackendUnavailable, ModelRefused
-from sigd.models.onnx_file import read_onnx
-from sigd.models.onnx_parts import WEIGHTS_FILE, OnnxParts, take_apart
+from sigd.models.onnx.file import read_onnx
+from sigd.models.onnx.parts import WEIGHTS_FILE, OnnxParts, take_apart
 from sigd.models.spec import ModelSpec
 
 if TYPE_CHECKING:

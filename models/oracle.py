@@ -13,7 +13,7 @@ import numpy as np
 
 from sigd.models.backend import Float32Array
 from sigd.models.errors import BackendClosed, BackendFailed, ModelRefused
-from sigd.models.onnx_file import read_onnx
+from sigd.models.onnx.file import read_onnx
 from sigd.models.spec import ModelSpec
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from sigd.models.accuracy import check_golden
 from sigd.models.backend import Backend
 from sigd.models.engine import ENGINE_SUFFIX, check_engine, cpu_environment, read_manifest
 from sigd.models.errors import BackendUnavailable, ModelRefused
-from sigd.models.gpu_options import DEFAULT_GPU_OPTIONS, GpuOptions
+from sigd.models.gpu.options import DEFAULT_GPU_OPTIONS, GpuOptions
 from sigd.models.independence import check_rows_independent
 from sigd.models.manifest import RuntimeName
 from sigd.models.spec import read_spec
@@ -59,7 +59,7 @@ def _onnxruntime(path: Path, options: BackendOptions) -> Backend:
 
 
 def _tensorrt(path: Path, options: BackendOptions) -> Backend:
-    from sigd.models.tensorrt import tensorrt_backend
+    from sigd.models.gpu.tensorrt import tensorrt_backend
 
     return tensorrt_backend(path, options.batch_rows_max, options.name, options.gpu)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sigd.models.errors import ModelRefused
-from sigd.models.onnx_file import OnnxFile, read_onnx
+from sigd.models.onnx.file import OnnxFile, read_onnx
 
 if TYPE_CHECKING:
     from onnx import ModelProto, ValueInfoProto

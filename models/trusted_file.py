@@ -55,7 +55,7 @@ def read_file(path: Path) -> bytes:
     """The whole file.
 
     Raises:
-        FileNotTrusted: others could change it, and `demand_trust` was called; with the command that mends it.
+        FileNotTrusted: others could change it, and `demand_trust` was called; with the command that fixes it.
         ModelRefused: it is no regular file.
         OSError: it cannot be read.
     """
@@ -88,7 +88,7 @@ def _check(path: Path, opened: os.stat_result) -> None:
 
 
 def _problem(path: Path, status: os.stat_result) -> str | None:
-    """Who else can change it and what mends that, None where nobody can."""
+    """Who else can change it and what fixes that, None where nobody can."""
     mode = stat.S_IMODE(status.st_mode)
     me = os.geteuid()
     if status.st_uid not in (0, me):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sigd.bench.connections import Asked, Found
-    from sigd.bench.load import Measurement
+    from sigd.bench.load.contract import Measurement
 
 
 @click.command(
@@ -87,9 +87,9 @@ def main(as_json: bool, **options: object) -> None:
 
 
 def _measure(options: dict[str, object], *, quiet: bool) -> Found:
-    from sigd.bench import native
     from sigd.bench.connections import measure
-    from sigd.bench.load_native import NativeLoad
+    from sigd.bench.load.native import NativeLoad
+    from sigd.bench.native import build as native
 
     asked = asked_of(**options)  # type: ignore[arg-type]
     programs = native.build()

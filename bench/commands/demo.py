@@ -15,9 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from sigd.bench.daemon_process import OwnDaemon, ServeOptions
-from sigd.bench.demo import WARMUP_NS, DemoState, run_demo
 from sigd.bench.errors import BadRequest
-from sigd.bench.market import SyntheticMarket
+from sigd.bench.market.demo import WARMUP_NS, DemoState, run_demo
+from sigd.bench.market.synthetic import SyntheticMarket
 from sigd.bench.pinning import allowed_cpus, choose_cores, pinned
 from sigd.models.features.catalogue import FEATURE_COUNT
 from sigd.models.market.capture import read_capture
@@ -159,7 +159,7 @@ def _verdict(console: Console, state: DemoState, budget_us: float) -> int:
         console.print(f"[red]not answered OK: {failed}[/]")
     console.print(
         "Measured by a Python client from each request's send. Next: [bold]sigd bench --p99 --closed-loop --floor[/]"
-        " measures beside what this machine can do at best;\n[bold]sigd serve[/] and sigd.wire.client connect your own"
+        " measures beside what this machine can do at best;\n[bold]sigd serve[/] and sigd.wire.client.client connect your own"
         " engine."
     )
     return 1 if failed else 0

@@ -72,7 +72,7 @@ def asked_of(*, rounds: int, seconds: float, transport: str, model: str | None, 
 
 def _show_stages(asked: Asked) -> bool:
     """In a process of its own: the bench knows the daemon from outside only. Whether metrics cost what they may."""
-    command = [sys.executable, "-P", "-m", "sigd.daemon.stages.recording", "--rounds", str(10 * asked.rounds)]
+    command = [sys.executable, "-P", "-m", "sigd.bench.profile.recording", "--rounds", str(10 * asked.rounds)]
     for flag, value in (("--model", asked.serve.model), ("--cpu", asked.serve.cpu)):
         if value is not None:
             command += [flag, str(value)]
@@ -83,8 +83,8 @@ def _show_stages(asked: Asked) -> bool:
 
 
 def _measure(asked: Asked) -> Found:
-    from sigd.bench import native
-    from sigd.bench.load_native import NativeLoad
+    from sigd.bench.load.native import NativeLoad
+    from sigd.bench.native import build as native
     from sigd.bench.observe import measure
 
     return measure(asked, NativeLoad(native.build()), click.echo)

@@ -74,8 +74,8 @@ def main(as_json: bool, **options: object) -> None:
 
 
 def _measure(options: dict[str, object], *, quiet: bool) -> Found:
-    from sigd.bench import native
-    from sigd.bench.load_native import NativeLoad
+    from sigd.bench.load.native import NativeLoad
+    from sigd.bench.native import build as native
     from sigd.bench.reload import measure
 
     asked = asked_of(**options)  # type: ignore[arg-type]
@@ -120,7 +120,7 @@ def document(found: Found) -> dict[str, object]:
         "idle": asked.serve.idle,
         "cpus": [asked.serve.cpu, asked.cpu],
         "at_rest": {"requests": found.requests[0], **_us(found.resting)},
-        "beside_a_stranger": {"requests": found.requests[1], **_us(found.beside)},
+        "beside_a_control load": {"requests": found.requests[1], **_us(found.beside)},
         "during_reloads": {"requests": found.requests[2], **_us(found.during)},
         "p99_ratio": found.p99_ratio,
         "p99_floor_ratio": found.floor_ratio,
@@ -154,7 +154,7 @@ def _show(found: Found) -> None:
     )  # fmt: skip
     for name, count, latencies in (
         ("at rest", found.requests[0], found.resting),
-        ("beside a stranger", found.requests[1], found.beside),
+        ("beside a control load", found.requests[1], found.beside),
         ("during reloads", found.requests[2], found.during),
     ):
         table.add_row(name, f"{count:,}", *(f"{value / 1000:,.1f}" for value in latencies))

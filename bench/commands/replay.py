@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from sigd.bench.errors import BadRequest, BenchError
-from sigd.wire.recorded import is_recording
+from sigd.wire.recording.reader import is_recording
 
 OF_CAPTURES: Final = ("speed", "out", "socket", "horizon_ms", "flat_bps")
 OF_RECORDINGS: Final = ("limit", "tolerance", "salvage")

@@ -16,9 +16,9 @@ from rich.table import Table
 
 from sigd.bench.daemon_process import OwnDaemon, ServeOptions
 from sigd.bench.errors import BadRequest
+from sigd.bench.market.replay import Replayer, Signals, Worth, worth_of
+from sigd.bench.market.signal_file import check_out, columns_of, write_table
 from sigd.bench.pinning import allowed_cpus, choose_cores, pinned
-from sigd.bench.replay import Replayer, Signals, Worth, worth_of
-from sigd.bench.signal_file import check_out, columns_of, write_table
 from sigd.models.features.catalogue import FEATURE_COUNT
 from sigd.models.market.capture import read_capture
 from sigd.models.market.errors import MarketError

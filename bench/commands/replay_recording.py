@@ -15,13 +15,13 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sigd.bench.errors import BadRequest
-from sigd.bench.rerun import Compared, Rerun, batches, nothing_to_run
+from sigd.bench.market.rerun import Compared, Rerun, batches, nothing_to_run
 from sigd.models.backend import Backend
 from sigd.models.errors import ModelRefused
 from sigd.models.processor import instruction_sets
 from sigd.models.registry import AUTO, open_backend
 from sigd.wire.errors import NoRecording, RecordingDamaged
-from sigd.wire.recorded import Damage, Recording, SessionFacts, open_recordings
+from sigd.wire.recording.reader import Damage, Recording, SessionFacts, open_recordings
 
 
 class Report(msgspec.Struct, kw_only=True):

@@ -1,4 +1,4 @@
-// The two files that the load generator exchanges with bench/load_native.py: the plan it reads, the result it writes.
+// The two files that the load generator exchanges with bench/load/native.py: the plan it reads, the result it writes.
 // Both sides write these structs down; sizes and magics must agree, and a mismatch is refused at start.
 #pragma once
 
@@ -58,7 +58,7 @@ struct Sample {
 };
 static_assert(sizeof(Sample) == 56);
 
-// The kinds a run can end with; the numbers are those of sigd.bench.load.ViolationKind.
+// The kinds a run can end with; the numbers are those of sigd.bench.load.contract.ViolationKind.
 enum class ViolationKind : std::uint64_t {
     none, closed_early, rejected, header, unsolicited, sequence, client_time, instrument, status, outputs, stamps,
     no_welcome, counter,

@@ -1,6 +1,6 @@
 // The load generator: one pinned thread that spins over non-blocking Unix sockets, or over the rings of shared memory.
 //
-//     loadgen PLAN RESULT        (see exchange.hpp; written and read by sigd.bench.load_native)
+//     loadgen PLAN RESULT        (see exchange.hpp; written and read by sigd.bench.load.native)
 //
 // Open loop: request i goes to connection i mod N when its intended time has come and that connection has fewer than
 // in_flight unanswered; what is late stays in the schedule, so waiting counts. Closed loop: every connection keeps

@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from sigd.daemon.errors import EnvironmentLacks, UsageError
+from sigd.daemon.errors import MissingDependency, UsageError
 
 if TYPE_CHECKING:
     from sigd.models.build.runtimes import Choice
@@ -162,7 +162,7 @@ def build_engine(
     except ValueError as error:
         raise UsageError(str(error)) from error
     except EngineNotWritten as error:
-        raise EnvironmentLacks(str(error)) from error
+        raise MissingDependency(str(error)) from error
     except AccuracyTooLow as error:
         click.echo(f"sigd: {error}", err=True)
         sys.exit(1)

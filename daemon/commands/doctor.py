@@ -51,7 +51,7 @@ def doctor(
     hiccup_seconds: float | None,
     json_output: bool,
 ) -> None:
-    """Say what on this machine makes the slowest requests slow, why, and the command that mends it.
+    """Say what on this machine makes the slowest requests slow, why, and the command that fixes it.
 
     Reads only, changes nothing. Ends with 1 where a check failed; warnings alone end with 0.
     """

@@ -11,8 +11,9 @@ from pathlib import Path
 import click
 import msgspec
 
-from sigd.daemon.admin import AdminRequest, Asker, DrainAnswer
-from sigd.daemon.config import admin_path_of, running_socket_path
+from sigd.daemon.admin.client import AdminClient
+from sigd.daemon.admin.messages import AdminRequest, DrainAnswer
+from sigd.daemon.config.config import admin_path_of, running_socket_path
 
 
 @click.command(
@@ -31,7 +32,7 @@ def drain(socket: Path | None, admin_socket: Path | None, as_json: bool) -> None
 
     Clients are told Goodbye, everything accepted is answered. The exit code is the daemon's: 0 where nothing was lost.
     """
-    with Asker(admin_socket or admin_path_of(socket or running_socket_path())) as asker:
+    with AdminClient(admin_socket or admin_path_of(socket or running_socket_path())) as asker:
         process = _descriptor_of(asker.daemon_pid)
         answer = asker.ask(AdminRequest("drain"), DrainAnswer, patiently=True)
     if process is not None:

@@ -66,7 +66,7 @@ def inspect(file: Path, with_layers: bool, as_json: bool) -> None:
     """
     from sigd.daemon.commands.inspect_recording import inspect_recording
     from sigd.models.engine import ENGINE_SUFFIX
-    from sigd.wire.recorded import is_recording
+    from sigd.wire.recording.reader import is_recording
 
     if is_recording(file):
         inspect_recording(file, as_json=as_json)
@@ -82,7 +82,7 @@ def inspect(file: Path, with_layers: bool, as_json: bool) -> None:
 
 def _model(path: Path) -> Inspection:
     from sigd.models.layers import onnx_layers
-    from sigd.models.onnx_file import read_onnx
+    from sigd.models.onnx.file import read_onnx
     from sigd.models.spec import spec_of
 
     file = read_onnx(path)
@@ -140,7 +140,7 @@ def _engine_layers(path: Path, content: bytes, manifest: Manifest) -> tuple[Laye
     from sigd.models.layers import onnx_layers, plan_layers
 
     if manifest.runtime == "onnxruntime":
-        from sigd.models.onnx_file import read_onnx
+        from sigd.models.onnx.file import read_onnx
 
         return onnx_layers(read_onnx(path, bytes.fromhex(manifest.plan.sha256)).model)
     from sigd.models.build.runtimes import load

@@ -11,12 +11,12 @@ import click
 import msgspec
 import numpy as np
 
-from sigd.daemon.admin import percentile_ns
-from sigd.daemon.counters import LatencyCounts
+from sigd.daemon.admin.client import percentile_ns
 from sigd.daemon.errors import UsageError
-from sigd.daemon.logs import printable
+from sigd.daemon.runtime.logs import printable
+from sigd.daemon.serving.counters import LatencyCounts
 from sigd.wire.errors import NoRecording, RecordingDamaged
-from sigd.wire.recorded import About, Damage, Exchanges, Recording, SessionFacts, open_recordings
+from sigd.wire.recording.reader import About, Damage, Exchanges, Recording, SessionFacts, open_recordings
 from sigd.wire.status import Status
 
 PERCENTS = (50.0, 99.0, 99.9)

@@ -17,8 +17,8 @@ from pathlib import Path
 import click
 
 import sigd
-from sigd.daemon.errors import EnvironmentLacks, UsageError
-from sigd.daemon.install import (
+from sigd.daemon.errors import MissingDependency, UsageError
+from sigd.daemon.install.install import (
     install,
     of_others,
     refuse_another_user,
@@ -27,7 +27,7 @@ from sigd.daemon.install import (
     stop_commands,
     uninstall,
 )
-from sigd.daemon.units import Target, files, hidden_part
+from sigd.daemon.install.units import Target, files, hidden_part
 
 _ROOT = Path("/")
 _USER = "sigd"
@@ -133,7 +133,7 @@ def _command() -> str:
     script = Path(sysconfig.get_path("scripts")) / "sigd"
     found = str(script) if os.access(script, os.X_OK) else shutil.which("sigd")
     if found is None:
-        raise EnvironmentLacks(
+        raise MissingDependency(
             f"{script} is not there: install sigd with its command, pip install sigd-*.whl"
         )
     return os.path.abspath(found)
@@ -150,7 +150,7 @@ def _group_of(user: str) -> str:
 def _check_reach(target: Target, *, fatal: bool) -> None:
     """
     Raises:
-        EnvironmentLacks: `fatal`, and the service could not even be started.
+        MissingDependency: `fatal`, and the service could not even be started.
     """
     package = Path(sigd.__file__).resolve().parent / "daemon"
     python = Path(sys.executable).resolve()
@@ -162,7 +162,7 @@ def _check_reach(target: Target, *, fatal: bool) -> None:
         " sigd for all, for example: python3 -m venv /opt/sigd && /opt/sigd/bin/pip install sigd-*.whl"
     )
     if fatal:
-        raise EnvironmentLacks(message)
+        raise MissingDependency(message)
     click.echo(f"sigd: {message}", err=True)
 
 
@@ -178,11 +178,11 @@ def _run(command: Sequence[str]) -> None:
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, text=True, timeout=_PATIENCE_S, check=False)
     except OSError as error:
-        raise EnvironmentLacks(
+        raise MissingDependency(
             f"{command[0]} cannot be run: {error.strerror}; is this a systemd machine?"
         ) from None
     if done.returncode:
-        raise EnvironmentLacks(f"{shlex.join(command)} ended with {done.returncode}")
+        raise MissingDependency(f"{shlex.join(command)} ended with {done.returncode}")
 
 
 def _show(title: str, commands: Sequence[Sequence[str]]) -> None:

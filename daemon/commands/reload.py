@@ -10,9 +10,10 @@ import click
 import msgspec
 from rich.console import Console
 
-from sigd.daemon.admin import AdminRequest, Asker, ModelReload, ReloadAnswer
+from sigd.daemon.admin.client import AdminClient
+from sigd.daemon.admin.messages import AdminRequest, ModelReload, ReloadAnswer
 from sigd.daemon.cli import EXIT_CHECK_FAILED
-from sigd.daemon.config import admin_path_of, running_socket_path
+from sigd.daemon.config.config import admin_path_of, running_socket_path
 from sigd.daemon.errors import UsageError
 
 
@@ -48,14 +49,14 @@ def reload(
 ) -> None:
     """Have a running daemon serve another model file, or the same file as it is now.
 
-    The file is examined, loaded and warmed up beside the model that is served, and takes its place between two batches:
+    The file is validated, loaded and warmed up beside the model that is served, and takes its place between two batches:
     no request is lost, and answers name a generation that is one higher. Whatever is wrong with it, the old model serves
     on, and the command ends with 1 and the reason.
     """
     request = AdminRequest("reload", name, _absolute(model), allow_new_shape)
     console = Console(stderr=True)
-    waiting = console.status("examining, loading and warming up") if console.is_terminal else nullcontext()
-    with waiting, Asker(admin_socket or admin_path_of(socket or running_socket_path())) as asker:
+    waiting = console.status("validating, loading and warming up") if console.is_terminal else nullcontext()
+    with waiting, AdminClient(admin_socket or admin_path_of(socket or running_socket_path())) as asker:
         answer = asker.ask(request, ReloadAnswer, patiently=True)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(answer)).decode())

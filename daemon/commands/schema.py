@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 
 from sigd.daemon.errors import UsageError
-from sigd.wire.cpp_header import cpp_header
 from sigd.wire.fields import FEATURES_MAX
 from sigd.wire.layout import OUTPUTS_MAX
-from sigd.wire.sbe import schema_xml
+from sigd.wire.schema.cpp_header import cpp_header
+from sigd.wire.schema.sbe import schema_xml
 
 
 @click.command(

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from sigd.daemon.config import Config, load_config
+from sigd.daemon.config.choices import IdleStrategy, LogFormat
+from sigd.daemon.config.config import Config, load_config
 from sigd.daemon.errors import UsageError
-from sigd.daemon.idle import IdleStrategy
-from sigd.daemon.logs import STANDARD_ERROR, LogFormat, start_logging
+from sigd.daemon.runtime.logs import STANDARD_ERROR, start_logging
 from sigd.models.trusted_file import demand_trust
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from sigd.daemon.beside import Starter
-    from sigd.daemon.examiner import Examiner
-    from sigd.daemon.model_config import ModelConfig
+    from sigd.daemon.config.models import ModelConfig
+    from sigd.daemon.reload.validator import Validator
+    from sigd.daemon.runtime.child_process import Starter
     from sigd.daemon.shadow.supervisor import Shadows
     from sigd.models.backend import Backend
 
@@ -116,11 +116,9 @@ def run(config: Config, *, check: bool) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     import uvloop
 
-    from sigd.daemon.activation import place, take_sockets
-    from sigd.daemon.beside import Starter
-    from sigd.daemon.notify import Notifier
-    from sigd.daemon.placement import cores_beside
-    from sigd.daemon.process import (
+    from sigd.daemon.runtime.child_process import Starter
+    from sigd.daemon.runtime.cpu_affinity import cores_beside
+    from sigd.daemon.runtime.process import (
         allow_descriptors,
         end_now,
         ignore_stray_signals,
@@ -128,8 +126,10 @@ def run(config: Config, *, check: bool) -> int:
         pin_to_cpu,
         warn_of_realtime_spin,
     )
+    from sigd.daemon.runtime.sd_notify import Notifier
     from sigd.daemon.service import Service
     from sigd.daemon.shadow.supervisor import OPEN_TIMEOUT_S, start_shadows
+    from sigd.daemon.transport.socket_activation import place, take_sockets
     from sigd.models.registry import backend_names
 
     keep_standard_descriptors()
@@ -150,7 +150,7 @@ def run(config: Config, *, check: bool) -> int:
     if config.idle is IdleStrategy.SPIN:
         warn_of_realtime_spin(os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK)
     notifier.starting("opening and warming up what it serves")
-    examiner = None if check else _start_examiner(config, starter)
+    validator = None if check else _start_validator(config, starter)
     backends = [_open(model) for model in config.models()]
     # What opens the models has only the service manager's limit; each shadow has one of its own.
     if shadowed := sum(model.shadow is not None for model in config.models()):
@@ -161,7 +161,7 @@ def run(config: Config, *, check: bool) -> int:
         return 0
     config = msgspec.structs.replace(config, connections_max=allow_descriptors(config.connections_max))
 
-    service = Service(config, backends, notifier, passed, starter, examiner, shadows)
+    service = Service(config, backends, notifier, passed, starter, validator, shadows)
     exit_code = uvloop.run(service.run())
     notifier.close()
     if service.must_end_now:
@@ -186,16 +186,16 @@ def _say_good(config: Config, backends: Iterable[Backend], shadows: Shadows) -> 
     shadows.close()
 
 
-def _start_examiner(config: Config, starter: Starter) -> Examiner | None:
+def _start_validator(config: Config, starter: Starter) -> Validator | None:
     """Where there is a model for it. Its process must be there before a GPU or a thread is."""
-    from sigd.daemon.examiner import Examiner
+    from sigd.daemon.reload.validator import Validator
     from sigd.models.errors import ModelRefused
     from sigd.models.registry import backend_for
 
     for model in config.models():
         try:
             if model.path is None or backend_for(model.path, model.backend) == "onnxruntime":
-                return Examiner(starter, config.log_format)
+                return Validator(starter, config.log_format)
         except ModelRefused:
             # Opening it will say so.
             pass

@@ -9,8 +9,9 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from sigd.daemon.admin import LatencyStatus, ModelStatus, RecorderStatus, Status, ask_status, percentile_ns
-from sigd.daemon.config import admin_path_of, running_socket_path
+from sigd.daemon.admin.client import ask_status, percentile_ns
+from sigd.daemon.admin.messages import LatencyStatus, ModelStatus, RecorderStatus, Status
+from sigd.daemon.config.config import admin_path_of, running_socket_path
 from sigd.daemon.shadow.status import ShadowStatus
 
 PERCENTS = (50.0, 90.0, 99.0, 99.9, 99.99)
@@ -97,16 +98,16 @@ def _recording(recorder: RecorderStatus) -> str:
 
 
 def _shadow(shadow: ShadowStatus) -> str:
-    standing = shadow.standing
+    statistics = shadow.statistics
     what = f"sha256 {shadow.sha256[:16]} on {shadow.backend}" if shadow.running else "NOT RUNNING"
-    rows = f"{standing.compared:,} rows compared, {shadow.skipped:,} skipped, {standing.failed:,} failed"
-    if not standing.compared:
+    rows = f"{statistics.compared:,} rows compared, {shadow.skipped:,} skipped, {statistics.failed:,} failed"
+    if not statistics.compared:
         return f"  shadow {shadow.path}, {what}: {rows}"
-    drifts = [abs(output.drift) for output in standing.outputs if output.drift is not None]
+    drifts = [abs(output.drift) for output in statistics.outputs if output.drift is not None]
     drift = f", drift at most {max(drifts):.3g} deviations" if drifts else ""
     return (
-        f"  shadow {shadow.path}, {what}: {rows}; {standing.agreed / standing.compared:.2%} agree, apart by"
-        f" {standing.difference_sum / standing.compared:.3g} on average and {standing.difference_max:.3g} at most{drift}"
+        f"  shadow {shadow.path}, {what}: {rows}; {statistics.agreed / statistics.compared:.2%} agree, apart by"
+        f" {statistics.difference_sum / statistics.compared:.3g} on average and {statistics.difference_max:.3g} at most{drift}"
     )
 
 

@@ -12,9 +12,10 @@ import msgspec
 from rich.console import Console
 from rich.live import Live
 
-from sigd.daemon.admin import Status, ask_status
-from sigd.daemon.config import admin_path_of, running_socket_path
-from sigd.daemon.errors import EnvironmentLacks
+from sigd.daemon.admin.client import ask_status
+from sigd.daemon.admin.messages import Status
+from sigd.daemon.config.config import admin_path_of, running_socket_path
+from sigd.daemon.errors import MissingDependency
 from sigd.daemon.top.interval import Interval, between
 from sigd.daemon.top.keys import Keys
 from sigd.daemon.top.view import Screen, plain
@@ -71,7 +72,7 @@ def top(
 def _print_lines(path: Path, first: Status, every_s: float, count: int | None, *, as_json: bool) -> None:
     with Keys() as keys:
         for told in _looks(path, first, every_s, count, keys):
-            if isinstance(told, EnvironmentLacks):
+            if isinstance(told, MissingDependency):
                 click.echo(f"sigd: {told}", err=True)
             else:
                 click.echo(msgspec.json.encode(told).decode() if as_json else plain(told))
@@ -83,7 +84,7 @@ def _draw(path: Path, first: Status, every_s: float, count: int | None) -> None:
     screen.show(between(None, first))
     with Keys() as keys, Live(screen, console=console, screen=True, auto_refresh=False) as live:
         for told in _looks(path, first, every_s, count, keys):
-            if isinstance(told, EnvironmentLacks):
+            if isinstance(told, MissingDependency):
                 screen.silent(str(told))
             else:
                 screen.show(told)
@@ -92,11 +93,11 @@ def _draw(path: Path, first: Status, every_s: float, count: int | None) -> None:
 
 def _looks(
     path: Path, before: Status, every_s: float, count: int | None, keys: Keys
-) -> Iterator[Interval | EnvironmentLacks]:
+) -> Iterator[Interval | MissingDependency]:
     """Each interval as it ends, or why there was no answer, until the count is reached or a key is pressed.
 
     Raises:
-        EnvironmentLacks: there was no answer to the last look either.
+        MissingDependency: there was no answer to the last look either.
     """
     due_s = time.monotonic()
     while count is None or count > 0:
@@ -106,7 +107,7 @@ def _looks(
         count = None if count is None else count - 1
         try:
             after = ask_status(path, _PATIENCE_S)
-        except EnvironmentLacks as silence:
+        except MissingDependency as silence:
             if count == 0:
                 raise
             yield silence

@@ -23,9 +23,9 @@ def subject(card: Card) -> str:
     return f"GPU {card.index}"
 
 
-def on_card(card: Card, check: str, level: Level, what: str, why: str = "", *mend: str) -> Finding:
+def on_card(card: Card, check: str, level: Level, what: str, why: str = "", *fix: str) -> Finding:
     """A finding about one card."""
-    return Finding(check, level, what, why, mend, subject(card))
+    return Finding(check, level, what, why, fix, subject(card))
 
 
 def free_memory(card: Card, engine_bytes: int | None = None) -> Finding:
@@ -42,9 +42,9 @@ def free_memory(card: Card, engine_bytes: int | None = None) -> Finding:
     if card.memory_free_bytes >= needed_bytes:
         return on_card(card, check, "ok", free)
     holders = sorted(card.tenants, key=lambda tenant: -(tenant.memory_bytes or 0))
-    mend = "nvidia-smi --query-compute-apps=pid,name,used_memory --format=csv"
+    fix = "nvidia-smi --query-compute-apps=pid,name,used_memory --format=csv"
     if any(_is_vllm(tenant) for tenant in holders):
-        mend = "# start vLLM with less, for example: vllm serve MODEL --gpu-memory-utilization 0.80"
+        fix = "# start vLLM with less, for example: vllm serve MODEL --gpu-memory-utilization 0.80"
     held = f"; {_named(holders[0])} holds {_held(holders[0])}" if holders else ""
     return on_card(
         card,
@@ -53,7 +53,7 @@ def free_memory(card: Card, engine_bytes: int | None = None) -> Finding:
         f"{free}, expected {_mib(needed_bytes)}{held}",
         "An engine needs its own memory and some hundred MiB for the CUDA context; without them the daemon ends at its"
         " start with an out-of-memory error.",
-        mend,
+        fix,
     )
 
 
@@ -82,15 +82,15 @@ def tenants(card: Card) -> Finding:
 def _apart(card: Card, others: Sequence[Tenant], under_mps: bool) -> list[str]:
     """How to keep the others off the card, or least in the way."""
     if any(_is_vllm(tenant) for tenant in others):
-        mend = [
+        fix = [
             f"# keep vLLM off this card: leave {card.index} out of CUDA_VISIBLE_DEVICES in its environment"
         ]
         if not under_mps:
-            mend += [
+            fix += [
                 "# or let both run at once: nvidia-cuda-mps-control -d, then start vLLM with",
                 "# CUDA_MPS_CLIENT_PRIORITY=1 (1 is below the normal 0) and CUDA_MPS_ACTIVE_THREAD_PERCENTAGE=80",
             ]
-        return mend
+        return fix
     if all(tenant.graphics for tenant in others):
         return [
             "sudo systemctl isolate multi-user.target",

@@ -1,4 +1,4 @@
-"""What a check found: how bad it is, why it matters for the tail, and the commands that mend it.
+"""What a check found: how bad it is, why it matters for the tail, and the commands that fix it.
 
 Commands are for Ubuntu 24.04. A line of them that begins with # is advice for what no command can do.
 """
@@ -26,7 +26,7 @@ class Finding(msgspec.Struct, frozen=True):
         level: "fail" makes sigd fail or miss its budget for certain, "warn" costs tail latency now and then.
         what: what was read, in one line.
         why: what that does to the slowest requests; empty where the level is "ok" or "skip".
-        mend: shell commands in the order to run them.
+        fix: shell commands in the order to run them.
         subject: "host", or a card as "GPU 0".
     """
 
@@ -34,7 +34,7 @@ class Finding(msgspec.Struct, frozen=True):
     level: Level
     what: str
     why: str = ""
-    mend: tuple[str, ...] = ()
+    fix: tuple[str, ...] = ()
     subject: str = HOST
 
 
@@ -45,7 +45,7 @@ def worst(findings: Iterable[Finding]) -> Level:
 
 
 def boot_parameters(topic: str, *parameters: str) -> tuple[str, ...]:
-    """The commands that add kernel parameters for good. Each topic has a file of its own, so that mending twice
+    """The commands that add kernel parameters for good. Each topic has a file of its own, so that fixing twice
     changes nothing."""
     line = f'GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX {" ".join(parameters)}"'
     return (

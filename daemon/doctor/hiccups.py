@@ -90,5 +90,5 @@ def judge(cpu: int, hiccups: Hiccups | None) -> Finding:
         f"By itself the machine is late for {hiccups.late_share:.4%} of all moments; that is the least share of"
         " requests over 100 us, whatever the daemon does."
     )
-    mend = ("# mend what is found above, then measure again",)
-    return Finding(CHECK, "fail" if hiccups.late_share >= 0.01 else "warn", seen, late, mend)
+    fix = ("# fix what is found above, then measure again",)
+    return Finding(CHECK, "fail" if hiccups.late_share >= 0.01 else "warn", seen, late, fix)

@@ -77,7 +77,7 @@ def swap(host: Host) -> Finding:
     eager = swappiness is None or swappiness > SWAPPINESS_MAX
     if not eager and not used_mib:
         return Finding(check, "ok", f"there, unused, swappiness {swappiness}")
-    mend = sysctl("swap", "vm.swappiness", "1") if eager else ()
+    fix = sysctl("swap", "vm.swappiness", "1") if eager else ()
     return Finding(
         check,
         "warn",
@@ -85,7 +85,7 @@ def swap(host: Host) -> Finding:
         f" {'unknown' if swappiness is None else swappiness}, expected at most {SWAPPINESS_MAX}",
         "A page that went to the disk costs milliseconds when it is needed again. Locked memory is safe from it;"
         " the engine's may not be locked.",
-        (*mend, "sudo swapoff --all"),
+        (*fix, "sudo swapoff --all"),
     )
 
 

@@ -159,13 +159,13 @@ def interrupts(host: Host) -> Finding:
     more = f" and {len(fired) - 3} more" if len(fired) > 3 else ""
     numbers = " ".join(str(line.number) for line in fired)
     away = format_cpus(host.others())
-    mend = [f"for irq in {numbers}; do echo {away} | sudo tee /proc/irq/$irq/smp_affinity_list; done"]
+    fix = [f"for irq in {numbers}; do echo {away} | sudo tee /proc/irq/$irq/smp_affinity_list; done"]
     if host.runs("irqbalance"):
-        mend.append(
+        fix.append(
             f"echo IRQBALANCE_BANNED_CPULIST={format_cpus(host.siblings())} | sudo tee -a /etc/default/irqbalance"
             " && sudo systemctl restart irqbalance"
         )
-    mend.append(
+    fix.append(
         "# 'Input/output error' means the kernel manages that interrupt: only isolcpus=managed_irq moves it"
     )
     return Finding(
@@ -173,7 +173,7 @@ def interrupts(host: Host) -> Finding:
         "warn",
         f"devices interrupt CPU {host.cpu}: {named}{more}",
         "Each interrupt stops the daemon for microseconds, and the network or disk work that follows it for longer.",
-        tuple(mend),
+        tuple(fix),
     )
 
 
@@ -271,7 +271,7 @@ def quota(host: Host) -> Finding:
             continue
         quota_us, period_us = (int(word) for word in limit.split())
         unit = next((part for part in reversed(parts[:depth]) if "." in part), None)
-        mend = (
+        fix = (
             f"sudo systemctl set-property {unit} CPUQuota="
             if unit
             else "docker update --cpu-quota -1 CONTAINER"
@@ -282,6 +282,6 @@ def quota(host: Host) -> Finding:
             f"control group /{group} may use {quota_us:,} us of CPU time in every {period_us:,} us",
             f"Once the share is used up, every thread is stopped until the period ends, for up to"
             f" {period_us / 1000:g} ms; a spinning daemon uses it up in every period.",
-            (mend,),
+            (fix,),
         )
     return Finding(check, "ok", "no control group limits the CPU time")

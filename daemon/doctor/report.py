@@ -49,9 +49,9 @@ def show(report: Report, console: Console) -> None:
         console.print(Padding(_table(list(findings)), (0, 0, 1, 2), expand=False))
     bad = [finding for level in ("fail", "warn") for finding in report.findings if finding.level == level]
     if bad:
-        console.print(Text("To mend", style="bold"))
+        console.print(Text("To fix", style="bold"))
     for finding in bad:
-        _show_mending(finding, console)
+        _show_fixes(finding, console)
     counts = {level: sum(finding.level == level for finding in report.findings) for level in LEVELS}
     console.print(
         f"{counts['fail']} failed, {counts['warn']} warnings, {counts['ok']} good, {counts['skip']} not looked at"
@@ -68,13 +68,13 @@ def _table(findings: Sequence[Finding]) -> Table:
     return table
 
 
-def _show_mending(finding: Finding, console: Console) -> None:
+def _show_fixes(finding: Finding, console: Console) -> None:
     subject = "" if finding.subject == "host" else f"{finding.subject} "
     heading = Text.assemble(("  " + finding.level, STYLES[finding.level]), f" {subject}{finding.check}")
     console.print(heading)
     for line in textwrap.wrap(finding.why, console.width - _INDENT):
         console.print(Text(" " * _INDENT + line))
-    for command in finding.mend:
+    for command in finding.fix:
         # Never wrapped: a terminal wraps it on the screen, and what is copied is still one line.
         console.print(Text(" " * _INDENT + command, style="cyan"), soft_wrap=True)
     console.print()

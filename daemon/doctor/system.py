@@ -24,14 +24,14 @@ def clock_source(host: Host) -> Finding:
         return Finding(check, "skip", "the kernel does not say (no clocksource in /sys)")
     if current in ("tsc", "arch_sys_counter"):
         return Finding(check, "ok", current)
-    mend: tuple[str, ...]
+    fix: tuple[str, ...]
     if "tsc" in available:
-        mend = (
+        fix = (
             f"echo tsc | sudo tee /{_CLOCK}/current_clocksource",
             *boot_parameters("clock", "clocksource=tsc"),
         )
     else:
-        mend = (
+        fix = (
             "sudo dmesg | grep -i -E 'tsc|clocksource'",
             "# says why the kernel gave up the tsc; tsc=reliable on the kernel command line overrules it",
         )
@@ -41,7 +41,7 @@ def clock_source(host: Host) -> Finding:
             "warn",
             f"{current} ({_READ_WITHOUT_SYSTEM_CALL[current]}), expected tsc",
             "A reading costs more than one of the tsc, and the host may adjust it.",
-            mend if "tsc" in available else (),
+            fix if "tsc" in available else (),
         )
     return Finding(
         check,
@@ -49,7 +49,7 @@ def clock_source(host: Host) -> Finding:
         f"{current}, expected tsc",
         "Every reading of the time is a system call, and of this source often a slow device access: up to several"
         " microseconds, several times for each batch.",
-        mend,
+        fix,
     )
 
 
@@ -120,7 +120,7 @@ def _stolen(host: Host) -> float | None:
 
 
 def container(host: Host) -> Finding:
-    """Whether this is a container, whose host has to be mended instead."""
+    """Whether this is a container, whose host has to be fixed instead."""
     check = "container"
     kind = host.read("run/systemd/container")
     if kind is None and host.has(".dockerenv"):

@@ -1,4 +1,4 @@
-"""The daemon's side of its flight recorder: makes the ring, starts the keeper and sees that there always is one."""
+"""The daemon's side of its flight recorder: makes the ring, starts the writer and sees that there always is one."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from sigd import __version__
-from sigd.daemon.admin import RecorderStatus
-from sigd.daemon.errors import EnvironmentLacks, UsageError
+from sigd.daemon.admin.messages import RecorderStatus
+from sigd.daemon.errors import MissingDependency, UsageError
 from sigd.daemon.recording.ring import Ring
 from sigd.daemon.recording.tap import Taps
 from sigd.models.processor import instruction_sets
-from sigd.wire.recorded import About
-from sigd.wire.recording import (
+from sigd.wire.recording.format import (
     RING_ERROR_WORD,
     RING_KEEPER_WORD,
     RING_SUFFIX,
     RING_TAIL_WORD,
     RingHeader,
 )
+from sigd.wire.recording.reader import About
 
 if TYPE_CHECKING:
-    from sigd.daemon.beside import Starter
-    from sigd.daemon.config import Config
-    from sigd.daemon.logs import LogFormat
-    from sigd.daemon.recording.settings import RecorderConfig
+    from sigd.daemon.config.choices import LogFormat
+    from sigd.daemon.config.config import Config
+    from sigd.daemon.config.recorder import RecorderConfig
+    from sigd.daemon.runtime.child_process import Starter
 
 log = logging.getLogger(__name__)
 
@@ -73,15 +73,15 @@ class Recorder:
         self._closing = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._restart: asyncio.TimerHandle | None = None
-        self._keeper, self._pidfd = self._start_keeper()
+        self._writer, self._pidfd = self._start_writer()
 
     @classmethod
     def start(cls, config: RecorderConfig, log_format: LogFormat, starter: Starter) -> Recorder:
-        """With a keeper that is ready. A disk that is full is its business, not this one's.
+        """With a writer that is ready. A disk that is full is its business, not this one's.
 
         Raises:
             UsageError: the directory cannot be made or written to.
-            EnvironmentLacks: no memory for the ring, or the keeper did not start.
+            MissingDependency: no memory for the ring, or the writer did not start.
         """
         directory = Path(config.directory).absolute()
         recording_id = secrets.token_bytes(16)
@@ -95,7 +95,7 @@ class Recorder:
         try:
             ring = Ring.create(path, header)
         except OSError as error:
-            raise EnvironmentLacks(
+            raise MissingDependency(
                 f"{path}: no {config.ring_mib} MiB of memory for what is recorded ({error.strerror}): make room in"
                 f" {memory}, or make recorder.ring_mib smaller"
             ) from None
@@ -109,13 +109,13 @@ class Recorder:
                 " this user may write to"
             ) from None
         recorder = cls(config, log_format, link, ring, starter)
-        recorder._wait_for_keeper()
+        recorder._wait_for_writer()
         return recorder
 
     def watch(self, loop: asyncio.AbstractEventLoop) -> None:
-        """From now on start another keeper where one ends; that holds the loop up for a millisecond or two."""
+        """From now on start another writer where one ends; that holds the loop up for a millisecond or two."""
         self._loop = loop
-        loop.add_reader(self._pidfd, self._keeper_ended)
+        loop.add_reader(self._pidfd, self._writer_ended)
 
     def status(self) -> RecorderStatus:
         """As it is now."""
@@ -131,32 +131,32 @@ class Recorder:
         )
 
     def close(self) -> None:
-        """Nothing more is recorded. Waits a while for the keeper to store the rest; what takes longer goes on alone."""
+        """Nothing more is recorded. Waits a while for the writer to store the rest; what takes longer goes on alone."""
         self._closing = True
         self._unwatch()
         if self._restart is not None:
             self._restart.cancel()
         self._ring.end()
         self._ring.close()
-        self._let_go_of_keeper()
+        self._let_go_of_writer()
         try:
-            code = self._keeper.wait(END_TIMEOUT_S)
+            code = self._writer.wait(END_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             log.warning(
-                "the keeper of %s is still storing, %d bytes are left; it ends by itself",
+                "the writer of %s is still storing, %d bytes are left; it ends by itself",
                 self._link,
                 self._ring.head - self._ring.words[RING_TAIL_WORD],
             )
             return
         if code:
-            log.error("the keeper of %s ended with %d: not all that was recorded is stored", self._link, code)
+            log.error("the writer of %s ended with %d: not all that was recorded is stored", self._link, code)
 
-    # -- the keeper --------------------------------------------------------------------------------------------
+    # -- the writer --------------------------------------------------------------------------------------------
 
-    def _start_keeper(self) -> tuple[subprocess.Popen[bytes], int]:
+    def _start_writer(self) -> tuple[subprocess.Popen[bytes], int]:
         self._ring.words[RING_KEEPER_WORD] = 0
         return self._starter.start(
-            "sigd.daemon.recording.keeper",
+            "sigd.daemon.recording.writer",
             [
                 str(self._link.parent),
                 self._link.stem,
@@ -164,51 +164,51 @@ class Recorder:
                 str(self._config.sync_ms),
                 self._log_format.value,
             ],
-            # Its end is how the keeper knows that this process has ended, however it did.
+            # Its end is how the writer knows that this process has ended, however it did.
             stdin=subprocess.PIPE,
         )
 
-    def _wait_for_keeper(self) -> None:
-        """Raises EnvironmentLacks where it does not start."""
+    def _wait_for_writer(self) -> None:
+        """Raises MissingDependency where it does not start."""
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while not self._ring.words[RING_KEEPER_WORD]:
-            code = self._keeper.poll()
+            code = self._writer.poll()
             if code is None and time.monotonic() < deadline_s:
                 time.sleep(0.002)
                 continue
             what = f"ended with {code}" if code is not None else f"was not ready in {START_TIMEOUT_S:g} s"
             self._unwatch()
-            self._let_go_of_keeper()
-            self._keeper.kill()
-            self._keeper.wait()
+            self._let_go_of_writer()
+            self._writer.kill()
+            self._writer.wait()
             self._link.resolve().unlink(missing_ok=True)
             self._link.unlink(missing_ok=True)
-            raise EnvironmentLacks(f"{self._link.parent}: the process that stores recordings there {what}")
+            raise MissingDependency(f"{self._link.parent}: the process that stores recordings there {what}")
 
-    def _keeper_ended(self) -> None:
+    def _writer_ended(self) -> None:
         assert self._loop is not None
         self._unwatch()
-        self._let_go_of_keeper()
+        self._let_go_of_writer()
         log.error(
-            "the keeper of %s ended with %d and is started again; the ring holds what is recorded until then",
+            "the writer of %s ended with %d and is started again; the ring holds what is recorded until then",
             self._link,
-            self._keeper.wait(),
+            self._writer.wait(),
         )
         self._restart = self._loop.call_later(RESTART_S, self._start_again)
 
     def _start_again(self) -> None:
         assert self._loop is not None
         try:
-            self._keeper, self._pidfd = self._start_keeper()
+            self._writer, self._pidfd = self._start_writer()
         except OSError as error:
-            log.error("the keeper of %s cannot be started: %s", self._link, error)
+            log.error("the writer of %s cannot be started: %s", self._link, error)
             self._restart = self._loop.call_later(RESTART_S, self._start_again)
         else:
             self.watch(self._loop)
 
-    def _let_go_of_keeper(self) -> None:
-        if self._keeper.stdin is not None:
-            self._keeper.stdin.close()
+    def _let_go_of_writer(self) -> None:
+        if self._writer.stdin is not None:
+            self._writer.stdin.close()
 
     def _unwatch(self) -> None:
         if self._pidfd >= 0:

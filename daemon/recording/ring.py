@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from sigd.wire.recording import (
+from sigd.wire.recording.format import (
     RECORD,
     RING_DROPPED_WORD,
     RING_HEAD_WORD,

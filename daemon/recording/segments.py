@@ -1,4 +1,4 @@
-"""The keeper's end of the disk: segments are made, written block by block, ended, and the oldest deleted."""
+"""The writer's end of the disk: segments are made, written block by block, ended, and the oldest deleted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from sigd.wire.errors import RecordingDamaged
-from sigd.wire.recording import (
+from sigd.wire.recording.format import (
     BLOCK_HEADER_BYTES,
     RING_SUFFIX,
     SEGMENT_HEADER_BYTES,
@@ -48,7 +48,7 @@ class Segments:
         self._offset = self._position = 0
 
     def open(self, position: int) -> int:
-        """Have the segment that `position` of the stream belongs to: a new one, or one that a keeper was killed on.
+        """Have the segment that `position` of the stream belongs to: a new one, or one that a writer was killed on.
 
         Returns the position up to which it is written, `position` or more.
 
@@ -67,7 +67,7 @@ class Segments:
                 self._make(descriptor, number)
                 found = SEGMENT_HEADER_BYTES, position
             else:
-                # What a keeper was killed on is written anew.
+                # What a writer was killed on is written anew.
                 os.ftruncate(descriptor, found[0])
                 os.posix_fallocate(descriptor, 0, self._segment_bytes)
         except BaseException:

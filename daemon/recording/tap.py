@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from sigd.wire.layout import RESPONSE_OUTPUTS_OFFSET
-from sigd.wire.recorded import SessionFacts
-from sigd.wire.recording import RECORD, RING_HEAD_WORD, ROWS_MAX, Kind
+from sigd.wire.recording.format import RECORD, RING_HEAD_WORD, ROWS_MAX, Kind
+from sigd.wire.recording.reader import SessionFacts
 from sigd.wire.status import Transport
 
 if TYPE_CHECKING:
     from sigd.daemon.recording.ring import Ring
-    from sigd.daemon.session import Session
+    from sigd.daemon.serving.session import Session
     from sigd.wire.inbox import RequestInbox
     from sigd.wire.outbox import ResponseOutbox
 
@@ -97,7 +97,7 @@ class Tap:
         self._room_bytes = ring.record_bytes_max - RECORD.size - size
 
     def lone(self) -> Record:
-        """For `daemon.lone`."""
+        """For `daemon.serving.fast_path`."""
         ring, inbox, tap = self._ring, self._inbox, self
         memory, words, pack_into = ring.memory, ring.words, _HEADER.pack_into
         header = inbox.header

@@ -3,7 +3,7 @@
     ring        the recorder's own (daemon.recording): the hot path copies what it has answered into it, and never waits
     process     a process of its own on other cores: rows from the ring through the shadow, in time nobody else wants
     comparison  what it keeps of each pair of answers
-    standing    how the comparison stands, in memory that the daemon reads when it is asked
+    statistics    how the comparison stands, in memory that the daemon reads when it is asked
     supervisor  the daemon's side: starts the processes, sees that they run, and tells
 
 docs/decisions has why.

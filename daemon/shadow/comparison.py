@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from sigd.daemon.shadow.standing import DIFFERENCE_BOUNDS, OUTPUTS_SHOWN, OutputStanding, Standing
+from sigd.daemon.shadow.statistics import DIFFERENCE_BOUNDS, OUTPUTS_SHOWN, OutputStatistics, Statistics
 
 Float64Array = npt.NDArray[np.float64]
 Outputs = npt.NDArray[np.float32]
@@ -79,7 +79,7 @@ class Drift:
         self._served.add(served[:, : self._columns])
         self._shadow.add(shadow[:, : self._columns])
 
-    def outputs(self) -> list[OutputStanding]:
+    def outputs(self) -> list[OutputStatistics]:
         """As it is now."""
         columns = zip(
             self._served.mean.tolist(),
@@ -89,7 +89,7 @@ class Drift:
             strict=True,
         )
         return [
-            OutputStanding(mean, deviation, other, other_deviation, _drift(mean, deviation, other))
+            OutputStatistics(mean, deviation, other, other_deviation, _drift(mean, deviation, other))
             for mean, deviation, other, other_deviation in columns
         ]
 
@@ -111,7 +111,7 @@ class Comparison:
         outputs: of both models.
     """
 
-    def __init__(self, before: Standing, outputs: int) -> None:
+    def __init__(self, before: Statistics, outputs: int) -> None:
         self.compared, self.agreed = before.compared, before.agreed
         self.skipped, self.left_out, self.failed = before.skipped, before.left_out, before.failed
         self._differences = np.array(before.differences, np.int64)
@@ -146,9 +146,9 @@ class Comparison:
         self._difference_max = max(self._difference_max, float(apart.max()))
         self._drift.add(one, other)
 
-    def standing(self) -> Standing:
+    def statistics(self) -> Statistics:
         """As it is now."""
-        return Standing(
+        return Statistics(
             compared=self.compared,
             agreed=self.agreed,
             skipped=self.skipped,

@@ -6,8 +6,8 @@ import mmap
 import os
 from typing import Final
 
-from sigd.daemon.shadow.standing import STANDING_BYTES
-from sigd.wire.recording import RING_HEADER_BYTES, RingHeader
+from sigd.daemon.shadow.statistics import STANDING_BYTES
+from sigd.wire.recording.format import RING_HEADER_BYTES, RingHeader
 
 RING_BYTES: Final = 8 << 20
 """Some 20,000 requests of 64 features with their answers."""

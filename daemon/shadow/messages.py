@@ -8,7 +8,7 @@ MESSAGE_BYTES_MAX = 1 << 16
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be run; see `sigd.models.registry.BackendOptions` and `sigd.models.gpu_options.GpuOptions`.
+    """What is to be run; see `sigd.models.registry.BackendOptions` and `sigd.models.gpu.options.GpuOptions`.
 
     Attributes:
         path: of the shadow's file.

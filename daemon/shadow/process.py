@@ -20,22 +20,23 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
-from sigd.daemon.lesser import (
+from sigd.daemon.config.choices import LogFormat
+from sigd.daemon.runtime.child_process import (
     end_with_parent,
-    go_first_without_memory,
     ignore_signals_to_the_daemon,
-    take_name,
+    prefer_oom_kill,
+    set_process_name,
 )
-from sigd.daemon.logs import LogFormat, start_logging
-from sigd.daemon.placement import step_aside
-from sigd.daemon.process import ignore_overflow
+from sigd.daemon.runtime.cpu_affinity import leave_loop_core
+from sigd.daemon.runtime.logs import start_logging
+from sigd.daemon.runtime.process import ignore_overflow
 from sigd.daemon.shadow.comparison import Comparison, Outputs
 from sigd.daemon.shadow.memory import map_board, map_ring
 from sigd.daemon.shadow.messages import MESSAGE_BYTES_MAX, Opened, Refused, Task, decode_task, encode
 from sigd.daemon.shadow.rows import RowReader, Rows
-from sigd.daemon.shadow.standing import Board
+from sigd.daemon.shadow.statistics import Board
 from sigd.models.errors import BackendFailed, BackendUnavailable, ModelError, ModelRefused
-from sigd.models.gpu_options import GpuOptions
+from sigd.models.gpu.options import GpuOptions
 from sigd.models.registry import open_backend
 from sigd.models.trusted_file import demand_trust
 
@@ -138,7 +139,7 @@ def shadow(memory: int, channel: socket.socket) -> int:
     task = decode_task(channel.recv(MESSAGE_BYTES_MAX))
     start_logging(logging.INFO, LogFormat(task.log_format), os.environ)
     cores = frozenset(task.cores)
-    step_aside(cores, in_no_hurry=not task.in_hurry)
+    leave_loop_core(cores, idle_priority=not task.in_hurry)
     if task.demand_trust:
         demand_trust()
     ignore_overflow()
@@ -148,7 +149,7 @@ def shadow(memory: int, channel: socket.socket) -> int:
         reason = str(error)[:_REASON_CHARACTERS_MAX]
         channel.send(encode(Refused(reason, isinstance(error, BackendUnavailable))))
         return 0
-    step_aside(cores, in_no_hurry=True)
+    leave_loop_core(cores, idle_priority=True)
     board = Board(map_board(memory))
     reader = RowReader(*map_ring(memory), task.features, task.outputs)
     comparison = Comparison(board.read(), task.outputs)
@@ -158,9 +159,9 @@ def shadow(memory: int, channel: socket.socket) -> int:
     while True:
         for rows in reader.look():
             runner.run(rows)
-            board.write(comparison.standing())
+            board.write(comparison.statistics())
         comparison.skipped += reader.take_skipped()
-        board.write(comparison.standing())
+        board.write(comparison.statistics())
         time.sleep(LOOK_S)
 
 
@@ -168,8 +169,8 @@ def main(arguments: list[str]) -> int:
     """See the module."""
     ignore_signals_to_the_daemon()
     end_with_parent()
-    take_name(_NAME)
-    go_first_without_memory()
+    set_process_name(_NAME)
+    prefer_oom_kill()
     with socket.socket(fileno=sys.stdin.fileno()) as channel:
         try:
             return shadow(int(arguments[0]), channel)

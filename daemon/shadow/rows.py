@@ -12,8 +12,7 @@ import numpy.typing as npt
 
 from sigd.wire import fields
 from sigd.wire.layout import frame_dtype, response_frame_bytes
-from sigd.wire.recorded import SessionFacts
-from sigd.wire.recording import (
+from sigd.wire.recording.format import (
     RING_HEAD_WORD,
     RING_HEADER_BYTES,
     RING_TAIL_WORD,
@@ -23,6 +22,7 @@ from sigd.wire.recording import (
     read_records,
     stretches,
 )
+from sigd.wire.recording.reader import SessionFacts
 from sigd.wire.status import Status
 
 GATHERED_ROWS_MAX: Final = 1024

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from sigd.daemon.shadow.standing import Standing
+from sigd.daemon.shadow.statistics import Statistics
 
 
 class ShadowStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -15,7 +15,7 @@ class ShadowStatus(msgspec.Struct, frozen=True, kw_only=True):
         running: False while its process is being started again.
         restarts: how often that was.
         skipped: rows that were not compared: the ring was full, the process was not there, or the shape was another.
-        standing: all else; its own `skipped` is among that.
+        statistics: all else; its own `skipped` is among that.
     """
 
     path: str
@@ -24,4 +24,4 @@ class ShadowStatus(msgspec.Struct, frozen=True, kw_only=True):
     running: bool
     restarts: int
     skipped: int
-    standing: Standing
+    statistics: Statistics

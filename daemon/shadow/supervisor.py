@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
-from sigd.daemon.beside import Pauses, how_it_ended
-from sigd.daemon.errors import EnvironmentLacks, UsageError
+from sigd.daemon.errors import MissingDependency, UsageError
 from sigd.daemon.recording.ring import Ring
 from sigd.daemon.recording.tap import Taps
+from sigd.daemon.runtime.child_process import Pauses, how_it_ended
 from sigd.daemon.shadow.memory import RING_BYTES, make_memory, map_board, map_ring
 from sigd.daemon.shadow.messages import MESSAGE_BYTES_MAX, Opened, Refused, Said, Task, decode_said, encode
-from sigd.daemon.shadow.standing import Board
+from sigd.daemon.shadow.statistics import Board
 from sigd.daemon.shadow.status import ShadowStatus
 from sigd.models.backend import OnGpu
 from sigd.models.errors import BackendUnavailable, ModelRefused
@@ -28,9 +28,9 @@ from sigd.models.registry import backend_for, backend_names
 from sigd.models.trusted_file import trust_is_demanded
 
 if TYPE_CHECKING:
-    from sigd.daemon.beside import Starter
-    from sigd.daemon.config import Config
-    from sigd.daemon.model_config import ModelConfig, ShadowTable
+    from sigd.daemon.config.config import Config
+    from sigd.daemon.config.models import ModelConfig, ShadowTable
+    from sigd.daemon.runtime.child_process import Starter
     from sigd.models.backend import Backend
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class Shadow:
     def __init__(self, name: str, task: Task, starter: Starter) -> None:
         """
         Raises:
-            EnvironmentLacks: no memory for the ring.
+            MissingDependency: no memory for the ring.
         """
         self.name = name
         self._task = task
@@ -61,7 +61,7 @@ class Shadow:
         try:
             self._memory = make_memory()
         except OSError as error:
-            raise EnvironmentLacks(
+            raise MissingDependency(
                 f"{self._path}: no {RING_BYTES >> 20} MiB of memory for the rows that the shadow of {name} is to run"
                 f" ({error.strerror})"
             ) from None
@@ -121,15 +121,15 @@ class Shadow:
 
     def status(self) -> ShadowStatus:
         """As it is now."""
-        standing = self._board.read()
+        statistics = self._board.read()
         return ShadowStatus(
             path=self._path.encode("utf-8", "replace").decode(),
             sha256=self._opened.sha256,
             backend=self._opened.backend,
             running=self._running,
             restarts=self._restarts,
-            skipped=standing.skipped + self._ring.dropped,
-            standing=standing,
+            skipped=statistics.skipped + self._ring.dropped,
+            statistics=statistics,
         )
 
     def close(self) -> None:
@@ -271,7 +271,7 @@ def start_shadows(config: Config, backends: Sequence[Backend], starter: Starter)
     Raises:
         UsageError: one would run where it costs the models that are served their time.
         ModelError: one cannot be run.
-        EnvironmentLacks: no memory, or no process.
+        MissingDependency: no memory, or no process.
     """
     shadows = Shadows()
     try:
@@ -285,7 +285,7 @@ def start_shadows(config: Config, backends: Sequence[Backend], starter: Starter)
             shadow.wait_until_open()
     except OSError as error:
         shadows.close()
-        raise EnvironmentLacks(f"a shadow's process cannot be started: {error}") from None
+        raise MissingDependency(f"a shadow's process cannot be started: {error}") from None
     except BaseException:
         shadows.close()
         raise

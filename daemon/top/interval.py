@@ -8,7 +8,8 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from sigd.daemon.admin import Bins, LatencyStatus, ModelStatus, Status, percentile_ns
+from sigd.daemon.admin.client import percentile_ns
+from sigd.daemon.admin.messages import Bins, LatencyStatus, ModelStatus, Status
 
 _COARSE_FROM_NS: Final = 1 << 20
 """Bins that end later are 131,072 ns wide, the others 128."""

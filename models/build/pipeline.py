@@ -30,7 +30,7 @@ from sigd.models.engine import publish_engine, stage_engine, stage_file, staging
 from sigd.models.errors import BackendUnavailable, ModelError, ModelRefused
 from sigd.models.independence import check_rows_independent
 from sigd.models.manifest import NOT_MEASURED, Accuracy, Manifest
-from sigd.models.onnx_file import OnnxFile, read_onnx
+from sigd.models.onnx.file import OnnxFile, read_onnx
 from sigd.models.oracle import OracleBackend
 from sigd.models.registry import BackendOptions, make_backend
 from sigd.models.rows import read_rows, seeded_rows

@@ -8,9 +8,9 @@ from types import ModuleType
 from typing import Final
 
 from sigd.models.build.request import BuildRequest
-from sigd.models.cuda import gpu_facts
 from sigd.models.engine import INSTALL
 from sigd.models.errors import BackendUnavailable
+from sigd.models.gpu.cuda import gpu_facts
 from sigd.models.manifest import RuntimeName
 
 _MODULES: Final[dict[RuntimeName, str]] = {

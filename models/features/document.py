@@ -41,7 +41,7 @@ above 0) are left out and counted in `events_ignored`.
   the features marked "-" and leaves those marked "+".
 - Only receive times of one clock are used; exchange times are not.
 
-How long an event takes: `pytest tests/models/test_features_speed.py --benchmark-enable`.
+How long an event takes: `pytest tests/models/features/test_features_speed.py --benchmark-enable`.
 
 ## Symbols
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from sigd.models.onnx_file import read_onnx
+from sigd.models.onnx.file import read_onnx
 from sigd.models.training.errors import CannotTrain
 from sigd.models.training.samples import Float64Array, Int64Array, Samples
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from sigd.bench.native import NativePrograms, build
+from sigd.bench.native.build import NativePrograms, build
 
 FEATURES = 4
 OUTPUTS = 3
@@ -306,9 +306,9 @@ def start_peer(tmp_path: Path) -> Iterator[Callable[..., Peer]]:
 @pytest.fixture(scope="session")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> NativePrograms:
     """The native programs, built once into the user's cache; skips where there is no compiler."""
-    from sigd.bench.errors import EnvironmentLacks
+    from sigd.bench.errors import MissingDependency
 
     try:
         return build()
-    except EnvironmentLacks as error:
+    except MissingDependency as error:
         pytest.skip(f"no native load generator: {error}")

@@ -11,11 +11,12 @@ import pytest
 from click.testing import CliRunner, Result
 from hdrh.histogram import HdrHistogram
 
-from sigd.bench import native, rig, verdict
+from sigd.bench import rig, verdict
 from sigd.bench.commands.bench import bench, settings_of
 from sigd.bench.document import Document
-from sigd.bench.errors import BadRequest, EnvironmentLacks
-from sigd.bench.floor import ROUNDS
+from sigd.bench.errors import BadRequest, MissingDependency
+from sigd.bench.floor.floor import ROUNDS
+from sigd.bench.native import build as native
 from sigd.bench.rig import Mode
 from sigd.wire.status import Transport
 
@@ -231,7 +232,7 @@ class TestWithoutACompiler:
     @pytest.fixture(autouse=True)
     def no_compiler(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def build() -> native.NativePrograms:
-            raise EnvironmentLacks("no C++ compiler: none is on PATH")
+            raise MissingDependency("no C++ compiler: none is on PATH")
 
         monkeypatch.setattr(native, "build", build)
 

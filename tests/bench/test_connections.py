@@ -14,10 +14,10 @@ from sigd.bench import connections, histogram
 from sigd.bench.commands.connections import main
 from sigd.bench.connections import Asked, Found, Shares, Turns, measure, served_by_connection
 from sigd.bench.daemon_process import ServeOptions
-from sigd.bench.errors import EnvironmentLacks
-from sigd.bench.load import SAMPLE, LatencyCounts, Measurement
-from sigd.bench.load_native import NativeLoad
-from sigd.bench.native import NativePrograms
+from sigd.bench.errors import MissingDependency
+from sigd.bench.load.contract import SAMPLE, LatencyCounts, Measurement
+from sigd.bench.load.native import NativeLoad
+from sigd.bench.native.build import NativePrograms
 from sigd.wire.ring import why_not_here
 from sigd.wire.status import Transport
 
@@ -123,7 +123,7 @@ def test_the_whole_of_it_on_a_small_scale(programs: NativePrograms, transport: T
 
 def test_too_few_open_files_are_told_before_anything_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (100, 500))
-    with pytest.raises(EnvironmentLacks, match="1,064 open files are needed, the hard limit is 500"):
+    with pytest.raises(MissingDependency, match="1,064 open files are needed, the hard limit is 500"):
         measure(Asked(ServeOptions()), NativeLoad, print)  # type: ignore[arg-type]
 
 

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from sigd.bench import environment, hiccup
-from sigd.bench.native import NativePrograms
+from sigd.bench.native.build import NativePrograms
 from sigd.bench.pinning import allowed_cpus, choose_cores, pinned
 
 

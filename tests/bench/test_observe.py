@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from tests.bench.test_connections import measured
 
 from sigd.bench.commands.observe import asked_of, main
-from sigd.bench.load_native import NativeLoad
+from sigd.bench.load.native import NativeLoad
 from sigd.bench.observe import Asked, Found, Round, measure
 from sigd.wire.ring import why_not_here
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import ModelMaker
 
-    from sigd.bench.native import NativePrograms
+    from sigd.bench.native.build import NativePrograms
 
 
 def asked(transport: str = "stream") -> Asked:

@@ -13,9 +13,9 @@ from click.testing import CliRunner
 
 from sigd.bench import reload
 from sigd.bench.commands.reload import asked_of, main
-from sigd.bench.load import SAMPLE
-from sigd.bench.load_native import NativeLoad
-from sigd.bench.native import NativePrograms
+from sigd.bench.load.contract import SAMPLE
+from sigd.bench.load.native import NativeLoad
+from sigd.bench.native.build import NativePrograms
 from sigd.bench.reload import Asked, Found, measure
 from sigd.wire.ring import why_not_here
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from sigd.bench import loopback_ssh
 from sigd.bench.commands.tunnel import main
-from sigd.bench.errors import EnvironmentLacks, PeerFailed
+from sigd.bench.errors import MissingDependency, PeerFailed
 from sigd.bench.loopback_ssh import OwnSshd, OwnTunnel, find_programs
 from sigd.bench.tunnel import WAYS
 
@@ -20,7 +20,7 @@ from sigd.bench.tunnel import WAYS
 def openssh() -> None:
     try:
         find_programs()
-    except EnvironmentLacks as error:
+    except MissingDependency as error:
         pytest.skip(str(error))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sigd.bench import histogram
-from sigd.bench.load import SAMPLE, LatencyCounts, Measurement, Violation, ViolationKind
+from sigd.bench.load.contract import SAMPLE, LatencyCounts, Measurement, Violation, ViolationKind
 from sigd.bench.verdict import judge, named_by_verdict
 
 SECOND = 1_000_000_000

@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from sigd.daemon.batcher import Batcher
-from sigd.daemon.counters import ClientCounters, ModelCounters
-from sigd.daemon.limits import Limits
-from sigd.daemon.peer import OpenRings
-from sigd.daemon.process import ignore_overflow
-from sigd.daemon.recording.both import SessionTaps
-from sigd.daemon.session import Session
+from sigd.daemon.config.limits import Limits
+from sigd.daemon.recording.tee import SessionTaps
+from sigd.daemon.runtime.process import ignore_overflow
+from sigd.daemon.serving.batcher import Batcher
+from sigd.daemon.serving.counters import ClientCounters, ModelCounters
+from sigd.daemon.serving.ports import OpenRings
+from sigd.daemon.serving.session import Session
 from sigd.models.errors import BackendFailed
 from sigd.models.spec import ModelSpec
 from sigd.wire import fields
@@ -417,7 +417,7 @@ class Rig:
 
 @pytest.fixture(autouse=True)
 def _overflow_is_no_event() -> Iterator[None]:
-    """As in the serving process, see `sigd.daemon.process.ignore_overflow`."""
+    """As in the serving process, see `sigd.daemon.runtime.process.ignore_overflow`."""
     with np.errstate():
         ignore_overflow()
         yield

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from sigd import __version__
 from sigd.daemon import cli as cli_module
 from sigd.daemon.cli import COMMANDS, cli, main
-from sigd.daemon.errors import AlreadyServed, DaemonError, EnvironmentLacks, UsageError
+from sigd.daemon.errors import AlreadyServed, DaemonError, MissingDependency, UsageError
 from sigd.models.errors import BackendFailed, BackendUnavailable, ModelRefused
 from sigd.wire.errors import ConnectFailed, Rejected, SessionClosed
 
@@ -99,7 +99,7 @@ def test_wrong_usage_ends_with_2(arguments: list[str]) -> None:
     ("error", "code"),
     [
         (UsageError("why"), 2),
-        (EnvironmentLacks("why"), 3),
+        (MissingDependency("why"), 3),
         (AlreadyServed("why"), 3),
         (DaemonError("why"), 1),
         (ModelRefused("why"), 2),

@@ -20,8 +20,9 @@ import numpy.typing as npt
 import onnx.reference
 import pytest
 
-from sigd.daemon.admin import Status, ask_status
-from sigd.daemon.config import admin_path_of
+from sigd.daemon.admin.client import ask_status
+from sigd.daemon.admin.messages import Status
+from sigd.daemon.config.config import admin_path_of
 from sigd.wire.client import Client, connect
 from sigd.wire.status import Status as AnswerStatus
 

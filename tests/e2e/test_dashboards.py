@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from sigd.daemon.metrics.families import FAMILIES
-from sigd.daemon.metrics.tables import shown_name
+from sigd.daemon.admin.metrics.families import FAMILIES
+from sigd.daemon.admin.metrics.tables import shown_name
 from sigd.wire.errors import Rejected
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sigd.daemon.metrics.families import FAMILIES
-from sigd.daemon.metrics.tables import shown_name
+from sigd.daemon.admin.metrics.families import FAMILIES
+from sigd.daemon.admin.metrics.tables import shown_name
 from sigd.wire.fields import REJECT
 from sigd.wire.messages import Hello
 from sigd.wire.status import Transport

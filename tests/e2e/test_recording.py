@@ -1,4 +1,4 @@
-"""`sigd serve --record`: whatever ends the daemon, its keeper or both, what was answered can be read back."""
+"""`sigd serve --record`: whatever ends the daemon, its writer or both, what was answered can be read back."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ import numpy.typing as npt
 import pytest
 from tests.conftest import children_of
 
-from sigd.bench.channel import BrokenContract, SocketChannel
-from sigd.bench.ring_channel import RingChannel
-from sigd.daemon.admin import RecorderStatus
+from sigd.bench.load.channel import BrokenContract, SocketChannel
+from sigd.bench.load.ring_channel import RingChannel
+from sigd.daemon.admin.messages import RecorderStatus
 from sigd.wire import fields
 from sigd.wire.layout import frame_dtype, header_word, response_frame_bytes
 from sigd.wire.messages import Hello
-from sigd.wire.recorded import Damage, Exchanges, Recording, open_recordings
+from sigd.wire.recording.reader import Damage, Exchanges, Recording, open_recordings
 from sigd.wire.status import Status, Transport
 
 if TYPE_CHECKING:
@@ -58,10 +58,10 @@ def status_of(daemon: Daemon) -> RecorderStatus:
     return recorder
 
 
-def keepers_of(daemon: Daemon) -> list[int]:
+def writers_of(daemon: Daemon) -> list[int]:
     """The process ids of those of the daemon's children that keep recordings."""
     children = children_of(daemon.process.pid)
-    return [child for child in children if b"recording.keeper" in command_of(child)]
+    return [child for child in children if b"recording.writer" in command_of(child)]
 
 
 def command_of(pid: int) -> bytes:
@@ -72,9 +72,9 @@ def command_of(pid: int) -> bytes:
         return b""
 
 
-def keeper_of(daemon: Daemon) -> int:
+def writer_of(daemon: Daemon) -> int:
     """The process id of the only one."""
-    (pid,) = keepers_of(daemon)
+    (pid,) = writers_of(daemon)
     return pid
 
 
@@ -129,7 +129,7 @@ def frames(rows: int, seed: int) -> Frames:
     return made
 
 
-class Asker(threading.Thread):
+class AdminClient(threading.Thread):
     """A client that asks until its daemon is gone, and keeps every answer to what was answered as a whole."""
 
     def __init__(self, daemon: Daemon, name: str, in_flight: int, transport: Transport) -> None:
@@ -148,7 +148,7 @@ class Asker(threading.Thread):
 def directory(tmp_path: Path) -> Iterator[Path]:
     directory = tmp_path / "recordings"
     yield directory
-    # A ring outlives its daemon and its keeper, on purpose.
+    # A ring outlives its daemon and its writer, on purpose.
     for link in directory.glob("*.ring"):
         link.resolve().unlink(missing_ok=True)
 
@@ -191,24 +191,26 @@ def test_everything_asked_and_answered_is_in_the_recording(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victims", ["the daemon", "the daemon and its keeper"])
+@pytest.mark.parametrize("victims", ["the daemon", "the daemon and its writer"])
 @pytest.mark.parametrize("transport", Transport)
 def test_a_killed_daemon_loses_nothing_but_the_batch_it_was_sending(
     start_daemon: StartDaemon, directory: Path, model: Path, transport: Transport, victims: str
 ) -> None:
     daemon = start_daemon("--model", str(model), "--record", str(directory))
-    askers = [Asker(daemon, name, in_flight, transport) for name, in_flight in (("one", 1), ("many", 100))]
+    askers = [
+        AdminClient(daemon, name, in_flight, transport) for name, in_flight in (("one", 1), ("many", 100))
+    ]
     for asker in askers:
         asker.start()
     wait_until(lambda: all(len(asker.answers) > 200 for asker in askers), "no answers came")
     if victims != "the daemon":
-        os.kill(keeper_of(daemon), signal.SIGKILL)
+        os.kill(writer_of(daemon), signal.SIGKILL)
     daemon.stop(signal.SIGKILL)
     for asker in askers:
         asker.join(PATIENCE_S)
         assert not asker.is_alive()
     if victims == "the daemon":
-        wait_until(lambda: not list(directory.glob("*.ring")), "the keeper did not end")
+        wait_until(lambda: not list(directory.glob("*.ring")), "the writer did not end")
     else:
         assert list(directory.glob("*.ring")), "what was not stored is still in the ring"
     recording, exchanges = read(directory)
@@ -242,13 +244,13 @@ def test_what_was_answered_before_a_heartbeat_survives_any_kill(
         for _ in range(100):
             assert client.request(row).status is Status.OK
         client.heartbeat()
-        os.kill(keeper_of(daemon), signal.SIGKILL)
+        os.kill(writer_of(daemon), signal.SIGKILL)
         daemon.stop(signal.SIGKILL)
     _, exchanges = read(directory)
     assert sum(len(exchange.requests) for exchange in exchanges) == 100
 
 
-def test_a_keeper_that_is_killed_is_started_again_and_nothing_is_lost(
+def test_a_writer_that_is_killed_is_started_again_and_nothing_is_lost(
     start_daemon: StartDaemon, directory: Path, model: Path
 ) -> None:
     daemon = start_daemon("--model", str(model), "--record", str(directory))
@@ -258,9 +260,9 @@ def test_a_keeper_that_is_killed_is_started_again_and_nothing_is_lost(
             for _ in range(50):
                 client.request(row)
             if kill:
-                keeper = keeper_of(daemon)
-                os.kill(keeper, signal.SIGKILL)
-                wait_until(lambda: keepers_of(daemon) not in ([], [keeper]), "no other keeper came")  # noqa: B023
+                writer = writer_of(daemon)
+                os.kill(writer, signal.SIGKILL)
+                wait_until(lambda: writers_of(daemon) not in ([], [writer]), "no other writer came")  # noqa: B023
     assert daemon.stop() == 0
     assert "ended with -9 and is started again" in daemon.said()
     recording, exchanges = read(directory)
@@ -269,12 +271,12 @@ def test_a_keeper_that_is_killed_is_started_again_and_nothing_is_lost(
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_that_reaches_the_keeper_as_well_loses_nothing(
+def test_a_signal_that_reaches_the_writer_as_well_loses_nothing(
     start_daemon: StartDaemon, directory: Path, model: Path, how: signal.Signals
 ) -> None:
     daemon = start_daemon("--model", str(model), "--record", str(directory))
     with daemon.connect() as client:
-        os.kill(keeper_of(daemon), how)
+        os.kill(writer_of(daemon), how)
         client.request(np.ones(FEATURES, np.float32))
     assert daemon.stop() == 0
     recording, (exchange,) = read(directory)
@@ -291,13 +293,13 @@ def test_a_daemon_that_nobody_asked_leaves_nothing(
     assert list(directory.iterdir()) == []
 
 
-def test_the_keeper_leaves_the_daemons_core(start_daemon: StartDaemon, directory: Path, model: Path) -> None:
+def test_the_writer_leaves_the_daemons_core(start_daemon: StartDaemon, directory: Path, model: Path) -> None:
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         pytest.skip("needs two cores")
     daemon = start_daemon("--model", str(model), "--record", str(directory), "--cpu", str(cores[0]))
     assert os.sched_getaffinity(daemon.process.pid) == {cores[0]}
-    assert cores[0] not in os.sched_getaffinity(keeper_of(daemon))
+    assert cores[0] not in os.sched_getaffinity(writer_of(daemon))
 
 
 @pytest.fixture

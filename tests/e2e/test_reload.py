@@ -26,7 +26,7 @@ from tests.conftest import children_of
 
 from sigd.wire.client import Client
 from sigd.wire.errors import SessionClosed
-from sigd.wire.recorded import Exchanges, open_recordings
+from sigd.wire.recording.reader import Exchanges, open_recordings
 from sigd.wire.ring import why_not_here
 from sigd.wire.status import GoodbyeCode, Status
 
@@ -162,7 +162,7 @@ def test_a_sighup_while_it_starts_is_heard_when_it_serves(
             os.kill(child, signal.SIGHUP)
             beside.add(child)
     daemon.wait_until_ready()
-    assert len(beside) == 2, "what examines models, and the shadow"
+    assert len(beside) == 2, "what validates models, and the shadow"
     daemon.until(lambda status: status.models[0].generation == 2)
     assert beside == set(children_of(daemon.process.pid))
 
@@ -327,9 +327,9 @@ def children(daemon: Daemon) -> list[int]:
 
 def test_a_model_that_needs_more_memory_than_there_is(start_daemon: StartDaemon, models: ModelMaker) -> None:
     daemon = start_daemon("--model", str(models.scaled(2.0)))
-    (examiner,) = children(daemon)
-    used = int(Path(f"/proc/{examiner}/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.prlimit(examiner, resource.RLIMIT_AS, (used + (8 << 20), used + (8 << 20)))
+    (validator,) = children(daemon)
+    used = int(Path(f"/proc/{validator}/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.prlimit(validator, resource.RLIMIT_AS, (used + (8 << 20), used + (8 << 20)))
     done = reload(daemon, "--model", models.mlp(4, (2048, 1024), 4))
     assert done.returncode == 1
     assert "serves on: " in done.stderr
@@ -338,28 +338,28 @@ def test_a_model_that_needs_more_memory_than_there_is(start_daemon: StartDaemon,
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_file_that_ends_the_process_that_examines_it(
+def test_a_file_that_ends_the_process_that_validates_it(
     start_daemon: StartDaemon, models: ModelMaker, how: signal.Signals
 ) -> None:
     daemon = start_daemon("--model", str(models.scaled(2.0)))
-    (examiner,) = children(daemon)
-    running = threading.Thread(target=kill_child_of, args=(examiner, how))
+    (validator,) = children(daemon)
+    running = threading.Thread(target=kill_child_of, args=(validator, how))
     running.start()
     done = reload(daemon, "--model", models.slow(4, 4, layers=600))
     running.join()
     assert done.returncode == 1
-    assert f"the process that examined it was ended by {how.name}" in done.stderr
+    assert f"the process that validated it was ended by {how.name}" in done.stderr
     assert reload(daemon, "--model", models.scaled(3.0)).returncode == 0, (
-        "the next one is examined all the same"
+        "the next one is validated all the same"
     )
     daemon.errors.write_text(daemon.said().replace("Traceback", ""))
 
 
-def test_one_process_examines_files_as_long_as_they_pass(
+def test_one_process_validates_files_as_long_as_they_pass(
     start_daemon: StartDaemon, models: ModelMaker
 ) -> None:
     daemon = start_daemon("--model", str(models.scaled(2.0)))
-    (examiner,) = children(daemon)
+    (validator,) = children(daemon)
     seen = []
     for file, passes in (
         (models.scaled(3.0), True),
@@ -371,15 +371,15 @@ def test_one_process_examines_files_as_long_as_they_pass(
         assert (refused == "") is passes, refused
         # The one that did not pass ends after it has answered.
         if refused:
-            until(lambda: not children_of(examiner))
-        seen.append(children_of(examiner))
+            until(lambda: not children_of(validator))
+        seen.append(children_of(validator))
     first, second, none, another = seen
     assert first == second != another
     assert (len(first), none, len(another)) == (1, [], 1)
     os.kill(another[0], signal.SIGKILL)
     until(lambda: "Z" in state_of(another[0]))
-    assert ask_reload(daemon, models.scaled(2.0)) == "", "it ended where it examined nothing"
-    assert children_of(examiner) not in ([], another)
+    assert ask_reload(daemon, models.scaled(2.0)) == "", "it ended where it validated nothing"
+    assert children_of(validator) not in ([], another)
 
 
 def kill_child_of(parent: int, how: signal.Signals) -> None:
@@ -389,18 +389,18 @@ def kill_child_of(parent: int, how: signal.Signals) -> None:
     os.kill(found[0], how)
 
 
-def test_the_process_that_examines_is_gone_and_comes_again(
+def test_the_process_that_validates_is_gone_and_comes_again(
     start_daemon: StartDaemon, models: ModelMaker
 ) -> None:
     daemon = start_daemon("--model", str(models.scaled(2.0)))
-    (examiner,) = children(daemon)
-    os.kill(examiner, signal.SIGKILL)
+    (validator,) = children(daemon)
+    os.kill(validator, signal.SIGKILL)
     done = reload(daemon)
     assert done.returncode == 1
-    assert "the process that examines models was ended by SIGKILL and is started again" in done.stderr
-    assert "sigd_examiner_running 0\n" in daemon.metrics()
-    until(lambda: "sigd_examiner_running 1\n" in daemon.metrics())
-    assert "sigd_examiner_restarts_total 1\n" in daemon.metrics()
+    assert "the process that validates models was ended by SIGKILL and is started again" in done.stderr
+    assert "sigd_validator_running 0\n" in daemon.metrics()
+    until(lambda: "sigd_validator_running 1\n" in daemon.metrics())
+    assert "sigd_validator_restarts_total 1\n" in daemon.metrics()
     assert reload(daemon, "--model", models.scaled(3.0)).returncode == 0
     with daemon.connect() as client:
         assert factor_of(client) == (3.0, 2)
@@ -409,14 +409,14 @@ def test_the_process_that_examines_is_gone_and_comes_again(
 def test_it_ends_with_the_daemon_however_that_ends(start_daemon: StartDaemon, models: ModelMaker) -> None:
     for how in (signal.SIGTERM, signal.SIGKILL):
         daemon = start_daemon("--model", str(models.scaled(2.0)))
-        (examiner,) = children(daemon)
-        os.kill(examiner, signal.SIGTERM)
-        os.kill(examiner, signal.SIGHUP)
+        (validator,) = children(daemon)
+        os.kill(validator, signal.SIGTERM)
+        os.kill(validator, signal.SIGHUP)
         assert reload(daemon).returncode == 0, "signals that are for the daemon are none for it"
-        (worker,) = children_of(examiner)
+        (worker,) = children_of(validator)
         daemon.stop(how)
         deadline_s = time.monotonic() + 60
-        for pid in (examiner, worker):
+        for pid in (validator, worker):
             while Path(f"/proc/{pid}").exists() and "Z" not in state_of(pid):
                 assert time.monotonic() < deadline_s
                 time.sleep(0.01)
@@ -431,15 +431,15 @@ def state_of(pid: int) -> str:
 
 def test_one_at_a_time(start_daemon: StartDaemon, models: ModelMaker) -> None:
     daemon = start_daemon("--model", str(models.scaled(2.0)))
-    (examiner,) = children(daemon)
-    os.kill(examiner, signal.SIGSTOP)
+    (validator,) = children(daemon)
+    os.kill(validator, signal.SIGSTOP)
     with begun_reload(daemon) as asked:
         try:
             assert "a reload is under way" in reload(daemon).stderr
             daemon.process.send_signal(signal.SIGHUP)
             until(lambda: "SIGHUP: nothing is reloaded: a reload is under way" in daemon.said())
         finally:
-            os.kill(examiner, signal.SIGCONT)
+            os.kill(validator, signal.SIGCONT)
         assert answer_to(asked)["models"][0]["generation"] == 2
     assert daemon.status().models[0].generation == 2
     assert reload(daemon).returncode == 0
@@ -508,13 +508,13 @@ def test_a_new_shape_withdraws_the_old_one(
 
 def test_a_stop_in_the_middle_of_a_reload(start_daemon: StartDaemon, models: ModelMaker) -> None:
     daemon = start_daemon("--model", str(models.scaled(2.0)))
-    (examiner,) = children(daemon)
-    os.kill(examiner, signal.SIGSTOP)
+    (validator,) = children(daemon)
+    os.kill(validator, signal.SIGSTOP)
     with begun_reload(daemon) as asked:
         assert "a reload is under way" in reload(daemon).stderr
         assert daemon.stop() == 0
         assert answer_to(asked) == {"error": "the daemon is stopping"}
-    assert state_of(examiner) == "Z", "a process that does not end by itself is ended"
+    assert state_of(validator) == "Z", "a process that does not end by itself is ended"
 
 
 def test_nobody_to_ask(tmp_path: Path) -> None:
@@ -533,12 +533,12 @@ def test_memory_after_a_hundred_reloads_is_what_it_was_after_a_few(
     daemon = start_daemon("--model", str(files[0]), "--batch-rows-max", "1")
     with daemon.connect() as client, daemon.connect():
         resident, of_worker = [], []
-        (examiner,) = children(daemon)
+        (validator,) = children(daemon)
         for number in range(100):
             assert ask_reload(daemon, files[(number + 1) % 2]) == ""
             client.request(ROW)
             resident.append(daemon.status().resident_bytes)
-            (worker,) = children_of(examiner)
+            (worker,) = children_of(validator)
             pages = int(Path(f"/proc/{worker}/statm").read_text().split()[1])
             of_worker.append(pages * os.sysconf("SC_PAGE_SIZE"))
     assert max(of_worker[-10:]) - max(of_worker[10:20]) < 4 << 20, [value >> 10 for value in of_worker]
@@ -549,8 +549,9 @@ def test_memory_after_a_hundred_reloads_is_what_it_was_after_a_few(
 
 
 def ask_reload(daemon: Daemon, file: Path) -> str:
-    from sigd.daemon.admin import AdminRequest, Asker, ReloadAnswer
+    from sigd.daemon.admin.client import AdminClient
+    from sigd.daemon.admin.messages import AdminRequest, ReloadAnswer
 
-    with Asker(daemon.socket.with_name("sigd.sock.admin")) as asker:
+    with AdminClient(daemon.socket.with_name("sigd.sock.admin")) as asker:
         (went,) = asker.ask(AdminRequest("reload", model=str(file)), ReloadAnswer, patiently=True).models
     return went.error

@@ -19,7 +19,7 @@ from onnx import helper
 from tests.conftest import children_of
 
 from sigd.daemon.shadow.status import ShadowStatus
-from sigd.wire.recorded import Exchanges, open_recordings
+from sigd.wire.recording.reader import Exchanges, open_recordings
 from sigd.wire.ring import why_not_here
 from sigd.wire.status import Status
 
@@ -101,16 +101,16 @@ def test_answers_are_the_same_to_the_bit_and_all_are_compared(
     expected = ask(alone, rows, shared_memory=shared_memory)
     daemon = start_daemon("--model", str(model), "--shadow", str(other))
     assert ask(daemon, rows, shared_memory=shared_memory) == expected
-    shadow = until(daemon, lambda shadow: shadow.standing.compared == len(rows))
+    shadow = until(daemon, lambda shadow: shadow.statistics.compared == len(rows))
     served, shadowed = oracle(model, rows), oracle(other, rows)
     apart = np.abs(shadowed - served).max(axis=1)
-    standing = shadow.standing
-    assert (shadow.running, shadow.restarts, shadow.skipped, standing.failed) == (True, 0, 0, 0)
-    assert standing.agreed == int((served.argmax(axis=1) == shadowed.argmax(axis=1)).sum())
-    assert 0 < standing.agreed < len(rows)
-    assert standing.difference_sum == pytest.approx(float(apart.sum()), rel=1e-4)
-    assert standing.difference_max == pytest.approx(float(apart.max()), rel=1e-4)
-    drifts = [output.drift for output in standing.outputs]
+    statistics = shadow.statistics
+    assert (shadow.running, shadow.restarts, shadow.skipped, statistics.failed) == (True, 0, 0, 0)
+    assert statistics.agreed == int((served.argmax(axis=1) == shadowed.argmax(axis=1)).sum())
+    assert 0 < statistics.agreed < len(rows)
+    assert statistics.difference_sum == pytest.approx(float(apart.sum()), rel=1e-4)
+    assert statistics.difference_max == pytest.approx(float(apart.max()), rel=1e-4)
+    drifts = [output.drift for output in statistics.outputs]
     expected_drifts = (shadowed.mean(axis=0) - served.mean(axis=0)) / served.std(axis=0)
     assert drifts == pytest.approx(expected_drifts.tolist(), abs=0.05)
 
@@ -126,9 +126,9 @@ def test_many_at_once_while_everything_is_recorded_too(
         for first in range(0, len(rows), 128):
             client.send_many(rows[first : first + 128])
             assert set(client.receive_many(128)["status"].tolist()) == {Status.OK}
-    shadow = until(daemon, lambda shadow: shadow.standing.compared == len(rows))
-    assert shadow.standing.agreed == len(rows)
-    assert shadow.standing.difference_max < 1e-5
+    shadow = until(daemon, lambda shadow: shadow.statistics.compared == len(rows))
+    assert shadow.statistics.agreed == len(rows)
+    assert shadow.statistics.difference_max < 1e-5
     assert daemon.stop() == 0
     (recording,) = open_recordings(tmp_path / "recordings")
     found = [item for item in recording.read() if isinstance(item, Exchanges)]
@@ -138,13 +138,13 @@ def test_many_at_once_while_everything_is_recorded_too(
 def test_it_is_told_in_the_metrics_and_to_people(start_daemon: StartDaemon, model: Path, other: Path) -> None:
     daemon = start_daemon("--model", str(model), "--shadow", str(other))
     ask(daemon, rows_of(20))
-    shadow = until(daemon, lambda shadow: shadow.standing.compared == 20)
+    shadow = until(daemon, lambda shadow: shadow.statistics.compared == 20)
     metrics = daemon.metrics()
     name = model.stem
     assert f'sigd_shadow_info{{backend="onnxruntime",model="{name}",sha256="{shadow.sha256}"}} 1' in metrics
     assert f'sigd_shadow_running{{model="{name}"}} 1' in metrics
     assert f'sigd_shadow_rows_total{{model="{name}",outcome="compared"}} 20' in metrics
-    assert f'sigd_shadow_agreements_total{{model="{name}"}} {shadow.standing.agreed}' in metrics
+    assert f'sigd_shadow_agreements_total{{model="{name}"}} {shadow.statistics.agreed}' in metrics
     assert f'sigd_shadow_difference_count{{model="{name}"}} 20' in metrics
     assert len(re.findall(r"^sigd_shadow_drift\{.*\} -?[0-9.e-]+$", metrics, re.MULTILINE)) == OUTPUTS
     command = [sys.executable, "-P", "-m", "sigd.daemon", "status", "--socket", str(daemon.socket)]
@@ -169,7 +169,7 @@ def test_of_several_models_each_is_compared_with_its_own_in_its_sample(
     status = daemon.until(
         lambda status: (
             [
-                model.shadow and (model.shadow.standing.compared, model.shadow.standing.left_out)
+                model.shadow and (model.shadow.statistics.compared, model.shadow.statistics.left_out)
                 for model in status.models
             ]
             == [(10, 30), None, (40, 0)]
@@ -178,7 +178,7 @@ def test_of_several_models_each_is_compared_with_its_own_in_its_sample(
     one, _, three = (model.shadow for model in status.models)
     assert one is not None
     assert three is not None
-    assert (one.standing.difference_max, three.standing.difference_max) == (1.0, 2.0)
+    assert (one.statistics.difference_max, three.statistics.difference_max) == (1.0, 2.0)
 
 
 def test_a_shadow_that_is_killed_is_started_again_and_serving_does_not_notice(
@@ -189,18 +189,18 @@ def test_a_shadow_that_is_killed_is_started_again_and_serving_does_not_notice(
         rows = rows_of(30)
         for row in rows:
             client.request(row)
-        until(daemon, lambda shadow: shadow.standing.compared == 30)
+        until(daemon, lambda shadow: shadow.statistics.compared == 30)
         os.kill(process_of(daemon), signal.SIGKILL)
         until(daemon, lambda shadow: not shadow.running)
         assert f'sigd_shadow_running{{model="{model.stem}"}} 0' in daemon.metrics()
         for row in rows:
             assert client.request(row).status is Status.OK
         shadow = until(daemon, lambda shadow: shadow.running and shadow.skipped == 30)
-        assert (shadow.restarts, shadow.standing.compared) == (1, 30)
+        assert (shadow.restarts, shadow.statistics.compared) == (1, 30)
         # The same session, which the process that runs now has not seen coming.
         for row in rows:
             client.request(row)
-        until(daemon, lambda shadow: shadow.standing.compared == 60)
+        until(daemon, lambda shadow: shadow.statistics.compared == 60)
     assert "was ended by SIGKILL and is started again in 1 s" in daemon.said()
     assert "runs again" in daemon.said()
 
@@ -212,7 +212,7 @@ def test_a_shadow_that_hangs_costs_rows_and_nothing_else(
     rows = rows_of(1, features=4000)
     with daemon.connect() as client:
         client.request(rows[0])
-        until(daemon, lambda shadow: shadow.standing.compared == 1)
+        until(daemon, lambda shadow: shadow.statistics.compared == 1)
         pid = process_of(daemon)
         os.kill(pid, signal.SIGSTOP)
         try:
@@ -223,9 +223,9 @@ def test_a_shadow_that_hangs_costs_rows_and_nothing_else(
             assert 300 < skipped < 400
         finally:
             os.kill(pid, signal.SIGCONT)
-        until(daemon, lambda shadow: shadow.standing.compared == 601 - skipped)
+        until(daemon, lambda shadow: shadow.statistics.compared == 601 - skipped)
         client.request(rows[0])
-        until(daemon, lambda shadow: shadow.standing.compared == 602 - skipped)
+        until(daemon, lambda shadow: shadow.statistics.compared == 602 - skipped)
 
 
 def test_a_shadow_that_fails_or_gives_no_number_is_counted(
@@ -234,14 +234,18 @@ def test_a_shadow_that_fails_or_gives_no_number_is_counted(
     root = models.graph([helper.make_node("Sqrt", ["features"], ["logits"])], ["N", 4], ["N", 4])
     daemon = start_daemon("--model", str(models.copied(4)), "--shadow", str(root))
     ask(daemon, np.array([[1, 4, 9, 16], [-1, 4, 9, 16], [0, 0, 0, 0]], np.float32))
-    shadow = until(daemon, lambda shadow: shadow.standing.compared + shadow.standing.failed == 3)
-    assert (shadow.standing.compared, shadow.standing.failed, shadow.standing.difference_max) == (2, 1, 12)
+    shadow = until(daemon, lambda shadow: shadow.statistics.compared + shadow.statistics.failed == 3)
+    assert (shadow.statistics.compared, shadow.statistics.failed, shadow.statistics.difference_max) == (
+        2,
+        1,
+        12,
+    )
 
     daemon = start_daemon("--model", str(models.mlp(4, (8,), 2)), "--shadow", str(models.failing(4, 2)))
     ask(daemon, np.array([[99, 0, 0, 0]], np.float32))
-    until(daemon, lambda shadow: shadow.standing.failed == 1)
+    until(daemon, lambda shadow: shadow.statistics.failed == 1)
     ask(daemon, np.array([[1, 0, 0, 0]], np.float32))
-    shadow = until(daemon, lambda shadow: shadow.standing.compared == 1)
+    shadow = until(daemon, lambda shadow: shadow.statistics.compared == 1)
     assert shadow.restarts == 0
     assert "the shadow failed on a batch" in daemon.said()
 
@@ -255,13 +259,13 @@ def test_after_a_reload_it_is_compared_with_the_model_that_is_served_now(
     with daemon.connect() as client:
         for row in rows:
             client.request(row)
-        before = until(daemon, lambda shadow: shadow.standing.compared == 10).standing
+        before = until(daemon, lambda shadow: shadow.statistics.compared == 10).statistics
         assert (before.generation, before.difference_max, before.difference_sum) == (1, 2.0, 20.0)
         command = [sys.executable, "-P", "-m", "sigd.daemon", "reload", "--socket", str(daemon.socket)]
         subprocess.run([*command, "--model", str(shadow_file)], check=True, capture_output=True, timeout=120)
         for row in rows:
             client.request(row)
-        after = until(daemon, lambda shadow: shadow.standing.compared == 20).standing
+        after = until(daemon, lambda shadow: shadow.statistics.compared == 20).statistics
         assert (after.generation, after.difference_sum, after.differences[0]) == (2, 20.0, 10)
         assert after.outputs[0].served_mean == after.outputs[0].shadow_mean == 3
 
@@ -271,13 +275,13 @@ def test_after_a_reload_with_another_shape_its_rows_are_skipped(
 ) -> None:
     daemon = start_daemon("--model", str(models.copied(4)), "--shadow", str(models.doubled(4)))
     ask(daemon, np.ones((3, 4), np.float32))
-    until(daemon, lambda shadow: shadow.standing.compared == 3)
+    until(daemon, lambda shadow: shadow.statistics.compared == 3)
     command = [sys.executable, "-P", "-m", "sigd.daemon", "reload", "--socket", str(daemon.socket)]
     wider = [*command, "--model", str(models.copied(6)), "--allow-new-shape"]
     subprocess.run(wider, check=True, capture_output=True, timeout=120)
     ask(daemon, np.ones((4, 6), np.float32))
     shadow = until(daemon, lambda shadow: shadow.skipped == 4)
-    assert (shadow.running, shadow.standing.compared) == (True, 3)
+    assert (shadow.running, shadow.statistics.compared) == (True, 3)
 
 
 @pytest.mark.parametrize("hangs", [False, True])
@@ -304,7 +308,7 @@ def test_signals_that_are_meant_for_the_daemon_do_not_end_it(
     daemon = start_daemon("--model", str(model), "--shadow", str(other))
     os.kill(process_of(daemon), how)
     ask(daemon, rows_of(5))
-    assert until(daemon, lambda shadow: shadow.standing.compared == 5).restarts == 0
+    assert until(daemon, lambda shadow: shadow.statistics.compared == 5).restarts == 0
 
 
 def test_it_runs_in_idle_time_beside_the_daemons_core(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.e2e.conftest import PATIENCE_S
 
-from sigd.daemon.config import admin_path_of
+from sigd.daemon.config.config import admin_path_of
 
 if TYPE_CHECKING:
     from tests.conftest import ModelMaker

@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from sigd.bench.errors import EnvironmentLacks
+from sigd.bench.errors import MissingDependency
 from sigd.bench.loopback_ssh import SERVER, OwnSshd, OwnTunnel, find_programs
 from sigd.wire.client import Client, connect
-from sigd.wire.cpp_header import include_dir
 from sigd.wire.errors import ConnectFailed, NoSharedMemory, Rejected, SessionClosed, SessionError
 from sigd.wire.messages import Hello
+from sigd.wire.schema.cpp_header import include_dir
 from sigd.wire.status import RejectCode, Status
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def start_sshd() -> Iterator[StartSshd]:
     """Starts sshds: see OwnSshd."""
     try:
         find_programs()
-    except EnvironmentLacks as error:
+    except MissingDependency as error:
         pytest.skip(str(error))
     started: list[OwnSshd] = []
 

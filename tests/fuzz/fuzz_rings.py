@@ -31,7 +31,7 @@ from tests.fuzz.attacking import Attacks
 from tests.fuzz.neighbour import Asked, Neighbour
 from tests.fuzz.ring_attacks import ATTACKS
 
-from sigd.wire.cpp_header import include_dir, package_dir
+from sigd.wire.schema.cpp_header import include_dir, package_dir
 
 STALL_US: Final = 1000.0
 REPEATS_MAX: Final = 5

@@ -18,8 +18,8 @@ import numpy as np
 from tests.fuzz.conversation import Served, check, owed
 from tests.fuzz.streams import Failed, demand
 
-from sigd.daemon.admin import ask_status
-from sigd.daemon.config import admin_path_of
+from sigd.daemon.admin.client import ask_status
+from sigd.daemon.config.config import admin_path_of
 from sigd.wire.client import connect
 from sigd.wire.messages import Hello
 

@@ -16,11 +16,11 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self
 
-from sigd.daemon.doorbell import BellRinger
+from sigd.daemon.transport.doorbell import BellRinger
+from sigd.wire.client.request_outbox import RequestOutbox
 from sigd.wire.framer import Framer
 from sigd.wire.messages import Goodbye, Heartbeat, Hello, Reject, Welcome
 from sigd.wire.region import OFFSETS
-from sigd.wire.request_outbox import RequestOutbox
 from sigd.wire.ring import Region
 
 PATIENCE_S: Final = 20.0

@@ -14,13 +14,13 @@ import numpy.typing as npt
 from tests.fuzz.conversation import Served, check, owed
 from tests.fuzz.streams import Failed, chunks, demand
 
-from sigd.daemon.batcher import Batcher
-from sigd.daemon.counters import ClientCounters, ModelCounters
-from sigd.daemon.limits import Limits
-from sigd.daemon.session import Session
+from sigd.daemon.config.limits import Limits
+from sigd.daemon.serving.batcher import Batcher
+from sigd.daemon.serving.counters import ClientCounters, ModelCounters
+from sigd.daemon.serving.session import Session
 from sigd.models.spec import ModelSpec
+from sigd.wire.client.request_outbox import RequestOutbox
 from sigd.wire.messages import Hello
-from sigd.wire.request_outbox import RequestOutbox
 
 HELLO_BYTES: Final = 80
 WELCOME_BYTES: Final = 128

@@ -13,8 +13,8 @@ from tests.fuzz.live_daemon import LiveDaemon
 from tests.fuzz.sessions import as_in_a_daemon, greeting
 from tests.fuzz.streams import Failed, Reading, Traffic, frame, read_stream
 
-from sigd.daemon import session as session_module
-from sigd.daemon.batcher import Batcher
+from sigd.daemon.serving import session as session_module
+from sigd.daemon.serving.batcher import Batcher
 from sigd.wire import framer as framer_module
 from sigd.wire import inbox as inbox_module
 from sigd.wire.inbox import RequestInbox

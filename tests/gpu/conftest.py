@@ -26,8 +26,8 @@ import pytest
 
 from sigd.models.build.pipeline import build_engine
 from sigd.models.build.request import Batches, BuildRequest
-from sigd.models.cuda import gpu_facts
 from sigd.models.engine import read_manifest
+from sigd.models.gpu.cuda import gpu_facts
 from sigd.models.zoo import default_model_path
 
 Float32Array = npt.NDArray[np.float32]

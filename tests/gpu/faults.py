@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from sigd.models.backend import Backend
-from sigd.models.cuda import Gpu
 from sigd.models.errors import BackendFailed, BackendUnavailable
-from sigd.models.gpu_options import GpuOptions
+from sigd.models.gpu.cuda import Gpu
+from sigd.models.gpu.options import GpuOptions
 from sigd.models.registry import open_backend
 
 DEVICE_TIMEOUT_MS: Final = 200

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from sigd.models.backend import Backend
-from sigd.models.gpu_options import GpuOptions
+from sigd.models.gpu.options import GpuOptions
 from sigd.models.oracle import OracleBackend
 from sigd.models.registry import open_backend
 from sigd.models.spec import read_spec

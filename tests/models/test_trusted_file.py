@@ -1,4 +1,4 @@
-"""Files that decide what is served: who could change them, and what mends that."""
+"""Files that decide what is served: who could change them, and what fixes that."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 
 from sigd.models import trusted_file
 from sigd.models.errors import ModelRefused
-from sigd.models.onnx_file import read_onnx
+from sigd.models.onnx.file import read_onnx
 from sigd.models.trusted_file import FileNotTrusted, read_file
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def test_a_command_that_only_looks_reads_anything(file: Path, mode: int) -> None
 @pytest.mark.usefixtures("demanded")
 @pytest.mark.parametrize("place", ["model.onnx", ".", ".."])
 @pytest.mark.parametrize(("mode", "who"), [(0o664, "g"), (0o646, "o"), (0o666, "go")])
-def test_what_others_may_write_to_is_refused_with_what_mends_it(
+def test_what_others_may_write_to_is_refused_with_what_fixes_it(
     file: Path, place: str, mode: int, who: str
 ) -> None:
     target = file.parent.joinpath(place).resolve()

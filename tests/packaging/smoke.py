@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 import sigd
-from sigd.bench import native
-from sigd.bench.errors import EnvironmentLacks
+from sigd.bench.errors import MissingDependency
+from sigd.bench.native import build as native
 from sigd.wire.client import connect
 from sigd.wire.status import Status
 
@@ -74,7 +74,7 @@ def check_native_programs(directory: Path) -> None:
     os.environ["SIGD_CACHE"] = str(directory / "cache")
     try:
         programs = native.build()
-    except EnvironmentLacks as error:
+    except MissingDependency as error:
         if "no C++ compiler" in str(error):
             return
         raise

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sigd.daemon.config import Config
+from sigd.daemon.config.config import Config
 
 TESTS = Path(__file__).resolve().parents[1]
 DOCS = TESTS.parent / "docs"

@@ -49,9 +49,9 @@ def control() -> Iterator[Any]:
     import simcuda_control  # type: ignore[import-not-found]
 
     block = simcuda_control.loaded()
-    block.mend()
+    block.fix()
     yield block
-    block.mend()
+    block.fix()
 
 
 @pytest.fixture(scope="session")
@@ -83,8 +83,8 @@ def open_engine(make_engine: EngineMaker, control: Any) -> Iterator[Open]:
 
     It is opened on a device without trouble; `control` may make some afterwards.
     """
-    from sigd.models.gpu_options import GpuOptions
-    from sigd.models.tensorrt import tensorrt_backend
+    from sigd.models.gpu.options import GpuOptions
+    from sigd.models.gpu.tensorrt import tensorrt_backend
 
     opened: list[Backend] = []
 
@@ -95,7 +95,7 @@ def open_engine(make_engine: EngineMaker, control: Any) -> Iterator[Open]:
         return backend
 
     yield open_engine
-    control.mend()
+    control.fix()
     for backend in opened:
         backend.close()
 

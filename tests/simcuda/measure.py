@@ -63,8 +63,8 @@ def measure(rows: int, batches: int, *, mapped: bool) -> dict[str, Any]:
 
     from sigd.models.build.pipeline import build_engine
     from sigd.models.build.request import Batches, BuildRequest
-    from sigd.models.gpu_options import GpuOptions
-    from sigd.models.tensorrt import tensorrt_backend
+    from sigd.models.gpu.options import GpuOptions
+    from sigd.models.gpu.tensorrt import tensorrt_backend
 
     control = simcuda_control.loaded()
     with tempfile.TemporaryDirectory() as folder:

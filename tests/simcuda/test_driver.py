@@ -35,7 +35,7 @@ def pycuda(driver: ModuleType, control: Any) -> Iterator[ModuleType]:
     context = pycuda.Device(0).retain_primary_context()
     context.push()
     yield pycuda
-    control.mend()
+    control.fix()
     context.pop()
     context.detach()
     driver.cuCtxSetCurrent(0)

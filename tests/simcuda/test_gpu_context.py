@@ -1,4 +1,4 @@
-"""sigd.models.cuda on the simulated driver: contexts, threads, lanes, errors."""
+"""sigd.models.gpu.cuda on the simulated driver: contexts, threads, lanes, errors."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sigd.models.cuda import CudaError, Gpu, gpu_facts
 from sigd.models.errors import BackendUnavailable
-from sigd.models.gpu_lane import (
+from sigd.models.gpu.cuda import CudaError, Gpu, gpu_facts
+from sigd.models.gpu.stream import (
     Lane,
     device_memory,
     free_device_memory,
@@ -44,7 +44,7 @@ def gpu(control: Any) -> Iterator[Gpu]:
     gpu = Gpu.acquire(0)
     gpu.make_current()
     yield gpu
-    control.mend()
+    control.fix()
     gpu.release()
 
 
@@ -52,7 +52,7 @@ def gpu(control: Any) -> Iterator[Gpu]:
 def lane(gpu: Gpu, control: Any) -> Iterator[Lane]:
     lane = gpu.run(lambda: Lane(gpu))
     yield lane
-    control.mend()
+    control.fix()
     gpu.run(lambda: lane.close([]))
 
 
@@ -77,7 +77,7 @@ def test_kernels_are_loaded_eagerly_unless_somebody_set_it(setting: str | None, 
         variables["CUDA_MODULE_LOADING"] = setting
     lines = (
         "import simcuda_control",
-        "from sigd.models.cuda import gpu_facts",
+        "from sigd.models.gpu.cuda import gpu_facts",
         "gpu_facts(0)",
         "print(simcuda_control.loaded().eager_loading)",
     )
@@ -252,8 +252,8 @@ def test_a_process_ends_in_its_own_way(ending: str, expected: int) -> None:
     """Not aborted by a context that is still current, nor noisy about one that is dead."""
     lines = (
         "import simcuda_control",
-        "from sigd.models.cuda import Gpu",
-        "from sigd.models.gpu_lane import Lane",
+        "from sigd.models.gpu.cuda import Gpu",
+        "from sigd.models.gpu.stream import Lane",
         "control = simcuda_control.loaded()",
         "gpu = Gpu.acquire(0)",
         "gpu.make_current()",

@@ -13,8 +13,8 @@ import pytest
 
 from sigd.models.backend import OnGpu
 from sigd.models.errors import BackendClosed, BackendFailed, BackendUnavailable, ModelRefused
-from sigd.models.gpu_options import GpuOptions
-from sigd.models.tensorrt import tensorrt_backend
+from sigd.models.gpu.options import GpuOptions
+from sigd.models.gpu.tensorrt import tensorrt_backend
 
 if TYPE_CHECKING:
     from tests.conftest import ModelMaker

@@ -1,6 +1,6 @@
 """Every TensorRT name, signature and enumerator that sigd uses exists in the real bindings of every version it supports.
 
-    our code  --mypy-->  protocols (sigd.models.trt_types, sigd.models.build.builder_types)  --here-->  the bindings
+    our code  --mypy-->  protocols (sigd.models.gpu.trt_types, sigd.models.build.builder_types)  --here-->  the bindings
 
 The bindings are NVIDIA's own, from PyPI, over empty libraries: they can be read, and that is all that is done with them.
 The stand-in is held to the same protocols.
@@ -24,8 +24,8 @@ from typing import Any, Protocol
 
 import pytest
 
-from sigd.models import trt_types
 from sigd.models.build import builder_types
+from sigd.models.gpu import trt_types
 
 HERE = Path(__file__).parent
 VERSIONS = ("tensorrt-10.13.3.9", "tensorrt-10.16.1.11", "tensorrt-11.4.0.106", "tensorrt-rtx-1.7.1.116")

@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 from tests.soak.soak import start_daemon
 
-from sigd.daemon.admin import ask_status
-from sigd.daemon.config import admin_path_of
+from sigd.daemon.admin.client import ask_status
+from sigd.daemon.config.config import admin_path_of
 from sigd.wire.client import Client, connect
 from sigd.wire.status import Status
 

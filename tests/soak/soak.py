@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sigd.wire.cpp_header import package_dir
+from sigd.wire.schema.cpp_header import package_dir
 
 IN_FLIGHT = 64
 

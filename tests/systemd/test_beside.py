@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.systemd.machine import COMMAND, PATIENCE_S, Machine
 from tests.systemd.test_operating import ask
-from tests.systemd.test_reload import examiner_of, factor_of, put, serve
+from tests.systemd.test_reload import factor_of, put, serve, validator_of
 
 from sigd.wire.status import Status
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.systemd
 
 UNIT = "sigd.service"
-MODULES = ("sigd.daemon.recording.keeper", "sigd.daemon.shadow.process")
+MODULES = ("sigd.daemon.recording.writer", "sigd.daemon.shadow.process")
 RECORDINGS = "/var/lib/sigd/recordings"
 BESIDE = f"""
 shadow = {{path = "/etc/sigd/next.onnx"}}
@@ -64,12 +64,12 @@ def test_a_reload_may_take_longer_than_the_units_own_limit(machine: Machine, mod
     assert machine.show(UNIT, "OOMPolicy") == "continue"
     machine.write("/etc/systemd/system/sigd.service.d/limit.conf", "[Service]\nTimeoutStartSec=1\n")
     machine.run("systemctl", "daemon-reload")
-    examiner = examiner_of(machine)
-    os.kill(examiner, signal.SIGSTOP)
+    validator = validator_of(machine)
+    os.kill(validator, signal.SIGSTOP)
     machine.run("systemctl", "--no-block", "reload", UNIT)
     time.sleep(3)
     assert machine.show(UNIT, "ActiveState") == "reloading"
-    os.kill(examiner, signal.SIGCONT)
+    os.kill(validator, signal.SIGCONT)
     machine.until(UNIT, "ActiveState", ["active"])
     with machine.connect() as client:
         assert factor_of(client) == (2.0, 2)
@@ -80,7 +80,7 @@ def test_what_was_recorded_outlives_the_daemon_and_is_replayed(machine: Machine,
     put(machine, "/etc/sigd/next.onnx", models.scaled(2.0, 4))
     serve(machine, models.scaled(2.0, 4), configuration=BESIDE)
     asked = 0
-    # Killed alone: the keeper stores what is in the ring. Killed with all beside it: the next daemon's keeper does.
+    # Killed alone: the writer stores what is in the ring. Killed with all beside it: the next daemon's writer does.
     for kill_whom in ("main", "all"):
         with machine.connect() as client:
             for _ in range(100):
@@ -107,7 +107,7 @@ def test_all_beside_the_daemon_is_started_again(machine: Machine, models: ModelM
     serve(machine, models.scaled(2.0), "--realtime", str(core), configuration=f'idle = "block"{BESIDE}')
     daemon = machine.daemon_pid()
     first = {module: pid for module in MODULES for pid in pids_of(machine, module)}
-    first["sigd.daemon.examiner"] = examiner_of(machine)
+    first["sigd.daemon.reload.validator"] = validator_of(machine)
     with machine.connect() as client:
         for module, killed in first.items():
             os.kill(killed, signal.SIGKILL)

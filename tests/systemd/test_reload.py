@@ -25,7 +25,7 @@ pytestmark = pytest.mark.systemd
 
 ROW = np.array([1, 2, 3, 5], np.float32)
 SERVED = "/etc/sigd/model.onnx"
-EXAMINER = "sigd-examiner"
+EXAMINER = "sigd-validator"
 
 
 def put(machine: Machine, path: str, file: Path) -> str:
@@ -51,8 +51,8 @@ def factor_of(client: Client) -> tuple[float, int]:
     return float(answer.outputs[0]), answer.model_generation
 
 
-def examiner_of(machine: Machine) -> int:
-    """The process that examines model files, as it is numbered outside."""
+def validator_of(machine: Machine) -> int:
+    """The process that validates model files, as it is numbered outside."""
     processes = machine.here / "sys/fs/cgroup/system.slice/sigd.service/cgroup.procs"
     named = {pid: Path(f"/proc/{pid}/comm").read_text().strip() for pid in processes.read_text().split()}
     (pid,) = (int(pid) for pid, name in named.items() if name == EXAMINER)
@@ -92,7 +92,7 @@ def test_a_broken_file_fails_the_reload_and_the_old_model_answers_on(
         assert factor_of(client) == (3.0, 2)
 
 
-def test_another_file_is_examined_with_the_units_own_sandbox(machine: Machine, models: ModelMaker) -> None:
+def test_another_file_is_validated_with_the_units_own_sandbox(machine: Machine, models: ModelMaker) -> None:
     serve(machine, models.scaled(2.0))
     with machine.connect() as client:
         done = machine.run(
@@ -100,10 +100,10 @@ def test_another_file_is_examined_with_the_units_own_sandbox(machine: Machine, m
         )
         assert "generation 2 is served" in done.stdout
         assert factor_of(client) == (3.0, 2)
-    status = Path(f"/proc/{examiner_of(machine)}/status").read_text()
+    status = Path(f"/proc/{validator_of(machine)}/status").read_text()
     assert "Seccomp:\t2\n" in status
     assert "CapBnd:\t0000000000000000\n" in status
-    assert os.sched_getscheduler(examiner_of(machine)) == os.SCHED_IDLE, "it takes no time that others want"
+    assert os.sched_getscheduler(validator_of(machine)) == os.SCHED_IDLE, "it takes no time that others want"
     assert not [message for priority, message in messages(machine) if priority <= 4]
 
 
@@ -116,10 +116,10 @@ def test_a_file_that_the_unit_hides_is_refused(machine: Machine, models: ModelMa
     assert "/root/3.onnx" in done.stderr
 
 
-def test_what_examines_a_file_goes_first_where_memory_runs_out(machine: Machine, models: ModelMaker) -> None:
+def test_what_validates_a_file_goes_first_where_memory_runs_out(machine: Machine, models: ModelMaker) -> None:
     serve(machine, models.scaled(2.0))
-    examiner = examiner_of(machine)
-    children = Path(f"/proc/{examiner}/task/{examiner}/children")
+    validator = validator_of(machine)
+    children = Path(f"/proc/{validator}/task/{validator}/children")
     large = put(machine, "/srv/models/large.onnx", models.slow(4, 4, layers=300))
     with ThreadPoolExecutor() as operator:
         done = operator.submit(machine.run, COMMAND, "reload", "--model", large)
@@ -154,7 +154,7 @@ def adjustment_of(pid: str) -> int | None:
 def test_sighup_through_systemd_reads_the_file_again(machine: Machine, models: ModelMaker) -> None:
     """systemd sends it to every process of the unit."""
     serve(machine, models.scaled(2.0))
-    examiner = examiner_of(machine)
+    validator = validator_of(machine)
     with machine.connect() as client:
         for number, factor in ((2, 3.0), (3, 4.0)):
             put(machine, SERVED, models.scaled(factor))
@@ -162,18 +162,18 @@ def test_sighup_through_systemd_reads_the_file_again(machine: Machine, models: M
             wanted = f"1 clients; model (4 -> 4) on onnxruntime, generation {number}"
             machine.until("sigd.service", "StatusText", [wanted])
             assert factor_of(client) == (factor, number)
-    assert examiner_of(machine) == examiner
+    assert validator_of(machine) == validator
 
 
-def test_a_killed_daemons_examiner_is_gone_and_the_next_daemon_reloads(
+def test_a_killed_daemons_validator_is_gone_and_the_next_daemon_reloads(
     machine: Machine, models: ModelMaker
 ) -> None:
     serve(machine, models.scaled(2.0))
-    examiner = examiner_of(machine)
+    validator = validator_of(machine)
     machine.kill_daemon()
     with machine.connect() as client:
         assert factor_of(client) == (2.0, 1)
-        assert not Path(f"/proc/{examiner}").exists()
+        assert not Path(f"/proc/{validator}").exists()
         machine.run("systemctl", "reload", "sigd.service")
         assert factor_of(client) == (2.0, 2)
 
@@ -207,9 +207,9 @@ def test_what_is_beside_a_loop_at_real_time_priority_has_neither_its_priority_no
 ) -> None:
     core = max(os.sched_getaffinity(0))
     serve(machine, models.scaled(2.0), "--realtime", str(core), configuration='idle = "block"\n')
-    examiner = examiner_of(machine)
-    assert os.sched_getscheduler(examiner) == os.SCHED_IDLE
-    assert os.sched_getaffinity(examiner) == (os.sched_getaffinity(0) - {core} or {core})
+    validator = validator_of(machine)
+    assert os.sched_getscheduler(validator) == os.SCHED_IDLE
+    assert os.sched_getaffinity(validator) == (os.sched_getaffinity(0) - {core} or {core})
     machine.run(COMMAND, "reload", "--model", put(machine, "/srv/models/3.onnx", models.scaled(3.0)))
     with machine.connect() as client:
         assert factor_of(client) == (3.0, 2)

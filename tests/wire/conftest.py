@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from sigd.wire import fields
-from sigd.wire.cpp_header import include_dir
 from sigd.wire.layout import frame_dtype, request_frame_bytes
 from sigd.wire.messages import Heartbeat
+from sigd.wire.schema.cpp_header import include_dir
 
 
 class Reader(Protocol):

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from sigd.wire.client.request_outbox import RequestOutbox
+from sigd.wire.client.response_inbox import ResponseInbox
 from sigd.wire.inbox import RequestInbox
 from sigd.wire.layout import outcome_word
 from sigd.wire.outbox import ResponseOutbox
-from sigd.wire.request_outbox import RequestOutbox
-from sigd.wire.response_inbox import ResponseInbox
 from sigd.wire.status import Status
 
 FEATURES = 64

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from sigd.wire import fields
-from sigd.wire.cpp_header import include_dir
 from sigd.wire.layout import request_frame_bytes, response_frame_bytes
 from sigd.wire.messages import Goodbye, Hello, Reject, Welcome
+from sigd.wire.schema.cpp_header import include_dir
+from sigd.wire.schema.tables import tables, with_tables
 from sigd.wire.status import GoodbyeCode, RejectCode, Status
-from sigd.wire.tables import tables, with_tables
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "wire.md"
 TEXT = PAGE.read_text("utf-8")
@@ -33,13 +33,13 @@ def code_block(language: str) -> str:
 
 
 def test_tables_are_current() -> None:
-    assert with_tables(TEXT) == TEXT, "write them anew: python -m sigd.wire.tables docs/wire.md"
+    assert with_tables(TEXT) == TEXT, "write them anew: python -m sigd.wire.schema.tables docs/wire.md"
 
 
 def test_the_command_that_writes_them_anew(tmp_path: Path) -> None:
     page = tmp_path / "wire.md"
     page.write_text(TEXT.replace("| 8 | u32 | features |", "| 9 | u32 | features |"), "utf-8")
-    done = run([sys.executable, "-P", "-m", "sigd.wire.tables", str(page)])
+    done = run([sys.executable, "-P", "-m", "sigd.wire.schema.tables", str(page)])
     assert (done.returncode, done.stderr) == (0, "")
     assert page.read_text("utf-8") == TEXT
 

@@ -47,7 +47,7 @@ def test_two_3090_with_vllm_on_both_are_read_and_only_the_neighbour_is_a_warning
     assert set(bad) == {("GPU 0", "other tenants"), ("GPU 1", "other tenants")}
     tenants = bad["GPU 0", "other tenants"]
     assert tenants.what == "vLLM pid 2101 (19,660 MiB)"
-    assert "CUDA_VISIBLE_DEVICES" in tenants.mend[0]
+    assert "CUDA_VISIBLE_DEVICES" in tenants.fix[0]
     # The second has no readable command line: the driver's own name for it says as much.
     assert bad["GPU 1", "other tenants"].what == "vLLM pid 2102 (19,660 MiB)"
     assert findings["host", "cards expected"].what == "2x RTX 3090"
@@ -184,9 +184,9 @@ def test_one_thing_wrong_with_one_card_is_told_of_that_card_alone(
     assert finding.level == level
     assert said in finding.what
     assert finding.why
-    assert command in "\n".join(finding.mend)
+    assert command in "\n".join(finding.fix)
     assert findings["GPU 1", check].level in ("ok", "skip")
-    for line in finding.mend:
+    for line in finding.fix:
         assert subprocess.run(["bash", "-n", "-c", line], check=False).returncode == 0
 
 
@@ -245,7 +245,7 @@ def test_neighbours_are_told_apart(library: Library, make_host: MakeHost) -> Non
         "GPU 0", "other tenants"
     ]
     assert desktop.what == "Xorg pid 8 (unknown memory)"
-    assert "multi-user.target" in desktop.mend[0]
+    assert "multi-user.target" in desktop.fix[0]
 
     first["nvmlDeviceGetComputeRunningProcesses"] = [
         SimpleNamespace(pid=7, usedGpuMemory=30 << 20),
@@ -261,10 +261,10 @@ def test_neighbours_are_told_apart(library: Library, make_host: MakeHost) -> Non
 def test_mps_is_not_advised_to_who_has_it(library: Library, make_host: MakeHost) -> None:
     vllm = {"proc/2101/cmdline": VLLM}
     apart = examined(library, make_host(vllm))["GPU 0", "other tenants"]
-    assert any("nvidia-cuda-mps-control" in line for line in apart.mend)
+    assert any("nvidia-cuda-mps-control" in line for line in apart.fix)
     library.cards[0]["nvmlDeviceGetComputeRunningProcesses"].append(SimpleNamespace(pid=7, usedGpuMemory=0))
     under_mps = examined(library, make_host({**vllm, "proc/7/cmdline": "nvidia-cuda-mps-server"}))
-    assert len(under_mps["GPU 0", "other tenants"].mend) == 1
+    assert len(under_mps["GPU 0", "other tenants"].fix) == 1
 
 
 def test_an_exclusive_card_with_only_a_desktop_on_it_can_be_opened(
@@ -312,7 +312,7 @@ def test_a_card_far_from_the_cpu_is_told_with_the_cpus_that_are_near(
     far = make_host({f"{device}/numa_node": "1", f"{device}/local_cpulist": "8-15"})
     finding = examined(library, far)["GPU 0", "placement"]
     assert finding.level == "warn"
-    assert "8-15" in finding.mend[0]
+    assert "8-15" in finding.fix[0]
     near = make_host({f"{device}/numa_node": "0"})
     assert examined(library, near)["GPU 0", "placement"].what == "on node 0, as CPU 6"
 
@@ -342,7 +342,7 @@ def test_without_the_package_the_bus_decides_how_bad_that_is(
     with pytest.raises(NoCards) as with_card:
         nvml.load(make_host())
     assert with_card.value.finding.level == "warn"
-    assert with_card.value.finding.mend == ("pip install nvidia-ml-py",)
+    assert with_card.value.finding.fix == ("pip install nvidia-ml-py",)
     with pytest.raises(NoCards) as without_card:
         nvml.load(make_host({"sys/bus/pci/devices/0000:01:00.0/vendor": "0x1002"}))
     assert without_card.value.finding.level == "skip"
@@ -370,7 +370,7 @@ def test_a_driver_that_does_not_answer(
     host = make_host({"sys/bus/pci/devices/0000:01:00.0/vendor": vendor})
     finding = examined(library, host)["host", "NVML"]
     assert finding.level == level
-    assert command in "".join(finding.mend)
+    assert command in "".join(finding.fix)
 
 
 def test_cards_that_are_expected_and_cannot_be_asked_are_a_failure(make_host: MakeHost) -> None:

@@ -44,10 +44,10 @@ def test_the_report_is_plain_within_its_width_and_its_commands_are_whole_lines()
     assert too_long == ["echo " + "x" * 150]
     # What a file says is text, not markup.
     assert any('"powersave" [red]' in line for line in lines)
-    # The worst comes first in what is to be mended, and good findings do not come at all.
-    to_mend = text[text.index("To mend") :]
-    assert to_mend.index("GPU 0 clock source") < to_mend.index("governor")
-    assert "swap" not in to_mend
+    # The worst comes first in what is to be fixed, and good findings do not come at all.
+    to_fix = text[text.index("To fix") :]
+    assert to_fix.index("GPU 0 clock source") < to_fix.index("governor")
+    assert "swap" not in to_fix
     assert lines[-1] == "1 failed, 1 warnings, 1 good, 0 not looked at"
 
 
@@ -61,7 +61,7 @@ def test_the_report_of_two_cards_and_a_host_fits_100_columns(
         "\x1b[1mhost (for CPU 3)\x1b[0m",
         "\x1b[1mGPU 0\x1b[0m",
         "\x1b[1mGPU 1\x1b[0m",
-        "\x1b[1mTo mend\x1b[0m",
+        "\x1b[1mTo fix\x1b[0m",
     ]
 
 

@@ -96,14 +96,14 @@ def test_an_engine_that_does_not_fit_fails_with_the_way_out(
     finding = engine_fits(engine, runtimes, card)
     assert finding.level == "fail"
     assert said in finding.what
-    assert command in finding.mend[0]
+    assert command in finding.fix[0]
 
 
 def test_an_engine_without_its_manifest_fails(engine: Path) -> None:
     manifest.manifest_path(engine).unlink()
     finding = engine_fits(engine, RUNTIMES, CARD)
     assert finding.level == "fail"
-    assert finding.mend == ("sigd build-engine MODEL.onnx",)
+    assert finding.fix == ("sigd build-engine MODEL.onnx",)
 
 
 def test_the_driver_has_to_run_the_cuda_version_of_the_runtime() -> None:
@@ -112,7 +112,7 @@ def test_the_driver_has_to_run_the_cuda_version_of_the_runtime() -> None:
     finding = driver_fits(old, made_for_13)
     assert finding.level == "fail"
     assert "made for CUDA 13" in finding.what
-    assert finding.mend[0].startswith("sudo ubuntu-drivers install nvidia:580")
+    assert finding.fix[0].startswith("sudo ubuntu-drivers install nvidia:580")
     assert driver_fits(old, RUNTIMES).level == "ok"
     assert driver_fits(Gpus(None, None, ()), RUNTIMES).level == "skip"
 

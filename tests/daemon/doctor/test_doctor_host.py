@@ -26,7 +26,7 @@ NOT_ISOLATED: Changes = {f"{CPUS}/isolated": "", f"{CPUS}/nohz_full": "(null)", 
 LIMITED = "Max locked memory         8388608    8388608    bytes\nMax realtime priority     0     0\n"
 
 
-def test_a_prepared_machine_has_nothing_to_mend(make_host: MakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prepared_machine_has_nothing_to_fix(make_host: MakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXX", raising=False)
     findings = examine_host(make_host())
     assert [finding for finding in findings if finding.level != "ok"] == []
@@ -178,8 +178,8 @@ def test_a_spoilt_machine_is_told_so_with_the_command(
     finding = check(make_host(changes))
     assert finding.level == level
     assert said in finding.what
-    assert command in "\n".join(finding.mend)
-    assert bool(finding.why) == bool(finding.mend) == (level in ("warn", "fail"))
+    assert command in "\n".join(finding.fix)
+    assert bool(finding.why) == bool(finding.fix) == (level in ("warn", "fail"))
 
 
 GOOD: list[tuple[Check, Changes, str]] = [
@@ -292,19 +292,19 @@ def test_interrupts_are_named_busiest_first_and_moved_off_the_physical_core(make
     assert finding.level == "warn"
     assert finding.what == "devices interrupt CPU 6: 131 nvidia (9,000 times), 129 eno1 (500 times)"
     assert (
-        finding.mend[0]
+        finding.fix[0]
         == "for irq in 131 129; do echo 0-5,7-13,15 | sudo tee /proc/irq/$irq/smp_affinity_list; done"
     )
-    assert "IRQBALANCE_BANNED_CPULIST=6,14" in finding.mend[1]
+    assert "IRQBALANCE_BANNED_CPULIST=6,14" in finding.fix[1]
     without_balancer = processor.interrupts(make_host({**changes, "proc/412/comm": "bash"}))
-    assert "IRQBALANCE" not in "".join(without_balancer.mend)
+    assert "IRQBALANCE" not in "".join(without_balancer.fix)
 
 
 def test_cpu_0_is_not_offered_for_isolation(make_host: MakeHost) -> None:
     host = make_host({**NOT_ISOLATED, f"{CPUS}/cpu0/topology/thread_siblings_list": "0,8"}, cpu=0)
     for finding in (processor.isolation(host), processor.tick(host)):
         assert finding.level == "warn"
-        assert "sigd serve --cpu 1" in "".join(finding.mend)
+        assert "sigd serve --cpu 1" in "".join(finding.fix)
 
 
 def test_the_compiler_that_the_environment_names_is_the_one_looked_for(
@@ -342,8 +342,8 @@ def test_every_command_is_good_shell(make_host: MakeHost) -> None:
     for _, changes, level, _, _ in SICK:
         if level != "ok":
             spoilt |= changes
-    commands = [line for check in HOST_CHECKS for line in check(make_host(spoilt)).mend]
-    commands += [line for check, changes, *_ in SICK for line in check(make_host(changes)).mend]
+    commands = [line for check in HOST_CHECKS for line in check(make_host(spoilt)).fix]
+    commands += [line for check, changes, *_ in SICK for line in check(make_host(changes)).fix]
     assert len(commands) > 20
     for command in commands:
         parsed = subprocess.run(["bash", "-n", "-c", command], capture_output=True, text=True, check=False)
@@ -354,7 +354,7 @@ def test_boot_parameters_are_appended_to_what_is_there(make_host: MakeHost, tmp_
     """The line is read by a shell as update-grub reads it: in the middle of its own variables."""
     command = (
         processor.isolation(make_host(NOT_ISOLATED))
-        .mend[0]
+        .fix[0]
         .replace("sudo tee /etc/default/grub.d", f"tee {tmp_path}")
     )
     written = subprocess.run(

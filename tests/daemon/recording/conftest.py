@@ -1,4 +1,4 @@
-"""A ring of anonymous memory with a keeper that stores when the test says so."""
+"""A ring of anonymous memory with a writer that stores when the test says so."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from sigd.daemon.recording.keeper import Keeper
 from sigd.daemon.recording.ring import Ring
 from sigd.daemon.recording.segments import Segments
 from sigd.daemon.recording.tap import Taps
-from sigd.wire.recorded import Damage, Exchanges, Recording, open_recordings
-from sigd.wire.recording import RING_HEADER_BYTES, RingHeader
+from sigd.daemon.recording.writer import Writer
+from sigd.wire.recording.format import RING_HEADER_BYTES, RingHeader
+from sigd.wire.recording.reader import Damage, Exchanges, Recording, open_recordings
 
 CAPACITY_BYTES = 1 << 14
 STRETCH_BYTES = 3 << 13
@@ -24,7 +24,7 @@ class Recorded:
     """A ring, whoever writes to it, and where it is stored.
 
     Attributes:
-        now_ns: the keeper's clock.
+        now_ns: the writer's clock.
     """
 
     def __init__(
@@ -42,16 +42,16 @@ class Recorded:
         self.taps = Taps(self.ring)
         self.segments = Segments(directory, "20260101T000000Z-test", self.header, total_bytes)
         self.now_ns = 1_000_000_000_000
-        self.keeper = self.new_keeper()
+        self.writer = self.new_writer()
 
-    def new_keeper(self) -> Keeper:
+    def new_writer(self) -> Writer:
         """As after the last one was killed."""
-        self.keeper = Keeper(self.memory, self.segments, self.header, 0, lambda: self.now_ns)
-        return self.keeper
+        self.writer = Writer(self.memory, self.segments, self.header, 0, lambda: self.now_ns)
+        return self.writer
 
     def store(self) -> None:
         """Everything there is."""
-        assert self.keeper.finish()
+        assert self.writer.finish()
 
     def recording(self) -> Recording:
         (recording,) = open_recordings(self.directory)

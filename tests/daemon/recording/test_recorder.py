@@ -11,13 +11,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from sigd.daemon.beside import Starter
-from sigd.daemon.errors import EnvironmentLacks, UsageError
-from sigd.daemon.logs import LogFormat
+from sigd.daemon.config.choices import LogFormat
+from sigd.daemon.config.recorder import RecorderConfig
+from sigd.daemon.errors import MissingDependency, UsageError
 from sigd.daemon.recording import recorder as recorder_module
 from sigd.daemon.recording.recorder import Recorder, check_directory
-from sigd.daemon.recording.settings import RecorderConfig
-from sigd.wire.recorded import open_recordings
+from sigd.daemon.runtime.child_process import Starter
+from sigd.wire.recording.reader import open_recordings
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def start(config: RecorderConfig) -> Recorder:
 
 @pytest.fixture
 def programs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What runs instead of a keeper: put a program there."""
+    """What runs instead of a writer: put a program there."""
     programs: list[str] = []
     really = subprocess.Popen
 
@@ -85,7 +85,7 @@ def test_memory_that_is_not_to_be_had(
 ) -> None:
     monkeypatch.setattr(recorder_module, "MEMORY", memory / "nowhere")
     with pytest.raises(
-        EnvironmentLacks, match=r"no 1 MiB of memory .*No such file.*recorder.ring_mib smaller"
+        MissingDependency, match=r"no 1 MiB of memory .*No such file.*recorder.ring_mib smaller"
     ):
         start(config)
 
@@ -106,7 +106,7 @@ def test_a_directory_that_cannot_be_made(memory: Path, config: RecorderConfig, t
     ("program", "words"),
     [("raise SystemExit(7)", "ended with 7"), ("import time; time.sleep(60)", "was not ready in 0.2 s")],
 )
-def test_a_keeper_that_does_not_start(
+def test_a_writer_that_does_not_start(
     memory: Path,
     config: RecorderConfig,
     programs: list[str],
@@ -116,22 +116,22 @@ def test_a_keeper_that_does_not_start(
 ) -> None:
     monkeypatch.setattr(recorder_module, "START_TIMEOUT_S", 0.2 if "sleep" in program else 60.0)
     programs.append(program)
-    with pytest.raises(EnvironmentLacks, match=words):
+    with pytest.raises(MissingDependency, match=words):
         start(config)
     assert not list(memory.iterdir())
     assert not list(Path(config.directory).iterdir())
 
 
-def test_a_keeper_that_takes_long_to_end_is_left_to_itself(
+def test_a_writer_that_takes_long_to_end_is_left_to_itself(
     memory: Path, config: RecorderConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(recorder_module, "END_TIMEOUT_S", 0.0)
     recorder = start(config)
-    keeper = recorder._keeper
-    keeper.send_signal(signal.SIGSTOP)
+    writer = recorder._writer
+    writer.send_signal(signal.SIGSTOP)
     recorder.close()
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert "is still storing, 32 bytes are left; it ends by itself" in caplog.text
-    keeper.send_signal(signal.SIGCONT)
-    assert keeper.wait(60) == 0
+    writer.send_signal(signal.SIGCONT)
+    assert writer.wait(60) == 0
     assert not list(memory.iterdir())

@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from sigd.daemon.recording.settings import RecorderConfig
-from sigd.wire import recording
+from sigd.daemon.config.recorder import RecorderConfig
+from sigd.wire.recording import format as recording
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "recordings.md"
 TEXT = PAGE.read_text("utf-8")

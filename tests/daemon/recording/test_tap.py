@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tests.daemon.conftest import FakeClient, Rig
     from tests.daemon.recording.conftest import MakeRecorded, Recorded
 
-    from sigd.wire.recorded import Exchanges
+    from sigd.wire.recording.reader import Exchanges
 
 FEATURES, OUTPUTS = 4, 2
 
@@ -216,7 +216,7 @@ def test_each_segment_says_who_the_clients_are(make_rig: type[Rig], make_recorde
 
 @pytest.mark.skipif(bool(why_not_here()), reason=why_not_here())
 def test_requests_through_a_ring(make_rig: type[Rig], make_recorded: MakeRecorded) -> None:
-    from tests.daemon.test_shared_memory import RingRig
+    from tests.daemon.transport.test_rings import RingRig
 
     recorded = make_recorded()
     rigged = RingRig(make_rig(taps=recorded.taps))

@@ -14,7 +14,7 @@ from sigd.daemon.recording.ring import Ring
 from sigd.daemon.recording.tap import Taps
 from sigd.daemon.shadow.process import in_sample
 from sigd.daemon.shadow.rows import RowReader, Rows
-from sigd.wire.recording import RING_HEADER_BYTES, RingHeader
+from sigd.wire.recording.format import RING_HEADER_BYTES, RingHeader
 
 if TYPE_CHECKING:
     from tests.daemon.conftest import FakeClient, Rig

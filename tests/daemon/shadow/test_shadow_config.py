@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from sigd.daemon.config import load_config
+from sigd.daemon.config.config import load_config
+from sigd.daemon.config.models import ShadowTable
 from sigd.daemon.errors import UsageError
-from sigd.daemon.model_config import ShadowTable
 
 SEVERAL = """
 [[model]]

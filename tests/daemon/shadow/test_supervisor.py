@@ -14,10 +14,10 @@ import pytest
 import uvloop
 from tests.conftest import children_of
 
-from sigd.daemon.beside import Starter
-from sigd.daemon.config import Config
-from sigd.daemon.errors import EnvironmentLacks, UsageError
-from sigd.daemon.model_config import ShadowTable
+from sigd.daemon.config.config import Config
+from sigd.daemon.config.models import ShadowTable
+from sigd.daemon.errors import MissingDependency, UsageError
+from sigd.daemon.runtime.child_process import Starter
 from sigd.daemon.shadow import supervisor
 from sigd.daemon.shadow.messages import Task
 from sigd.daemon.shadow.supervisor import Shadow, Shadows, start_shadows
@@ -60,7 +60,7 @@ def test_without_memory_it_says_how_much_it_wants(
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(supervisor, "make_memory", full)
-    with pytest.raises(EnvironmentLacks, match=r"b.onnx: no 8 MiB of memory .*No space left"):
+    with pytest.raises(MissingDependency, match=r"b.onnx: no 8 MiB of memory .*No space left"):
         start_shadows(Config(shadow=ShadowTable(path="b.onnx")), [make_rig().backend], STARTER)
 
 

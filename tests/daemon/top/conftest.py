@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from sigd.daemon.admin import LatencyStatus, LoopStatus, ModelStatus, Status
+from sigd.daemon.admin.messages import LatencyStatus, LoopStatus, ModelStatus, Status
 
 NOTHING = LatencyStatus([], 0)
 MODEL = ModelStatus(

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from sigd.daemon.admin import LatencyStatus, RecorderStatus
-from sigd.daemon.counters import LatencyCounts
+from sigd.daemon.admin.messages import LatencyStatus, RecorderStatus
+from sigd.daemon.serving.counters import LatencyCounts
 from sigd.daemon.top.interval import between, busiest, share_of_model
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from sigd.daemon.admin import Status
+from sigd.daemon.admin.messages import Status
 from sigd.daemon.commands import top
-from sigd.daemon.errors import EnvironmentLacks
+from sigd.daemon.errors import MissingDependency
 from sigd.daemon.top.interval import Interval
 from sigd.daemon.top.keys import Keys
 
@@ -33,7 +33,7 @@ class FakeKeys:
 
 def looks(
     monkeypatch: pytest.MonkeyPatch, answers: list[Status | None], count: int | None, keys: FakeKeys
-) -> list[Interval | EnvironmentLacks]:
+) -> list[Interval | MissingDependency]:
     """What is told of these answers; None is silence."""
     first, *rest = answers
     assert first is not None
@@ -43,7 +43,7 @@ def looks(
         assert path == PATH
         answer = next(coming)
         if answer is None:
-            raise EnvironmentLacks("nobody")
+            raise MissingDependency("nobody")
         return answer
 
     monkeypatch.setattr(top, "ask_status", ask)
@@ -57,7 +57,7 @@ def test_as_many_as_were_asked_for(monkeypatch: pytest.MonkeyPatch, make_status:
 
 def test_silence_lengthens_the_interval(monkeypatch: pytest.MonkeyPatch, make_status: MakeStatus) -> None:
     told = looks(monkeypatch, [make_status(), None, None, make_status(3.0)], 3, FakeKeys())
-    assert [type(one) for one in told] == [EnvironmentLacks, EnvironmentLacks, Interval]
+    assert [type(one) for one in told] == [MissingDependency, MissingDependency, Interval]
     assert isinstance(told[-1], Interval)
     assert told[-1].seconds == 3
 
@@ -65,7 +65,7 @@ def test_silence_lengthens_the_interval(monkeypatch: pytest.MonkeyPatch, make_st
 def test_no_answer_to_the_last_look_is_an_error(
     monkeypatch: pytest.MonkeyPatch, make_status: MakeStatus
 ) -> None:
-    with pytest.raises(EnvironmentLacks, match="nobody"):
+    with pytest.raises(MissingDependency, match="nobody"):
         looks(monkeypatch, [make_status(), make_status(1.0), None], 2, FakeKeys())
 
 

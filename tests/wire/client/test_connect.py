@@ -14,7 +14,7 @@ import pytest
 from tests.wire.client.lines import FEATURES, OUTPUTS, WELCOME, Line, newer, shared_welcome
 
 from sigd.wire.client import connect
-from sigd.wire.dial import shake_hands
+from sigd.wire.client.connect import shake_hands
 from sigd.wire.errors import (
     ConnectFailed,
     ProtocolBroken,

@@ -28,8 +28,8 @@ from tests.wire.client.lines import (
     shared_welcome,
 )
 
-from sigd.wire import client as client_module
 from sigd.wire.client import Client, connect
+from sigd.wire.client import client as client_module
 from sigd.wire.errors import NoSharedMemory, ProtocolBroken, ReceiveTimeout, Rejected, SessionClosed
 from sigd.wire.layout import header_word
 from sigd.wire.messages import Goodbye, Heartbeat, Hello, Reject

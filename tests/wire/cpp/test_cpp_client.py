@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from sigd.wire import fields
-from sigd.wire.cpp_header import include_dir
 from sigd.wire.layout import frame_dtype, header_word
 from sigd.wire.messages import Goodbye, Heartbeat, Hello, Reject
+from sigd.wire.schema.cpp_header import include_dir
 from sigd.wire.status import GoodbyeCode, HelloFlag, RejectCode, Transport
 
 if TYPE_CHECKING:

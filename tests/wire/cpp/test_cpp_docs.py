@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sigd.wire.cpp_header import include_dir
+from sigd.wire.schema.cpp_header import include_dir
 
 if TYPE_CHECKING:
     from tests.wire.conftest import CppBuilder

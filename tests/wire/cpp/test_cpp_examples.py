@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import pytest
 
-from sigd.wire.cpp_header import package_dir
+from sigd.wire.schema.cpp_header import package_dir
 
 if TYPE_CHECKING:
     from tests.wire.conftest import CppBuilder

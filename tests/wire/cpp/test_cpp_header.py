@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from sigd.wire import fields
-from sigd.wire.cpp_header import cpp_header, include_dir
 from sigd.wire.layout import frame_dtype, header_word, request_frame_bytes, response_frame_bytes
+from sigd.wire.schema.cpp_header import cpp_header, include_dir
 from sigd.wire.status import GoodbyeCode, HelloFlag, RejectCode, Status, Transport
 
 if TYPE_CHECKING:

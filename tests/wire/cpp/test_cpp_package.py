@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import sigd
-from sigd.wire.cpp_header import include_dir, package_dir
+from sigd.wire.schema.cpp_header import include_dir, package_dir
 
 CONSUMER = """
 #include <cstdio>
@@ -230,6 +230,6 @@ def _with_pkg_config(consumer: Path, path: Path) -> str:
 
 
 def test_the_folder_in_a_line() -> None:
-    line = "from sigd.wire.cpp_header import include_dir; print(include_dir())"
+    line = "from sigd.wire.schema.cpp_header import include_dir; print(include_dir())"
     assert run(sys.executable, "-P", "-c", line) == f"{include_dir()}\n"
     assert (include_dir() / "sigd" / "sigd.hpp").is_file()

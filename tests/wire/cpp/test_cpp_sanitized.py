@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sigd.wire.cpp_header import package_dir
+from sigd.wire.schema.cpp_header import package_dir
 
 if TYPE_CHECKING:
     from tests.wire.conftest import CppBuilder

@@ -1,0 +1,1 @@
+"""Load generators: what is sent, when, and what came back."""

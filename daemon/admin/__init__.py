@@ -1,0 +1,1 @@
+"""The admin socket: questions about a running daemon, and metrics."""

@@ -1,0 +1,1 @@
+"""sigd as a systemd service."""

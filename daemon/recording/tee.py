@@ -1,0 +1,88 @@
+"""Two taps on one session, for a model that is recorded and has a shadow: each answer goes to one, then to the other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from sigd.daemon.recording.tap import Record, RecordInRing
+    from sigd.daemon.serving.session import Session
+
+
+class SessionTap(Protocol):
+    """See `sigd.daemon.recording.tap.Tap`."""
+
+    def lone(self) -> Record: ...
+
+    def lone_in_ring(self, request: bytearray, outputs: memoryview) -> RecordInRing: ...
+
+    def record(self, rows: int, batch: int) -> None: ...
+
+
+class SessionTaps(Protocol):
+    """See `sigd.daemon.recording.tap.Taps`."""
+
+    def open(self, session: Session, *, in_rings: bool) -> SessionTap: ...
+
+
+class BothTaps:
+    """Makes pairs."""
+
+    def __init__(self, one: SessionTaps, other: SessionTaps) -> None:
+        self._one = one
+        self._other = other
+
+    def open(self, session: Session, *, in_rings: bool) -> BothTap:
+        """As `Taps.open`."""
+        return BothTap(
+            self._one.open(session, in_rings=in_rings), self._other.open(session, in_rings=in_rings)
+        )
+
+
+class BothTap:
+    """One client."""
+
+    __slots__ = ("_one", "_other")
+
+    def __init__(self, one: SessionTap, other: SessionTap) -> None:
+        self._one = one
+        self._other = other
+
+    def lone(self) -> Record:
+        """As `Tap.lone`."""
+        one, other = self._one.lone(), self._other.lone()
+
+        def record() -> None:
+            one()
+            other()
+
+        return record
+
+    def lone_in_ring(self, request: bytearray, outputs: memoryview) -> RecordInRing:
+        """As `Tap.lone_in_ring`."""
+        one, other = self._one.lone_in_ring(request, outputs), self._other.lone_in_ring(request, outputs)
+
+        def record(
+            sequence: int,
+            client_time_ns: int,
+            receive_time_ns: int,
+            send_time_ns: int,
+            instrument: int,
+            outcome: int,
+        ) -> None:
+            one(sequence, client_time_ns, receive_time_ns, send_time_ns, instrument, outcome)
+            other(sequence, client_time_ns, receive_time_ns, send_time_ns, instrument, outcome)
+
+        return record
+
+    def record(self, rows: int, batch: int) -> None:
+        """As `Tap.record`."""
+        self._one.record(rows, batch)
+        self._other.record(rows, batch)
+
+
+def joined(one: SessionTaps | None, other: SessionTaps | None) -> SessionTaps | None:
+    """What does the work of both; None where there is none to do."""
+    if one is None or other is None:
+        return one or other
+    return BothTaps(one, other)

@@ -1,0 +1,1 @@
+"""Another model while requests go on."""

@@ -1,0 +1,1 @@
+"""The process and its loop: cores, clocks, child processes, logs."""

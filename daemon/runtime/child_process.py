@@ -1,0 +1,114 @@
+"""Processes that work beside the loop: started where they may run, and started again when they end."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from math import inf
+from pathlib import Path
+from time import monotonic
+from typing import Final
+
+from sigd.daemon.runtime.cpu_affinity import leave_loop_core
+
+PAUSE_S: Final = 1.0
+PAUSE_S_MAX: Final = 60.0
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_NAME: Final = 15
+_OUT_OF_MEMORY_FIRST: Final = "500"
+
+
+class Starter:
+    """Starts processes from a thread that has stepped aside, for they begin with what their parent thread has.
+
+    From the loop's they would have its core and its real-time priority until Python runs and they can give them up: the
+    loop would wait for tens of milliseconds. The thread lives as long as this does, since a process that wants to end
+    with its parent (PR_SET_PDEATHSIG) ends with the thread.
+
+    Args:
+        cores: where they may run.
+    """
+
+    def __init__(self, cores: AbstractSet[int]) -> None:
+        self.cores = cores
+        self._thread = ThreadPoolExecutor(1, "sigd-starter", leave_loop_core, (cores,))
+
+    def start(
+        self, module: str, arguments: Sequence[str], stdin: int, pass_fds: Sequence[int] = ()
+    ) -> tuple[subprocess.Popen[bytes], int]:
+        """Run that module of sigd in a process; back when it has begun, after a millisecond or two. Raises OSError.
+
+        The descriptor can be read once it has ended. It is there from the beginning: when the end comes, there may be
+        none to be had.
+        """
+        process = self._thread.submit(
+            lambda: subprocess.Popen(
+                [sys.executable, "-P", "-m", module, *arguments],
+                stdin=stdin,
+                stdout=subprocess.DEVNULL,
+                pass_fds=pass_fds,
+                start_new_session=True,
+            )
+        ).result()
+        try:
+            return process, os.pidfd_open(process.pid)
+        except OSError:
+            with process:
+                process.kill()
+            raise
+
+
+def how_it_ended(code: int) -> str:
+    """In words, from `subprocess.Popen.returncode`."""
+    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+
+
+class Pauses:
+    """Before a process that has ended is started again: each pause is twice the one before, until a process has run for
+    as long as the longest."""
+
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
+        self._next_s = PAUSE_S
+        self._started_s = inf
+
+    def started(self) -> None:
+        """A process has been started."""
+        self._started_s = self._clock()
+
+    def next_s(self) -> float:
+        """It has ended, or could not be started: how long to wait now."""
+        if self._clock() - self._started_s >= PAUSE_S_MAX:
+            self._next_s = PAUSE_S
+        self._started_s = inf
+        pause_s, self._next_s = self._next_s, min(2 * self._next_s, PAUSE_S_MAX)
+        return pause_s
+
+
+def ignore_signals_to_the_daemon() -> None:
+    """A terminal and a service manager send them to all processes alike: this one ends with the daemon."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def end_with_parent() -> None:
+    """However that ends: with the thread that started this process."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def set_process_name(name: bytes) -> None:
+    """What `ps` and `top` call it; at most 15 bytes."""
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, name)
+
+
+def prefer_oom_kill() -> None:
+    """Where memory runs out, it is what can be done without; as far as one may."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(_OUT_OF_MEMORY_FIRST)

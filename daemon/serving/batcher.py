@@ -1,0 +1,424 @@
+"""Policy of batching: who is in the next batch, what runs, and who gets which answer. No I/O, and no waiting.
+
+Batching is opportunistic: what has arrived while the last batch ran is the next one, at most `batch_rows_max` rows,
+filled in turn from the connections that have something. A lone request never waits for company; where nobody else
+is talking, or the model is so quick that a batch would cost more than it saves, it does not even wait for the loop's next
+round (`daemon.serving.fast_path`). Every row of a connection is answered in its order, the
+rows that do not run (expired, busy, bad input, conflated, draining) among them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from math import inf
+from typing import TYPE_CHECKING, Final
+
+from sigd.daemon.config.limits import DEFAULTS, FEW_ROWS, Limits
+from sigd.daemon.serving.admission import Segment, fail_all, fail_rows_without_a_number, screen
+from sigd.daemon.serving.fast_path import FEW_ROWS_MAX, FEW_RUN_NS_MAX, WAIT_NS_MAX
+from sigd.models.errors import BackendFailed
+
+if TYPE_CHECKING:
+    from sigd.daemon.recording.tee import SessionTap, SessionTaps
+    from sigd.daemon.serving.counters import ModelCounters
+    from sigd.daemon.serving.session import Session
+    from sigd.models.backend import Backend
+    from sigd.models.spec import ModelSpec
+
+log = logging.getLogger(__name__)
+
+_FAILURE_LOG_INTERVAL_NS: Final = 1_000_000_000
+
+
+class Batcher:
+    """One model, its backend, and the sessions that it serves.
+
+    Attributes:
+        name: what clients call the model; it stays, whatever file is served under it.
+        spec: the model that is served.
+        limits: the bounds of admission to this model.
+        generation: rises by one with each swap of the model.
+        batch_rows_max: the backend's.
+        pending_rows: requests admitted and not answered, over all sessions.
+        last_batch_ns: when the last batch ended, on `clock`.
+        alone: the session whose lone request runs at once (see daemon.lone): the one that had the last batch to
+            itself, while nobody else waits.
+        anyone: whoever asks runs at once, for runs are so short that nobody is kept waiting for long.
+        alone_rows_max: how many of its requests that arrive together run one after the other.
+    """
+
+    backend: Backend
+    spec: ModelSpec
+    batch_rows_max: int
+
+    def __init__(
+        self,
+        backend: Backend,
+        counters: ModelCounters,
+        clock: Callable[[], int],
+        *,
+        wake: Callable[[], None],
+        on_fatal: Callable[[BackendFailed], None],
+        limits: Limits = DEFAULTS,
+        linger_ns: int = 0,
+        generation: int = 1,
+        taps: SessionTaps | None = None,
+    ) -> None:
+        """
+        Args:
+            backend: open.
+            clock: CLOCK_MONOTONIC in ns.
+            wake: called when there is work for `poll()`.
+            on_fatal: called once the requests in flight are answered after a failure that the process cannot survive.
+            linger_ns: how long a batch that is not full waits for more rows.
+            taps: make what records a session; None where nothing is recorded.
+        """
+        self.name = backend.spec.name
+        self.limits = limits
+        self.generation = generation
+        self.pending_rows = 0
+        self.last_batch_ns = clock()
+        self.counters = counters
+        self.clock = clock
+        self._taps = taps
+        self._wake = wake
+        self._on_fatal = on_fatal
+        self._linger_ns = linger_ns
+        self._lingering_since_ns = 0
+        self._sessions: set[Session] = set()
+        self._ready: deque[Session] = deque()
+        self._segments: list[Segment] = []
+        self._submitted_ns = 0
+        self._left_running = False
+        self.alone: Session | None = None
+        self.alone_rows_max = 1
+        self.anyone = False
+        self._failure_logged_ns = -_FAILURE_LOG_INTERVAL_NS
+        self._successor: tuple[Backend, Callable[[Backend], None]] | None = None
+        self._take(backend)
+
+    # -- the sessions' side ------------------------------------------------------------------------------------
+
+    def fail_lone(self, session: Session, error: Exception) -> None:
+        """The model's bare call, whose errors are the runtime's own, failed on a request that ran alone."""
+        failure = error if isinstance(error, BackendFailed) else BackendFailed(str(error))
+        self._fail([Segment(session, 1, None, 0, 1)], failure)
+
+    def adopt(self, session: Session, submitted_ns: int) -> None:
+        """A lone request takes longer than it is waited for: it has gone the full way, and is the batch that runs.
+
+        Where it became something else there (one of many, or broken by a client that writes to its ring meanwhile), the
+        batch runs to its end, and nobody gets its answer.
+        """
+        self.rest()
+        self._wake()
+        if session.closed or session.waiting_rows != 1 or session.marks:
+            self._left_running = True
+            if not session.closed and session.waiting_rows:
+                self.enqueue(session)
+            return
+        if session.queued:
+            session.queued = False
+            self._ready.remove(session)
+        session.in_batch_rows = 1
+        self._segments = [Segment(session, 1, None, 0, 1)]
+        self._submitted_ns = submitted_ns
+
+    def enqueue(self, session: Session) -> None:
+        """The session has waiting rows: it shall have a part in one of the next batches."""
+        self.rest()
+        if not session.queued:
+            session.queued = True
+            if not self._ready:
+                self._lingering_since_ns = self.clock() if self._linger_ns else 0
+            self._ready.append(session)
+            self._wake()
+
+    def join(self, session: Session) -> None:
+        """The session is served from now on, until `forget()`."""
+        self._sessions.add(session)
+
+    def open_tap(self, session: Session, *, in_rings: bool) -> SessionTap | None:
+        """What records the session's answers by this model; None where nothing is recorded."""
+        return None if self._taps is None else self._taps.open(session, in_rings=in_rings)
+
+    def forget(self, session: Session) -> None:
+        """The session is closed. What it has in the batch being run is not answered."""
+        self._sessions.discard(session)
+        if session.queued:
+            session.queued = False
+            self._ready.remove(session)
+        self.no_longer_alone(session)
+
+    def no_longer_alone(self, session: Session) -> None:
+        """The session's requests go the full way from now on."""
+        if self.alone is session:
+            self.alone = None
+
+    # -- the way to another model ------------------------------------------------------------------------------
+
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        """Those that are served."""
+        return tuple(self._sessions)
+
+    def swap(self, backend: Backend, done: Callable[[Backend], None]) -> None:
+        """Serve with another model, of the same shape, from the next batch on.
+
+        Costs the same however many sessions there are, but for letting go of the old model: a session learns its way
+        to the new one when it first has a part in a batch.
+
+        Args:
+            backend: open.
+            done: called with the old one once nothing of it is needed any more.
+        """
+        self._successor = (backend, done)
+        if not self._runs:
+            self._succeed()
+
+    def _succeed(self) -> None:
+        """Between two batches: the successor takes over."""
+        assert self._successor is not None
+        (backend, done), self._successor = self._successor, None
+        old = self.backend
+        self.rest()
+        for session in self._sessions:
+            session.detach()
+        self._take(backend)
+        self.generation += 1
+        self.counters.allow_batches(backend.batch_rows_max)
+        done(old)
+
+    def _succeed_if_due(self) -> None:
+        if self._successor is not None:
+            self._succeed()
+
+    def _take(self, backend: Backend) -> None:
+        self.backend = backend
+        self.spec = backend.spec
+        self.batch_rows_max = backend.batch_rows_max
+        self._may_be_alone = not self._linger_ns
+        self._submit = backend.submit
+
+    # -- the loop's side ---------------------------------------------------------------------------------------
+
+    def rest(self) -> None:
+        """The next request goes the full way: what runs at once is too long, or there is a queue, another model, or a loop
+        that sleeps and that the full way wakes."""
+        self.alone = None
+        self.anyone = False
+
+    @property
+    def idle(self) -> bool:
+        """True where no row waits and no batch runs."""
+        return not self._ready and not self._runs
+
+    @property
+    def _runs(self) -> bool:
+        return bool(self._segments) or self._left_running
+
+    @property
+    def waiting_rows(self) -> int:
+        """Requests admitted and not in a batch yet, over all sessions."""
+        return sum(session.waiting_rows for session in self._ready)
+
+    def poll(self) -> bool:
+        """Finish the batch that runs, if it is done, and start the next. True where there is work left or was."""
+        if self._segments or self._left_running:
+            try:
+                if not self.backend.ready():
+                    return True
+            except Exception as error:  # noqa: BLE001  whatever it was, the rows must be answered
+                segments, self._segments, self._left_running = self._segments, [], False
+                self._fail(segments, error)
+                self._succeed_if_due()
+                return True
+            if self._left_running:
+                self._left_running = False
+            else:
+                self._complete(self.clock())
+            self._succeed_if_due()
+        if not self._ready:
+            return False
+        if self._linger_ns and self._lingers():
+            return True
+        self._start()
+        return True
+
+    def _lingers(self) -> bool:
+        return (
+            self.waiting_rows < self.batch_rows_max
+            and self.clock() - self._lingering_since_ns < self._linger_ns
+        )
+
+    def _start(self) -> None:
+        """Fill a batch in turn from the ready sessions and submit it."""
+        now_ns = self.clock()
+        inputs = self.backend.inputs
+        segments: list[Segment] = []
+        rows = 0
+        generation = self.generation
+        for session, take in self._pick():
+            try:
+                if session.generation != generation:
+                    session.attach()
+                segment = screen(session, take, inputs, rows, now_ns)
+            except Exception:  # noqa: BLE001  _give_up() logs it
+                _give_up(session)
+                continue
+            segments.append(segment)
+            session.in_batch_rows = take
+            rows += segment.live
+        self._segments = segments
+        self._submitted_ns = self.clock()
+        if rows:
+            try:
+                if not self._submit(rows):
+                    return
+            except Exception as error:  # noqa: BLE001  whatever it was, the rows must be answered
+                self._segments = []
+                self._fail(segments, error)
+                return
+        self._complete(self.clock())
+
+    def _pick(self) -> list[tuple[Session, int]]:
+        """Who has a part in the next batch, and how many rows each.
+
+        In turn, as they became ready. Who has few rows gets them all in; the room that is left goes to the first who
+        have many, as much as fits, for a part costs about 10 us of NumPy calls, whatever its rows: small parts of
+        everybody's in each batch would halve the throughput. Those for whom nothing is left come first next time.
+        """
+        ready = self._ready
+        room = spare = self.batch_rows_max
+        if len(ready) == 1:
+            session = ready.popleft()
+            session.queued = False
+            return [(session, min(session.waiting_rows, room))]
+        few = min(FEW_ROWS, room)
+        asking: list[tuple[Session, int]] = []
+        while ready and room:
+            waiting = ready[0].waiting_rows
+            reserved = min(waiting, few)
+            if reserved > room:
+                break
+            room -= reserved
+            if waiting <= few:
+                spare -= waiting
+            asking.append((ready.popleft(), waiting))
+        picked: list[tuple[Session, int]] = []
+        passed: list[Session] = []
+        for session, waiting in asking:
+            take = waiting
+            if waiting > few:
+                take = min(waiting, spare)
+                spare -= take
+            if take:
+                session.queued = False
+                picked.append((session, take))
+            else:
+                passed.append(session)
+        ready.extendleft(reversed(passed))
+        return picked
+
+    def _complete(self, end_ns: int) -> None:
+        """Answer the batch that has finished."""
+        segments, self._segments = self._segments, []
+        rows = sum(segment.live for segment in segments)
+        infer_ns = 0
+        if rows:
+            infer_ns = end_ns - self._submitted_ns
+            flat = self.backend.outputs[:rows].reshape(-1)
+            if not flat.dot(flat) < inf:
+                fail_rows_without_a_number(self.backend.outputs[:rows], segments)
+        if self._may_be_alone and not self._ready:
+            # A device runs what comes together in one batch at the price of one.
+            quick = infer_ns <= FEW_RUN_NS_MAX and self.backend.synchronous
+            self.anyone = quick
+            self.alone_rows_max = FEW_ROWS_MAX if quick else 1
+            if (
+                len(segments) == 1
+                and (infer_ns <= WAIT_NS_MAX or self.backend.synchronous)
+                and segments[0].session.serving
+            ):
+                self.alone = segments[0].session
+        self.last_batch_ns = end_ns
+        self._answer_all(segments, infer_ns, rows)
+        if rows:
+            self.counters.count_batch(rows, infer_ns)
+
+    def _answer_all(self, segments: list[Segment], infer_ns: int, batch_rows: int) -> None:
+        for segment in segments:
+            try:
+                self._answer(segment, infer_ns, batch_rows)
+            except Exception:  # noqa: BLE001  _give_up() logs it
+                _give_up(segment.session)
+        # All answers are under way: what follows costs no client of this batch anything.
+        for segment in segments:
+            if segment.send_ns and not segment.session.closed:
+                try:
+                    self._settle(segment, infer_ns)
+                except Exception:  # noqa: BLE001  _give_up() logs it
+                    _give_up(segment.session)
+
+    def _answer(self, segment: Segment, infer_ns: int, batch_rows: int) -> None:
+        session = segment.session
+        session.in_batch_rows = 0
+        if session.closed:
+            return
+        outputs = self.backend.outputs[segment.first : segment.first + segment.live]
+        if segment.kept is not None:
+            outputs = outputs[segment.kept]
+        send_ns = self.clock()
+        session.send_answers(
+            session.outbox.encode(
+                session.inbox.row_words(0, segment.rows),
+                outputs,
+                segment.statuses,
+                send_time_ns=send_ns,
+                infer_ns=infer_ns,
+                batch_rows=batch_rows,
+            )
+        )
+        segment.send_ns = send_ns
+
+    def _settle(self, segment: Segment, infer_ns: int) -> None:
+        """Count and record what has been answered, and make room for more."""
+        session, outbox = segment.session, segment.session.outbox
+        words = session.inbox.row_words(0, segment.rows)
+        if segment.rows == 1 and outbox.all_ok:
+            self.counters.count_one(segment.send_ns - words.item(0), infer_ns)
+        else:
+            statuses = None if outbox.all_ok else outbox.statuses(segment.rows)
+            self.counters.count_answers(words[:, 0], statuses, segment.send_ns, infer_ns)
+        if session.tap is not None:
+            session.tap.record(segment.rows, self.last_batch_ns)
+        session.answered(segment.rows, segment.send_ns)
+
+    def _fail(self, segments: list[Segment], error: Exception) -> None:
+        """Every row of the batch gets its answer, MODEL_ERROR; then, where the process cannot go on, it ends."""
+        now_ns = self.last_batch_ns = self.clock()
+        failure = error if isinstance(error, BackendFailed) else None
+        if now_ns - self._failure_logged_ns >= _FAILURE_LOG_INTERVAL_NS:
+            self._failure_logged_ns = now_ns
+            log.error(
+                "model %s failed on a batch: %s", self.spec.name, error, exc_info=None if failure else error
+            )
+        fail_all(segments)
+        self._answer_all(segments, 0, sum(segment.live for segment in segments))
+        if failure is not None and failure.fatal:
+            self._submit = self._refuse
+            self._may_be_alone = False
+            self.rest()
+            self._on_fatal(failure)
+
+    def _refuse(self, rows: int) -> bool:
+        """Stands for `Backend.submit` once the device cannot be used any more."""
+        raise BackendFailed("its device has failed before and is not used any more")
+
+
+def _give_up(session: Session) -> None:
+    """An error of this daemon's own, caught: it ends one connection, not its neighbours' and not the batching."""
+    log.exception("client %r: an error of the daemon itself ends its connection", session.client_name)
+    session.close()

@@ -1,0 +1,180 @@
+"""The shortest way, see daemon.lone, of a request that comes through a ring: from slot to slot in one function.
+
+A request is copied out of its slot once, and only the copy is looked at. Whatever is unusual leaves the slot as it is, and
+the request goes the full way, which copies it anew and trusts nothing that was seen here.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from math import isfinite
+from typing import TYPE_CHECKING, Final
+
+from sigd.daemon.serving.counters import FINE_SHIFT
+from sigd.daemon.serving.fast_path import LONE_OUTCOME, U32, UNDER_WAY, fits, lone_run
+from sigd.wire import fields
+from sigd.wire.errors import FrameError
+from sigd.wire.layout import REQUEST_FEATURES_OFFSET, RESPONSE_OUTPUTS_OFFSET, header_word
+
+if TYPE_CHECKING:
+    from sigd.daemon.serving.batcher import Batcher
+    from sigd.daemon.serving.session import Session
+    from sigd.wire.ring import RingConsumer, RingProducer
+
+_REQUEST: Final = struct.Struct("<QQQQQ")
+"""Header, sequence, client_time_ns, deadline_ns; instrument_id with flags and reserved above it."""
+_RESPONSE: Final = struct.Struct("<QQQQQQQ")
+"""Header, sequence, client_time_ns, receive_time_ns, send_time_ns; instrument_id and generation; the outcome."""
+
+assert _REQUEST.size == REQUEST_FEATURES_OFFSET
+assert _RESPONSE.size == RESPONSE_OUTPUTS_OFFSET
+
+_Views = tuple[memoryview, memoryview]
+Found = int
+NOTHING: Final[Found] = 0
+"""The ring is empty."""
+WAITS: Final[Found] = 1
+"""What was in it has been handed on, and waits for a batch; or it has ended the session."""
+ANSWERED: Final[Found] = 2
+"""What was in it is answered."""
+Look = Callable[[], Found]
+"""Takes what is in a ring, and says what it found."""
+
+
+def ring_look(
+    session: Session,
+    batcher: Batcher,
+    requests: RingConsumer,
+    responses: RingProducer,
+    take: Callable[[int], bool],
+    wake_client: Callable[[], None],
+) -> Look:
+    """One look at a session's ring.
+
+    Args:
+        take: the full way, at a time on the batcher's clock.
+        wake_client: rings its doorbell.
+    """
+    clock, words, head_word = batcher.clock, requests.words, requests.head_word
+    if not fits(batcher):
+
+        def look() -> Found:
+            return WAITS if words[head_word] != requests.taken and take(clock()) else NOTHING
+
+        return look
+
+    backend, inbox = batcher.backend, session.inbox
+    tail_word, answer_head_word, slots = requests.tail_word, responses.head_word, requests.ring_slots
+    request_header = requests.header
+    response_header = header_word(fields.SIGNAL_RESPONSE.template_id, responses.frame_bytes)
+    generation = batcher.generation << 32
+    # Views of a slot and of what it carries, made when it is first used: there may be many that never are.
+    places = slots - 1
+    request_views: list[memoryview | None] = [None] * slots
+    response_views: list[_Views | None] = [None] * slots
+    features_end = REQUEST_FEATURES_OFFSET + 4 * batcher.spec.features
+    outputs_end = RESPONSE_OUTPUTS_OFFSET + 4 * batcher.spec.outputs
+
+    def request_at(place: int) -> memoryview:
+        view = request_views[place] = requests.slot(place)[:features_end]
+        return view
+
+    def response_at(place: int) -> _Views:
+        frame = responses.slot(place)
+        views = response_views[place] = (frame, frame[RESPONSE_OUTPUTS_OFFSET:outputs_end])
+        return views
+
+    run = lone_run(backend, clock)
+    model_input = backend.inputs[:1].data.cast("B")
+    model_output = backend.outputs[:1].data.cast("B")
+    output_floats = backend.outputs[0].data
+    copied = bytearray(features_end)
+    features = memoryview(copied)[REQUEST_FEATURES_OFFSET:]
+    high_bytes = slice(REQUEST_FEATURES_OFFSET + 3, None, 4)  # see daemon.serving.fast_path
+    unpack, pack, fence = _REQUEST.unpack_from, _RESPONSE.pack_into, responses.fence
+    flags, client_sleeping = responses.flags, responses.sleeping
+    counters = batcher.counters
+    total_counts, queue_counts, model_counts = (
+        counters.total.quick,
+        counters.queue.quick,
+        counters.model.quick,
+    )
+    record = None if session.tap is None else session.tap.lone_in_ring(copied, model_output)
+
+    def is_full() -> bool:
+        """Whether the client has taken none of the answers that fill the ring, or says what cannot be; asked when they have
+        gone round once, and for each of several requests."""
+        try:
+            return responses.room() == 0
+        except FrameError:
+            return True  # the full way meets it too, and says so
+
+    def hand_over(now_ns: int) -> Found:
+        """The device takes long: what it runs becomes the batcher's."""
+        waits = take(now_ns)
+        batcher.adopt(session, now_ns)
+        return WAITS if waits else NOTHING
+
+    def look_alone() -> Found:
+        taken = requests.taken
+        head = words[head_word]
+        if head == taken:
+            return NOTHING
+        published = responses.published
+        if (
+            (head - taken != 1 and (not 0 < head - taken <= min(batcher.alone_rows_max, slots) or is_full()))
+            or (batcher.alone is not session and not (batcher.anyone and session.serving))
+            or inbox.tail
+            or (published - responses.tail_seen == slots and is_full())
+        ):
+            return WAITS if take(clock()) else NOTHING
+        copied[:] = request_views[taken & places] or request_at(taken & places)
+        header, sequence, client_time_ns, deadline_ns, instrument = unpack(copied)
+        high = copied[high_bytes]
+        now_ns = clock()
+        if header != request_header or 0x7F in high or 0xFF in high or (deadline_ns and deadline_ns < now_ns):
+            return WAITS if take(now_ns) else NOTHING
+        model_input[:] = features
+        try:
+            if run() is UNDER_WAY:
+                return hand_over(now_ns)
+        except Exception:  # noqa: BLE001  the full way runs it once more, and says what failed
+            return WAITS if take(now_ns) else NOTHING
+        end_ns = clock()
+        infer_ns = end_ns - now_ns
+        if not isfinite(sum(output_floats)) or (deadline_ns and deadline_ns < end_ns) or infer_ns > U32:
+            return WAITS if take(now_ns) else NOTHING
+        # The slot is free before the answer is there: who sees the answer may send the next request at once.
+        requests.taken = words[tail_word] = taken + 1
+        frame, part = response_views[published & places] or response_at(published & places)
+        pack(
+            frame,
+            0,
+            response_header,
+            sequence,
+            client_time_ns,
+            now_ns,
+            end_ns,
+            instrument & U32 | generation,
+            LONE_OUTCOME | infer_ns,
+        )
+        part[:] = model_output
+        responses.published = words[answer_head_word] = published + 1
+        # The answer is there: what follows costs nobody's latency, as long as it is shorter than a client's turn.
+        fence()
+        if flags[client_sleeping]:
+            wake_client()
+        batcher.last_batch_ns = end_ns
+        if infer_ns < counters.slow_ns:
+            # Its time begins with the model's: none of it is spent in a queue.
+            total_counts[infer_ns >> FINE_SHIFT] += 1
+            queue_counts[0] += 1
+            model_counts[infer_ns >> FINE_SHIFT] += 1
+        else:
+            counters.count_lone(infer_ns, infer_ns)
+        if record is not None:
+            record(sequence, client_time_ns, now_ns, end_ns, instrument, LONE_OUTCOME | infer_ns)
+        return ANSWERED
+
+    return look_alone

@@ -1,0 +1,75 @@
+"""What a session asks of the transport that carries it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from sigd.daemon.serving.session import Session
+    from sigd.wire.region import RegionLayout
+
+
+class Peer(Protocol):
+    """The transport's side of a session."""
+
+    def send(self, data: memoryview | bytes) -> None:
+        """Send now, or keep a copy until the peer reads; past its bound the transport aborts the connection."""
+
+    def send_descriptors(self, data: bytes, descriptors: tuple[int, ...]) -> None:
+        """The first thing that is sent, and descriptors that come with it; the connection is aborted where it fails."""
+
+    def why_no_descriptors(self) -> str:
+        """Why descriptors would not reach the client; empty where they would, as far as can be told."""
+
+    def finish(self) -> None:
+        """Send what is kept, then close."""
+
+    def pause_reading(self) -> None:
+        """Hand over no more bytes until resume_reading()."""
+
+    def resume_reading(self) -> None:
+        """Go on after pause_reading()."""
+
+    def yield_turn(self) -> None:
+        """Call the session's `turn()` in the loop's next round."""
+
+
+class Rings(Protocol):
+    """The rings of one session: its requests come from there and its answers go there, past the `Peer`.
+
+    Attributes:
+        layout: of their region.
+        descriptors: for the client: region, request doorbell, response doorbell.
+    """
+
+    @property
+    def layout(self) -> RegionLayout: ...
+
+    @property
+    def descriptors(self) -> tuple[int, ...]: ...
+
+    def start(self) -> None:
+        """The client has been told: hand over what it publishes to `Session.took()`."""
+
+    def detach(self) -> None:
+        """Let go of the batcher's model: from now on everything goes the full way."""
+
+    def attach(self) -> None:
+        """Learn the shortest way to the batcher's model."""
+
+    def take(self, now_ns: int) -> bool:
+        """Hand over what has been published; False where nothing was."""
+
+    def send(self, data: memoryview) -> None:
+        """Publish answers; there is room for them."""
+
+    def stop(self) -> None:
+        """Hand over nothing more."""
+
+    def close(self) -> None:
+        """Give the memory back. Nothing else is called after it."""
+
+
+OpenRings = Callable[["Session", int], Rings]
+"""Makes the rings of a session, with so many slots. Raises FrameError with the code that refuses them."""

@@ -1,0 +1,1 @@
+"""Sockets, rings and who may use them."""

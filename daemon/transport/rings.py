@@ -1,0 +1,399 @@
+"""The shared-memory transport: a thin shell that moves frames between the rings of a region and a session.
+
+While a session's rings are awake they are looked at in every tick of the loop. Asleep they cost nothing: their client
+rings a doorbell, which the loop waits for as for a socket. Rings go to sleep when the loop does, and, where many are
+open, when nothing has come for a while. See wire.ring for how none of this loses a wake-up.
+
+A client may write whatever it likes into its region, at any time. Every counter of its is held against ours, a request
+is copied before it is looked at, the region cannot be resized, and no system call on what it shares can wait (see
+daemon.doorbell). What breaks the rules ends its own session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import mmap
+import os
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from sigd.daemon.errors import MissingDependency
+from sigd.daemon.serving.fast_path_ring import NOTHING, WAITS, Found, Look, ring_look
+from sigd.daemon.transport.doorbell import BellRinger, silence
+from sigd.wire.errors import FrameError
+from sigd.wire.region import RegionLayout, region_layout
+from sigd.wire.ring import Region, make_fence, why_not_here
+from sigd.wire.status import RejectCode
+
+if TYPE_CHECKING:
+    from sigd.daemon.serving.counters import ClientCounters
+    from sigd.daemon.serving.session import Session
+
+BEAT_S: Final = 0.05
+"""How often a region's heartbeat moves; the contract says at least every 0.1 s."""
+BEATEN_AT_ONCE: Final = 20
+"""A thousand regions are a thousand cache misses, in which nobody is answered: past so many they have their beats in
+turns."""
+AWAKE_MAX: Final = 16
+"""More rings than that are not all looked at in every tick: those that were quiet for a beat sleep."""
+ROUND: Final = range(8)
+"""Looks at rings that are the only ones awake, in one round of the loop."""
+ANSWERED_MAX: Final = 4
+"""Requests from them that are answered at once in one round."""
+LONE_ROUND: Final = range(128)
+LONE_ANSWERED_MAX: Final = 32
+"""The same where no other client is connected that the round could be kept from: a quarter of a millisecond."""
+_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+class SessionRings:
+    """The rings of one session. Implements daemon.peer.Rings.
+
+    Attributes:
+        layout, descriptors: see daemon.peer.Rings.
+        look: see daemon.lone_ring.
+        awake: looked at in every tick.
+        stalled: its client does not take its answers, so nothing more is taken from it.
+    """
+
+    __slots__ = (
+        "_bells",
+        "_clock",
+        "_host",
+        "_memory",
+        "_region",
+        "_requests",
+        "_responses",
+        "_session",
+        "_taken_at_beat",
+        "awake",
+        "layout",
+        "look",
+        "stalled",
+    )
+
+    def __init__(self, host: RingHost, session: Session, layout: RegionLayout) -> None:
+        """Raises OSError where there is no memory or no descriptor for them."""
+        self.layout = layout
+        self.awake = False
+        self.stalled = False
+        self.look: Look = _nothing
+        self._host = host
+        self._session = session
+        self._clock = host.clock
+        self._taken_at_beat = -1
+        self._memory = -1
+        self._bells: tuple[int, ...] = ()
+        try:
+            self._bells = (_eventfd(),)
+            self._bells += (_eventfd(),)
+            self._memory = os.memfd_create("sigd-rings", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            os.ftruncate(self._memory, layout.region_bytes)
+            fcntl.fcntl(self._memory, fcntl.F_ADD_SEALS, _SEALS)
+            view = memoryview(
+                mmap.mmap(self._memory, layout.region_bytes, mmap.MAP_SHARED | mmap.MAP_POPULATE)
+            )
+        except OSError:
+            self._close_descriptors()
+            raise
+        self._region = Region.create(view, layout, host.fence)
+        self._requests = self._region.requests_in()
+        self._responses = self._region.responses_out()
+        self.beat(self._clock())
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """Region, request doorbell, response doorbell; until `start()`."""
+        return (self._memory, *self._bells)
+
+    # -- the session's side ------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """The client has been told: look at what it publishes."""
+        os.close(self._memory)
+        self._memory = -1
+        self._host.add(self, self._bells[0], self._rung)
+
+    def detach(self) -> None:
+        """Let go of the batcher's model, and take the full way until `attach()`."""
+        self.look = self._look_afar
+        self._host.look_anew()
+
+    def attach(self) -> None:
+        """Learn the shortest way to the batcher's model."""
+        session = self._session
+        self.look = ring_look(
+            session, session.batcher, self._requests, self._responses, self.take, self._wake_client
+        )
+        self._host.look_anew()
+
+    def take(self, now_ns: int) -> bool:
+        """Hand what has been published to the session; False where nothing was."""
+        session = self._session
+        inbox = session.inbox
+        try:
+            # Every request that is taken will need a slot for its answer.
+            room = self._responses.room() - inbox.rows
+            rows = self._requests.take(inbox.writable(), room) if room > 0 else 0
+        except FrameError as error:
+            session.reject(error.code, error.reason)
+            return True
+        if not rows:
+            self.stalled = room <= 0
+            return False
+        session.took(rows * inbox.frame_bytes, now_ns)
+        return True
+
+    def send(self, data: memoryview) -> None:
+        """Publish answers, and wake a client that sleeps."""
+        try:
+            if self._responses.publish(data):
+                self._wake_client()
+        except FrameError as error:
+            self._session.reject(error.code, error.reason)
+
+    def stop(self) -> None:
+        """Look at nothing more."""
+        self._host.remove(self, self._bells[0])
+
+    def close(self) -> None:
+        """Give everything back; the memory is unmapped when the last view of it is gone, which is now."""
+        self._host.remove(self, self._bells[0])
+        self._close_descriptors()
+        # A session and its rings hold each other.
+        self.look = _nothing
+        del self._session, self._requests, self._responses, self._region
+
+    def _look_afar(self) -> Found:
+        """As `daemon.lone_ring.ring_look`, without a shortest way."""
+        return WAITS if self.lag() and self.take(self._clock()) else NOTHING
+
+    def _close_descriptors(self) -> None:
+        for descriptor in (self._memory, *self._bells):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._memory, self._bells = -1, ()
+
+    # -- the host's side ---------------------------------------------------------------------------------------
+
+    def may_sleep(self) -> bool:
+        """From now on the doorbell is needed; False, and it is not, where something has come meanwhile."""
+        if self._requests.may_sleep() or self.stalled:
+            return True
+        self._requests.awake()
+        return False
+
+    def lag(self) -> bool:
+        """Something has been published that is not taken yet."""
+        requests = self._requests
+        return requests.words[requests.head_word] != requests.taken
+
+    def quiet(self) -> bool:
+        """Nothing was taken between the last two beats."""
+        taken = self._requests.taken
+        quiet = taken == self._taken_at_beat
+        self._taken_at_beat = taken
+        return quiet
+
+    def beat(self, now_ns: int) -> None:
+        """Show that the daemon lives."""
+        self._region.daemon_heartbeat_ns = now_ns
+
+    def _wake_client(self) -> None:
+        self._host.ring(self._bells[1])
+
+    def _rung(self) -> None:
+        silence(self._bells[0], self._host.counter)
+        self._requests.awake()
+        self._host.rise(self)
+
+
+class RingHost:
+    """All rings of a daemon, and the tick's part of them.
+
+    Attributes:
+        poll: for the tick: looks at all rings that are awake, then lets `batch` run; True where there is work or was.
+        batch_with: sets another `batch`.
+        clock: CLOCK_MONOTONIC in ns.
+        fence: see wire.ring.
+        counter: 8 bytes for whoever silences a bell.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        clock: Callable[[], int],
+        batch: Callable[[], bool],
+        wake: Callable[[], None],
+        counters: ClientCounters,
+    ) -> None:
+        """
+        Args:
+            batch: runs what waits, and says whether there is work left or was.
+            wake: called when there is something for `poll`.
+            counters: which know how many connections are open, with and without rings.
+        """
+        self.clock = clock
+        self.fence = make_fence()
+        self.counter = bytearray(8)
+        self._loop = loop
+        self._wake = wake
+        self._counters = counters
+        self._ringer: BellRinger | None = None
+        self._open: dict[SessionRings, None] = {}
+        # Whose beat is due next, and some that have closed meanwhile.
+        self._due: deque[SessionRings] = deque()
+        self._awake: tuple[SessionRings, ...] = ()
+        self._looks: tuple[Look, ...] = ()
+        self._timer: asyncio.TimerHandle | None = None
+        self.poll, self.batch_with = self._make_poll(batch)
+
+    def open(self, session: Session, ring_slots: int) -> SessionRings:
+        """Rings for a session; see daemon.peer.OpenRings.
+
+        Raises:
+            FrameError: there is no shared memory to be had; the reason says why.
+        """
+        spec = session.batcher.spec
+        try:
+            refused = why_not_here()
+            if refused:
+                raise FrameError(RejectCode.TRANSPORT_UNAVAILABLE, refused)
+            if self._ringer is None:
+                self._ringer = BellRinger()
+            return SessionRings(self, session, region_layout(ring_slots, spec.features, spec.outputs))
+        except MissingDependency as error:
+            raise FrameError(RejectCode.TRANSPORT_UNAVAILABLE, str(error)) from None
+        except OSError as error:
+            reason = f"no shared memory to be had: {error.strerror}"
+            raise FrameError(RejectCode.TRANSPORT_UNAVAILABLE, reason) from None
+
+    def may_sleep(self) -> bool:
+        """The tick is about to stop: every ring that is awake goes to sleep, but those for which something came."""
+        busy = tuple(rings for rings in self._awake if not self._put_to_sleep(rings))
+        self._set_awake(busy)
+        return not busy
+
+    def close(self) -> None:
+        """No rings are open any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._ringer is not None:
+            self._ringer.close()
+
+    # -- the rings' side ---------------------------------------------------------------------------------------
+
+    def add(self, rings: SessionRings, bell: int, rung: Callable[[], None]) -> None:
+        """Look at them from now on, and call `rung` when their doorbell rings."""
+        self._open[rings] = None
+        self._due.append(rings)
+        self._loop.add_reader(bell, rung)
+        self.rise(rings)
+        if self._timer is None:
+            self._timer = self._loop.call_later(BEAT_S, self._beat)
+
+    def remove(self, rings: SessionRings, bell: int) -> None:
+        """Look at them no more."""
+        if rings in self._open:
+            del self._open[rings]
+            self._loop.remove_reader(bell)
+            self._lower(rings)
+
+    def rise(self, rings: SessionRings) -> None:
+        """Something has come, or may have."""
+        if not rings.awake:
+            rings.awake = True
+            self._set_awake((*self._awake, rings))
+            self._wake()
+
+    def look_anew(self) -> None:
+        """Somebody's way of looking has changed."""
+        self._set_awake(self._awake)
+
+    def ring(self, bell: int) -> None:
+        """Wake a client."""
+        assert self._ringer is not None
+        self._ringer.ring(bell)
+
+    # -- inside ------------------------------------------------------------------------------------------------
+
+    def _make_poll(
+        self, batch: Callable[[], bool]
+    ) -> tuple[Callable[[], bool], Callable[[Callable[[], bool]], None]]:
+        """`poll` and `batch_with`. It runs in every round of a loop that spins, so it is a closure."""
+        counters, opened = self._counters, self._open
+
+        def poll() -> bool:
+            looks = self._looks
+            if len(looks) != 1:
+                busy = False
+                for look in looks:
+                    if look():
+                        busy = True
+                return batch() or busy
+            (look,) = looks
+            answered = 0
+            # Whoever was just answered asks again before a round of the loop would be over; the round also looks at
+            # the sockets, which wait no longer than for `answered_max` requests.
+            alone = counters.connections_open == len(opened)
+            answered_max = LONE_ANSWERED_MAX if alone else ANSWERED_MAX
+            for _ in LONE_ROUND if alone else ROUND:
+                found = look()
+                if found:
+                    answered += 1
+                    if found == WAITS or answered == answered_max:
+                        break
+            return batch() or answered > 0
+
+        def batch_with(changed: Callable[[], bool]) -> None:
+            nonlocal batch
+            batch = changed
+
+        return poll, batch_with
+
+    def _put_to_sleep(self, rings: SessionRings) -> bool:
+        rings.awake = not rings.may_sleep()
+        return not rings.awake
+
+    def _lower(self, rings: SessionRings) -> None:
+        rings.awake = False
+        self._set_awake(tuple(other for other in self._awake if other is not rings))
+
+    def _set_awake(self, awake: tuple[SessionRings, ...]) -> None:
+        self._awake = awake
+        self._looks = tuple(rings.look for rings in awake)
+
+    def _beat(self) -> None:
+        """What is to be done for all rings now and then."""
+        now_ns = self.clock()
+        for rings in [self._due.popleft() for _ in range(min(len(self._due), BEATEN_AT_ONCE))]:
+            if rings in self._open:
+                self._due.append(rings)
+                self._look_after(rings, now_ns)
+        if self._open:
+            turns = -(-len(self._due) // BEATEN_AT_ONCE)
+            self._timer = self._loop.call_later(BEAT_S / turns, self._beat)
+        else:
+            self._timer = None
+            self._due.clear()
+
+    def _look_after(self, rings: SessionRings, now_ns: int) -> None:
+        rings.beat(now_ns)
+        if rings.stalled or (not rings.awake and rings.lag()):
+            # Nobody rings when there is room for answers again. Nor does a bell that its client has broken, or has not
+            # come to: a counter that the kernel was made to fill up is an error, after which a loop waits no more.
+            rings.stalled = False
+            self.rise(rings)
+        elif rings.quiet() and rings.awake and len(self._awake) > AWAKE_MAX and rings.may_sleep():
+            self._lower(rings)
+
+
+def _nothing() -> Found:
+    """The look at rings that are not there yet, or any more."""
+    return NOTHING
+
+
+def _eventfd() -> int:
+    return os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)

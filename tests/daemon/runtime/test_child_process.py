@@ -1,0 +1,76 @@
+"""Processes beside the loop: what they begin with, and how long nobody starts them again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from tests.conftest import children_of
+
+from sigd.daemon.runtime.child_process import PAUSE_S, PAUSE_S_MAX, Pauses, Starter
+
+WAITS = "code"
+"""A module that waits for its standard input."""
+
+
+def test_a_process_begins_beside_a_loop_that_is_pinned_and_at_real_time_priority() -> None:
+    """Not once its Python runs: it is looked at as soon as it is there."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        pytest.skip("needs two cores")
+
+    def work() -> None:
+        os.sched_setaffinity(0, {cores[0]})
+        try:
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+        except PermissionError:
+            pytest.skip("needs the right to real-time priority")
+        process, pidfd = Starter({cores[1]}).start(WAITS, [], subprocess.PIPE)
+        os.close(pidfd)
+        try:
+            assert os.sched_getaffinity(process.pid) == {cores[1]}
+            assert os.sched_getscheduler(process.pid) == os.SCHED_OTHER
+            assert os.sched_getscheduler(0) == os.SCHED_FIFO, "the loop itself stays what it is"
+        finally:
+            process.kill()
+            process.communicate()
+
+    # What is done to its thread shall not stay with the tests.
+    with ThreadPoolExecutor(1) as loop:
+        loop.submit(work).result()
+
+
+def test_what_cannot_be_started_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", full)
+    with pytest.raises(OSError, match="temporarily"):
+        Starter(os.sched_getaffinity(0)).start(WAITS, [], subprocess.DEVNULL)
+
+
+def test_a_process_whose_end_could_not_be_seen_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> int:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(os, "pidfd_open", full)
+    before = children_of(os.getpid())
+    with pytest.raises(OSError, match="Too many"):
+        Starter(os.sched_getaffinity(0)).start(WAITS, [], subprocess.DEVNULL)
+    assert children_of(os.getpid()) == before
+
+
+def test_each_pause_is_longer_until_one_has_run_for_long() -> None:
+    now_s = 1000.0
+    pauses = Pauses(lambda: now_s)
+    assert [pauses.next_s() for _ in range(8)] == [1, 2, 4, 8, 16, 32, PAUSE_S_MAX, PAUSE_S_MAX]
+    pauses.started()
+    now_s += PAUSE_S_MAX - 1
+    assert pauses.next_s() == PAUSE_S_MAX
+    pauses.started()
+    now_s += PAUSE_S_MAX
+    assert [pauses.next_s(), pauses.next_s()] == [PAUSE_S, 2 * PAUSE_S], (
+        "also where the next one does not start"
+    )

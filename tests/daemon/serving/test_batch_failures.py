@@ -1,0 +1,156 @@
+"""A batch that fails is answered; an error ends what it concerns and nothing else."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sigd.daemon.serving import batcher as batcher_module
+from sigd.daemon.serving.admission import screen
+from sigd.models.errors import BackendClosed, BackendFailed
+from sigd.wire.status import Status
+
+if TYPE_CHECKING:
+    from tests.daemon.conftest import Rig
+
+NAN_OUTPUT = -7.0
+INF_OUTPUT = -8.0
+MS = 1_000_000
+
+
+@pytest.mark.parametrize("poison", [NAN_OUTPUT, INF_OUTPUT])
+def test_an_output_that_is_no_number_fails_its_own_row(rig: Rig, poison: float) -> None:
+    client, other = rig.connect(), rig.connect()
+    client.say(
+        rig.request(1, 1) + rig.request(2, 2, 0, poison) + rig.request(3, math.nan) + rig.request(4, 4)
+    )
+    other.say(rig.request(5, 5))
+    rig.run()
+    answers = client.answers()
+    assert [answer.status.name for answer in answers] == ["OK", "MODEL_ERROR", "BAD_INPUT", "OK"]
+    assert [answer.outputs[0] for answer in answers if answer.status == Status.OK] == [1.0, 4.0]
+    assert all(map(math.isnan, answers[1].outputs))
+    assert (answers[1].batch_rows, answers[2].batch_rows) == (4, 0)
+    assert other.answers()[0].outputs[0] == 5.0
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        BackendFailed("the device said no"),
+        ValueError("a bug"),
+        BackendClosed("gone"),
+        MemoryError("none left"),
+    ],
+    ids=lambda failure: type(failure).__name__,
+)
+def test_a_batch_that_fails_is_answered_and_the_next_one_runs(
+    rig: Rig, failure: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    client, other = rig.connect(), rig.connect()
+    rig.backend.failure = failure
+    client.say(rig.request(1) + rig.request(2, math.nan) + rig.request(3))
+    other.say(rig.request(1))
+    rig.run()
+    assert client.statuses() == [(1, Status.MODEL_ERROR), (2, Status.BAD_INPUT), (3, Status.MODEL_ERROR)]
+    (failed,) = other.answers()
+    assert (failed.status, failed.batch_rows, failed.infer_ns) == (Status.MODEL_ERROR, 3, 0)
+    assert all(map(math.isnan, failed.outputs))
+    assert str(failure) in caplog.text
+    assert ("Traceback" in caplog.text) != isinstance(failure, BackendFailed), "where it was not foreseen"
+    client.say(rig.request(4, 4))
+    rig.run()
+    assert client.statuses() == [(4, Status.OK)]
+    assert rig.batcher.pending_rows == 0
+    assert rig.fatal == []
+
+
+@pytest.mark.parametrize("failure", [BackendFailed("the device said no"), ValueError("a bug")])
+def test_a_lone_request_that_fails_is_answered(make_rig: type[Rig], failure: Exception) -> None:
+    rig = make_rig()
+    client = rig.connect()
+    client.say(rig.request(1))
+    rig.run()
+    rig.backend.failure = failure
+    client.say(rig.request(2))
+    assert client.statuses() == [(1, Status.OK), (2, Status.MODEL_ERROR)]
+    client.say(rig.request(3))
+    rig.run()
+    assert client.statuses() == [(3, Status.OK)]
+    assert rig.batcher.pending_rows == 0
+
+
+def test_failures_are_logged_once_a_second(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    client = rig.connect()
+    for sequence in range(20):
+        rig.backend.failure = BackendFailed("again")
+        rig.clock.now_ns += 100 * MS
+        client.say(rig.request(sequence))
+        rig.run()
+    assert len(caplog.records) == 2
+    assert {status for _, status in client.statuses()} == {Status.MODEL_ERROR}
+
+
+def test_a_failure_that_the_process_cannot_survive(rig: Rig) -> None:
+    client = rig.connect()
+    failure = BackendFailed("sticky", fatal=True)
+    rig.backend.failure = failure
+    client.say(rig.requests(range(12)))
+    rig.run()
+    assert client.statuses() == [(n, Status.MODEL_ERROR) for n in range(12)]
+    assert rig.fatal == [failure], "said once"
+    assert len(rig.backend.batches) == 1, "and the device is left alone"
+
+
+def test_a_failure_of_a_lone_request_that_the_process_cannot_survive(make_rig: type[Rig]) -> None:
+    rig = make_rig()
+    client = rig.connect()
+    client.say(rig.request(1))
+    rig.run()
+    rig.backend.failure = BackendFailed("sticky", fatal=True)
+    for sequence in range(2, 6):
+        client.say(rig.request(sequence))
+        rig.run()
+    assert client.statuses() == [(1, Status.OK), *((n, Status.MODEL_ERROR) for n in range(2, 6))]
+    assert len(rig.fatal) == 1
+    assert len(rig.backend.batches) == 2
+
+
+def test_an_error_of_the_daemon_itself_ends_one_connection(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clients = [rig.connect(client_name=f"client-{n}") for n in range(3)]
+    unlucky = clients[1].session
+
+    def broken_screen(session: object, *rest: object) -> object:
+        if session is unlucky:
+            raise RuntimeError("a bug in screening")
+        return screen(session, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(batcher_module, "screen", broken_screen)
+    for client in clients:
+        client.say(rig.request(1))
+    rig.run()
+    assert [client.finished for client in clients] == [False, True, False]
+    assert [len(client.answers()) for client in clients] == [1, 0, 1]
+    assert "client-1" in caplog.text
+    assert "a bug in screening" in caplog.text
+
+
+def test_an_error_while_answering_ends_one_connection(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    clients = [rig.connect() for _ in range(3)]
+
+    def broken_send(data: memoryview | bytes) -> None:
+        raise RuntimeError("a bug in the transport")
+
+    clients[0].session.send_answers = broken_send
+    for client in clients:
+        client.say(rig.request(1))
+    rig.run()
+    assert [client.finished for client in clients] == [True, False, False]
+    assert [len(client.answers()) for client in clients] == [0, 1, 1]
+    assert caplog.records[0].levelno == logging.ERROR
+    assert rig.batcher.pending_rows == 0

@@ -1,0 +1,73 @@
+"""Several models in one daemon: who serves whom, and that none waits for another."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sigd.daemon.errors import UsageError
+from sigd.daemon.serving.models import ServedModels
+from sigd.wire.status import Status
+
+if TYPE_CHECKING:
+    from tests.daemon.conftest import Rig
+
+
+def rigs(make_rig: type[Rig], *names: str, synchronous: bool = True) -> list[Rig]:
+    made = [make_rig(synchronous=synchronous) for _ in names]
+    for rig, name in zip(made, names, strict=True):
+        rig.batcher.name = name
+    return made
+
+
+def test_the_first_is_the_default_and_the_others_go_by_their_names(make_rig: type[Rig]) -> None:
+    first, second = rigs(make_rig, "a", "b")
+    served = ServedModels([first.batcher, second.batcher])
+    assert served.find("") is served.find("a") is first.batcher
+    assert served.find("b") is second.batcher
+    assert served.find("c") is None
+    assert list(served) == [first.batcher, second.batcher]
+
+
+def test_two_of_one_name_are_refused(make_rig: type[Rig]) -> None:
+    with pytest.raises(UsageError, match="two models have one name among m, m"):
+        ServedModels([rig.batcher for rig in rigs(make_rig, "m", "m")])
+
+
+def test_one_alone_is_polled_without_a_detour(make_rig: type[Rig]) -> None:
+    rig = make_rig()
+    assert ServedModels([rig.batcher]).poll == rig.batcher.poll
+
+
+def test_each_has_its_turn_whatever_the_others_do(make_rig: type[Rig]) -> None:
+    first, second = rigs(make_rig, "a", "b", synchronous=False)
+    served = ServedModels([first.batcher, second.batcher])
+    clients = [rig.connect() for rig in (first, second)]
+    for client in clients:
+        client.say(first.request(1, 5))
+    assert served.pending_rows == 2
+    assert served.poll()
+    second.backend.finished = True
+    assert served.poll(), "the first is not done"
+    assert clients[1].statuses() == [(1, Status.OK)]
+    assert clients[0].answers() == []
+    first.backend.finished = True
+    served.poll()
+    assert clients[0].statuses() == [(1, Status.OK)]
+    assert served.pending_rows == 0
+    assert not served.poll()
+
+
+def test_the_last_batch_is_the_last_of_any_and_all_go_to_rest(make_rig: type[Rig]) -> None:
+    first, second = rigs(make_rig, "a", "b")
+    served = ServedModels([first.batcher, second.batcher])
+    for rig in (first, second):
+        rig.connect().say(rig.request(1))
+    first.clock.now_ns += 100
+    served.poll()
+    assert served.last_batch_ns() == first.batcher.last_batch_ns > second.batcher.last_batch_ns
+    assert first.batcher.alone is not None
+    assert second.batcher.alone is not None
+    served.rest()
+    assert first.batcher.alone is second.batcher.alone is None

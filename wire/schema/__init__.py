@@ -1,0 +1,1 @@
+"""The contract in other forms: SBE, C++, tables."""
