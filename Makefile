@@ -59,19 +59,19 @@ bench: $(VENV)/.base  ## prove the budget: closed loop, beside the machine's own
 	$(SIGD) bench --p99 --closed-loop --floor --idle spin
 
 bench-connections: $(VENV)/.base  ## 1,000 connections: what silent ones cost, and how evenly talking ones are served
-	$(BIN)/python -m sigd.bench.commands.connections
+	$(SIGD) bench connections
 
 bench-observe: $(VENV)/.base  ## what metrics and the flight recorder cost a request, on against off (needs a C++ compiler)
-	$(BIN)/python -m sigd.bench.commands.observe
+	$(SIGD) bench observe
 
 bench-reload: $(VENV)/.base  ## what a hundred reloads cost whoever asks meanwhile (needs a C++ compiler)
-	$(BIN)/python -m sigd.bench.commands.reload
+	$(SIGD) bench reload
 
 bench-tunnel: $(VENV)/.base  ## what an SSH tunnel costs, over loopback (needs OpenSSH)
-	$(BIN)/python -m sigd.bench.commands.tunnel
+	$(SIGD) bench tunnel
 
 profile: $(VENV)/.base  ## where the daemon's time for a request goes, stage by stage
-	$(BIN)/python -m sigd.bench.profile
+	$(SIGD) bench profile
 
 fuzz: $(VENV)/.dev  ## a million hostile frames and more against the decoder and a live daemon
 	$(BIN)/python -m tests.fuzz.fuzz_stream

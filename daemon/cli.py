@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import sys
@@ -11,6 +10,8 @@ from typing import Final
 import click
 
 from sigd import __version__
+from sigd.daemon.errors import EXIT_CHECK_FAILED, EXIT_ENVIRONMENT, EXIT_USAGE
+from sigd.daemon.lazy_group import LazyGroup
 
 COMMANDS: Final = {
     "serve": ("sigd.daemon.commands.serve:serve", "Serve a model over a Unix socket."),
@@ -20,7 +21,7 @@ COMMANDS: Final = {
         "sigd.bench.commands.replay:replay",
         "Run a market capture, or what a daemon recorded, once more.",
     ),
-    "reload": ("sigd.daemon.commands.reload:reload", "Serve another model file, without anybody noticing."),
+    "reload": ("sigd.daemon.commands.reload:reload", "Serve another model file; clients stay connected."),
     "drain": (
         "sigd.daemon.commands.drain:drain",
         "Stop a running daemon, with everything accepted answered.",
@@ -40,35 +41,13 @@ COMMANDS: Final = {
     ),
     "doctor": ("sigd.daemon.commands.doctor:doctor", "Check this machine and say how to fix it."),
 }
-"""Name to (module:attribute, one line for `sigd --help`). The modules of sigd.bench are named here and imported by
-nobody in sigd.daemon, so a serving process never loads them."""
-
-EXIT_CHECK_FAILED: Final = 1
-EXIT_USAGE: Final = 2
-EXIT_ENVIRONMENT: Final = 3
-
-
-class LazyGroup(click.Group):
-    """Loads a command's module when the command is called; `--help` needs only the table."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        module_name, _, attribute = COMMANDS[cmd_name][0].partition(":")
-        command = getattr(importlib.import_module(module_name), attribute)
-        assert isinstance(command, click.Command)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+"""Name to (module:attribute, one line for `sigd --help`). The table names the modules of sigd.bench as text; no module of
+sigd.daemon imports them, so a serving process never loads them."""
 
 
 @click.group(
     cls=LazyGroup,
+    table=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="Try `sigd demo` first. Exit codes: 0 done, 1 the check failed, 2 wrong usage or input, 3 the environment"
     " lacks something.",

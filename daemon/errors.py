@@ -8,26 +8,32 @@ DaemonError               exit code of the command
 
 from __future__ import annotations
 
+from typing import Final
+
+EXIT_CHECK_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_ENVIRONMENT: Final = 3
+
 
 class DaemonError(Exception):
     """Base; `exit_code` is what the command ends with."""
 
-    exit_code = 1
+    exit_code = EXIT_CHECK_FAILED
 
 
 class UsageError(DaemonError):
     """The configuration or a flag is wrong."""
 
-    exit_code = 2
+    exit_code = EXIT_USAGE
 
 
 class MissingDependency(DaemonError):
     """The machine lacks something."""
 
-    exit_code = 3
+    exit_code = EXIT_ENVIRONMENT
 
 
 class AlreadyServed(DaemonError):
     """Another daemon listens on the socket."""
 
-    exit_code = 3
+    exit_code = EXIT_ENVIRONMENT

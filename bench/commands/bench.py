@@ -6,12 +6,14 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from sigd.bench.commands.options import idle_option, transport_of, transport_option
 from sigd.bench.errors import BadRequest, BenchError
+from sigd.daemon.lazy_group import LazyGroup
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,8 +22,20 @@ if TYPE_CHECKING:
 
 _DEFAULT_RATE_HZ = 10_000.0
 
+COMMANDS: Final = {
+    "reload": ("sigd.bench.commands.reload:main", "What reloads cost the requests that come meanwhile."),
+    "connections": ("sigd.bench.commands.connections:main", "What 1,000 connections cost each other."),
+    "observe": ("sigd.bench.commands.observe:main", "What metrics and the flight recorder cost a request."),
+    "tunnel": ("sigd.bench.commands.tunnel:main", "What an SSH tunnel costs, over loopback."),
+    "profile": ("sigd.bench.profile.command:main", "Where the daemon's time for a request goes, by stage."),
+}
+"""Measurements with a command of their own: name to (module:attribute, one line for `--help`)."""
 
-@click.command(
+
+@click.group(
+    cls=LazyGroup,
+    table=COMMANDS,
+    invoke_without_command=True,
     epilog="""\b
 Examples:
   sigd bench --p99                                       10,000 requests/s with Poisson arrivals, budget 100 us
@@ -35,7 +49,7 @@ Examples:
 \b
 Open loop: latency counts from the intended send time, so that a stall counts for every request that it held up.
 Exit codes: 0 passed; 1 over the budget, or not valid (replies lost, rate missed, contract broken): the files
-are then named NAME.FAIL.json and NAME.FAIL.hgrm; 2 wrong usage or input; 3 the environment lacks something."""
+are then named NAME.FAIL.json and NAME.FAIL.hgrm; 2 wrong usage or input; 3 the environment lacks something.""",
 )
 @click.option(
     "--p99/--no-p99", default=True, show_default=True, help="Hold p99 to the budget, or only measure."
@@ -103,11 +117,15 @@ are then named NAME.FAIL.json and NAME.FAIL.hgrm; 2 wrong usage or input; 3 the 
 @click.option(
     "--hgrm", "hgrm_file", type=click.Path(path_type=Path), help="Write the percentile distribution (.hgrm)."
 )
-def bench(json_file: Path | None, hgrm_file: Path | None, **options: Any) -> None:
+@click.pass_context
+def bench(context: click.Context, /, json_file: Path | None, hgrm_file: Path | None, **options: Any) -> None:
     """Measure the latency of a daemon and prove the budget.
 
     Without --socket a daemon is started for the run, on a core of its own where there are two.
     """
+    if context.invoked_subcommand is not None:
+        _refuse_options_before(context)
+        return
     # Told to end: leave by an exception, so that a daemon of ours is not left behind.
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
@@ -118,6 +136,20 @@ def bench(json_file: Path | None, hgrm_file: Path | None, **options: Any) -> Non
     finally:
         signal.signal(signal.SIGTERM, before)
     sys.exit(0 if passed else 1)
+
+
+def _refuse_options_before(context: click.Context) -> None:
+    """The command that follows has options of its own; these would be ignored."""
+    given = [
+        name
+        for name in context.params
+        if context.get_parameter_source(name) not in (ParameterSource.DEFAULT, None)
+    ]
+    if given:
+        raise click.UsageError(
+            f"--{given[0].replace('_', '-')} belongs to `sigd bench` itself: put the options of"
+            f" {context.invoked_subcommand} behind its name"
+        )
 
 
 def _terminated(number: int, _frame: object) -> NoReturn:

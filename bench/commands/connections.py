@@ -1,4 +1,4 @@
-"""`python -m sigd.bench.commands.connections`, also `make bench-connections`."""
+"""`sigd bench connections`, also `make bench-connections`."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    "connections",
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="""\b
 Examples:
-  python -m sigd.bench.commands.connections                        1,000 connections to a spinning daemon
-  python -m sigd.bench.commands.connections --transport shm        through shared memory
-  python -m sigd.bench.commands.connections --json > connections.json
+  sigd bench connections                        1,000 connections to a spinning daemon
+  sigd bench connections --transport shm        through shared memory
+  sigd bench connections --json > connections.json
 
 \b
 Exit codes: 0 both bars were kept; 1 not, or the run is not valid; 2 wrong usage or input; 3 the environment lacks
@@ -220,7 +221,3 @@ def _verdict(found: Found, console: Console) -> None:
     console.print("passed" if not reasons else "FAILED")
     for reason in reasons:
         console.print(f"  {reason}")
-
-
-if __name__ == "__main__":
-    main()

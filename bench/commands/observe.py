@@ -1,4 +1,4 @@
-"""`python -m sigd.bench.commands.observe`, also `make bench-observe`."""
+"""`sigd bench observe`, also `make bench-observe`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    "observe",
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="""\b
 Examples:
-  python -m sigd.bench.commands.observe                    over the Unix socket
-  python -m sigd.bench.commands.observe --transport shm    through shared memory
-  python -m sigd.bench.commands.observe --rounds 40        on a machine that is busy with other work
+  sigd bench observe                    over the Unix socket
+  sigd bench observe --transport shm    through shared memory
+  sigd bench observe --rounds 40        on a machine that is busy with other work
 
 \b
 Exit codes: 0 metrics cost a request less than 150 ns; 1 more, or the run is not valid; 2 wrong usage or input; 3 the
@@ -106,7 +107,3 @@ def _show(found: Found) -> None:
     )
     for reason in found.reasons():
         click.echo(f"FAILED: {reason}")
-
-
-if __name__ == "__main__":
-    main()

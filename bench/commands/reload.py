@@ -1,4 +1,4 @@
-"""`python -m sigd.bench.commands.reload`, also `make bench-reload`."""
+"""`sigd bench reload`, also `make bench-reload`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    "reload",
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="""\b
 Examples:
-  python -m sigd.bench.commands.reload                    100 reloads of the model that ships with sigd
-  python -m sigd.bench.commands.reload --idle spin --pin  a loop that never sleeps, on a core of its own
-  python -m sigd.bench.commands.reload --model a.onnx --other b.onnx --json > reload.json
+  sigd bench reload                    100 reloads of the model that ships with sigd
+  sigd bench reload --idle spin --pin  a loop that never sleeps, on a core of its own
+  sigd bench reload --model a.onnx --other b.onnx --json > reload.json
 
 \b
 Exit codes: 0 the bar was kept; 1 not, or the run is not valid; 2 wrong usage or input; 3 the environment lacks
@@ -169,7 +170,3 @@ def _show(found: Found) -> None:
     console.print("passed" if not found.reasons() else "FAILED")
     for reason in found.reasons():
         console.print(f"  {reason}")
-
-
-if __name__ == "__main__":
-    main()

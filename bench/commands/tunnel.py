@@ -1,4 +1,4 @@
-"""`python -m sigd.bench.commands.tunnel`, or `make bench-tunnel`."""
+"""`sigd bench tunnel`, or `make bench-tunnel`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from sigd.bench.tunnel import WAYS, Found, compare, table_of
 
 
 @click.command(
+    "tunnel",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="""\b
 Examples:
-  python -m sigd.bench.commands.tunnel
-  python -m sigd.bench.commands.tunnel --idle spin --duration 10 --rate 500
+  sigd bench tunnel
+  sigd bench tunnel --idle spin --duration 10 --rate 500
 
 \b
 Exit codes: 0 done; 1 a run is not valid (replies lost, rate missed, contract broken); 2 wrong usage;
@@ -93,7 +94,3 @@ def _show(found: list[Found], console: Console) -> None:
 
 def _terminated(number: int, _frame: object) -> NoReturn:
     sys.exit(128 + number)
-
-
-if __name__ == "__main__":
-    main()

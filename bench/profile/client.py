@@ -22,7 +22,7 @@ from sigd.wire.ring import Region
 from sigd.wire.status import Transport
 
 if TYPE_CHECKING:
-    from sigd.daemon.recording.tee import SessionTaps
+    from sigd.daemon.serving.ports import SessionTaps
 
 
 class _Greeter:

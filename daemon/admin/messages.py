@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from sigd.daemon.recording.status import RecorderStatus
 from sigd.daemon.shadow.status import ShadowStatus
 
 REQUEST_BYTES_MAX: Final = 4096
@@ -65,25 +66,6 @@ class LoopStatus(msgspec.Struct, frozen=True):
     voluntary_switches: int
     involuntary_switches: int
     runnable_s: float | None
-
-
-class RecorderStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """How recording goes.
-
-    Attributes:
-        recording: the directory and the name of its files.
-        requests: recorded since the start.
-        dropped: answered, but not recorded: the ring was full.
-        stored_bytes: of the recording; the rest of `written_bytes` is in the ring.
-        paused_because: why nothing is being stored; empty where all is well.
-    """
-
-    recording: str
-    requests: int
-    dropped: int
-    written_bytes: int
-    stored_bytes: int
-    paused_because: str
 
 
 class Status(msgspec.Struct, frozen=True):

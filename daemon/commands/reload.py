@@ -12,9 +12,8 @@ from rich.console import Console
 
 from sigd.daemon.admin.client import AdminClient
 from sigd.daemon.admin.messages import AdminRequest, ModelReload, ReloadAnswer
-from sigd.daemon.cli import EXIT_CHECK_FAILED
 from sigd.daemon.config.config import admin_path_of, running_socket_path
-from sigd.daemon.errors import UsageError
+from sigd.daemon.errors import EXIT_CHECK_FAILED, UsageError
 
 
 @click.command(

@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from sigd.daemon.admin.client import ask_status, percentile_ns
-from sigd.daemon.admin.messages import LatencyStatus, ModelStatus, RecorderStatus, Status
+from sigd.daemon.admin.messages import LatencyStatus, ModelStatus, Status
 from sigd.daemon.config.config import admin_path_of, running_socket_path
+from sigd.daemon.recording.status import RecorderStatus
 from sigd.daemon.shadow.status import ShadowStatus
 
 PERCENTS = (50.0, 90.0, 99.0, 99.9, 99.99)

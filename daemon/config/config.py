@@ -29,7 +29,6 @@ from sigd.daemon.config.models import (
 )
 from sigd.daemon.config.recorder import RecorderConfig
 from sigd.daemon.errors import UsageError
-from sigd.daemon.transport.access_control import access_of
 from sigd.models.errors import ModelRefused
 from sigd.models.gpu.options import DEFAULT_GPU_OPTIONS, GpuOptions
 from sigd.models.trusted_file import read_file
@@ -217,7 +216,7 @@ def load_config(file: Path | None, overrides: dict[str, Any]) -> Config:
             hint = "; a table of a model begins with [[model]]"
         raise UsageError(f"{source}{error}{hint}") from None
     try:
-        access_of(config.access)
+        config.access.numbers()
         if not isinstance(config.model, str):
             check_tables(config.model)
             if config.shadow is not None:

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from sigd import __version__
-from sigd.daemon.admin.messages import RecorderStatus
 from sigd.daemon.errors import MissingDependency, UsageError
 from sigd.daemon.recording.ring import Ring
+from sigd.daemon.recording.status import RecorderStatus
 from sigd.daemon.recording.tap import Taps
 from sigd.models.processor import instruction_sets
 from sigd.wire.recording.format import (

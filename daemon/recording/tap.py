@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -16,6 +15,7 @@ from sigd.wire.status import Transport
 
 if TYPE_CHECKING:
     from sigd.daemon.recording.ring import Ring
+    from sigd.daemon.serving.ports import Record, RecordInRing
     from sigd.daemon.serving.session import Session
     from sigd.wire.inbox import RequestInbox
     from sigd.wire.outbox import ResponseOutbox
@@ -26,12 +26,6 @@ assert _HEADER.size == RECORD.size
 _PACK_HEADER_INTO: Final = _HEADER.pack_into
 _U32: Final = 0xFFFF_FFFF
 _EXCHANGES: Final = Kind.EXCHANGES << 32
-
-Record = Callable[[], None]
-"""Records the request that ran alone, at the start of the inbox, and its answer."""
-RecordInRing = Callable[[int, int, int, int, int, int], None]
-"""As `Record`, of a request that came through a ring: sequence, client_time_ns, receive_time_ns, send_time_ns, instrument
-with what is above it in the request, outcome. The slots are not looked at again: their client can write to them."""
 
 
 class Taps:

@@ -2,27 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sigd.daemon.recording.tap import Record, RecordInRing
+    from sigd.daemon.serving.ports import Record, RecordInRing, SessionTap, SessionTaps
     from sigd.daemon.serving.session import Session
-
-
-class SessionTap(Protocol):
-    """See `sigd.daemon.recording.tap.Tap`."""
-
-    def lone(self) -> Record: ...
-
-    def lone_in_ring(self, request: bytearray, outputs: memoryview) -> RecordInRing: ...
-
-    def record(self, rows: int, batch: int) -> None: ...
-
-
-class SessionTaps(Protocol):
-    """See `sigd.daemon.recording.tap.Taps`."""
-
-    def open(self, session: Session, *, in_rings: bool) -> SessionTap: ...
 
 
 class BothTaps:

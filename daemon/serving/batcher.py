@@ -21,8 +21,8 @@ from sigd.daemon.serving.fast_path import FEW_ROWS_MAX, FEW_RUN_NS_MAX, WAIT_NS_
 from sigd.models.errors import BackendFailed
 
 if TYPE_CHECKING:
-    from sigd.daemon.recording.tee import SessionTap, SessionTaps
     from sigd.daemon.serving.counters import ModelCounters
+    from sigd.daemon.serving.ports import SessionTap, SessionTaps
     from sigd.daemon.serving.session import Session
     from sigd.models.backend import Backend
     from sigd.models.spec import ModelSpec

@@ -1,4 +1,4 @@
-"""What a session asks of the transport that carries it."""
+"""What a session asks of the transport that carries it, and of what records it."""
 
 from __future__ import annotations
 
@@ -73,3 +73,25 @@ class Rings(Protocol):
 
 OpenRings = Callable[["Session", int], Rings]
 """Makes the rings of a session, with so many slots. Raises FrameError with the code that refuses them."""
+
+Record = Callable[[], None]
+"""Records the request that ran alone, at the start of the inbox, and its answer."""
+RecordInRing = Callable[[int, int, int, int, int, int], None]
+"""As `Record`, of a request that came through a ring: sequence, client_time_ns, receive_time_ns, send_time_ns, instrument
+with what is above it in the request, outcome. The slots are not looked at again: their client can write to them."""
+
+
+class SessionTap(Protocol):
+    """Records one client: called after its answers have been sent, while their bytes are still there."""
+
+    def lone(self) -> Record: ...
+
+    def lone_in_ring(self, request: bytearray, outputs: memoryview) -> RecordInRing: ...
+
+    def record(self, rows: int, batch: int) -> None: ...
+
+
+class SessionTaps(Protocol):
+    """Makes the tap of each session."""
+
+    def open(self, session: Session, *, in_rings: bool) -> SessionTap: ...

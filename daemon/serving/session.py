@@ -25,10 +25,9 @@ from sigd.wire.outbox import ResponseOutbox
 from sigd.wire.status import GoodbyeCode, RejectCode, Status
 
 if TYPE_CHECKING:
-    from sigd.daemon.recording.tee import SessionTap
     from sigd.daemon.serving.batcher import Batcher
     from sigd.daemon.serving.counters import ClientCounters
-    from sigd.daemon.serving.ports import OpenRings, Peer, Rings
+    from sigd.daemon.serving.ports import OpenRings, Peer, Rings, SessionTap
 
 EXCESS_ROWS: Final = 64
 """Room for requests past in_flight_max, so that they can be answered BUSY; what comes past that waits unread."""

@@ -7,17 +7,13 @@ accepted, and nothing for a request.
 from __future__ import annotations
 
 import ctypes
-import grp
 import os
-import pwd
 import socket
 import struct
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from sigd.daemon.config.access import AccessConfig
-from sigd.daemon.errors import UsageError
 
 _SO_PEERGROUPS: Final = 59
 """From Linux 4.13 on; not among the names of Python's socket module."""
@@ -63,8 +59,7 @@ def access_of(config: AccessConfig) -> Access:
     Raises:
         UsageError: there is no such user or group here.
     """
-    users = _numbers("users", config.users, lambda name: pwd.getpwnam(name).pw_uid)
-    groups = _numbers("groups", config.groups, lambda name: grp.getgrnam(name).gr_gid)
+    users, groups = config.numbers()
     expected = " or ".join(
         f"{what} {','.join(map(str, names))}"
         for what, names in (("user", config.users), ("group", config.groups))
@@ -87,16 +82,3 @@ def peer_groups(descriptor: int) -> frozenset[int]:
     size = ctypes.c_uint32(ctypes.sizeof(groups))
     failed = _libc.getsockopt(descriptor, socket.SOL_SOCKET, _SO_PEERGROUPS, groups, ctypes.byref(size))
     return frozenset() if failed else frozenset(groups[: size.value // ctypes.sizeof(ctypes.c_uint32)])
-
-
-def _numbers(name: str, principals: Iterable[str | int], number_of: Callable[[str], int]) -> frozenset[int]:
-    numbers = set()
-    for principal in principals:
-        try:
-            numbers.add(principal if isinstance(principal, int) else number_of(principal))
-        except KeyError:
-            raise UsageError(
-                f"access.{name}: there is no {principal!r} on this machine, expected a name that it knows, or a number"
-                " without quotes"
-            ) from None
-    return frozenset(numbers)

@@ -14,11 +14,10 @@ import numpy.typing as npt
 import pytest
 
 from sigd.daemon.config.limits import Limits
-from sigd.daemon.recording.tee import SessionTaps
 from sigd.daemon.runtime.process import ignore_overflow
 from sigd.daemon.serving.batcher import Batcher
 from sigd.daemon.serving.counters import ClientCounters, ModelCounters
-from sigd.daemon.serving.ports import OpenRings
+from sigd.daemon.serving.ports import OpenRings, SessionTaps
 from sigd.daemon.serving.session import Session
 from sigd.models.errors import BackendFailed
 from sigd.models.spec import ModelSpec

@@ -12,9 +12,9 @@ import pytest
 from click.testing import CliRunner
 
 from sigd import __version__
-from sigd.daemon import cli as cli_module
 from sigd.daemon.cli import COMMANDS, cli, main
 from sigd.daemon.errors import AlreadyServed, DaemonError, MissingDependency, UsageError
+from sigd.daemon.lazy_group import LazyGroup
 from sigd.models.errors import BackendFailed, BackendUnavailable, ModelRefused
 from sigd.wire.errors import ConnectFailed, Rejected, SessionClosed
 
@@ -117,7 +117,7 @@ def test_an_error_ends_with_its_reason_and_its_code(
     def fail(**_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(cli_module.LazyGroup, "get_command", lambda *_: click.Command("x", callback=fail))
+    monkeypatch.setattr(LazyGroup, "get_command", lambda *_: click.Command("x", callback=fail))
     monkeypatch.setattr(sys, "argv", ["sigd", "x"])
     with pytest.raises(SystemExit) as end:
         main()

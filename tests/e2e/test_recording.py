@@ -18,7 +18,7 @@ from tests.conftest import children_of
 
 from sigd.bench.load.channel import BrokenContract, SocketChannel
 from sigd.bench.load.ring_channel import RingChannel
-from sigd.daemon.admin.messages import RecorderStatus
+from sigd.daemon.recording.status import RecorderStatus
 from sigd.wire import fields
 from sigd.wire.layout import frame_dtype, header_word, response_frame_bytes
 from sigd.wire.messages import Hello

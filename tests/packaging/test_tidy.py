@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("daemon", "models", "wire", "bench")
-FILE_LINES_MAX = 450  # about 400 is the aim
+FILE_LINES_MAX = 600  # a hint to think: a file holds one stage
 FUNCTION_LINES_MAX = 60
 BLOB_BYTES_MAX = 600_000
 BANNED = {

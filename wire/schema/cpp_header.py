@@ -116,7 +116,7 @@ def include_dir() -> Path:
 
 def package_dir() -> Path:
     """The C++ package: a prefix for CMake's CMAKE_PREFIX_PATH, with share/pkgconfig for pkg-config."""
-    return Path(__file__).parent / "cpp"
+    return Path(__file__).parents[1] / "cpp"
 
 
 def cpp_header() -> str:

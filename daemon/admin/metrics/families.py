@@ -26,7 +26,7 @@ from sigd.daemon.serving.counters import USERS_MAX
 from sigd.wire.status import RejectCode, Status
 
 if TYPE_CHECKING:
-    from sigd.daemon.admin.messages import RecorderStatus
+    from sigd.daemon.recording.status import RecorderStatus
     from sigd.daemon.reload.validator import Validator
     from sigd.daemon.serving.batcher import Batcher
     from sigd.daemon.serving.counters import LatencyCounts

@@ -13,8 +13,8 @@ import uvloop
 from click.testing import CliRunner
 
 from sigd.bench.profile import recording
-from sigd.bench.profile.__main__ import main
 from sigd.bench.profile.client import ServedClient
+from sigd.bench.profile.command import main
 from sigd.bench.profile.times import BATCHING, COLDER, WHOLE, Times
 from sigd.daemon.serving.fast_path import FEATURES_MAX
 from sigd.models.backend import Backend

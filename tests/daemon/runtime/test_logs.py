@@ -277,7 +277,7 @@ def test_who_decides_on_the_format() -> None:
 
 PROGRAM = """
 import logging, os, sys, warnings
-from sigd.daemon.logs import LogFormat, start_logging
+from sigd.daemon.config.choices import LogFormat; from sigd.daemon.runtime.logs import start_logging
 start_logging(logging.INFO, LogFormat(sys.argv[1]), os.environ)
 logging.getLogger("sigd").debug("not asked for")
 warnings.warn("old ways")

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from sigd.daemon.runtime import loop_monitor as health
+from sigd.daemon.runtime import loop_monitor
 from sigd.daemon.runtime.loop_monitor import LOOK_S, STALL_NS, GarbageWatch, LoopWatch
 
 LOOK_NS = round(LOOK_S * 1e9)
@@ -79,30 +79,30 @@ def test_runs_of_the_collector() -> None:
 def test_pages_that_are_touched_first_are_faults() -> None:
     # A process of its own: in this one memory may be locked by now, or have been touched before.
     program = (
-        "import mmap; from sigd.daemon import health\n"
-        "before, pages = health.usage(), mmap.mmap(-1, 1 << 20)\n"
+        "import mmap; from sigd.daemon.runtime import loop_monitor\n"
+        "before, pages = loop_monitor.usage(), mmap.mmap(-1, 1 << 20)\n"
         "pages[::4096] = bytes(256)\n"
-        "print(health.usage().minor_faults - before.minor_faults)"
+        "print(loop_monitor.usage().minor_faults - before.minor_faults)"
     )
     done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, timeout=60, check=True)
     assert int(done.stdout) > 0
 
 
 def test_what_the_kernel_counts() -> None:
-    before = health.usage()
-    waited_s = health.runnable_s()
-    after = health.usage()
+    before = loop_monitor.usage()
+    waited_s = loop_monitor.runnable_s()
+    after = loop_monitor.usage()
     assert after.minor_faults >= before.minor_faults
     assert after.cpu_s >= before.cpu_s
     assert after.major_faults >= before.major_faults
     assert after.voluntary_switches + after.involuntary_switches > 0
     if Path("/proc/thread-self/schedstat").exists():
-        now_s = health.runnable_s()
+        now_s = loop_monitor.runnable_s()
         assert waited_s is not None
         assert now_s is not None
         assert now_s >= waited_s >= 0
 
 
 def test_a_kernel_that_does_not_tell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(health, "_SCHEDULER", str(tmp_path / "none"))
-    assert health.runnable_s() is None
+    monkeypatch.setattr(loop_monitor, "_SCHEDULER", str(tmp_path / "none"))
+    assert loop_monitor.runnable_s() is None

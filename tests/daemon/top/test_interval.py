@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from sigd.daemon.admin.messages import LatencyStatus, RecorderStatus
+from sigd.daemon.admin.messages import LatencyStatus
+from sigd.daemon.recording.status import RecorderStatus
 from sigd.daemon.serving.counters import LatencyCounts
 from sigd.daemon.top.interval import between, busiest, share_of_model
 

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from sigd.daemon.admin.messages import LatencyStatus, ModelStatus, RecorderStatus, Status
+from sigd.daemon.admin.messages import LatencyStatus, ModelStatus, Status
+from sigd.daemon.recording.status import RecorderStatus
 from sigd.daemon.top.interval import between
 from sigd.daemon.top.view import TREND_COLUMNS, Screen, plain
 

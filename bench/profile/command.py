@@ -1,4 +1,4 @@
-"""`python -m sigd.bench.profile`: where the daemon's time for a request goes."""
+"""`sigd bench profile`: where the daemon's time for a request goes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    "profile",
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="""\b
 Examples:
-  python -m sigd.bench.profile --cpu 1                          the daemon alone
-  python -m sigd.bench.profile --cpu 1 --backend onnxruntime    with the model
-  python -m sigd.bench.profile --json > before.json             to compare with a change
+  sigd bench profile --cpu 1                          the daemon alone
+  sigd bench profile --cpu 1 --backend onnxruntime    with the model
+  sigd bench profile --json > before.json             to compare with a change
 
 \b
 Exit codes: 0 done; 2 wrong usage or input; 3 the environment lacks something.""",
@@ -114,7 +115,3 @@ def _show(times: Times) -> None:
     console.print(table)
     console.print(f"a tick that finds nothing {times.empty_tick_ns:,.0f} ns")
     console.print(f"a round of the loop with a tick that does nothing {times.round_ns:,.0f} ns")
-
-
-if __name__ == "__main__":
-    main()
