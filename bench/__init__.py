@@ -1,1 +1,2 @@
-"""Measuring: schedules, load generators, floors, reports, replay of captures. Never loaded by the serving process."""
+"""Measuring: schedules, load generators, floors, reports, replay of captures. Never loaded by the serving
+process."""

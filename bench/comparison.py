@@ -50,7 +50,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
         data: where they come from.
         label_agreement: share of rows with the same largest output (with one output: the same sign).
         bit_equal: share of outputs that are equal to the bit.
-        not_finite_a, not_finite_b: rows with a NaN or an infinity in their answer. Errors leave those rows out.
+        not_finite_a, not_finite_b: rows with a NaN or an infinity in their answer. Errors leave those rows
+            out.
         cosine: of all answers of a with all of b's.
         errors: quantiles of |a - b| over all outputs; empty where no row is finite on both sides.
         batch_rows: rows in each timed call.
@@ -91,7 +92,8 @@ def check_comparable(a: Backend, b: Backend) -> None:
     """Whether both read the same rows and give as many outputs. Raises BadRequest."""
     if (a.spec.features, a.spec.outputs) != (b.spec.features, b.spec.outputs):
         raise BadRequest(
-            f"{a.spec.path} maps {a.spec.features} features to {a.spec.outputs} outputs, {b.spec.path} {b.spec.features} to"
+            f"{a.spec.path} maps {a.spec.features} features to {a.spec.outputs} outputs, {b.spec.path}"
+            f" {b.spec.features} to"
             f" {b.spec.outputs}: expected the same of both"
         )
 

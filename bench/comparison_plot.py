@@ -58,7 +58,8 @@ def svg(comparison: Comparison, samples: Samples) -> str:
     ]
     width, height = 2 * (_WIDTH + _MARGIN) + _GAP + 20, _HEIGHT + 2 * _MARGIN + 50
     title = (
-        f"{comparison.rows:,} rows, labels agree {comparison.label_agreement:.2%}; p50 {comparison.a.p50_us:.1f} and"
+        f"{comparison.rows:,} rows, labels agree {comparison.label_agreement:.2%}; p50"
+        f" {comparison.a.p50_us:.1f} and"
         f" {comparison.b.p50_us:.1f} us at {comparison.batch_rows} rows a call"
     )
     body = [
@@ -67,7 +68,8 @@ def svg(comparison: Comparison, samples: Samples) -> str:
         *_panel(2 * _MARGIN + _WIDTH + _GAP, "microseconds a call", "share of calls", time_curves),
     ]
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}"'
+        f' height="{height}"'
         ' font-family="sans-serif" font-size="12">\n'
         f'<rect width="{width}" height="{height}" fill="white"/>\n' + "\n".join(body) + "\n</svg>\n"
     )

@@ -1,8 +1,9 @@
-"""Many connections: what those that are silent cost the few that talk, and how evenly many that talk are served.
+"""Many connections: what those that are silent cost the few that talk, and how evenly many that talk are
+served.
 
-Silent ones: rounds of two turns each, the few alone and the few among the silent, on one daemon, so that drift of the
-machine hits both alike. Talking ones: every connection keeps a few requests unanswered, so that the daemon always has
-more waiting than one batch holds, and what each one gets is the daemon's choice.
+Silent ones: rounds of two turns each, the few alone and the few among the silent, on one daemon, so that
+drift of the machine hits both alike. Talking ones: every connection keeps a few requests unanswered, so that
+the daemon always has more waiting than one batch holds, and what each one gets is the daemon's choice.
 """
 
 from __future__ import annotations
@@ -102,7 +103,8 @@ class Found:
 
     @property
     def p99_ratio(self) -> float:
-        """The median of the rounds': the two turns of one follow each other, and one disturbed round counts as one."""
+        """The median of the rounds': the two turns of one follow each other, and one disturbed round counts
+        as one."""
         return statistics.median(turns.p99_ratio for turns in self.rounds)
 
     def reasons(self) -> list[str]:
@@ -118,7 +120,8 @@ class Found:
         ]
         if self.p99_ratio > P99_RATIO_MAX:
             reasons.append(
-                f"p99 is {self.p99_ratio:.2f} times as long among silent connections, more than {P99_RATIO_MAX}"
+                f"p99 is {self.p99_ratio:.2f} times as long among silent connections, more than"
+                f" {P99_RATIO_MAX}"
             )
         if self.shares.ratio > SHARE_RATIO_MAX:
             reasons.append(
@@ -177,7 +180,8 @@ def allow_descriptors(wanted: int) -> None:
         return
     if hard != resource.RLIM_INFINITY and hard < wanted:
         raise MissingDependency(
-            f"{wanted:,} open files are needed, the hard limit is {hard:,}: raise it (ulimit -Hn), or measure fewer"
+            f"{wanted:,} open files are needed, the hard limit is {hard:,}: raise it (ulimit -Hn), or measure"
+            " fewer"
             " connections"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

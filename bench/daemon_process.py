@@ -1,4 +1,5 @@
-"""The daemon under measurement as a process of its own: started at a socket of its own, paused, watched, stopped."""
+"""The daemon under measurement as a process of its own: started at a socket of its own, paused, watched,
+stopped."""
 
 from __future__ import annotations
 
@@ -185,7 +186,8 @@ def ask_admin(admin_socket: str, timeout_s: float, op: str, **arguments: str) ->
 
 
 def resident_bytes(pid: int) -> int | None:
-    """Resident memory of a process in bytes; None where it is not a process of this machine that may be read."""
+    """Resident memory of a process in bytes; None where it is not a process of this machine that may be
+    read."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     except (OSError, IndexError, ValueError):

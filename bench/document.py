@@ -1,4 +1,5 @@
-"""The result as data: what `--json` writes and what the tables are drawn from. Times are microseconds (`_us`)."""
+"""The result as data: what `--json` writes and what the tables are drawn from. Times are microseconds
+(`_us`)."""
 
 from __future__ import annotations
 
@@ -55,8 +56,8 @@ class Slow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LoadFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What was asked for. `speed` and `capture` are of a capture, `arrivals` of a rate, `ring_slots` of the transport
-    "shm" (the other is "stream"); "" or 0 otherwise."""
+    """What was asked for. `speed` and `capture` are of a capture, `arrivals` of a rate, `ring_slots` of the
+    transport "shm" (the other is "stream"); "" or 0 otherwise."""
 
     mode: str
     arrivals: str
@@ -86,7 +87,8 @@ class Accounting(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LateSends(msgspec.Struct, frozen=True, kw_only=True):
-    """Requests that left more than `threshold_us` after their intended time; `worst_us` is over all requests."""
+    """Requests that left more than `threshold_us` after their intended time; `worst_us` is over all
+    requests."""
 
     threshold_us: float
     count: int
@@ -94,7 +96,8 @@ class LateSends(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HiccupFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """Times that a core was taken away. `when` is before, during (seen by the waiting client) or after the run."""
+    """Times that a core was taken away. `when` is before, during (seen by the waiting client) or after the
+    run."""
 
     when: str
     cpu: int | None
@@ -142,7 +145,8 @@ class FloorFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """What was served, and the daemon's cores; `idle` and `backend` are "default" where nothing was asked for."""
+    """What was served, and the daemon's cores; `idle` and `backend` are "default" where nothing was asked
+    for."""
 
     name: str
     sha256: str

@@ -20,7 +20,8 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         governors: CPU frequency governors of the cores in use, by core.
         isolated_cpus: the kernel's list, "" for none.
-        load_average: runnable tasks over the last minute, before the run: others were at work where it is not small.
+        load_average: runnable tasks over the last minute, before the run: others were at work where it is not
+            small.
         virtual: under a hypervisor, where cores can be taken away unseen.
         clock_cost_ns: median cost of reading the clock.
     """

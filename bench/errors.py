@@ -1,4 +1,5 @@
-"""What can keep a measurement from being made. A measurement that was made and is bad is no error: it has a verdict.
+"""What can keep a measurement from being made. A measurement that was made and is bad is no error: it has a
+verdict.
 
 BenchError                 anything below; the message says what was wrong and what to do
 ├── BadRequest             the options contradict each other or the input file; exit code 2

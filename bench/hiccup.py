@@ -1,6 +1,7 @@
 """A hiccup meter of the machine itself: how long a core is taken from a thread that never lets go of it.
 
-Nothing of sigd runs while it measures, so what it finds (the hypervisor, interrupts, other processes) is the floor
+Nothing of sigd runs while it measures, so what it finds (the hypervisor, interrupts, other processes) is the
+floor
 under every worst case: a latency no longer than the worst hiccup says nothing about the daemon.
 """
 
@@ -39,7 +40,8 @@ class Hiccups:
 
 
 def measure(cpus: Sequence[int | None], seconds: float, programs: NativePrograms | None) -> list[Hiccups]:
-    """Spin on each of the cores for a while: all at once with the native program, else in this thread in turn.
+    """Spin on each of the cores for a while: all at once with the native program, else in this thread in
+    turn.
 
     Raises:
         PeerFailed: the native program did not run.

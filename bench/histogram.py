@@ -1,7 +1,7 @@
 """Latency counts, in the bins of HdrHistogram, so that any number of requests takes the same memory.
 
-The bins are those of HdrHistogram (hdrhistogram.org) for 1 ns to 2^36 ns, about 69 s, at three significant digits:
-2048 of 1 ns, then 1024 for each doubling. `native/recorder.hpp` counts in the same bins.
+The bins are those of HdrHistogram (hdrhistogram.org) for 1 ns to 2^36 ns, about 69 s, at three significant
+digits: 2048 of 1 ns, then 1024 for each doubling. `native/recorder.hpp` counts in the same bins.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def hdr(counts: Counts) -> HdrHistogram:
 
 
 def percentiles_ns(counts: Counts, percentiles: Sequence[float]) -> list[int]:
-    """The value in ns at or below which each percentile of the counts lies; zeros where nothing was counted."""
+    """The value in ns at or below which each percentile of the counts lies; zeros where nothing was
+    counted."""
     if not counts.any():
         return [0] * len(percentiles)
     histogram = hdr(counts)

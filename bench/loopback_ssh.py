@@ -1,7 +1,7 @@
 """A tunnel within one machine: an sshd and an ssh of our own on loopback, which forward a Unix socket.
 
-Nothing of the machine's own SSH is used or changed: keys, configuration and port are made for the occasion, and the user
-is whoever runs this.
+Nothing of the machine's own SSH is used or changed: keys, configuration and port are made for the occasion,
+and the user is whoever runs this.
 """
 
 from __future__ import annotations
@@ -105,7 +105,8 @@ class OwnSshd:
 
     @property
     def login(self) -> list[str]:
-        """The command that logs in, to be followed by options and a command; nobody else's configuration counts."""
+        """The command that logs in, to be followed by options and a command; nobody else's configuration
+        counts."""
         return [
             self._programs["ssh"],
             *("-F", str(self.folder / "ssh_config")),
@@ -219,7 +220,8 @@ class OwnTunnel:
         """
         Args:
             target: the socket at the server's end.
-            session: open one, without which sshd leaves Nagle's algorithm on, see docs/tunnel.md; False is `ssh -N`.
+            session: open one, without which sshd leaves Nagle's algorithm on, see docs/tunnel.md; False is
+                `ssh -N`.
 
         Raises:
             PeerFailed: it came to nothing; the message has its words.

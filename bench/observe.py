@@ -1,8 +1,8 @@
 """What the flight recorder costs a client: a daemon that records against one that does not.
 
-Both are there at once, on one core, and asked in turns: while one is measured the other is stopped, so that drift of the
-machine hits both alike. Both keep their metrics, for no daemon can be without; what those cost is measured in one process
-by `sigd.bench.profile.recording`.
+Both are there at once, on one core, and asked in turns: while one is measured the other is stopped, so that
+drift of the machine hits both alike. Both keep their metrics, for no daemon can be without; what those cost
+is measured in one process by `sigd.bench.profile.recording`.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ class Found:
         reasons = sorted({reason for turn in turns for reason in verdict.judge(turn, None).reasons})
         if self.dropped:
             reasons.append(
-                f"{self.dropped:,} requests found no room in the recorder's ring, and cost less than others: use"
+                f"{self.dropped:,} requests found no room in the recorder's ring, and cost less than others:"
+                " use"
                 " fewer --seconds"
             )
         return reasons

@@ -11,7 +11,8 @@ from pathlib import Path
 def choose_cores(
     allowed: Sequence[int], core_of: dict[int, int] | None = None
 ) -> tuple[int | None, int | None]:
-    """The core for the daemon and the one for the client: two that share no execution units, if there are two.
+    """The core for the daemon and the one for the client: two that share no execution units, if there are
+    two.
 
     Args:
         allowed: the CPU numbers that may be used.

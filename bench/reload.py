@@ -1,11 +1,12 @@
-"""What reloads cost whoever asks meanwhile: an open loop in turns of equal length: at rest, with reloads, and beside a
-process that has nothing to do with the daemon and computes as much as a reload does, with idle priority.
+"""What reloads cost whoever asks meanwhile: an open loop in turns of equal length: at rest, with reloads, and
+beside a process that has nothing to do with the daemon and computes as much as a reload does, with idle
+priority.
 
-The last is the floor: what the machine makes of one more process. Where cores are few it may be more than the bar, and the
-daemon can do nothing about it.
+The last is the floor: what the machine makes of one more process. Where cores are few it may be more than the
+bar, and the daemon can do nothing about it.
 
-A request counts as "during" where any part of its life, from when it was due to its answer, lies in a reload: from the
-question to the daemon until its answer that the new model serves. Every request is kept.
+A request counts as "during" where any part of its life, from when it was due to its answer, lies in a reload:
+from the question to the daemon until its answer that the new model serves. Every request is kept.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ _PAUSE_S: Final = 0.05
 """Between two reloads."""
 _PATIENCE_S: Final = 60.0
 _COMPUTED_S: Final = 0.018
-"""Processor time of one reload, in the daemon and in the process that validates the file, with the model that ships with
+"""Processor time of one reload, in the daemon and in the process that validates the file, with the model that
+ships with
 sigd: measured as the difference of their times in /proc over 20 reloads."""
 _COMPUTE: Final = """
 import os, sys, time
@@ -88,7 +90,8 @@ class Found:
 
     Attributes:
         measurements: of all turns.
-        resting, beside, during: p50, p99, p99.9 and the longest; at rest, while the control load computed, during reloads.
+        resting, beside, during: p50, p99, p99.9 and the longest; at rest, while the control load computed,
+            during reloads.
         requests: how many, in the same order.
         reloads: how many there were.
         reload_ms: p50 and the longest of the reloads themselves.
@@ -148,7 +151,8 @@ class Found:
 
 
 class _Activity:
-    """Something that is done again and again beside the load, in a thread of its own, for the length of a turn.
+    """Something that is done again and again beside the load, in a thread of its own, for the length of a
+    turn.
 
     Attributes:
         windows: when it was under way, each time.

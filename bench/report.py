@@ -81,8 +81,10 @@ def _load(document: Document, console: Console) -> None:
     console.print(f"load     {what}; {load.connections} {ways}, {load.in_flight} in flight each at most")
     intended = f"{load.rate_intended_hz:,.0f}/s intended, " if load.rate_intended_hz else ""
     console.print(
-        f"         {document.accounting.requests:,} requests in {load.elapsed_s:,.2f} s after {load.warmup_s:g} s of "
-        f"warm-up; {intended}{load.rate_achieved_hz:,.0f}/s sent; mean batch {document.mean_batch_rows:g} rows"
+        f"         {document.accounting.requests:,} requests in {load.elapsed_s:,.2f} s after"
+        f" {load.warmup_s:g} s of "
+        f"warm-up; {intended}{load.rate_achieved_hz:,.0f}/s sent; mean batch {document.mean_batch_rows:g}"
+        " rows"
     )
     client = {"cpp": "native (C++, one spinning thread)", "python": "Python (one spinning thread)"}[
         load.client
@@ -149,7 +151,8 @@ def _accounting(document: Document, console: Console) -> None:
     account, late = document.accounting, document.late_sends
     by_status = ", ".join(f"{count:,} {name}" for name, count in account.by_status.items() if count) or "none"
     console.print(
-        f"requests {account.requests:,} meant, {account.sent:,} sent, {account.answered:,} answered ({by_status}), "
+        f"requests {account.requests:,} meant, {account.sent:,} sent, {account.answered:,} answered"
+        f" ({by_status}), "
         f"{account.lost:,} lost"
     )
     if document.load.mode == "open loop":
@@ -160,7 +163,8 @@ def _accounting(document: Document, console: Console) -> None:
     if document.memory is not None:
         memory = document.memory
         console.print(
-            f"memory   daemon {memory.after_warmup_kib:,} KiB after the warm-up, {memory.at_end_kib:,} KiB at the end: "
+            f"memory   daemon {memory.after_warmup_kib:,} KiB after the warm-up, {memory.at_end_kib:,} KiB at"
+            " the end: "
             f"{memory.growth_kib:+,} KiB"
         )
 
@@ -261,7 +265,8 @@ def _rate(document: Document, console: Console) -> None:
     )
     if floor is not None:
         console.print(
-            f"         {floor.throughput_ratio:.1%} of the {floor.bare_rows_per_s:,.0f} rows/s of the bare backend at "
+            f"         {floor.throughput_ratio:.1%} of the {floor.bare_rows_per_s:,.0f} rows/s of the bare"
+            " backend at "
             f"{floor.bare_batch_rows} rows a call"
         )
 

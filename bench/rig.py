@@ -1,6 +1,7 @@
 """The run, from its options to its verdict: warm up, measure, drain, judge.
 
-hiccups -> daemon -> requests and schedule -> load (with --floor: rounds of echo, backend, daemon) -> hiccups -> verdict
+hiccups -> daemon -> requests and schedule -> load (with --floor: rounds of echo, backend, daemon) -> hiccups
+-> verdict
 """
 
 from __future__ import annotations
@@ -195,7 +196,8 @@ def _target(settings: Settings, daemon_cpu: int | None, say: Say) -> Iterator[_T
         return
     if settings.floor:
         raise BadRequest(
-            "--floor stops the daemon while the floor is measured, which would harm the clients of a running one: "
+            "--floor stops the daemon while the floor is measured, which would harm the clients of a running"
+            " one: "
             "leave out --socket, and a daemon is started for it"
         )
     try:
@@ -206,7 +208,8 @@ def _target(settings: Settings, daemon_cpu: int | None, say: Say) -> Iterator[_T
 
 
 def _granted(settings: Settings, socket_path: str) -> Welcome:
-    """What the daemon grants over the transport that is measured; of a ring, slots for all that shall be in flight."""
+    """What the daemon grants over the transport that is measured; of a ring, slots for all that shall be in
+    flight."""
     hello = Hello(transport=settings.transport, client_name=_CLIENT_NAME)
     welcome = ask_welcome(socket_path, hello)
     in_flight = settings.in_flight or 1
@@ -367,7 +370,8 @@ class _MemoryWatch:
 
 
 def _is_sigd(pid: int) -> bool:
-    """Whether that process of this machine is a sigd: at the far end of a tunnel the number means another one."""
+    """Whether that process of this machine is a sigd: at the far end of a tunnel the number means another
+    one."""
     try:
         return b"sigd" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:

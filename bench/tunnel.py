@@ -1,6 +1,7 @@
 """What an SSH tunnel costs: one daemon, measured directly and through tunnels over loopback, in one run.
 
-Loopback has no distance, so what is found is the work of ssh and sshd alone; add the round trip of your network.
+Loopback has no distance, so what is found is the work of ssh and sshd alone; add the round trip of your
+network.
 """
 
 from __future__ import annotations

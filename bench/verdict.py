@@ -42,7 +42,8 @@ class Verdict:
 def judge(measurement: Measurement, budget_ns: int | None) -> Verdict:
     """Hold a measurement to the rules of measuring and to its budget.
 
-    A request that was answered without a signal (BUSY, EXPIRED, ...) has no latency, and counts as over the budget.
+    A request that was answered without a signal (BUSY, EXPIRED, ...) has no latency, and counts as over the
+    budget.
     """
     intended_hz, achieved_hz = _rates(measurement)
     invalid = _invalid(measurement, intended_hz, achieved_hz)
@@ -63,8 +64,8 @@ def judge(measurement: Measurement, budget_ns: int | None) -> Verdict:
 
 
 def named_by_verdict(path: Path, passed: bool) -> Path:
-    """Where a result is written: as asked if the run passed, else with .FAIL before the ending, so that a bad run
-    cannot be quoted by accident."""
+    """Where a result is written: as asked if the run passed, else with .FAIL before the ending, so that a bad
+    run cannot be quoted by accident."""
     return path if passed else path.with_name(f"{path.stem}.FAIL{path.suffix}")
 
 

@@ -41,15 +41,16 @@ COMMANDS: Final = {
     ),
     "doctor": ("sigd.daemon.commands.doctor:doctor", "Check this machine and say how to fix it."),
 }
-"""Name to (module:attribute, one line for `sigd --help`). The table names the modules of sigd.bench as text; no module of
-sigd.daemon imports them, so a serving process never loads them."""
+"""Name to (module:attribute, one line for `sigd --help`). The table names the modules of sigd.bench as text;
+no module of sigd.daemon imports them, so a serving process never loads them."""
 
 
 @click.group(
     cls=LazyGroup,
     table=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="Try `sigd demo` first. Exit codes: 0 done, 1 the check failed, 2 wrong usage or input, 3 the environment"
+    epilog="Try `sigd demo` first. Exit codes: 0 done, 1 the check failed, 2 wrong usage or input, 3 the"
+    " environment"
     " lacks something.",
 )
 @click.version_option(__version__, prog_name="sigd")

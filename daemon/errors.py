@@ -1,4 +1,5 @@
-"""What can go wrong with the daemon itself; the message says what was wrong, what was expected and what to do.
+"""What can go wrong with the daemon itself; the message says what was wrong, what was expected and what to
+do.
 
 DaemonError               exit code of the command
 ├── UsageError            2: the configuration or a flag is wrong

@@ -86,7 +86,8 @@ class Service:
 
     @property
     def must_end_now(self) -> bool:
-        """Whether the process may wait for nothing more: a device has failed, or a model is still being loaded."""
+        """Whether the process may wait for nothing more: a device has failed, or a model is still being
+        loaded."""
         return self._failure is not None or self._loader.busy
 
     async def run(self) -> int:
@@ -184,7 +185,8 @@ class Service:
 
     async def _close(self, operations: Operations, admin: AdminServer) -> int:
         """Nobody is served any more; the exit code."""
-        # A device that is dead, or busy with what is being loaded, would keep the end waiting; it goes with the process.
+        # A device that is dead, or busy with what is being loaded, would keep the end waiting; it goes with
+        # the process.
         if not self.must_end_now:
             self._models.close()
         if self._recorder is not None:
@@ -266,7 +268,7 @@ class Service:
             return 1
         return 0
 
-    # -- what is said ------------------------------------------------------------------------------------------
+    # -- what is said ------------------------------------------------------------------------------------
 
     def _say_ready(self) -> None:
         core = "" if self._config.cpu is None else f" cpu={self._config.cpu}"

@@ -12,14 +12,16 @@ from sigd.models.errors import ModelRefused
 from sigd.models.manifest import NOT_MEASURED, Accuracy, Golden, Manifest, PrecisionName
 
 _SMALL_SHARE: Final = 1e-3
-"""Answers below this share of the largest count as that large in a relative error: next to 0 it says nothing."""
+"""Answers below this share of the largest count as that large in a relative error: next to 0 it says
+nothing."""
 _MARGIN: Final = 2.0
-"""The largest error over some rows is exceeded by other rows; not by much more than this, for rows of their kind."""
+"""The largest error over some rows is exceeded by other rows; not by much more than this, for rows of their
+kind."""
 _ROUNDING: Final = 1e-4
 """Another processor or another batch size sums in another order; as a share of the largest answer."""
 _UNMEASURED: Final[dict[PrecisionName, float]] = {"fp32": 1e-4, "tf32": 5e-3, "fp16": 1e-2, "int8": 1e-2}
-"""What a builder may add to the error of the graph it was given, as a share of the largest answer, where the engine
-itself could not be run. Generous: it is to find a wrong engine, not to grade a right one."""
+"""What a builder may add to the error of the graph it was given, as a share of the largest answer, where the
+engine itself could not be run. Generous: it is to find a wrong engine, not to grade a right one."""
 
 
 def run_rows(backend: Backend, rows: Float32Array) -> Float32Array:
@@ -47,7 +49,8 @@ def run_rows(backend: Backend, rows: Float32Array) -> Float32Array:
 
 
 def labels(outputs: Float32Array) -> npt.NDArray[np.intp]:
-    """What each row's answer says: the index of the largest output; with one output, whether it is above 0."""
+    """What each row's answer says: the index of the largest output; with one output, whether it is above
+    0."""
     if outputs.shape[1] == 1:
         return (outputs[:, 0] > 0).astype(np.intp)
     return np.asarray(np.argmax(outputs, axis=1), np.intp)
@@ -61,7 +64,8 @@ def relative_errors(outputs: Float32Array, reference: Float32Array) -> npt.NDArr
 
 
 def cosine(outputs: Float32Array, reference: Float32Array) -> float:
-    """Cosine of the angle between the two, each taken as one long vector; 1.0 where both are zero, 0.0 where one is."""
+    """Cosine of the angle between the two, each taken as one long vector; 1.0 where both are zero, 0.0 where
+    one is."""
     left, right = outputs.astype(np.float64).ravel(), reference.astype(np.float64).ravel()
     lengths = float(np.linalg.norm(left) * np.linalg.norm(right))
     if lengths == 0.0:
@@ -78,8 +82,10 @@ def measure(outputs: Float32Array, reference: Float32Array, measured_on: str) ->
     wrong = ~np.isfinite(outputs) & np.isfinite(reference)
     if wrong.any():
         raise ModelRefused(
-            f"on {measured_on}: NaN or infinity in {int(wrong.any(axis=1).sum())} of {len(outputs)} rows in which the oracle"
-            " is finite: values inside leave the range of the precision, so build with a wider one (--precision fp32)"
+            f"on {measured_on}: NaN or infinity in {int(wrong.any(axis=1).sum())} of {len(outputs)} rows in"
+            " which the oracle"
+            " is finite: values inside leave the range of the precision, so build with a wider one"
+            " (--precision fp32)"
         )
     return Accuracy(
         measured_on=measured_on,
@@ -96,7 +102,8 @@ def allowed_error(
 ) -> float:
     """The most that an engine's answer to a golden row may differ from the oracle's.
 
-    Twice what was measured on the engine, plus a share of the largest answer for rounding. Where the engine was not
+    Twice what was measured on the engine, plus a share of the largest answer for rounding. Where the engine
+    was not
     measured: twice what was measured on the graph it was built from, plus what the precision may add.
     """
     scale = float(np.abs(reference).max(initial=0.0))
@@ -123,7 +130,8 @@ def check_golden(backend: Backend, manifest: Manifest) -> float:
     if not largest <= golden.max_abs_allowed:
         raise ModelRefused(
             f"{backend.spec.path}: answers its golden rows with an error of {largest:.3g}, expected at most"
-            f" {golden.max_abs_allowed:.3g}: the engine does not do here what it did when it was built, so build it again"
+            f" {golden.max_abs_allowed:.3g}: the engine does not do here what it did when it was built, so"
+            " build it again"
         )
     return largest
 
@@ -133,6 +141,7 @@ def shown(accuracy: Accuracy | str) -> str:
     if not isinstance(accuracy, Accuracy):
         return NOT_MEASURED
     return (
-        f"max abs {accuracy.max_abs:.3g}, max rel {accuracy.max_rel:.3g}, cosine {accuracy.cosine:.8f}, labels agree"
+        f"max abs {accuracy.max_abs:.3g}, max rel {accuracy.max_rel:.3g}, cosine {accuracy.cosine:.8f},"
+        " labels agree"
         f" {accuracy.label_agreement:.2%} ({accuracy.rows} rows, {accuracy.measured_on})"
     )

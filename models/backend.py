@@ -2,9 +2,10 @@
 
     open() -> inputs[:rows] = ...; submit(rows) -> ready() -> outputs[:rows] -> ... -> close()
 
-A backend owns its two arrays for life and never replaces them, so a caller may keep views into them. Rows beyond
-`rows` in `inputs` may be computed too (a bucket is padded with whatever stands there) and their outputs mean
-nothing. Between a `submit()` that returned False and the `ready()` that returned True both arrays belong to the
+A backend owns its two arrays for life and never replaces them, so a caller may keep views into them. Rows
+beyond `rows` in `inputs` may be computed too (a bucket is padded with whatever stands there) and their
+outputs mean nothing. Between a `submit()` that returned False and the `ready()` that returned True both
+arrays belong to the
 backend: the caller neither reads nor writes them.
 """
 
@@ -27,8 +28,8 @@ class Backend(Protocol):
     Attributes:
         name: the backend's name on the command line, for example "onnxruntime".
         spec: what the model is.
-        batch_rows_max: the largest batch, in rows: what was asked for, or the batch that the model itself fixes. Read
-            it from here, not from what was asked for.
+        batch_rows_max: the largest batch, in rows: what was asked for, or the batch that the model itself
+            fixes. Read it from here, not from what was asked for.
         inputs: float32, shape (batch_rows_max, spec.features), C order; valid after open().
         outputs: float32, shape (batch_rows_max, spec.outputs), C order; valid after open().
         synchronous: True where submit() always finishes the batch itself, so that ready() need not be asked.
@@ -42,9 +43,11 @@ class Backend(Protocol):
     synchronous: bool
 
     def open(self) -> None:
-        """Load the model, prepare every bucket and run each of them twice, so that no request pays for a first time.
+        """Load the model, prepare every bucket and run each of them twice, so that no request pays for a
+        first time.
 
-        To be called by the thread that will call `submit`: a CPU backend sets that thread to flush denormals to zero.
+        To be called by the thread that will call `submit`: a CPU backend sets that thread to flush denormals
+        to zero.
 
         Raises:
             BackendUnavailable: this machine or installation cannot run it; the message says how to get it.
@@ -71,12 +74,12 @@ class Backend(Protocol):
         """
 
     def bare_call(self, rows: int) -> Callable[[], object]:
-        """The least that runs a batch of `rows` rows on this backend, without our checks: what benchmarks call
-        the floor. Calling it blocks until the outputs are there."""
+        """The least that runs a batch of `rows` rows on this backend, without our checks: what benchmarks
+        call the floor. Calling it blocks until the outputs are there."""
 
     def close(self) -> None:
-        """Give everything back. A second close() does nothing; any other call then raises BackendClosed. What was in
-        `inputs` and `outputs` may no longer be read or written."""
+        """Give everything back. A second close() does nothing; any other call then raises BackendClosed. What
+        was in `inputs` and `outputs` may no longer be read or written."""
 
 
 @runtime_checkable
@@ -130,6 +133,7 @@ def buckets(batch_rows_max: int) -> tuple[int, ...]:
 
 
 def bucket_of_rows(batch_rows_max: int) -> tuple[int, ...]:
-    """For each number of rows 0..batch_rows_max the smallest bucket that holds them (0 maps to the smallest)."""
+    """For each number of rows 0..batch_rows_max the smallest bucket that holds them (0 maps to the
+    smallest)."""
     sizes = buckets(batch_rows_max)
     return tuple(next(size for size in sizes if size >= rows) for rows in range(batch_rows_max + 1))

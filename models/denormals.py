@@ -1,11 +1,12 @@
 """Denormal floats flushed to zero on the thread that runs the model.
 
-A denormal (a float32 below 1.2e-38) takes the processor's slow path, up to 20 times the time of a whole batch, and
-anybody who may send features can send them. Whether they are flushed is a setting of each thread: it is inherited
-by threads started later, and never reaches those that run already.
+A denormal (a float32 below 1.2e-38) takes the processor's slow path, up to 20 times the time of a whole
+batch, and anybody who may send features can send them. Whether they are flushed is a setting of each thread:
+it is inherited by threads started later, and never reaches those that run already.
 
-The C library's floating-point environment holds that setting. ONNX Runtime can make it too, but only for the first
-session of a process and only for the thread that creates it; this works whenever and wherever it is called.
+The C library's floating-point environment holds that setting. ONNX Runtime can make it too, but only for the
+first session of a process and only for the thread that creates it; this works whenever and wherever it is
+called.
 """
 
 from __future__ import annotations
@@ -48,14 +49,17 @@ def flush_denormals() -> None:
         _set_environment(environment)
     if not denormals_flushed():
         raise BackendUnavailable(
-            f"denormal floats cannot be flushed to zero on {platform.machine()} with this C library, and left alone they"
+            f"denormal floats cannot be flushed to zero on {platform.machine()} with this C library, and left"
+            " alone they"
             " make a batch up to 20 times slower: run on x86-64 or AArch64 Linux with glibc"
         )
 
 
 def denormals_flushed() -> bool:
-    """Whether float32 arithmetic on the calling thread takes denormals for zero, both as operands and as results."""
-    # Made and read as bits: under the setting in question a conversion gives zero, and a denormal compares equal to it.
+    """Whether float32 arithmetic on the calling thread takes denormals for zero, both as operands and as
+    results."""
+    # Made and read as bits: under the setting in question a conversion gives zero, and a denormal compares
+    # equal to it.
     operands = np.array([_DENORMAL_BITS, _SMALLEST_NORMAL_BITS], np.uint32).view(np.float32)
     products = operands * np.array([2.0**20, 0.5], np.float32)
     return not products.view(np.uint32).any()
@@ -63,7 +67,8 @@ def denormals_flushed() -> bool:
 
 @contextmanager
 def float_environment_kept() -> Iterator[None]:
-    """Put the calling thread's floating-point settings back at the end, for whoever opens a backend in passing."""
+    """Put the calling thread's floating-point settings back at the end, for whoever opens a backend in
+    passing."""
     environment = _environment()
     try:
         yield

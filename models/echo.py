@@ -1,8 +1,8 @@
 """The echo backend: no model at all, so that what the daemon itself costs can be measured.
 
-It takes the shape of a model and answers each row with the row's own first features, as they are; where the model has
-more outputs than features the rest is zero. It is never chosen by "auto", it calls itself "echo" to clients, whatever
-the file is called, and it says when it is opened that its answers are no signals.
+It takes the shape of a model and answers each row with the row's own first features, as they are; where the
+model has more outputs than features the rest is zero. It is never chosen by "auto", it calls itself "echo" to
+clients, whatever the file is called, and it says when it is opened that its answers are no signals.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class EchoBackend:
 
     Args:
         spec: the model whose shape it takes.
-        batch_rows_max: the largest batch, in rows. A model with a fixed batch is opened with that one instead.
+        batch_rows_max: the largest batch, in rows. A model with a fixed batch is opened with that one
+            instead.
     """
 
     name = "echo"
@@ -46,7 +47,8 @@ class EchoBackend:
         self.inputs = np.zeros((self.batch_rows_max, self.spec.features), np.float32)
         self.outputs = np.zeros((self.batch_rows_max, self.spec.outputs), np.float32)
         copied = min(self.spec.features, self.spec.outputs)
-        # One call of NumPy's own and no Python frame: the less it costs, the better it shows what the rest does.
+        # One call of NumPy's own and no Python frame: the less it costs, the better it shows what the rest
+        # does.
         self._copies = {
             rows: partial(self.outputs[:rows, :copied].__setitem__, ..., self.inputs[:rows, :copied])
             for rows in range(1, self.batch_rows_max + 1)

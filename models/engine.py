@@ -1,8 +1,8 @@
 """An engine file and its manifest: read as a pair, checked against the machine before anything is loaded.
 
-The pair is published whole: both files are written and synced in a folder of their own beside the target, then
-renamed, the engine first. The manifest holds the engine's SHA-256, so a crash between the two renames leaves a pair
-that is refused, never one that loads and lies.
+The pair is published whole: both files are written and synced in a folder of their own beside the target,
+then renamed, the engine first. The manifest holds the engine's SHA-256, so a crash between the two renames
+leaves a pair that is refused, never one that loads and lies.
 """
 
 from __future__ import annotations
@@ -40,15 +40,18 @@ _BATCH_OPTIONS: Final = "--batch-"
 
 
 class EngineNotWritten(ModelError):
-    """The engine could not be written where it was to go, or the disk does not confirm it; the message says which."""
+    """The engine could not be written where it was to go, or the disk does not confirm it; the message says
+    which."""
 
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """The machine that is to run an engine, as far as the check needs it. Whoever opens the device fills it in.
+    """The machine that is to run an engine, as far as the check needs it. Whoever opens the device fills it
+    in.
 
     Attributes:
-        versions: the runtimes that can be used here and their versions, for example {"tensorrt": "10.13.3.9"}.
+        versions: the runtimes that can be used here and their versions, for example {"tensorrt":
+            "10.13.3.9"}.
         compute_capability: of the GPU, for example "8.6"; None without one.
         gpu: the GPU's name, for messages.
         memory_free_bytes: free on the GPU now; None where it was not asked.
@@ -88,7 +91,8 @@ def read_manifest(engine: Path | str) -> Manifest:
         content = read_file(path)
     except FileNotFoundError:
         raise ModelRefused(
-            f"{path}: no such file: an engine is served with the manifest that was written beside it. Copy both files, or"
+            f"{path}: no such file: an engine is served with the manifest that was written beside it. Copy"
+            " both files, or"
             " build the engine again with sigd build-engine"
         ) from None
     except OSError as error:
@@ -154,7 +158,8 @@ def rebuild_command(manifest: Manifest, changes: Mapping[str, str] = MappingProx
 
     Args:
         manifest: the engine's.
-        changes: option to value, for example {"--batch-max": "128"}. A change of one batch option replaces all of them.
+        changes: option to value, for example {"--batch-max": "128"}. A change of one batch option replaces
+            all of them.
     """
     head, rest = manifest.rebuild[:_REBUILD_HEAD], manifest.rebuild[_REBUILD_HEAD:]
     options = dict(zip(rest[::2], rest[1::2], strict=True))
@@ -174,7 +179,8 @@ def _read_checked(path: Path, expected_sha256: str, manifest: Manifest | None) -
     if sha256 != expected_sha256:
         advice = "load it again" if manifest is None else f"build it again: {rebuild_command(manifest)}"
         raise ModelRefused(
-            f"{path}: SHA-256 {sha256}, expected {expected_sha256}: not the engine that its manifest describes. A build was cut"
+            f"{path}: SHA-256 {sha256}, expected {expected_sha256}: not the engine that its manifest"
+            " describes. A build was cut"
             f" short, or one of the two files was replaced; {advice}"
         )
     return content
@@ -185,7 +191,8 @@ def _check_runtime(path: Path, manifest: Manifest, environment: Environment) -> 
     installed = environment.versions.get(runtime)
     if installed is None:
         raise BackendUnavailable(
-            f"{path}: built by {runtime} {built}, which is not installed here: {INSTALL[runtime]}; or build it for what is:"
+            f"{path}: built by {runtime} {built}, which is not installed here: {INSTALL[runtime]}; or build"
+            " it for what is:"
             f" {rebuild_command(manifest, {'--runtime': 'auto'})}"
         )
     # A plan is read only by the version that wrote it; a graph of ONNX Runtime by the same minor release.
@@ -201,7 +208,8 @@ def _check_device(path: Path, manifest: Manifest, environment: Environment) -> N
     target = manifest.target
     if target.cpu is not None and target.cpu != environment.cpu:
         raise ModelRefused(
-            f"{path}: its layout was chosen for a processor with {target.cpu}, this one has {environment.cpu}: build it again:"
+            f"{path}: its layout was chosen for a processor with {target.cpu}, this one has"
+            f" {environment.cpu}: build it again:"
             f" {rebuild_command(manifest)}"
         )
     if target.compute_capability is None:
@@ -209,26 +217,31 @@ def _check_device(path: Path, manifest: Manifest, environment: Environment) -> N
     here = environment.compute_capability
     if here is None:
         raise BackendUnavailable(
-            f"{path}: built for a GPU of compute capability {target.compute_capability}, and there is none here: run sigd"
+            f"{path}: built for a GPU of compute capability {target.compute_capability}, and there is none"
+            " here: run sigd"
             " doctor, or serve the ONNX model on the CPU"
         )
     if here != target.compute_capability:
         raise ModelRefused(
-            f"{path}: built for compute capability {target.compute_capability}, {environment.gpu or 'this GPU'} has {here}:"
+            f"{path}: built for compute capability {target.compute_capability},"
+            f" {environment.gpu or 'this GPU'} has {here}:"
             f" build it again: {rebuild_command(manifest, _for_capability(manifest, here))}"
         )
     needed = manifest.plan.size_bytes + (target.device_memory_bytes or 0)
     free = environment.memory_free_bytes
     if free is not None and free < needed:
         raise BackendUnavailable(
-            f"{path}: needs at least {needed / 2**20:,.0f} MiB on {environment.gpu or 'the GPU'}, {free / 2**20:,.0f} MiB are"
-            " free: nvidia-smi shows who holds the rest; or build it smaller, with fewer buckets or less workspace:"
+            f"{path}: needs at least {needed / 2**20:,.0f} MiB on {environment.gpu or 'the GPU'},"
+            f" {free / 2**20:,.0f} MiB are"
+            " free: nvidia-smi shows who holds the rest; or build it smaller, with fewer buckets or less"
+            " workspace:"
             f" {rebuild_command(manifest)}"
         )
 
 
 def _for_capability(manifest: Manifest, capability: str) -> dict[str, str]:
-    """The change for another GPU. TensorRT itself builds for the card that it finds, and is not told which."""
+    """The change for another GPU. TensorRT itself builds for the card that it finds, and is not told
+    which."""
     return {"--compute-capability": capability} if manifest.runtime == "tensorrt-rtx" else {}
 
 
@@ -236,8 +249,10 @@ def _check_batch(path: Path, manifest: Manifest, batch_rows_max: int) -> None:
     built = manifest.batch_rows_max
     if manifest.batch_rows is None and batch_rows_max > built:
         raise ModelRefused(
-            f"{path}: built for batches of at most {built} rows, asked for {batch_rows_max}: serve with --batch-rows-max"
-            f" {built}, or build it again for more: {rebuild_command(manifest, {'--batch-max': str(batch_rows_max)})}"
+            f"{path}: built for batches of at most {built} rows, asked for {batch_rows_max}: serve with"
+            " --batch-rows-max"
+            f" {built}, or build it again for more:"
+            f" {rebuild_command(manifest, {'--batch-max': str(batch_rows_max)})}"
         )
 
 
@@ -259,7 +274,8 @@ def staging_folder(engine: Path) -> Iterator[Path]:
 
 
 def stage_engine(folder: Path, engine: Path, content: bytes, manifest: Manifest) -> Path:
-    """Write and sync the pair in its staging folder; the staged engine's path, which can be opened like any other.
+    """Write and sync the pair in its staging folder; the staged engine's path, which can be opened like any
+    other.
 
     Raises:
         EngineNotWritten: the disk is full, or another failure of the file system.
@@ -271,7 +287,8 @@ def stage_engine(folder: Path, engine: Path, content: bytes, manifest: Manifest)
 
 
 def stage_file(path: Path, engine: Path, content: bytes) -> None:
-    """Write and sync one file in the staging folder of `engine`. Raises EngineNotWritten as `stage_engine` does."""
+    """Write and sync one file in the staging folder of `engine`. Raises EngineNotWritten as `stage_engine`
+    does."""
     try:
         _write_synced(path, content)
     except OSError as error:
@@ -289,7 +306,8 @@ def publish_engine(staged: Path, engine: Path) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file of its own (a timing cache) so that it is there whole or not at all. Raises EngineNotWritten."""
+    """Write a file of its own (a timing cache) so that it is there whole or not at all. Raises
+    EngineNotWritten."""
     with staging_folder(path) as folder:
         try:
             _write_synced(folder / path.name, content)
@@ -316,13 +334,15 @@ def _sync_folder(path: Path) -> None:
             os.close(descriptor)
     except OSError as error:
         raise EngineNotWritten(
-            f"{path}: is there, but the disk does not confirm it ({error.strerror or error}), so it may be gone after a power"
+            f"{path}: is there, but the disk does not confirm it ({error.strerror or error}), so it may be"
+            " gone after a power"
             " cut: look at the disk, and build it again"
         ) from error
 
 
 def _not_written(path: Path, error: OSError) -> EngineNotWritten:
     return EngineNotWritten(
-        f"{path}: cannot be written ({error.strerror or error}): nothing was left behind; free some space, or choose another"
+        f"{path}: cannot be written ({error.strerror or error}): nothing was left behind; free some space, or"
+        " choose another"
         " place with --output"
     )

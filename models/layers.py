@@ -49,7 +49,8 @@ def onnx_layers(model: ModelProto) -> tuple[Layer, ...]:
 
 
 def plan_layers(trt: Module, plan: bytes) -> tuple[Layer, ...]:
-    """The steps of a TensorRT plan, in the order they run. TensorRT reads a plan only on the GPU that it is for.
+    """The steps of a TensorRT plan, in the order they run. TensorRT reads a plan only on the GPU that it is
+    for.
 
     Raises:
         BackendUnavailable: it cannot be read here; with what TensorRT said.

@@ -1,7 +1,8 @@
 """What is known of an engine, written beside it as JSON when it is built.
 
-An engine (a TensorRT plan, or a model that ONNX Runtime has optimised) fits one runtime of one version, and for a
-GPU one compute capability. None of that can be seen from its name, so an engine is never served without its
+An engine (a TensorRT plan, or a model that ONNX Runtime has optimised) fits one runtime of one version, and
+for a GPU one compute capability. None of that can be seen from its name, so an engine is never served without
+its
 manifest: `model.engine` goes with `model.engine.json`.
 """
 
@@ -25,7 +26,8 @@ PrecisionName = Literal["fp32", "tf32", "fp16", "int8"]
 
 
 class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The ONNX model that the engine was built from; `sha256` as `sigd.models.onnx.file` defines it, in hex."""
+    """The ONNX model that the engine was built from; `sha256` as `sigd.models.onnx.file` defines it, in
+    hex."""
 
     file: str
     sha256: str
@@ -141,8 +143,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         flags: settings of the builder as they were in force.
         timing_cache_sha256: of the timing cache after the build; None without one.
         accuracy: of the engine itself, or "not measured" where it cannot run on the machine that built it.
-        conversion_accuracy: of the ONNX graph that went into the builder, on the CPU: what the precision costs before
-            the builder adds its own.
+        conversion_accuracy: of the ONNX graph that went into the builder, on the CPU: what the precision
+            costs before the builder adds its own.
         built_at: UTC, ISO 8601.
         rebuild: the command that builds it again, word by word.
     """
@@ -205,7 +207,8 @@ def decode_manifest(content: bytes, path: Path) -> Manifest:
         schema = msgspec.json.decode(content, type=_Versioned).schema
         if schema != SCHEMA:
             raise ModelRefused(
-                f"{path}: a manifest of schema {schema}, this sigd reads schema {SCHEMA}: build the engine again with it,"
+                f"{path}: a manifest of schema {schema}, this sigd reads schema {SCHEMA}: build the engine"
+                " again with it,"
                 " or serve with the sigd that built it"
             )
         manifest = msgspec.json.decode(content, type=Manifest)

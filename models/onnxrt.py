@@ -1,7 +1,9 @@
-"""The ONNX Runtime backend: one session on the CPU, one prepared call per bucket, no copy and no lookup per batch.
+"""The ONNX Runtime backend: one session on the CPU, one prepared call per bucket, no copy and no lookup per
+batch.
 
-It runs in the caller's thread. `open()` sets that thread to flush denormals to zero; another thread that is to call
-`submit()` must have called `sigd.models.denormals.flush_denormals()`, or been started by one that had.
+It runs in the caller's thread. `open()` sets that thread to flush denormals to zero; another thread that is
+to call `submit()` must have called `sigd.models.denormals.flush_denormals()`, or been started by one that
+had.
 """
 
 from __future__ import annotations
@@ -33,9 +35,10 @@ class OnnxRuntimeBackend:
 
     Args:
         spec: the model.
-        batch_rows_max: the largest batch, in rows. A model with a fixed batch is opened with that one instead.
-        intra_op_threads: threads that share one batch. More than one pays for large models only, because a wake-up
-            costs more than a small one; they never spin between batches.
+        batch_rows_max: the largest batch, in rows. A model with a fixed batch is opened with that one
+            instead.
+        intra_op_threads: threads that share one batch. More than one pays for large models only, because a
+            wake-up costs more than a small one; they never spin between batches.
     """
 
     name = "onnxruntime"
@@ -59,8 +62,8 @@ class OnnxRuntimeBackend:
             pass
 
     def load(self, parts: OnnxParts) -> None:
-        """The part of `open` that takes long and may be done by another thread, which holds Python's lock for a small part
-        of that time.
+        """The part of `open` that takes long and may be done by another thread, which holds Python's lock for
+        a small part of that time.
 
         Args:
             parts: of the model that the spec was read from.
@@ -71,7 +74,8 @@ class OnnxRuntimeBackend:
         self._session = self._make_session(parts)
 
     def prepare(self) -> Iterator[None]:
-        """The rest of `open`, in steps: each binds a bucket or runs it once. Raises as `Backend.open` says."""
+        """The rest of `open`, in steps: each binds a bucket or runs it once. Raises as `Backend.open`
+        says."""
         session, self._session = self._session, None
         flush_denormals()
         self.inputs = _aligned(self.batch_rows_max, self.spec.features)
@@ -90,7 +94,8 @@ class OnnxRuntimeBackend:
         self._runs = {rows: calls[bucket_of[rows]] for rows in range(1, self.batch_rows_max + 1)}
 
     def submit(self, rows: int) -> bool:
-        """Run the first `rows` rows of `inputs`; True, for the outputs are there. Raises as `Backend.submit` says."""
+        """Run the first `rows` rows of `inputs`; True, for the outputs are there. Raises as `Backend.submit`
+        says."""
         try:
             self._runs[rows]()
         except Exception as error:
@@ -115,7 +120,8 @@ class OnnxRuntimeBackend:
         self._session = None
 
     def _failure(self, rows: int, error: Exception | None) -> Exception:
-        """What to raise where running `rows` rows raised `error`. Kept off the way of a batch that succeeds."""
+        """What to raise where running `rows` rows raised `error`. Kept off the way of a batch that
+        succeeds."""
         if not self._runs:
             return self._closed()
         if rows not in self._runs:
@@ -182,7 +188,8 @@ def _raise_if_memory_lacks(error: Exception) -> None:
 
 
 def onnx_parts(spec: ModelSpec) -> OnnxParts:
-    """What `load` takes. Where a release of ONNX Runtime takes no weights from memory, all of it is in the first part.
+    """What `load` takes. Where a release of ONNX Runtime takes no weights from memory, all of it is in the
+    first part.
 
     Raises:
         BackendUnavailable: ONNX Runtime is not installed.
@@ -206,15 +213,17 @@ def _runtime() -> ModuleType:
 def _prepared_call(session: Any, binding: Any, run_options: Any) -> Callable[[], object]:
     """The call that runs `binding`.
 
-    The wrapped objects save the checks of the Python layer, and run options of our own save making new ones for every
-    batch: docs/decisions/ has the figures. Where a release of ONNX Runtime does not have the wrapped objects under
-    these names, its public call does the same.
+    The wrapped objects save the checks of the Python layer, and run options of our own save making new ones
+    for every
+    batch: docs/decisions/ has the figures. Where a release of ONNX Runtime does not have the wrapped objects
+    under these names, its public call does the same.
     """
     try:
         call = partial(session._sess.run_with_iobinding, binding._iobinding, run_options)
     except AttributeError:
         return partial(session.run_with_iobinding, binding, run_options)
-    # The wrapped objects do not keep the arrays that they read and write: the binding does, so it lives with the call.
+    # The wrapped objects do not keep the arrays that they read and write: the binding does, so it lives with
+    # the call.
     call.__dict__["binding"] = binding
     return call
 

@@ -1,4 +1,5 @@
-"""The oracle: a model run by the ONNX reference evaluator, which follows the standard's text operator by operator.
+"""The oracle: a model run by the ONNX reference evaluator, which follows the standard's text operator by
+operator.
 
 Slow and plain. It is the truth that other backends are compared with, and not meant to be served.
 """
@@ -25,12 +26,13 @@ _SMALLEST_NORMAL = np.finfo(np.float32).smallest_normal
 class OracleBackend:
     """A model on the ONNX reference evaluator; see `Backend` for the contract.
 
-    It runs exactly the rows asked for, without buckets or padding (a fixed batch whole). Denormal features count as
-    zero, as everywhere; denormals inside the model are kept.
+    It runs exactly the rows asked for, without buckets or padding (a fixed batch whole). Denormal features
+    count as zero, as everywhere; denormals inside the model are kept.
 
     Args:
         spec: the model.
-        batch_rows_max: the largest batch, in rows. A model with a fixed batch is opened with that one instead.
+        batch_rows_max: the largest batch, in rows. A model with a fixed batch is opened with that one
+            instead.
     """
 
     name = "oracle"
@@ -60,7 +62,8 @@ class OracleBackend:
             ) from error
 
     def submit(self, rows: int) -> bool:
-        """Run the first `rows` rows of `inputs`; True, for the outputs are there. Raises as `Backend.submit` says."""
+        """Run the first `rows` rows of `inputs`; True, for the outputs are there. Raises as `Backend.submit`
+        says."""
         self._check(rows)
         try:
             self._run(rows)
@@ -104,6 +107,7 @@ class OracleBackend:
         answer = np.asarray(answer)
         if answer.shape != (run_rows, *self.spec.output_dims) or answer.dtype != np.float32:
             raise ValueError(
-                f"answered {answer.dtype} {answer.shape}, expected float32 {(run_rows, *self.spec.output_dims)}"
+                f"answered {answer.dtype} {answer.shape}, expected float32"
+                f" {(run_rows, *self.spec.output_dims)}"
             )
         self.outputs[:run_rows] = answer.reshape(run_rows, self.spec.outputs)

@@ -14,7 +14,8 @@ _INSTRUCTION_SETS: Final = (
 
 
 def instruction_sets(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Architecture and instruction sets, for example "x86_64 avx2 avx512f". Equal text: a layout fits both."""
+    """Architecture and instruction sets, for example "x86_64 avx2 avx512f". Equal text: a layout fits
+    both."""
     flags: set[str] = set()
     for line in cpuinfo.read_text().splitlines():
         name, _, value = line.partition(":")

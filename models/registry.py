@@ -1,7 +1,7 @@
 """The backends by name, and which of them serves a given file.
 
-A new backend is a factory and one row in `_BACKENDS`. A factory imports its backend when it is called, so that
-nothing here needs a package that only another backend does.
+A new backend is a factory and one row in `_BACKENDS`. A factory imports its backend when it is called, so
+that nothing here needs a package that only another backend does.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class BackendOptions:
     """How to open a model, whatever the backend; each takes what concerns it.
 
     Attributes:
-        batch_rows_max: the largest batch, in rows. A model that fixes its batch is opened with that one instead.
+        batch_rows_max: the largest batch, in rows. A model that fixes its batch is opened with that one
+            instead.
         name: what clients call the model; None takes the file's name without its ending.
         intra_op_threads: CPU threads that share one batch.
         gpu: how an engine runs on a GPU.
@@ -110,16 +111,18 @@ def open_backend(
     intra_op_threads: int = 1,
     gpu: GpuOptions = DEFAULT_GPU_OPTIONS,
 ) -> Backend:
-    """Read a model file and open it: every bucket prepared and warmed up, its rows found to be independent, and an
-    engine's answers to its golden rows found to be what they were when it was built.
+    """Read a model file and open it: every bucket prepared and warmed up, its rows found to be independent,
+    and an engine's answers to its golden rows found to be what they were when it was built.
 
     To be called by the thread that will run the batches.
 
     Args:
         path: the model file.
         backend: one of `backend_names()`; "auto" goes by the file's ending, for an engine by its manifest.
-        batch_rows_max: the largest batch, in rows; read the opened backend's own, which a fixed batch overrules.
-        name: what clients call the model, at most 32 UTF-8 bytes; None takes the file's name without its ending.
+        batch_rows_max: the largest batch, in rows; read the opened backend's own, which a fixed batch
+            overrules.
+        name: what clients call the model, at most 32 UTF-8 bytes; None takes the file's name without its
+            ending.
         intra_op_threads: CPU threads that share one batch.
         gpu: how an engine runs on a GPU.
 
@@ -134,7 +137,8 @@ def open_backend(
         return _opened(make_backend(path, backend, options))
     except MemoryError as error:
         raise BackendUnavailable(
-            f"{path}: there is not enough memory to open it: free some, raise the limit (ulimit -v, MemoryMax= of the unit), or"
+            f"{path}: there is not enough memory to open it: free some, raise the limit (ulimit -v,"
+            " MemoryMax= of the unit), or"
             " serve it in smaller batches"
         ) from error
 
@@ -162,7 +166,8 @@ def make_backend(path: Path | str, backend: str = AUTO, options: BackendOptions 
 
 
 def backend_for(path: Path, backend: str = AUTO) -> str:
-    """Which backend serves a file: the one that is named, or with "auto" the one that its ending or its manifest says.
+    """Which backend serves a file: the one that is named, or with "auto" the one that its ending or its
+    manifest says.
 
     Raises:
         ModelRefused: they do not say it.
@@ -178,6 +183,7 @@ def backend_for(path: Path, backend: str = AUTO) -> str:
     known = ", ".join(f"{suffix} ({name})" for name, entry in _BACKENDS.items() for suffix in entry.suffixes)
     names = ", ".join(name for name, entry in _BACKENDS.items() if entry.runs_model)
     raise ModelRefused(
-        f"{path}: its ending {path.suffix!r} does not say which backend serves it, expected {known} or {ENGINE_SUFFIX}: rename"
+        f"{path}: its ending {path.suffix!r} does not say which backend serves it, expected {known} or"
+        f" {ENGINE_SUFFIX}: rename"
         f" it, or name the backend: {names}"
     )

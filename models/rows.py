@@ -29,8 +29,8 @@ def read_rows(path: Path, spec: ModelSpec, rows_max: int) -> Float32Array:
     """The rows in a file, at most `rows_max`, spread evenly where there are more.
 
     Args:
-        path: `.npy` of float32 or float64, shape (n, features) or (n, *input_dims); or a market capture (`.gz`) for a
-            model that reads the features of sigd's own catalogue.
+        path: `.npy` of float32 or float64, shape (n, features) or (n, *input_dims); or a market capture
+            (`.gz`) for a model that reads the features of sigd's own catalogue.
         spec: the model that is to read them.
         rows_max: the most rows.
 
@@ -68,7 +68,8 @@ def _read_npy(path: Path, spec: ModelSpec) -> Float32Array:
     if not isinstance(rows, np.ndarray) or rows.dtype.kind != "f" or rows.shape[1:] not in shapes:
         found = f"{rows.dtype} {rows.shape}" if isinstance(rows, np.ndarray) else "several arrays"
         raise RowsRefused(
-            f"{path}: holds {found}, expected floats of shape {' or '.join(str(('n', *shape)) for shape in shapes)}: one row"
+            f"{path}: holds {found}, expected floats of shape"
+            f" {' or '.join(str(('n', *shape)) for shape in shapes)}: one row"
             f" for each vector of features that {spec.path.name} reads"
         )
     return rows.reshape(len(rows), spec.features)
@@ -82,7 +83,8 @@ def _read_capture(path: Path, spec: ModelSpec, rows_max: int) -> Float32Array:
 
     if spec.features != FEATURE_COUNT:
         raise RowsRefused(
-            f"{path}: a market capture gives {FEATURE_COUNT} features a row, {spec.path.name} reads {spec.features}: save its"
+            f"{path}: a market capture gives {FEATURE_COUNT} features a row, {spec.path.name} reads"
+            f" {spec.features}: save its"
             " own features with numpy.save and give that file"
         )
     stream = FeatureStream()

@@ -1,7 +1,8 @@
 """What a model is, read from its own file: names, shapes, batch axis and digest.
 
-A model is served when it maps one float32 input to one float32 output and its first axis is the batch. Inputs and
-outputs of more than two axes are served flattened in C order; an output of one axis, [N], is one output per row.
+A model is served when it maps one float32 input to one float32 output and its first axis is the batch. Inputs
+and outputs of more than two axes are served flattened in C order; an output of one axis, [N], is one output
+per row.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class ModelSpec:
         outputs: values per row of the output, the product of `output_dims`.
         input_dims: the input's axes without the batch; empty for an input of one axis, [N].
         output_dims: the output's axes without the batch; empty for an output of one axis, [N].
-        batch_rows: None where any batch runs; k where the file fixes it to k rows. A fixed batch always runs whole:
-            fewer rows cost the same time as k, and never more than k run together.
+        batch_rows: None where any batch runs; k where the file fixes it to k rows. A fixed batch always runs
+            whole: fewer rows cost the same time as k, and never more than k run together.
         opset: version of the standard operators; None where the file does not say (a built engine).
     """
 
@@ -84,7 +85,8 @@ def model_name(path: Path, name: str | None = None) -> str:
     size = len(chosen.encode("utf-8", "surrogateescape"))
     if not 1 <= size <= NAME_BYTES_MAX or not chosen.isprintable():
         raise ModelRefused(
-            f"{path}: the model's name {chosen!r} takes {size} bytes, expected 1 to {NAME_BYTES_MAX} printable UTF-8 bytes:"
+            f"{path}: the model's name {chosen!r} takes {size} bytes, expected 1 to {NAME_BYTES_MAX}"
+            " printable UTF-8 bytes:"
             " give it another name"
         )
     return chosen
@@ -137,14 +139,17 @@ def _check_float32(path: Path, kind: str, value: ValueInfoProto) -> None:
     type_kind = value.type.WhichOneof("value")
     if type_kind != "tensor_type":
         raise ModelRefused(
-            f"{path}: {kind} {value.name!r} is a {type_kind or 'value without a type'}, expected a float32 tensor"
+            f"{path}: {kind} {value.name!r} is a {type_kind or 'value without a type'}, expected a float32"
+            " tensor"
         )
     element_type = value.type.tensor_type.elem_type
     if element_type != TensorProto.FLOAT:
         dtype_names = {number: dtype_name for dtype_name, number in TensorProto.DataType.items()}
         raise ModelRefused(
-            f"{path}: {kind} {value.name!r} is {dtype_names.get(element_type, f'of type {element_type}')}, expected FLOAT"
-            " (float32): the wire carries float32, so put a Cast inside the model at that end; what lies between may"
+            f"{path}: {kind} {value.name!r} is {dtype_names.get(element_type, f'of type {element_type}')},"
+            " expected FLOAT"
+            " (float32): the wire carries float32, so put a Cast inside the model at that end; what lies"
+            " between may"
             " have any type"
         )
 
@@ -160,7 +165,8 @@ def _dims(value: ValueInfoProto) -> tuple[Dim, ...] | None:
 
 
 def _checked_output_dims(file: OnnxFile, output: ValueInfoProto) -> tuple[Dim, ...]:
-    """The output's axes, worked out from the graph where it does not state them; the graph is a valid one then."""
+    """The output's axes, worked out from the graph where it does not state them; the graph is a valid one
+    then."""
     from onnx.checker import ValidationError, check_model
     from onnx.shape_inference import InferenceError, infer_shapes
 
@@ -188,7 +194,8 @@ def _known_dims(path: Path, kind: str, name: str, dims: tuple[Dim, ...] | None) 
     sizes = [dim for dim in dims if isinstance(dim, int)]
     if any(size < 1 for size in sizes):
         raise ModelRefused(
-            f"{path}: {kind} {name!r} has the shape {_shown(dims)}, expected sizes of at least 1: name the batch axis"
+            f"{path}: {kind} {name!r} has the shape {_shown(dims)}, expected sizes of at least 1: name the"
+            " batch axis"
             " instead of giving it a size, and give every other axis its size"
         )
     unknown = [axis for axis, dim in enumerate(dims) if axis > 0 and not isinstance(dim, int)]
@@ -196,12 +203,15 @@ def _known_dims(path: Path, kind: str, name: str, dims: tuple[Dim, ...] | None) 
         return dims
     if isinstance(dims[0], int) and len(unknown) == 1:
         raise ModelRefused(
-            f"{path}: {kind} {name!r} has the shape {_shown(dims)}: the axis of free size is axis {unknown[0]}, expected the"
+            f"{path}: {kind} {name!r} has the shape {_shown(dims)}: the axis of free size is axis"
+            f" {unknown[0]}, expected the"
             " batch to be axis 0: transpose inside the model (for a PyTorch LSTM: batch_first=True)"
         )
     raise ModelRefused(
-        f"{path}: {kind} {name!r} has the shape {_shown(dims)}, expected a size on every axis but the first: export it with"
-        " those sizes fixed, or run python -m onnxruntime.tools.make_dynamic_shape_fixed --dim_param NAME --dim_value SIZE"
+        f"{path}: {kind} {name!r} has the shape {_shown(dims)}, expected a size on every axis but the first:"
+        " export it with"
+        " those sizes fixed, or run python -m onnxruntime.tools.make_dynamic_shape_fixed --dim_param NAME"
+        " --dim_value SIZE"
     )
 
 
@@ -210,12 +220,15 @@ def _batch_rows(path: Path, input_dims: tuple[Dim, ...], output_dims: tuple[Dim,
     batch, answered = input_dims[0], output_dims[0]
     if isinstance(batch, int) and len(input_dims) == 1:
         raise ModelRefused(
-            f"{path}: the input has the shape [{batch}], which has no batch axis, expected [batch, {batch}]: export it with one"
+            f"{path}: the input has the shape [{batch}], which has no batch axis, expected [batch, {batch}]:"
+            " export it with one"
         )
     if isinstance(answered, int) and answered != batch:
         raise ModelRefused(
-            f"{path}: the input has the shape {_shown(input_dims)} and the output {_shown(output_dims)}: {answered} answered for"
-            f" a batch of {_shown((batch,))[1:-1]}, expected the same first axis: was a batch size fixed during the export?"
+            f"{path}: the input has the shape {_shown(input_dims)} and the output {_shown(output_dims)}:"
+            f" {answered} answered for"
+            f" a batch of {_shown((batch,))[1:-1]}, expected the same first axis: was a batch size fixed"
+            " during the export?"
             " Mark axis 0 of the input as free (dynamic_shapes or dynamic_axes in torch.onnx.export)"
         )
     return batch if isinstance(batch, int) else None

@@ -1,8 +1,10 @@
-"""Reading a file that decides what is served: only where nobody but root and this process's user can change it.
+"""Reading a file that decides what is served: only where nobody but root and this process's user can change
+it.
 
-A model decides what is traded, and whoever writes to it, or puts another in its place, decides that. So the file, and
-every directory on the way to it, must belong to root or to the user that serves, and nobody else may write to them; a
-directory with the sticky bit (/tmp) may be written to by all, for nobody can take another's file away there.
+A model decides what is traded, and whoever writes to it, or puts another in its place, decides that. So the
+file, and every directory on the way to it, must belong to root or to the user that serves, and nobody else
+may write to them; a directory with the sticky bit (/tmp) may be written to by all, for nobody can take
+another's file away there.
 
 What is looked at is the file that was opened, not whatever has its name by then.
 """
@@ -80,7 +82,8 @@ def _check(path: Path, opened: os.stat_result) -> None:
         problem = _problem(place, status)
         if problem is not None:
             raise FileNotTrusted(
-                f"{path}: decides what is served, and others can change it: {problem}; or serve with --allow-insecure-files"
+                f"{path}: decides what is served, and others can change it: {problem}; or serve with"
+                " --allow-insecure-files"
             )
     named = path.stat()
     if (named.st_dev, named.st_ino) != (opened.st_dev, opened.st_ino):
@@ -104,7 +107,8 @@ def _problem(path: Path, status: os.stat_result) -> str | None:
 
 
 def _is_own_group(path: Path, status: os.stat_result) -> bool:
-    """Whether the group is the owner's own, of his name and with nobody else in it, as many systems give to each user."""
+    """Whether the group is the owner's own, of his name and with nobody else in it, as many systems give to
+    each user."""
     try:
         user, group = pwd.getpwuid(status.st_uid), grp.getgrgid(status.st_gid)
     except KeyError:

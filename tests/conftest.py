@@ -1,4 +1,5 @@
-"""Fixtures that every area's tests may use: small models made on the spot, market captures, a clean thread."""
+"""Fixtures that every area's tests may use: small models made on the spot, market captures, a clean
+thread."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ _IR_VERSION = 9
 class ModelMaker:
     """Writes small ONNX models into one folder. Each method returns the path of a model that can be served.
 
-    Weights are drawn from a seed and scaled by 1/sqrt(inputs), so that outputs stay near 1. `batch` is the first
+    Weights are drawn from a seed and scaled by 1/sqrt(inputs), so that outputs stay near 1. `batch` is the
+    first
     axis of input and output: a name for any batch, a number for a fixed one.
     """
 
@@ -123,7 +125,8 @@ class ModelMaker:
         return self.graph(nodes, [batch, features], [batch], [axis])
 
     def failing(self, features: int = 4, outputs: int = 2, entries: int = 4) -> Path:
-        """Row `int(first feature)` of a table: the whole batch fails where a first feature is `entries` or more."""
+        """Row `int(first feature)` of a table: the whole batch fails where a first feature is `entries` or
+        more."""
         table = np.arange(entries * outputs, dtype=np.float32).reshape(entries, outputs)
         nodes = [
             helper.make_node("Gather", ["features", "first"], ["chosen"], axis=1),
@@ -202,7 +205,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> ModelMaker:
 
 @pytest.fixture(scope="session")
 def capture_dir() -> Path:
-    """The folder of market captures (*.gz), from SIGD_DATA or beside the repository; skips where there is none."""
+    """The folder of market captures (*.gz), from SIGD_DATA or beside the repository; skips where there is
+    none."""
     beside = Path(__file__).resolve().parents[2] / "shared" / "data"
     folder = Path(os.environ["SIGD_DATA"]) if "SIGD_DATA" in os.environ else beside
     captures = sorted(folder.glob("**/*.gz"))
@@ -223,7 +227,8 @@ def children_of(pid: int) -> list[int]:
 
 @pytest.fixture(scope="session")
 def no_gpu_because() -> str:
-    """Why TensorRT does not run here; empty where it does: on a GPU, or on the simulated one of `make test-simcuda`."""
+    """Why TensorRT does not run here; empty where it does: on a GPU, or on the simulated one of
+    `make test-simcuda`."""
     machine = this_machine()
     if machine.gpu is None:
         return f"needs a GPU ({machine.no_gpu_because}); `make test-simcuda` runs it on a simulated one"

@@ -1,7 +1,8 @@
-"""The one source of the wire: every message as a table of fields. Layouts, the SBE schema and headers derive from it.
+"""The one source of the wire: every message as a table of fields. Layouts, the SBE schema and headers derive
+from it.
 
-Little-endian throughout. Offsets count from the first byte of the frame, so the 8-byte header occupies 0..7 and
-the first field of every block stands at 8. Times are CLOCK_MONOTONIC nanoseconds.
+Little-endian throughout. Offsets count from the first byte of the frame, so the 8-byte header occupies 0..7
+and the first field of every block stands at 8. Times are CLOCK_MONOTONIC nanoseconds.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message: template id, direction, and its fields in order. `frame_bytes` of None depends on the model."""
+    """One message: template id, direction, and its fields in order. `frame_bytes` of None depends on the
+    model."""
 
     template_id: int
     name: str
@@ -211,5 +213,5 @@ REGION: Final = (
     RegionField(768, "u32", "client_sleeping", "client", "1: ring the response doorbell after publishing"),
     RegionField(896, "u64", "daemon_heartbeat_ns", "daemon", "the daemon's clock, at least every 100 ms"),
 )
-"""The start of a shared-memory region. What either side writes while it runs has two cache lines of its own, since
-processors fetch lines in pairs."""
+"""The start of a shared-memory region. What either side writes while it runs has two cache lines of its own,
+since processors fetch lines in pairs."""

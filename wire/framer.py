@@ -1,7 +1,8 @@
-"""From a stream of bytes to frames, without I/O: headers checked, frames cut, bytes moved as little as possible.
+"""From a stream of bytes to frames, without I/O: headers checked, frames cut, bytes moved as little as
+possible.
 
-One invariant holds at every step: 0 <= head <= tail <= capacity; the bytes between head and tail have arrived and
-were not taken yet.
+One invariant holds at every step: 0 <= head <= tail <= capacity; the bytes between head and tail have arrived
+and were not taken yet.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ def check_header(word: int) -> Header:
 
 
 def check_length(name: str, header: Header, expected_bytes: int) -> None:
-    """Exactly the expected length in this version, at least that in a newer one; raises FrameError otherwise."""
+    """Exactly the expected length in this version, at least that in a newer one; raises FrameError
+    otherwise."""
     if header.version == SCHEMA_VERSION:
         if header.frame_bytes != expected_bytes:
             raise FrameError(
@@ -83,7 +85,8 @@ def check_length(name: str, header: Header, expected_bytes: int) -> None:
 
 
 class Framer:
-    """Cuts a byte stream into frames of any kind: `writable()` -> bytes come in -> `arrived()` -> `next_frame()`.
+    """Cuts a byte stream into frames of any kind: `writable()` -> bytes come in -> `arrived()` ->
+    `next_frame()`.
 
     For the few frames of a handshake, and for clients; a daemon takes its requests through RequestInbox.
     """

@@ -1,14 +1,15 @@
 """The daemon's end of a request stream: requests stay where they arrived until they are answered.
 
-One buffer holds, in this order, whole requests of one size waiting for their answers (the pending rows), then bytes
-not looked at yet, then free space:
+One buffer holds, in this order, whole requests of one size waiting for their answers (the pending rows), then
+bytes not looked at yet, then free space:
 
     0 <= head <= scanned = head + rows * frame_bytes <= tail <= capacity
 
-Nothing is moved for a request on its way: its features are read and its echoed fields are copied from here. When a
-header has been checked its word is free, and holds the row's receive time from then on. A frame of another kind or
-size (a Heartbeat, a request of a newer version) waits until the rows before it are answered, so the pending rows are
-always one block of equal strides, and answers to both kinds keep the order of arrival.
+Nothing is moved for a request on its way: its features are read and its echoed fields are copied from here.
+When a header has been checked its word is free, and holds the row's receive time from then on. A frame of
+another kind or size (a Heartbeat, a request of a newer version) waits until the rows before it are answered,
+so the pending rows are always one block of equal strides, and answers to both kinds keep the order of
+arrival.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class RequestInbox:
         rows: how many whole requests are pending.
         frame_bytes: their stride.
         header: their header, as one word.
-        tail: byte offset of the end of what has arrived; 0 where nothing is pending and nothing waits to be scanned.
+        tail: byte offset of the end of what has arrived; 0 where nothing is pending and nothing waits to be
+            scanned.
         storage: the buffer itself.
     """
 
@@ -73,7 +75,8 @@ class RequestInbox:
         self.tail = 0
 
     def writable(self) -> memoryview:
-        """Where the next bytes belong. Empty where the pending rows fill the buffer: then read no more for now."""
+        """Where the next bytes belong. Empty where the pending rows fill the buffer: then read no more for
+        now."""
         tail = self.tail
         if tail == 0:
             return self._all
@@ -130,7 +133,8 @@ class RequestInbox:
             return Frame(header, block)
 
     def _take_rows(self, offset: int, whole: int, now_ns: int) -> int:
-        """Make the run of `whole` frames at `offset` pending, as far as their headers are equal; how many were."""
+        """Make the run of `whole` frames at `offset` pending, as far as their headers are equal; how many
+        were."""
         if whole == 0:
             return 0
         if whole == 1:
@@ -145,7 +149,8 @@ class RequestInbox:
         return taken
 
     def row_words(self, first: int, count: int) -> WordArray:
-        """Pending rows first..first+count as u64 words, shape (count, frame_bytes / 8); word 0 is the receive time.
+        """Pending rows first..first+count as u64 words, shape (count, frame_bytes / 8); word 0 is the receive
+        time.
 
         A view: valid until `writable()` or `answered()` is called.
         """

@@ -1,7 +1,9 @@
-"""Layouts derived from the field tables: sizes, struct formats, NumPy dtypes. All of it is asserted at import.
+"""Layouts derived from the field tables: sizes, struct formats, NumPy dtypes. All of it is asserted at
+import.
 
 Two kinds of consumer read this: the control messages go through `struct` (a few per session), requests and
-responses through arrays of 64-bit words (millions a minute). The word indices below name the columns of those.
+responses through arrays of 64-bit words (millions a minute). The word indices below name the columns of
+those.
 """
 
 from __future__ import annotations
@@ -81,7 +83,8 @@ def _frame_bytes(message: Message, features: int, outputs: int) -> int:
 
 
 def frame_dtype(message: Message, features: int = 1, outputs: int = 1) -> np.dtype[np.void]:
-    """The whole frame as a NumPy structured dtype, header and padding included; char fields are `S` strings."""
+    """The whole frame as a NumPy structured dtype, header and padding included; char fields are `S`
+    strings."""
     names: list[str] = []
     formats: list[object] = []
     offsets: list[int] = []
@@ -99,7 +102,8 @@ def frame_dtype(message: Message, features: int = 1, outputs: int = 1) -> np.dty
 
 
 def block_struct(message: Message) -> struct.Struct:
-    """The block of a message of fixed size (without the header) as a `struct.Struct`; byte arrays are `s` fields."""
+    """The block of a message of fixed size (without the header) as a `struct.Struct`; byte arrays are `s`
+    fields."""
     if message.frame_bytes is None:
         raise ValueError(f"the size of {message.name} depends on the model")
     codes = [
@@ -174,5 +178,6 @@ WordArray = npt.NDArray[np.uint64]
 
 
 def outcome_word(infer_ns: int, status: int, batch_rows: int) -> int:
-    """infer_ns, status and batch_rows as the one word they share. infer_ns saturates at its field's 32 bits."""
+    """infer_ns, status and batch_rows as the one word they share. infer_ns saturates at its field's 32
+    bits."""
     return min(infer_ns, 0xFFFF_FFFF) | status << 32 | batch_rows << 48

@@ -1,4 +1,5 @@
-"""The control messages as values, and their bytes. Requests and responses, the millions, have modules of their own."""
+"""The control messages as values, and their bytes. Requests and responses, the millions, have modules of
+their own."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ Block = bytes | bytearray | memoryview
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """What a client asks for. 0 features or outputs take the model's; an empty model_name is the default model."""
+    """What a client asks for. 0 features or outputs take the model's; an empty model_name is the default
+    model."""
 
     features: int = 0
     outputs: int = 0

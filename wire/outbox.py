@@ -1,7 +1,7 @@
 """The daemon's end of a response stream: answers are written over prepared frames, then sent as one piece.
 
-The frames stand ready with header and padding; a batch fills in what differs. Nothing is allocated for a response
-but NumPy's short-lived views.
+The frames stand ready with header and padding; a batch fills in what differs. Nothing is allocated for a
+response but NumPy's short-lived views.
 """
 
 from __future__ import annotations

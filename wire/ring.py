@@ -1,21 +1,25 @@
-"""The rings of a shared-memory region on a memoryview: no I/O, no mapping, no doorbells; those are the caller's.
+"""The rings of a shared-memory region on a memoryview: no I/O, no mapping, no doorbells; those are the
+caller's.
 
-Count c of a ring lives in slot c mod ring_slots. A producer writes the slot, then publishes its head; a consumer reads
-the head, copies the slot out, then publishes its tail. Frames go in and come out side by side, as a stream would carry
-them, so that whatever reads a stream reads a ring. Nothing that the other side wrote is trusted: its counters are held
-against ours and against what they were, and a slot is looked at only after it has been copied.
+Count c of a ring lives in slot c mod ring_slots. A producer writes the slot, then publishes its head; a
+consumer reads the head, copies the slot out, then publishes its tail. Frames go in and come out side by side,
+as a stream would carry them, so that whatever reads a stream reads a ring. Nothing that the other side wrote
+is trusted: its counters are held against ours and against what they were, and a slot is looked at only after
+    it has been copied.
 
 Why this may be done in Python, on x86-64 (`why_not_here` says where it may not):
 
-- A counter is read and written as one item of a `memoryview` cast to "Q", an aligned 8-byte move, which the processor
-  makes whole. The interpreter neither merges nor reorders such accesses, as a C compiler might.
-- x86-64 keeps stores in order, and loads in order. So slot before head, and head before slot, need nothing more.
-- It may let a load overtake an older store. That matters in one place, before sleeping. A consumer sets its flag and
-  then looks at the head once more; a producer publishes its head and then looks at the flag. If both stores were still
-  on their way when both loads were done, the consumer would sleep on a frame that nobody rings for. Between store and
-  load both sides therefore need a full fence. Python has none, but an uncontended lock is taken with a locked
-  instruction (`lock cmpxchg`, in glibc's sem_trywait), and on x86-64 a locked instruction is a full fence: see
-  `make_fence`. The frame is visible before the fence and does not wait for it.
+- A counter is read and written as one item of a `memoryview` cast to "Q", an aligned 8-byte move, which the
+  processor makes whole. The interpreter neither merges nor reorders such accesses, as a C compiler might.
+- x86-64 keeps stores in order, and loads in order. So slot before head, and head before slot, need nothing
+  more.
+- It may let a load overtake an older store. That matters in one place, before sleeping. A consumer sets its
+  flag and then looks at the head once more; a producer publishes its head and then looks at the flag. If both
+  stores were still on their way when both loads were done, the consumer would sleep on a frame that nobody
+  rings for. Between store and load both sides therefore need a full fence. Python has none, but an
+  uncontended lock is taken with a locked instruction (`lock cmpxchg`, in glibc's sem_trywait), and on x86-64
+  a locked instruction is a full fence: see `make_fence`. The frame is visible before the fence and does not
+      wait for it.
 """
 
 from __future__ import annotations
@@ -40,7 +44,8 @@ _read_word = _HEADER_WORD.unpack_from
 _U64_BYTES: Final = 8
 _U32_BYTES: Final = 4
 _FEW_ROWS: Final = 8
-"""Up to here rows are cheaper moved one by one; beyond, what NumPy needs to begin with is shared by enough of them."""
+"""Up to here rows are cheaper moved one by one; beyond, what NumPy needs to begin with is shared by enough of
+them."""
 
 Fence = Callable[[], None]
 """Returns when all stores of this thread before it are visible to all processors."""
@@ -69,7 +74,8 @@ def make_fence() -> Fence:
 class Region:
     """A region in memory and the four ends of its two rings, two for each side.
 
-    The ends hold on to the memory: it can be unmapped when they and this are gone, or have let go with `release()`.
+    The ends hold on to the memory: it can be unmapped when they and this are gone, or have let go with
+    `release()`.
 
     Attributes:
         layout: where its parts stand.
@@ -119,7 +125,8 @@ class Region:
         self._words[OFFSETS["daemon_heartbeat_ns"] // _U64_BYTES] = now_ns
 
     def release(self) -> None:
-        """Let go of the memory; nothing else is called after it. The ends let go each for itself, and first."""
+        """Let go of the memory; nothing else is called after it. The ends let go each for itself, and
+        first."""
         self._words.release()
         self._view.release()
 
@@ -174,7 +181,8 @@ class _Ring:
         self.sleeping = OFFSETS[f"{consumer}_sleeping"] // _U32_BYTES
         self.fence = fence
         self._bytes = view
-        # A view of each slot, made when it is first used: slicing anew each time costs more than copying the frame.
+        # A view of each slot, made when it is first used: slicing anew each time costs more than copying the
+        # frame.
         self._slots: list[memoryview | None] = [None] * layout.ring_slots
         self._rows = np.ndarray(
             (layout.ring_slots, self.frame_bytes // _U64_BYTES),
@@ -193,7 +201,8 @@ class _Ring:
         return view
 
     def release(self) -> None:
-        """Let go of the memory, whoever may still hold on to this, as a traceback does; nothing is called after it."""
+        """Let go of the memory, whoever may still hold on to this, as a traceback does; nothing is called
+        after it."""
         del self.words, self.flags, self._bytes, self._slots, self._rows
 
 
@@ -309,7 +318,8 @@ class RingConsumer(_Ring):
             How many were taken, possibly 0.
 
         Raises:
-            FrameError: as `waiting`; or a slot holds something else than this ring's frames. Nothing was freed.
+            FrameError: as `waiting`; or a slot holds something else than this ring's frames. Nothing was
+            freed.
         """
         taken = self.taken
         head = self.words[self.head_word]
@@ -355,7 +365,8 @@ class RingConsumer(_Ring):
         header = check_header(_read_word(into, offset)[0])
         if header.template_id != self._message.template_id:
             raise violation(
-                f"template {header.template_id} in a ring of {self._message.name} ({self._message.template_id})"
+                f"template {header.template_id} in a ring of {self._message.name}"
+                f" ({self._message.template_id})"
             )
         check_length(self._message.name, header, self.frame_bytes)
         if header.frame_bytes > self._stride:

@@ -65,7 +65,8 @@ are then named NAME.FAIL.json and NAME.FAIL.hgrm; 2 wrong usage or input; 3 the 
 @click.option("--model", help="Model of the daemon that is started.  [default: the one that ships with sigd]")
 @click.option(
     "--backend",
-    help="Backend of the daemon that is started; echo runs no model, to measure the daemon alone.  [default: auto]",
+    help="Backend of the daemon that is started; echo runs no model, to measure the daemon alone.  [default:"
+    " auto]",
 )
 @idle_option("Idle strategy of the daemon that is started.  [default: the daemon's own]", None)
 @transport_option("How requests travel: stream, also called uds, is the Unix socket; shm is shared memory.")
@@ -88,7 +89,8 @@ are then named NAME.FAIL.json and NAME.FAIL.hgrm; 2 wrong usage or input; 3 the 
 @click.option(
     "--in-flight",
     type=click.IntRange(min=1),
-    help="Most requests unanswered on a connection.  [default: 1 in a closed loop, else what the daemon grants]",
+    help="Most requests unanswered on a connection.  [default: 1 in a closed loop, else what the daemon"
+    " grants]",
 )
 @click.option(
     "--duration",

@@ -75,8 +75,8 @@ def compare(
 ) -> None:
     """Run the models or engines A and B on the same rows; B is the reference.
 
-    Labels are the index of the largest output, with one output its sign. Times are of a whole batch, taken in turns.
-    Exit code 1 where labels agree less than --agreement-min asks.
+    Labels are the index of the largest output, with one output its sign. Times are of a whole batch, taken in
+    turns. Exit code 1 where labels agree less than --agreement-min asks.
     """
     import msgspec
     from rich.console import Console
@@ -94,7 +94,8 @@ def compare(
         _show(Console(highlight=False), comparison, samples)
     if agreement_min is not None and comparison.label_agreement < agreement_min:
         click.echo(
-            f"sigd: labels agree for {comparison.label_agreement:.4%} of rows, expected at least {agreement_min:.4%}",
+            f"sigd: labels agree for {comparison.label_agreement:.4%} of rows, expected at least"
+            f" {agreement_min:.4%}",
             err=True,
         )
         sys.exit(1)
@@ -136,7 +137,8 @@ def _open(path: Path, name: str, batch_rows: int) -> Backend:
     if backend.batch_rows_max < batch_rows:
         backend.close()
         raise BadRequest(
-            f"{path}: takes at most {backend.batch_rows_max} rows in a batch, {batch_rows} were asked for: give --batch"
+            f"{path}: takes at most {backend.batch_rows_max} rows in a batch, {batch_rows} were asked for:"
+            " give --batch"
             f" {backend.batch_rows_max} at most"
         )
     return backend
@@ -181,5 +183,6 @@ def _show(console: Console, comparison: Comparison, samples: Samples) -> None:
         times.add_row(name, f"{side.p50_us:.1f}", f"{side.p99_us:.1f}", f"{side.max_us:.1f}")
     console.print(times)
     console.print(
-        f"a takes {comparison.latency_ratio:.2f} times as long as b (medians of {comparison.calls:,} calls in turns)"
+        f"a takes {comparison.latency_ratio:.2f} times as long as b (medians of {comparison.calls:,} calls in"
+        " turns)"
     )

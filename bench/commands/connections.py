@@ -70,8 +70,8 @@ something, for example a C++ compiler.""",
 def main(as_json: bool, **options: object) -> None:
     """Measure what silent connections cost those that talk, and how evenly all are served when all talk.
 
-    Bars: p99 of the few at most 1.3 times as long among silent ones as alone, and nobody served more than twice as
-    often as anybody else.
+    Bars: p99 of the few at most 1.3 times as long among silent ones as alone, and nobody served more than
+    twice as often as anybody else.
     """
     try:
         found = _measure(options, quiet=as_json)
@@ -192,7 +192,8 @@ def _show(found: Found) -> None:
         "among p50",
         "p99",
         "ratio",
-        title=f"{asked.talking} that talk, alone and among {silent} silent ones, one request unanswered on each; us",
+        title=f"{asked.talking} that talk, alone and among {silent} silent ones, one request unanswered on"
+        " each; us",
         title_justify="left",
         box=box.SIMPLE_HEAD,
     )
@@ -205,11 +206,13 @@ def _show(found: Found) -> None:
         )
     console.print(table)
     console.print(
-        f"silent   p99 of the {asked.talking} that talk {found.p99_ratio:.2f} times as long among {silent} that do not,"
+        f"silent   p99 of the {asked.talking} that talk {found.p99_ratio:.2f} times as long among {silent}"
+        " that do not,"
         f" median of {len(found.rounds)} rounds (bar {P99_RATIO_MAX})"
     )
     console.print(
-        f"talking  {len(served):,} connections, {sum(served):,} answers: most {max(served):,}, least {min(served):,},"
+        f"talking  {len(served):,} connections, {sum(served):,} answers: most {max(served):,}, least"
+        f" {min(served):,},"
         f" ratio {found.shares.ratio:.2f} (bar {SHARE_RATIO_MAX:g});"
         f" p99 {_percentiles_us(found.shares.measurement)['p99_us']:,.0f} us"
     )

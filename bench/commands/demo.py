@@ -65,8 +65,9 @@ Examples:
 def demo(duration_s: float, capture: Path | None, model: str | None, seed: int, budget_us: float) -> None:
     """See it work: a daemon, a market, live signals, and the verdict on their latency.
 
-    The market is synthetic and seeded, as bursty as a real one (a Hawkes process); nothing needs to be downloaded. The exit code says whether every request
-    was answered; the check that a budget is kept is `sigd bench --p99`.
+    The market is synthetic and seeded, as bursty as a real one (a Hawkes process); nothing needs to be
+    downloaded. The exit code says whether every request was answered; the check that a budget is kept is
+    `sigd bench --p99`.
     """
     daemon_cpu, client_cpu = choose_cores(allowed_cpus())
     idle = "spin" if daemon_cpu is not None else "backoff"
@@ -151,15 +152,18 @@ def _verdict(console: Console, state: DemoState, budget_us: float) -> int:
     (p99_us,) = state.percentiles_us((99.0,))
     within = p99_us <= budget_us
     console.print(
-        f"[{'green' if within else 'red'}]{'✔' if within else '✘'}[/] {state.signals:,} signals, p99 {p99_us:.1f} us,"
+        f"[{'green' if within else 'red'}]{'✔' if within else '✘'}[/] {state.signals:,} signals, p99"
+        f" {p99_us:.1f} us,"
         f" {'within' if within else 'over'} the budget of {budget_us:g} us"
         + ("" if within else "; other work on these cores? `sigd doctor` looks for what slows this machine")
     )
     if failed:
         console.print(f"[red]not answered OK: {failed}[/]")
     console.print(
-        "Measured by a Python client from each request's send. Next: [bold]sigd bench --p99 --closed-loop --floor[/]"
-        " measures beside what this machine can do at best;\n[bold]sigd serve[/] and sigd.wire.client.client connect your own"
+        "Measured by a Python client from each request's send. Next: [bold]sigd bench --p99 --closed-loop"
+        " --floor[/]"
+        " measures beside what this machine can do at best;\n[bold]sigd serve[/] and sigd.wire.client.client"
+        " connect your own"
         " engine."
     )
     return 1 if failed else 0

@@ -42,7 +42,8 @@ environment lacks something, for example a C++ compiler.""",
 def main(**options: object) -> None:
     """Measure what metrics and the flight recorder cost a request, on against off, in turns.
 
-    First in one process, in ns of the daemon's own time; then two daemons with one client, from send to answer.
+    First in one process, in ns of the daemon's own time; then two daemons with one client, from send to
+    answer.
     """
     asked = asked_of(**options)  # type: ignore[arg-type]
     within_budget = _show_stages(asked)
@@ -72,7 +73,8 @@ def asked_of(*, rounds: int, seconds: float, transport: str, model: str | None, 
 
 
 def _show_stages(asked: Asked) -> bool:
-    """In a process of its own: the bench knows the daemon from outside only. Whether metrics cost what they may."""
+    """In a process of its own: the bench knows the daemon from outside only. Whether metrics cost what they
+    may."""
     command = [sys.executable, "-P", "-m", "sigd.bench.profile.recording", "--rounds", str(10 * asked.rounds)]
     for flag, value in (("--model", asked.serve.model), ("--cpu", asked.serve.cpu)):
         if value is not None:

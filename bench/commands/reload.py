@@ -163,8 +163,10 @@ def _show(found: Found) -> None:
     first, last = found.generations
     order = "in order" if found.in_order else "OUT OF ORDER"
     console.print(
-        f"p99 {found.p99_ratio:.2f} times as long during reloads (bar {P99_RATIO_MAX}), {found.floor_ratio:.2f} beside a"
-        f" process of idle priority that computes as much; a reload takes {found.reload_ms[0]:.0f} ms, at most {found.reload_ms[1]:.0f}"
+        f"p99 {found.p99_ratio:.2f} times as long during reloads (bar {P99_RATIO_MAX}),"
+        f" {found.floor_ratio:.2f} beside a"
+        f" process of idle priority that computes as much; a reload takes {found.reload_ms[0]:.0f} ms, at"
+        f" most {found.reload_ms[1]:.0f}"
     )
     console.print(f"{found.received:,} answers, {found.lost} lost; generations {first} to {last}, {order}")
     console.print("passed" if not found.reasons() else "FAILED")

@@ -98,8 +98,8 @@ def replay(
     salvage: bool,
     as_json: bool,
 ) -> None:
-    """Run a market capture through the features and a daemon, and say what the signals were worth; or run what a daemon
-    has recorded through its model, or another one, and say whether every answer is what it was.
+    """Run a market capture through the features and a daemon, and say what the signals were worth; or run
+    what a daemon has recorded through its model, or another one, and say whether every answer is what it was.
     """
     from sigd.bench.commands.replay_capture import replay_capture
     from sigd.bench.commands.replay_recording import replay_recording

@@ -146,7 +146,8 @@ def _show(signals: Signals, worth: Worth | None, horizon_ns: int, flat_bps: floa
     console = Console(highlight=False)
     statuses = ", ".join(f"{name} {count:,}" for name, count in signals.by_status.items() if count)
     console.print(
-        f"{signals.events:,} events in {signals.elapsed_s:.1f} s, {len(signals.answers):,} signals: {statuses}"
+        f"{signals.events:,} events in {signals.elapsed_s:.1f} s, {len(signals.answers):,} signals:"
+        f" {statuses}"
     )
     latency = ", ".join(
         f"p{percent:g} {np.percentile(signals.latency_ns, percent) / 1e3:.1f}" for percent in PERCENTS

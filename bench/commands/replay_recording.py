@@ -1,4 +1,5 @@
-"""`sigd replay` of a flight recording: the same requests through a model again, and every answer held to the bit."""
+"""`sigd replay` of a flight recording: the same requests through a model again, and every answer held to the
+bit."""
 
 from __future__ import annotations
 
@@ -119,7 +120,8 @@ class _Models:
         if key not in self._open:
             if self._model is None and not path.exists():
                 raise BadRequest(
-                    f"{path}: the model that was recorded is not there any more: give --model FILE, the same file"
+                    f"{path}: the model that was recorded is not there any more: give --model FILE, the same"
+                    " file"
                     f" (sha256 {facts.sha256}) or another one to compare with"
                 )
             try:
@@ -133,8 +135,10 @@ class _Models:
             self._stack.callback(opened.close)
             if self._model is None and opened.spec.sha256.hex() != facts.sha256:
                 raise BadRequest(
-                    f"{path}: this is not the model that was recorded any more (sha256 {opened.spec.sha256.hex()},"
-                    f" recorded was {facts.sha256}): give --model FILE, the file as it was, or this one to compare"
+                    f"{path}: this is not the model that was recorded any more (sha256"
+                    f" {opened.spec.sha256.hex()},"
+                    f" recorded was {facts.sha256}): give --model FILE, the file as it was, or this one to"
+                    " compare"
                 )
             self._open[key] = opened
         return self._open[key]
@@ -149,7 +153,8 @@ def _run(recording: Recording, rerun: Rerun, damage: list[str], progress: Progre
         if isinstance(batch, Damage):
             if not salvage:
                 raise BadRequest(
-                    f"{batch}. {rerun.requests - before:,} requests before it are whole: --salvage replays what is"
+                    f"{batch}. {rerun.requests - before:,} requests before it are whole: --salvage replays"
+                    " what is"
                 )
             damage.append(str(batch))
             continue
@@ -217,13 +222,15 @@ def _show(report: Report, tolerance: float | None) -> None:
 def _show_model(compared: Compared, tolerance: float | None, say: Callable[[str], None]) -> None:
     which = "the same model" if compared.same_model else "ANOTHER model"
     say(
-        f"model      {compared.model}, generation {compared.generation}, sha256 {compared.recorded_sha256[:16]}; now"
+        f"model      {compared.model}, generation {compared.generation}, sha256"
+        f" {compared.recorded_sha256[:16]}; now"
         f" {compared.file} on {compared.backend}: {which}, sha256 {compared.sha256[:16]}"
     )
     say(f"           bit for bit equal: {compared.equal:,} of {compared.requests:,}")
     if compared.incomplete:
         say(
-            f"           {compared.incomplete:,} of {compared.batches:,} batches are recorded only in part: their rows"
+            f"           {compared.incomplete:,} of {compared.batches:,} batches are recorded only in part:"
+            " their rows"
             " may have had another place"
         )
     if compared.equal < compared.requests:

@@ -2,8 +2,9 @@
 
     python -m sigd.bench.floor.bare_backend MODEL BACKEND BATCH_ROWS_MAX CPU
 
-Answers each line `ROWS SECONDS PAUSE_NS` on its standard input with a line `calls total_ns` and then as many int64 durations
-in ns, the clock's own cost taken off. While it waits for a line it sleeps, so that the core is free for others.
+Answers each line `ROWS SECONDS PAUSE_NS` on its standard input with a line `calls total_ns` and then as many
+int64 durations in ns, the clock's own cost taken off. While it waits for a line it sleeps, so that the core
+is free for others.
 """
 
 from __future__ import annotations
@@ -122,7 +123,8 @@ class BareBackend:
 
 
 def time_calls(call: Callable[[], object], seconds: float, pause_ns: int = 0) -> tuple[array[int], int]:
-    """Call over and over for `seconds`: the duration of each in ns without the clock's own cost, and the total.
+    """Call over and over for `seconds`: the duration of each in ns without the clock's own cost, and the
+    total.
 
     Args:
         pause_ns: spent looking at the clock between two calls; 0 is back to back.

@@ -1,8 +1,9 @@
 """The floor: what the machine itself costs, measured in turns with sigd so that drift hits both alike.
 
-One round is: the same load generator against `native/echo.cpp` (over shared memory `native/ring_echo.cpp`), two native
-programs spinning over a Unix socket (a ring) with the same frame sizes; the bare backend call, as the backend itself offers it; then sigd. The floor of a percentile is
-the sum of the first two's. Whatever does not measure sleeps or is stopped meanwhile, for the cores are the same.
+One round is: the same load generator against `native/echo.cpp` (over shared memory `native/ring_echo.cpp`),
+two native programs spinning over a Unix socket (a ring) with the same frame sizes; the bare backend call, as
+the backend itself offers it; then sigd. The floor of a percentile is the sum of the first two's. Whatever
+does not measure sleeps or is stopped meanwhile, for the cores are the same.
 """
 
 from __future__ import annotations

@@ -27,7 +27,8 @@ HICCUP_NS = 10_000
 HICCUP_BUSY_NS = 100_000
 SLOWEST_MAX = 16
 
-#: One answered request. Times are CLOCK_MONOTONIC in ns: the first three are the client's, the next two the daemon's.
+#: One answered request. Times are CLOCK_MONOTONIC in ns: the first three are the client's, the next two the
+# daemon's.
 SAMPLE = np.dtype(
     [
         ("intended_ns", "<i8"),
@@ -88,11 +89,11 @@ class LoadPlan:
     Attributes:
         socket_path: of the daemon.
         hello: what every connection asks for.
-        frames: uint8, shape (rows, request_bytes): whole SignalRequest frames, sent in turn and over again; the
-            generator writes sequence and client_time_ns into its copy.
+        frames: uint8, shape (rows, request_bytes): whole SignalRequest frames, sent in turn and over again;
+            the generator writes sequence and client_time_ns into its copy.
         outputs: floats for each response, as the Welcome said.
-        intended_ns: open loop: int64, when to send each request, in ns from the start of the measurement; below 0
-            is warm-up. None: closed loop.
+        intended_ns: open loop: int64, when to send each request, in ns from the start of the measurement;
+            below 0 is warm-up. None: closed loop.
         requests: closed loop: how many to measure; 0 = as many as `duration_ns` allows.
         duration_ns: closed loop: for how long.
         warmup_ns: from the first request to the first that is measured.
@@ -157,17 +158,18 @@ class Measurement:
         client: which generator measured: "cpp" or "python".
         welcome: the Welcome frame.
         elapsed_ns: from the start of the measurement to the last answer.
-        intended_span_ns: from the start of the measurement to the last intended send time; 0 in a closed loop.
+        intended_span_ns: from the start of the measurement to the last intended send time; 0 in a closed
+            loop.
         sent_span_ns: from the start of the measurement to the last send.
         requests: meant to be sent; `sent` of them were, and `received` answered.
         statuses: answers by wire status 0..6.
         late_sends: sent more than LATE_NS after the intended time; `late_worst_ns` is the worst of all.
-        hiccups: gaps between two looks at the clock of the spinning client, of HICCUP_NS or more while it waited,
-            and many times that while it sent or received; their sum and the worst.
+        hiccups: gaps between two looks at the clock of the spinning client, of HICCUP_NS or more while it
+            waited, and many times that while it sent or received; their sum and the worst.
         batch_rows_sum: over the OK answers.
         samples: SAMPLE array: every request while they fit, beyond that a uniform sample.
-        slowest: SAMPLE array: the SLOWEST_MAX slowest OK answers, slowest first; only one of those that one read
-            brought, for what one stall held up would fill it alone.
+        slowest: SAMPLE array: the SLOWEST_MAX slowest OK answers, slowest first; only one of those that one
+            read brought, for what one stall held up would fill it alone.
         violation: what ended the run, if something did.
     """
 

@@ -1,4 +1,5 @@
-"""The load generator in C++ (`native/loadgen.cpp`), as a process that reads a plan file and writes a result file."""
+"""The load generator in C++ (`native/loadgen.cpp`), as a process that reads a plan file and writes a result
+file."""
 
 from __future__ import annotations
 
@@ -107,7 +108,8 @@ class NativeLoad:
 
 
 def _memory_directory() -> str | None:
-    """A folder in memory, so that no disk writes back pages while the run is measured; None where there is none."""
+    """A folder in memory, so that no disk writes back pages while the run is measured; None where there is
+    none."""
     shared = Path("/dev/shm")
     return str(shared) if shared.is_dir() else None
 
@@ -132,7 +134,8 @@ def _run_process(command: list[str], on_measuring: Callable[[], None]) -> None:
 def _write_plan(plan: LoadPlan, path: Path) -> None:
     if len(plan.socket_path.encode()) >= 108:
         raise PeerFailed(
-            f"the socket path {plan.socket_path} has {len(plan.socket_path.encode())} bytes; Linux takes at most 107"
+            f"the socket path {plan.socket_path} has {len(plan.socket_path.encode())} bytes; Linux takes at"
+            " most 107"
         )
     intended = plan.intended_ns if plan.intended_ns is not None else np.empty(0, dtype=np.int64)
     rows, request_length = plan.frames.shape

@@ -1,8 +1,9 @@
-"""Which request goes next on which connection, and when a run is over: no clock, no socket, times are arguments.
+"""Which request goes next on which connection, and when a run is over: no clock, no socket, times are
+arguments.
 
-The rules are those of `native/loadgen.cpp`. Open loop: request i belongs to connection i mod N and is due at its
-intended time, whatever happened before; it goes when its connection has room. Closed loop: a connection with room
-sends.
+The rules are those of `native/loadgen.cpp`. Open loop: request i belongs to connection i mod N and is due at
+its intended time, whatever happened before; it goes when its connection has room. Closed loop: a connection
+with room sends.
 """
 
 from __future__ import annotations
@@ -92,7 +93,8 @@ class Pacer:
         return len(self._unanswered[connection])
 
     def over(self, now_ns: int) -> bool:
-        """True when everything is sent and answered, or when an answer is overdue by the plan's `stall_ns`."""
+        """True when everything is sent and answered, or when an answer is overdue by the plan's
+        `stall_ns`."""
         waiting = False
         for unanswered in self._unanswered:
             if unanswered:

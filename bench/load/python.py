@@ -1,4 +1,5 @@
-"""The load generator in Python, for machines without a compiler. It spins like the one in C++, and sees the same
+"""The load generator in Python, for machines without a compiler. It spins like the one in C++, and sees the
+same
 things, but its own work is part of what it measures: several microseconds a request.
 """
 
@@ -222,7 +223,8 @@ class _Talk:
         self._arrived = b""
 
     def send(self, clock_ns: Callable[[], int]) -> bool:
-        """Send what is due and has room; what the socket does not take now waits. True where something moved."""
+        """Send what is due and has room; what the socket does not take now waits. True where something
+        moved."""
         moved = False
         if not self._unsent:
             now_ns = clock_ns()

@@ -1,4 +1,5 @@
-"""What is sent: whole request frames, made before the run, from a capture's features or from seeded random ones."""
+"""What is sent: whole request frames, made before the run, from a capture's features or from seeded random
+ones."""
 
 from __future__ import annotations
 
@@ -56,7 +57,8 @@ def capture_requests(path: Path, model_features: int) -> tuple[Int64Array, npt.N
         model_features: what the served model takes.
 
     Returns:
-        (arrivals, frames): int64, shape (requests,), the local receive times in ns; uint8, shape (requests, bytes).
+        (arrivals, frames): int64, shape (requests,), the local receive times in ns; uint8, shape (requests,
+        bytes).
 
     Raises:
         BadRequest: the capture cannot be read, or the model does not take the features of the market.
@@ -67,7 +69,8 @@ def capture_requests(path: Path, model_features: int) -> tuple[Int64Array, npt.N
 
     if model_features != FEATURE_COUNT:
         raise BadRequest(
-            f"--capture makes {FEATURE_COUNT} features from each event, and the model takes {model_features}: "
+            f"--capture makes {FEATURE_COUNT} features from each event, and the model takes {model_features}:"
+            " "
             "serve a model of the order book's features, or measure with --rate"
         )
     stream = FeatureStream()

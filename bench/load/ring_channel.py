@@ -1,7 +1,7 @@
 """The rings of shared memory as a connection of the load generator in Python.
 
-Requests and answers travel in the rings; the socket is looked at now and then, for what the daemon says besides and as
-its sign of life. What `receive` gives is one stream of whole frames all the same.
+Requests and answers travel in the rings; the socket is looked at now and then, for what the daemon says
+besides and as its sign of life. What `receive` gives is one stream of whole frames all the same.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class RingChannel(SocketChannel):
         self._said = b""
 
     def open(self, number: int, hello: bytes) -> bytes:
-        """Say Hello, map what comes with the Welcome, and return its frame. Raises BrokenContract as the base does."""
+        """Say Hello, map what comes with the Welcome, and return its frame. Raises BrokenContract as the base
+        does."""
         self._number = number
         frame = super().open(number, hello)
         region = self._attached(Welcome.decode(frame[_HEADER_BYTES:]))

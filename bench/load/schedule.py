@@ -1,6 +1,8 @@
-"""When each request is meant to be sent: pure functions from a seed, a rate or a capture to nanosecond offsets.
+"""When each request is meant to be sent: pure functions from a seed, a rate or a capture to nanosecond
+offsets.
 
-A schedule is made before the run and never moves: a client that falls behind sends late, and the lateness counts.
+A schedule is made before the run and never moves: a client that falls behind sends late, and the lateness
+counts.
 """
 
 from __future__ import annotations
@@ -57,8 +59,8 @@ def of_capture(arrivals_ns: Int64Array, speed: float) -> Int64Array:
     """The arrivals of a capture, `speed` times as fast, counted from the first.
 
     Args:
-        arrivals_ns: int64, shape (events,), local receive times in ns. Where the collector's clock stepped back,
-            the event counts as simultaneous with the one before it.
+        arrivals_ns: int64, shape (events,), local receive times in ns. Where the collector's clock stepped
+            back, the event counts as simultaneous with the one before it.
 
     Returns:
         int64, shape (events,), ns from the first, never falling.
@@ -75,7 +77,8 @@ def of_capture(arrivals_ns: Int64Array, speed: float) -> Int64Array:
 
 
 def with_warmup(offsets_ns: Int64Array, warmup_ns: int) -> Int64Array:
-    """Put a warm-up before a schedule: the same mean rate, evenly spaced, at offsets from -warmup_ns to below 0.
+    """Put a warm-up before a schedule: the same mean rate, evenly spaced, at offsets from -warmup_ns to below
+    0.
 
     Returns:
         int64, shape (warm-up requests + requests,). Negative offsets are the warm-up, which is not measured.
@@ -88,7 +91,8 @@ def with_warmup(offsets_ns: Int64Array, warmup_ns: int) -> Int64Array:
 
 
 def rate_of(offsets_ns: Int64Array) -> float:
-    """The mean rate in requests/s between the first and the last send time; 0 where there is no time between."""
+    """The mean rate in requests/s between the first and the last send time; 0 where there is no time
+    between."""
     span_ns = int(offsets_ns[-1] - offsets_ns[0])
     return (offsets_ns.size - 1) * NS_PER_S / span_ns if span_ns > 0 else 0.0
 

@@ -1,7 +1,7 @@
 """What `sigd demo` runs: a market in real time, its features, a daemon, and every signal timed.
 
-The market's times are known beforehand, so the screen is drawn only in gaps that are long enough: drawing takes
-milliseconds, and an answer that waits for it would be counted as slow.
+The market's times are known beforehand, so the screen is drawn only in gaps that are long enough: drawing
+takes milliseconds, and an answer that waits for it would be counted as slow.
 """
 
 from __future__ import annotations

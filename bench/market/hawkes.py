@@ -1,13 +1,14 @@
 """Bursty arrival times: a Hawkes process, in which every event makes further ones likelier for a while.
 
-The intensity is lambda(t) = base + the sum over past events i and kernels k of n_k * b_k * exp(-b_k * (t - t_i)), with
-n_k the mean number of children that one event has through kernel k and 1 / b_k their mean delay (Hawkes, "Spectra of
-some self-exciting and mutually exciting point processes", Biometrika 58, 1971). Exponential kernels make it Markov, so
-times are drawn one by one with Ogata's thinning ("On Lewis' simulation method for point processes", IEEE Transactions
-on Information Theory 27, 1981).
+The intensity is lambda(t) = base + the sum over past events i and kernels k of n_k * b_k * exp(-b_k * (t -
+t_i)), with n_k the mean number of children that one event has through kernel k and 1 / b_k their mean delay
+(Hawkes, "Spectra of some self-exciting and mutually exciting point processes", Biometrika 58, 1971).
+Exponential kernels make it Markov, so times are drawn one by one with Ogata's thinning ("On Lewis' simulation
+method for point processes", IEEE Transactions on Information Theory 27, 1981).
 
-The default is fitted by hand to 345 s of a BTC futures feed: 272 events a second on average, a median gap of 3.5 us,
-and up to 182 events within a millisecond and 2,527 within a second. `python -m sigd.bench.market.hawkes` prints how near it is.
+The default is fitted by hand to 345 s of a BTC futures feed: 272 events a second on average, a median gap of
+3.5 us, and up to 182 events within a millisecond and 2,527 within a second.
+`python -m sigd.bench.market.hawkes` prints how near it is.
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ def arrival_times_ns(burstiness: Burstiness, seed: int) -> Iterator[int]:
 
 @dataclass(frozen=True, slots=True)
 class ArrivalStatistics:
-    """What burstiness looks like: mean rate, median gap, most events within a millisecond and within a second."""
+    """What burstiness looks like: mean rate, median gap, most events within a millisecond and within a
+    second."""
 
     mean_hz: float
     median_gap_us: float

@@ -1,7 +1,8 @@
 """A market's events through the features and a running daemon: each signal beside what the market then did.
 
-Replay asks what the signals were worth; how fast they came is told too, counted from the send, but `sigd bench
---capture` is the measurement: it prepares all requests beforehand and counts from the times at which they were due.
+Replay asks what the signals were worth; how fast they came is told too, counted from the send, but
+`sigd bench --capture` is the measurement: it prepares all requests beforehand and counts from the times at
+which they were due.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ class Signals:
         return chosen
 
     def moves_bps(self, horizon_ns: int) -> npt.NDArray[np.float64]:
-        """How far the mid had moved `horizon_ns` after each sample, in basis points; NaN past the last event."""
+        """How far the mid had moved `horizon_ns` after each sample, in basis points; NaN past the last
+        event."""
         due_ns = self.receive_ns + horizon_ns
         at = np.searchsorted(self.receive_ns, due_ns, side="right") - 1
         moves = (self.mid[at] / self.mid - 1) * 1e4

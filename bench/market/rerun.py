@@ -1,7 +1,7 @@
 """Recorded requests through a model once more: is every answer what it was, to the bit?
 
-A batch is run as it was: the same rows side by side in the same places, padded to the same bucket, because what is
-beside a row may change its last bits, though nothing else about it.
+A batch is run as it was: the same rows side by side in the same places, padded to the same bucket, because
+what is beside a row may change its last bits, though nothing else about it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class Compared(msgspec.Struct, kw_only=True):
         max_difference, mean_difference: of single outputs, absolute.
         argmax_changed: requests whose largest output is another one.
         batches: that were run.
-        incomplete: those of them that are only in part in the recording, so that rows may have another place now.
+        incomplete: those of them that are only in part in the recording, so that rows may have another place
+            now.
     """
 
     model: str
@@ -68,7 +69,8 @@ class Compared(msgspec.Struct, kw_only=True):
         return self.sha256 == self.recorded_sha256
 
     def passed(self, tolerance: float | None) -> bool:
-        """Within the tolerance; without one the same model must give the same bits, and another one may differ."""
+        """Within the tolerance; without one the same model must give the same bits, and another one may
+        differ."""
         if tolerance is not None:
             return self.max_difference <= tolerance
         return self.equal == self.requests or not self.same_model
@@ -86,7 +88,8 @@ class Rerun:
         requests: seen so far, run or not.
         by_status: recorded answers, by status.
         left_out: requests that were not run again, by the reason.
-        not_recorded: requests that were answered and have no place in the recording, between those that have one.
+        not_recorded: requests that were answered and have no place in the recording, between those that have
+            one.
     """
 
     def __init__(self, open_model: OpenModel, limit: int | None = None) -> None:
@@ -262,6 +265,7 @@ def nothing_to_run(rerun: Rerun) -> BadRequest:
         return BadRequest("no request is recorded there yet")
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in rerun.left_out.items())
     return BadRequest(
-        f"none of the {rerun.requests:,} recorded requests can be run again: {reasons}; only what was answered OK,"
+        f"none of the {rerun.requests:,} recorded requests can be run again: {reasons}; only what was"
+        " answered OK,"
         " and has the shape of the model, can be"
     )

@@ -1,4 +1,5 @@
-"""Signals as a table for other tools: CSV, or Parquet where pyarrow is installed. Written whole or not at all."""
+"""Signals as a table for other tools: CSV, or Parquet where pyarrow is installed. Written whole or not at
+all."""
 
 from __future__ import annotations
 

@@ -1,9 +1,11 @@
 """A synthetic market for demonstrations: the events of one instrument, seeded, at bursty times, without end.
 
-The touch is one tick wide. Its two queues grow and shrink under quotes and trades; who is emptied moves the price by
-a tick. A slowly turning pressure makes one side likelier to be emptied than the other, so that there is something to
-predict, though not the thing that a model trained on a real market has learnt. Every event is what a real feed could
-send: the book that the depth messages describe is never crossed and its best levels are those of the last quote.
+The touch is one tick wide. Its two queues grow and shrink under quotes and trades; who is emptied moves the
+price by a tick. A slowly turning pressure makes one side likelier to be emptied than the other, so that there
+is something to predict, though not the thing that a model trained on a real market has learnt. Every event is
+what a real feed could
+send: the book that the depth messages describe is never crossed and its best levels are those of the last
+    quote.
 """
 
 from __future__ import annotations
@@ -123,7 +125,8 @@ class SyntheticMarket:
         )
 
     def _image(self) -> tuple[dict[int, int], dict[int, int]]:
-        """The book as it stands: size in steps by price in ticks. Depth behind the touch is steady in its price."""
+        """The book as it stands: size in steps by price in ticks. Depth behind the touch is steady in its
+        price."""
         bids = {self._bid_ticks: self._sizes[0]}
         asks = {self._bid_ticks + 1: self._sizes[1]}
         for level in range(1, LEVELS):

@@ -85,7 +85,8 @@ def _find_compiler() -> str:
         f"$CXX names {chosen!r}, which is not on PATH" if chosen else f"none of {', '.join(names)} is on PATH"
     )
     raise MissingDependency(
-        f"no C++ compiler: {what}. Install one (Debian: apt install g++; Fedora: dnf install gcc-c++) or measure "
+        f"no C++ compiler: {what}. Install one (Debian: apt install g++; Fedora: dnf install gcc-c++) or"
+        " measure "
         "with --client python and without --floor"
     )
 

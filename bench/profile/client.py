@@ -1,4 +1,5 @@
-"""A session over shared memory and its client in one thread: the daemon's own objects, wired as `Service` wires them."""
+"""A session over shared memory and its client in one thread: the daemon's own objects, wired as `Service`
+wires them."""
 
 from __future__ import annotations
 

@@ -76,7 +76,8 @@ def _measure(model: Path | None, name: str, rows: int, seconds: float, cpu: int 
     try:
         if not backend.synchronous:
             raise UsageError(
-                f"the backend {name} runs a batch beside the daemon, and only what the daemon does itself is timed"
+                f"the backend {name} runs a batch beside the daemon, and only what the daemon does itself is"
+                " timed"
                 " here: choose one that runs on the CPU, or echo"
             )
         gc.collect()

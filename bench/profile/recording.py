@@ -1,4 +1,5 @@
-"""`python -m sigd.bench.profile.recording`: what counting and the flight recorder cost a request, on against off in one run."""
+"""`python -m sigd.bench.profile.recording`: what counting and the flight recorder cost a request, on against
+off in one run."""
 
 from __future__ import annotations
 
@@ -75,8 +76,8 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         off: ticks that answer it, with nothing counted or recorded.
-        counting, recording: what counting takes longer than that, and what counting and recording do; each difference is
-            between neighbours in time.
+        counting, recording: what counting takes longer than that, and what counting and recording do; each
+            difference is between neighbours in time.
     """
 
     load: str
@@ -192,7 +193,8 @@ Exit codes: 0 done; 1 counting costs a request alone more than 150 ns; 2 wrong u
 @click.option("--cpu", type=click.IntRange(min=0), help="The core to run on.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def main(model: Path | None, backend: str, rows: int, rounds: int, cpu: int | None, as_json: bool) -> None:
-    """Time requests over shared memory without counting, with it, and with the flight recorder too, in turn, in one process."""
+    """Time requests over shared memory without counting, with it, and with the flight recorder too, in turn,
+    in one process."""
     # As `sigd serve` does, before NumPy is loaded.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from sigd.daemon.errors import DaemonError
@@ -212,7 +214,8 @@ def main(model: Path | None, backend: str, rows: int, rounds: int, cpu: int | No
 
 
 def table(costs: Sequence[Cost]) -> list[str]:
-    """For people: each percentile, how much longer it is than with everything off, and how many times as long."""
+    """For people: each percentile, how much longer it is than with everything off, and how many times as
+    long."""
     lines = [f"{'ns a request':34}{'p50':>8}{'':8}{'times':>7}{'p99':>10}{'':8}{'times':>7}"]
     for cost in costs:
         off = cost.off

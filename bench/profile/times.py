@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 BATCHING: Final = "batching around them"
 """What the batcher does besides the stages above it; of a request alone, all of its way but the model."""
 COLDER: Final = "colder caches, the tick itself"
-"""What the whole takes longer than its stages, each of which runs over and over and has the core's caches to itself."""
+"""What the whole takes longer than its stages, each of which runs over and over and has the core's caches to
+itself."""
 WHOLE: Final = "a tick with these requests"
 _CALLS_MIN: Final = 20
 _WARMUP_CALLS: Final = 50
@@ -39,8 +40,8 @@ class Column(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         title: what it is.
         rows: requests in a tick.
-        stages_ns: medians over the calls for all rows of a tick together, in the order of a request's way; the last one
-            is the whole, and those before it add up to it.
+        stages_ns: medians over the calls for all rows of a tick together, in the order of a request's way;
+            the last one is the whole, and those before it add up to it.
     """
 
     title: str
@@ -127,7 +128,8 @@ class _Stages:
         self._backend = backend
         self._seconds = seconds
         self._clock_cost_ns = _clock_cost_ns()
-        # Rings of their own for what is taken and published alone: the session's are not to be had from outside.
+        # Rings of their own for what is taken and published alone: the session's are not to be had from
+        # outside.
         spec = backend.spec
         layout = region_layout(client.session.in_flight_max, spec.features, spec.outputs)
         region = Region.create(memoryview(mmap.mmap(-1, layout.region_bytes)), layout)

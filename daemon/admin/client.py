@@ -80,11 +80,13 @@ class AdminClient:
     def _lacking(self, error: OSError) -> MissingDependency:
         if isinstance(error, PermissionError):
             return MissingDependency(
-                f"{self._admin_socket}: the daemon may not be asked by user {os.geteuid()}: ask as its own user or as root,"
+                f"{self._admin_socket}: the daemon may not be asked by user {os.geteuid()}: ask as its own"
+                " user or as root,"
                 ' or let its group ask too, with admin_socket_mode = "0660" in its configuration'
             )
         return MissingDependency(
-            f"{self._admin_socket}: no daemon answers there ({error.strerror or error}); start one with: sigd serve"
+            f"{self._admin_socket}: no daemon answers there ({error.strerror or error}); start one with: sigd"
+            " serve"
         )
 
 

@@ -29,7 +29,8 @@ class LatencyStatus(msgspec.Struct, frozen=True):
 
 
 class ModelStatus(msgspec.Struct, frozen=True):
-    """A model that is being served, with its own counters: see daemon.serving.counters.ModelCounters for what each counts."""
+    """A model that is being served, with its own counters: see daemon.serving.counters.ModelCounters for what
+    each counts."""
 
     name: str
     path: str
@@ -69,7 +70,8 @@ class LoopStatus(msgspec.Struct, frozen=True):
 
 
 class Status(msgspec.Struct, frozen=True):
-    """A daemon's counters. See daemon.serving.counters.ClientCounters for what each one of its clients counts.
+    """A daemon's counters. See daemon.serving.counters.ClientCounters for what each one of its clients
+    counts.
 
     Attributes:
         transports: connections that are open, by transport.

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RELOAD_S: Final = 2.0 * TIMEOUT_S
-"""What a model may take to be validated, and then as much to be loaded; only the former has a limit of its own."""
+"""What a model may take to be validated, and then as much to be loaded; only the former has a limit of its
+own."""
 
 
 class Operations:
@@ -30,7 +31,8 @@ class Operations:
     Args:
         take_status: puts the status together.
         stop: lets the daemon drain and end.
-        needs_time: tells the service manager how many seconds a reload may take: `systemctl reload` waits for it.
+        needs_time: tells the service manager how many seconds a reload may take: `systemctl reload` waits for
+            it.
 
     Attributes:
         ops: for the admin socket.

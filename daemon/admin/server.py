@@ -1,5 +1,5 @@
-"""Answers questions on the admin socket. The daemon hands out its counts as they are; the client works out percentiles,
-so that a question costs the hot path as little as it can.
+"""Answers questions on the admin socket. The daemon hands out its counts as they are; the client works out
+percentiles, so that a question costs the hot path as little as it can.
 
 A first line of HTTP, such as GET /metrics HTTP/1.1, is answered over HTTP.
 """
@@ -35,9 +35,12 @@ class AdminServer:
     Args:
         ops: what may be asked, by name; where there are none, only HTTP is spoken.
         pages: what may be asked over HTTP.
-        timeout_s: for a question to come and for its answer to be taken; how long an answer takes is the op's business.
-        every_s: how long the next connection waits in the kernel's queue after one was accepted, for a listener that
-            anybody may ask, as fast as he likes: each question takes time from the loop. 0 accepts all at once.
+        timeout_s: for a question to come and for its answer to be taken; how long an answer takes is the op's
+            business.
+        every_s: how long the next connection waits in the kernel's queue after one was accepted, for a
+            listener that
+            anybody may ask, as fast as he likes: each question takes time from the loop. 0 accepts all at
+                once.
     """
 
     def __init__(

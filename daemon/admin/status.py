@@ -106,7 +106,8 @@ def _loop(observer: Observer) -> LoopStatus:
 def line(models: Iterable[Batcher], counters: ClientCounters) -> str:
     """What `systemctl status` shows. Said from the loop while it serves, so it adds nothing up."""
     served = "; ".join(
-        f"{printable(batcher.name)} ({batcher.spec.features} -> {batcher.spec.outputs}) on {batcher.backend.name},"
+        f"{printable(batcher.name)} ({batcher.spec.features} -> {batcher.spec.outputs}) on"
+        f" {batcher.backend.name},"
         f" generation {batcher.generation}"
         for batcher in models
     )

@@ -86,7 +86,8 @@ Examples:
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),
-    help="Rows that it will really see: .npy, or a capture (.gz). int8 needs them; accuracy is measured on them.",
+    help="Rows that it will really see: .npy, or a capture (.gz). int8 needs them; accuracy is measured on"
+    " them.",
 )
 @click.option(
     "--calibration-method",
@@ -133,8 +134,9 @@ def build_engine(
 ) -> None:
     """Build MODEL, an ONNX file, into an engine that `sigd serve` loads, with its manifest beside it.
 
-    The manifest says what the engine is and how far its answers lie from the oracle's; an engine that does not fit a
-    machine is refused there, with the command that builds it again. Ctrl-C leaves what was there before.
+    The manifest says what the engine is and how far its answers lie from the oracle's; an engine that does
+    not fit a machine is refused there, with the command that builds it again. Ctrl-C leaves what was there
+    before.
     """
     from sigd.models.build.pipeline import AccuracyTooLow
     from sigd.models.build.pipeline import build_engine as build

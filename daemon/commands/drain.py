@@ -30,7 +30,8 @@ Examples:
 def drain(socket: Path | None, admin_socket: Path | None, as_json: bool) -> None:
     """Stop a running daemon as SIGTERM does, and wait until it has ended.
 
-    Clients are told Goodbye, everything accepted is answered. The exit code is the daemon's: 0 where nothing was lost.
+    Clients are told Goodbye, everything accepted is answered. The exit code is the daemon's: 0 where nothing
+    was lost.
     """
     with AdminClient(admin_socket or admin_path_of(socket or running_socket_path())) as asker:
         process = _descriptor_of(asker.daemon_pid)

@@ -47,7 +47,8 @@ class Summary(msgspec.Struct, kw_only=True):
         files: bytes of each segment, by its path.
         ring: where its newest part is; None where all of it is in segments.
         ended: whether its daemon ended as it should; False too where it still records.
-        first_at, last_at: when the first and the last request that is there were received, UTC; None without any.
+        first_at, last_at: when the first and the last request that is there were received, UTC; None without
+            any.
         earlier: requests before the first one: their segments were deleted.
         not_recorded: requests that are missing between those that are there.
         rate_per_s: of requests, over the whole span.
@@ -210,7 +211,8 @@ def _show(summary: Summary) -> None:
         answers = ", ".join(f"{name} {count:,}" for name, count in client.by_status.items())
         sessions = f", {client.sessions} sessions" if client.sessions > 1 else ""
         click.echo(
-            f"{click.style('client       ', bold=True)} {printable(client.client)!r} ({client.transport}{sessions}), model"
+            f"{click.style('client       ', bold=True)} {printable(client.client)!r}"
+            f" ({client.transport}{sessions}), model"
             f" {client.model} {client.generation}: {answers}; {latency} us in the daemon"
         )
     for damage in summary.damage:

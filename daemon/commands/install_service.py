@@ -158,7 +158,8 @@ def _check_reach(target: Target, *, fatal: bool) -> None:
     if hidden is None:
         return
     message = (
-        f"{hidden} lies where the service's user cannot reach it (a home, or a directory of its owner alone): install"
+        f"{hidden} lies where the service's user cannot reach it (a home, or a directory of its owner alone):"
+        " install"
         " sigd for all, for example: python3 -m venv /opt/sigd && /opt/sigd/bin/pip install sigd-*.whl"
     )
     if fatal:

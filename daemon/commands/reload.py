@@ -31,7 +31,8 @@ Examples:
 @click.option(
     "--allow-new-shape",
     is_flag=True,
-    help="Serve a model of other features or outputs; clients of the old one get what they asked for, and Goodbye.",
+    help="Serve a model of other features or outputs; clients of the old one get what they asked for, and"
+    " Goodbye.",
 )
 @click.option("--socket", type=click.Path(path_type=Path), help="The daemon's socket.")
 @click.option(
@@ -48,9 +49,9 @@ def reload(
 ) -> None:
     """Have a running daemon serve another model file, or the same file as it is now.
 
-    The file is validated, loaded and warmed up beside the model that is served, and takes its place between two batches:
-    no request is lost, and answers name a generation that is one higher. Whatever is wrong with it, the old model serves
-    on, and the command ends with 1 and the reason.
+    The file is validated, loaded and warmed up beside the model that is served, and takes its place between
+    two batches: no request is lost, and answers name a generation that is one higher. Whatever is wrong with
+    it, the old model serves on, and the command ends with 1 and the reason.
     """
     request = AdminRequest("reload", name, _absolute(model), allow_new_shape)
     console = Console(stderr=True)
@@ -87,6 +88,7 @@ def _show(went: ModelReload) -> None:
         return
     gone = f"; {went.withdrawn} clients were told to go" if went.withdrawn else ""
     click.echo(
-        f"{went.name}: generation {went.generation} is served: {went.path} ({went.features} -> {went.outputs}) on"
+        f"{went.name}: generation {went.generation} is served: {went.path} ({went.features} ->"
+        f" {went.outputs}) on"
         f" {went.backend}, sha256 {went.sha256[:16]}, after {went.seconds:.2f} s{gone}"
     )

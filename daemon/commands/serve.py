@@ -98,7 +98,8 @@ def serve(
 ) -> None:
     """Serve a model over a Unix socket until SIGTERM, which drains: everything accepted is answered."""
     if not check:
-        # Who has it read its models again while it reads them means the files as they are now. Until it serves, the
+        # Who has it read its models again while it reads them means the files as they are now. Until it
+        # serves, the
         # kernel keeps that in mind: the signal's default would end it, and the processes that it starts.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     if not allow_insecure_files:
@@ -112,7 +113,8 @@ def serve(
 
 def run(config: Config, *, check: bool) -> int:
     """Open the model and serve it; the exit code."""
-    # Before NumPy loads it: its threads would share what is too small to share, and wake-ups cost more than the sums.
+    # Before NumPy loads it: its threads would share what is too small to share, and wake-ups cost more than
+    # the sums.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     import uvloop
 
@@ -180,7 +182,8 @@ def _say_good(config: Config, backends: Iterable[Backend], shadows: Shadows) -> 
         compared = "" if shadow is None else f", compared with {shadow.path} on {shadow.backend}"
         backend.close()
         click.echo(
-            f"good: {spec.path} ({spec.features} -> {spec.outputs}) runs on {backend.name}{compared}; it would serve at"
+            f"good: {spec.path} ({spec.features} -> {spec.outputs}) runs on {backend.name}{compared}; it"
+            " would serve at"
             f" {config.socket_path}"
         )
     shadows.close()

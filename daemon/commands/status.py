@@ -69,7 +69,8 @@ def _show(answer: Status) -> None:
     # Lines as long as they are: who reads them through a pipe wants each figure on its line.
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(
-        f"sigd {answer.version}, pid {answer.pid}, up {answer.uptime_ns / 1e9:,.0f} s, idle strategy {answer.idle},"
+        f"sigd {answer.version}, pid {answer.pid}, up {answer.uptime_ns / 1e9:,.0f} s, idle strategy"
+        f" {answer.idle},"
         f" {answer.resident_bytes / 2**20:.1f} MiB resident"
     )
     console.print(
@@ -79,7 +80,8 @@ def _show(answer: Status) -> None:
     loop = answer.loop
     console.print(
         f"loop: {loop.stalls:,} stalls seen, the worst {loop.worst_ns / 1e6:.1f} ms; made to give way"
-        f" {loop.involuntary_switches:,} times; {loop.major_faults:,} pages from disk; {loop.collections} collections"
+        f" {loop.involuntary_switches:,} times; {loop.major_faults:,} pages from disk; {loop.collections}"
+        " collections"
     )
     if answer.recorder is not None:
         console.print(_recording(answer.recorder))
@@ -107,8 +109,10 @@ def _shadow(shadow: ShadowStatus) -> str:
     drifts = [abs(output.drift) for output in statistics.outputs if output.drift is not None]
     drift = f", drift at most {max(drifts):.3g} deviations" if drifts else ""
     return (
-        f"  shadow {shadow.path}, {what}: {rows}; {statistics.agreed / statistics.compared:.2%} agree, apart by"
-        f" {statistics.difference_sum / statistics.compared:.3g} on average and {statistics.difference_max:.3g} at most{drift}"
+        f"  shadow {shadow.path}, {what}: {rows}; {statistics.agreed / statistics.compared:.2%} agree, apart"
+        " by"
+        f" {statistics.difference_sum / statistics.compared:.3g} on average and"
+        f" {statistics.difference_max:.3g} at most{drift}"
     )
 
 

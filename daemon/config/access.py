@@ -46,7 +46,8 @@ def _numbers(name: str, principals: Iterable[str | int], number_of: Callable[[st
             numbers.add(principal if isinstance(principal, int) else number_of(principal))
         except KeyError:
             raise UsageError(
-                f"access.{name}: there is no {principal!r} on this machine, expected a name that it knows, or a number"
+                f"access.{name}: there is no {principal!r} on this machine, expected a name that it knows, or"
+                " a number"
                 " without quotes"
             ) from None
     return frozenset(numbers)

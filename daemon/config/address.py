@@ -38,7 +38,8 @@ def parse_loopback(text: str) -> Loopback:
         raise UsageError(f"metrics_listen {text!r}: {port!r} is no port, expected a number up to {PORT_MAX}")
     if not address.is_loopback:
         raise UsageError(
-            f"metrics_listen {text!r}: metrics are served on loopback addresses only, such as 127.0.0.1:{port}; let a Prometheus agent on"
+            f"metrics_listen {text!r}: metrics are served on loopback addresses only, such as"
+            f" 127.0.0.1:{port}; let a Prometheus agent on"
             " this machine forward them"
         )
     return Loopback(address, int(port))

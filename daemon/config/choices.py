@@ -6,7 +6,8 @@ from enum import Enum
 
 
 class IdleStrategy(Enum):
-    """What the loop does when there is nothing to do, named as Aeron names it; see `sigd.daemon.runtime.ticker`."""
+    """What the loop does when there is nothing to do, named as Aeron names it; see
+    `sigd.daemon.runtime.ticker`."""
 
     SPIN = "spin"
     BACKOFF = "backoff"
@@ -14,7 +15,8 @@ class IdleStrategy(Enum):
 
 
 class LogFormat(Enum):
-    """How log lines look, see `sigd.daemon.runtime.logs`; `auto` looks at SIGD_LOG, then at what standard error is connected to."""
+    """How log lines look, see `sigd.daemon.runtime.logs`; `auto` looks at SIGD_LOG, then at what standard
+    error is connected to."""
 
     AUTO = "auto"
     TEXT = "text"

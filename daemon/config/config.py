@@ -1,4 +1,5 @@
-"""Configuration: a TOML file, every value of which a flag can overrule. Unknown names are errors, not comments."""
+"""Configuration: a TOML file, every value of which a flag can overrule. Unknown names are errors, not
+comments."""
 
 from __future__ import annotations
 
@@ -75,8 +76,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         shared_memory: offer it to clients that ask for it.
         log_format: auto, text, json or journal, see `sigd.daemon.runtime.logs`.
         recorder: what is recorded, and where; see `sigd.daemon.config.recorder`.
-        metrics_listen: where metrics are served besides the admin socket: a loopback address such as 127.0.0.1:9464.
-        gpu: for an engine, the number of its GPU; this and the next three are `sigd.models.gpu.options.GpuOptions`.
+        metrics_listen: where metrics are served besides the admin socket: a loopback address such as
+            127.0.0.1:9464.
+        gpu: for an engine, the number of its GPU; this and the next three are
+            `sigd.models.gpu.options.GpuOptions`.
     """
 
     socket: str = ""
@@ -155,7 +158,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 def default_socket_path() -> Path:
-    """/run/sigd/sigd.sock where that directory may be written to, else one in the user's own runtime directory."""
+    """/run/sigd/sigd.sock where that directory may be written to, else one in the user's own runtime
+    directory."""
     *directories, last = _socket_directories()
     for directory in directories:
         if os.access(directory, os.W_OK | os.X_OK):
@@ -164,9 +168,9 @@ def default_socket_path() -> Path:
 
 
 def running_socket_path() -> Path:
-    """Where a daemon listens that was started without saying where, for whoever asks: the first of those places where
-    there is a socket, which may be one that only the service manager could make. Where one may not look, there is one:
-    whoever asks there is told what right is missing."""
+    """Where a daemon listens that was started without saying where, for whoever asks: the first of those
+    places where there is a socket, which may be one that only the service manager could make. Where one may
+    not look, there is one: whoever asks there is told what right is missing."""
     for directory in _socket_directories():
         path = directory / _SOCKET_NAME
         try:
@@ -193,7 +197,8 @@ def admin_path_of(socket_path: Path) -> Path:
 
 
 def load_config(file: Path | None, overrides: dict[str, Any]) -> Config:
-    """Read `file`, if any, and lay `overrides` (names to values; None is no override) over it, of a table name by name.
+    """Read `file`, if any, and lay `overrides` (names to values; None is no override) over it, of a table
+    name by name.
 
     Raises:
         UsageError: the file cannot be read, is no TOML, has an unknown name or a value out of its range.
@@ -221,7 +226,8 @@ def load_config(file: Path | None, overrides: dict[str, Any]) -> Config:
             check_tables(config.model)
             if config.shadow is not None:
                 raise UsageError(
-                    "shadow stands beside several models: put the table [model.shadow] below the [[model]] that it is for"
+                    "shadow stands beside several models: put the table [model.shadow] below the [[model]]"
+                    " that it is for"
                 )
         if wrong := config.recorder.wrong():
             raise UsageError(wrong)

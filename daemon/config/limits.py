@@ -1,4 +1,5 @@
-"""The bounds of admission. Everything that can grow has one; past it the answer is BUSY, or the connection ends."""
+"""The bounds of admission. Everything that can grow has one; past it the answer is BUSY, or the connection
+ends."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ from dataclasses import dataclass
 from typing import Final
 
 FEW_ROWS: Final = 16
-"""Who has no more requests unanswered is served whatever others have: past rows_pending_max too, and in a batch whole."""
+"""Who has no more requests unanswered is served whatever others have: past rows_pending_max too, and in a
+batch whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +18,8 @@ class Limits:
     Attributes:
         in_flight_max: requests that one connection may have unanswered; more are answered BUSY.
         rows_pending_max: the same over all connections of a model; each may have `FEW_ROWS` past it.
-        inbox_bytes_max: most memory for one connection's unanswered requests; large requests lower in_flight_max.
+        inbox_bytes_max: most memory for one connection's unanswered requests; large requests lower
+            in_flight_max.
         unsent_bytes_max: answers kept for a client that does not read; past it the connection is cut off.
         connections_max: clients at a time; more are rejected with code 8.
         connections_per_user_max: the same of one user, so that no user takes every place.

@@ -1,4 +1,5 @@
-"""The models of one daemon as they are configured: one named with `model = "FILE"`, or a `[[model]]` table for each.
+"""The models of one daemon as they are configured: one named with `model = "FILE"`, or a `[[model]]` table
+for each.
 
 What a table leaves out it takes from the value of the same name at the top of the file, or its flag.
 """

@@ -48,7 +48,8 @@ class RecorderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         """What of it does not fit together; empty where all does."""
         if self.total_mib < 2 * self.segment_mib:
             return (
-                f"recorder.total_mib is {self.total_mib}, expected room for two segments of recorder.segment_mib"
+                f"recorder.total_mib is {self.total_mib}, expected room for two segments of"
+                " recorder.segment_mib"
                 f" ({self.segment_mib}) at least: one is written while another is kept"
             )
         return ""

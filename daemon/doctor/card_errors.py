@@ -1,4 +1,5 @@
-"""Checks of what a card has got wrong: whether it answers, its memory (ECC), and the driver's log of it (Xid)."""
+"""Checks of what a card has got wrong: whether it answers, its memory (ECC), and the driver's log of it
+(Xid)."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ def identity(card: Card) -> Finding:
             "card",
             "fail",
             f"does not answer: {card.lost}",
-            "A model on it answers nothing; a daemon that serves from it has to be started again once it is back.",
+            "A model on it answers nothing; a daemon that serves from it has to be started again once it is"
+            " back.",
             "sudo dmesg | grep -i -E 'nvrm|xid'",
             "sudo reboot",
         )
@@ -74,7 +76,8 @@ def driver_errors(card: Card, kernel_log: Sequence[str] | None) -> Finding:
         check,
         "fail" if of_hardware else "warn",
         named,
-        "The driver lays at least one of these to the card or the bus: it will come again, and ends whatever runs."
+        "The driver lays at least one of these to the card or the bus: it will come again, and ends whatever"
+        " runs."
         if of_hardware
         else "A program on this card was ended by the driver; the others on it stood still meanwhile.",
         "sudo dmesg | grep -i xid",

@@ -1,4 +1,5 @@
-"""Checks of how fast a card runs, and whether it keeps to that. What a card does not tell is None; its check skips."""
+"""Checks of how fast a card runs, and whether it keeps to that. What a card does not tell is None; its check
+skips."""
 
 from __future__ import annotations
 
@@ -9,15 +10,16 @@ from sigd.daemon.doctor.finding import Finding
 from sigd.daemon.doctor.gpus import Card
 
 HELD_CLOCK_SHARE: Final = 0.5
-"""A card whose SM clock is at least this share of its highest is held up or working; an idle one falls to a tenth."""
+"""A card whose SM clock is at least this share of its highest is held up or working; an idle one falls to a
+tenth."""
 PCIE_WIDTH_MIN: Final = 8
 POWER_SHARE_MAX: Final = 0.95
 TEMPERATURE_MARGIN_C: Final = 10
 
 
 def clocks(card: Card) -> Finding:
-    """Whether the card keeps its clock when it has nothing to do. NVML has no reading for locked clocks, so it is
-    judged by the clock of this moment."""
+    """Whether the card keeps its clock when it has nothing to do. NVML has no reading for locked clocks, so
+    it is judged by the clock of this moment."""
     check = "clocks"
     if card.sm_clock_mhz is None or not card.sm_clock_max_mhz:
         return on_card(card, check, "skip", "the driver does not say")
@@ -55,7 +57,8 @@ def pcie(card: Card) -> Finding:
             check,
             "warn",
             f"{seen}, expected at least x{PCIE_WIDTH_MIN}",
-            "So narrow a link is mostly a slot behind the chipset: one hop more each way, shared with disks and"
+            "So narrow a link is mostly a slot behind the chipset: one hop more each way, shared with disks"
+            " and"
             " network.",
             "# move the card to a slot that is wired to the processor",
             f"sudo lspci -vv -s {card.bus_id} | grep -E 'LnkCap|LnkSta'",
@@ -97,7 +100,8 @@ def nvlink(card: Card) -> Finding:
         check,
         "warn",
         f"{up} of {len(card.nvlinks)} links up",
-        "A neighbour that spans both cards then moves its data over fewer links for longer, and takes longer turns.",
+        "A neighbour that spans both cards then moves its data over fewer links for longer, and takes longer"
+        " turns.",
         f"nvidia-smi nvlink --status -i {card.index}",
         "# reseat the bridge with the machine switched off",
     )
@@ -121,7 +125,8 @@ def power(card: Card) -> Finding:
         check,
         "warn",
         seen,
-        "At its power limit the card lowers its clock by itself, so our batches take longer whenever the neighbour"
+        "At its power limit the card lowers its clock by itself, so our batches take longer whenever the"
+        " neighbour"
         " works hard.",
         f"sudo nvidia-smi -i {card.index} --power-limit={default:.0f}"
         if lowered
@@ -165,7 +170,8 @@ def throttling(card: Card) -> Finding:
         check,
         "fail" if braked else "warn",
         ", ".join(card.slowdowns),
-        "The card runs slower than it is asked to at this moment, so every batch takes longer, by an amount that"
+        "The card runs slower than it is asked to at this moment, so every batch takes longer, by an amount"
+        " that"
         " changes from one to the next.",
         f"nvidia-smi -i {card.index} --query --display=PERFORMANCE,POWER,TEMPERATURE",
     )

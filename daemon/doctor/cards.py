@@ -1,4 +1,5 @@
-"""Checks of who has a card and whether there is room on it. What a card does not tell is None; its check skips."""
+"""Checks of who has a card and whether there is room on it. What a card does not tell is None; its check
+skips."""
 
 from __future__ import annotations
 
@@ -51,7 +52,8 @@ def free_memory(card: Card, engine_bytes: int | None = None) -> Finding:
         check,
         "fail" if engine_bytes is not None and card.memory_free_bytes < engine_bytes else "warn",
         f"{free}, expected {_mib(needed_bytes)}{held}",
-        "An engine needs its own memory and some hundred MiB for the CUDA context; without them the daemon ends at its"
+        "An engine needs its own memory and some hundred MiB for the CUDA context; without them the daemon"
+        " ends at its"
         " start with an out-of-memory error.",
         fix,
     )
@@ -71,9 +73,11 @@ def tenants(card: Card) -> Finding:
         check,
         "warn",
         f"{named}{more}{', under MPS' if under_mps else ''}",
-        "Under MPS the processes share the card at once: our batches get fewer of its units while the other works."
+        "Under MPS the processes share the card at once: our batches get fewer of its units while the other"
+        " works."
         if under_mps
-        else "Processes take turns on a card: a batch of ours waits until the other's turn ends, and then runs on caches"
+        else "Processes take turns on a card: a batch of ours waits until the other's turn ends, and then"
+        " runs on caches"
         " that the other has filled.",
         *_apart(card, others, under_mps),
     )
@@ -88,7 +92,10 @@ def _apart(card: Card, others: Sequence[Tenant], under_mps: bool) -> list[str]:
         if not under_mps:
             fix += [
                 "# or let both run at once: nvidia-cuda-mps-control -d, then start vLLM with",
-                "# CUDA_MPS_CLIENT_PRIORITY=1 (1 is below the normal 0) and CUDA_MPS_ACTIVE_THREAD_PERCENTAGE=80",
+                (
+                    "# CUDA_MPS_CLIENT_PRIORITY=1 (1 is below the normal 0) and"
+                    " CUDA_MPS_ACTIVE_THREAD_PERCENTAGE=80"
+                ),
             ]
         return fix
     if all(tenant.graphics for tenant in others):
@@ -129,7 +136,8 @@ def persistence(card: Card) -> Finding:
         check,
         "warn",
         "off",
-        "When the last process leaves, the driver lets the card go: the next start takes seconds longer, and locked"
+        "When the last process leaves, the driver lets the card go: the next start takes seconds longer, and"
+        " locked"
         " clocks and power limits are forgotten.",
         f"sudo nvidia-smi -i {card.index} --persistence-mode=1",
     )
@@ -151,7 +159,8 @@ def placement(card: Card, host: Host) -> Finding:
         "warn",
         f"on node {node}, CPU {host.cpu} on node {ours}",
         "Each launch, copy and poll crosses the link between the processors, each way.",
-        f"# run the daemon on one of the CPUs {format_cpus(parse_cpus(near)) or f'of node {node}'}: sigd serve --cpu N",
+        f"# run the daemon on one of the CPUs {format_cpus(parse_cpus(near)) or f'of node {node}'}: sigd"
+        " serve --cpu N",
     )
 
 

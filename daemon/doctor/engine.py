@@ -1,4 +1,5 @@
-"""Whether an engine fits this machine: its manifest against the runtimes, the driver and the card that are here."""
+"""Whether an engine fits this machine: its manifest against the runtimes, the driver and the card that are
+here."""
 
 from __future__ import annotations
 
@@ -120,7 +121,8 @@ def _mend(engine: Path, environment: Environment) -> tuple[str, ...]:
 def driver_fits(
     gpus: Gpus, runtimes: dict[RuntimeName, Runtime], manifest: Manifest | None = None
 ) -> Finding:
-    """Whether the driver can run the CUDA version that the installed runtimes, or the engine's, were made for."""
+    """Whether the driver can run the CUDA version that the installed runtimes, or the engine's, were made
+    for."""
     check = "driver"
     if gpus.driver is None or gpus.cuda is None:
         return Finding(check, "skip", "the driver does not say which version it is")
@@ -142,7 +144,8 @@ def driver_fits(
             check,
             "warn",
             f"{here}; the engine was built beside a driver for CUDA {built_with[0]}.{built_with[1]}",
-            "An older driver may compile parts of the engine anew at start or run other code for them than was"
+            "An older driver may compile parts of the engine anew at start or run other code for them than"
+            " was"
             " measured.",
             ("sudo ubuntu-drivers install && sudo reboot",),
         )

@@ -39,7 +39,8 @@ def parse(text: str) -> tuple[Expected, ...]:
 
 
 def is_model(name: str, model: str) -> bool:
-    """Whether a card's name is that of the model: "RTX 3090" is "NVIDIA GeForce RTX 3090" and is not its Ti."""
+    """Whether a card's name is that of the model: "RTX 3090" is "NVIDIA GeForce RTX 3090" and is not its
+    Ti."""
     words, sought = name.lower().split(), model.lower().split()
     for start in range(len(words) - len(sought) + 1):
         end = start + len(sought)

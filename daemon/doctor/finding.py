@@ -45,8 +45,8 @@ def worst(findings: Iterable[Finding]) -> Level:
 
 
 def boot_parameters(topic: str, *parameters: str) -> tuple[str, ...]:
-    """The commands that add kernel parameters for good. Each topic has a file of its own, so that fixing twice
-    changes nothing."""
+    """The commands that add kernel parameters for good. Each topic has a file of its own, so that fixing
+    twice changes nothing."""
     line = f'GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX {" ".join(parameters)}"'
     return (
         f"echo '{line}' | sudo tee /etc/default/grub.d/60-sigd-{topic}.cfg",

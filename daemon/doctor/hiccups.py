@@ -77,17 +77,20 @@ def measure_on(cpu: int, seconds: float) -> Hiccups | None:
 
 
 def judge(cpu: int, hiccups: Hiccups | None) -> Finding:
-    """A machine that is late by itself for 1% of all moments cannot answer 99% of requests within the budget."""
+    """A machine that is late by itself for 1% of all moments cannot answer 99% of requests within the
+    budget."""
     if hiccups is None:
         return Finding(CHECK, "skip", f"this process may not run on CPU {cpu}")
     seen = (
-        f"CPU {cpu} spun for {hiccups.spun_ns / 1e9:.1f} s: the longest gap {hiccups.worst_ns / 1000:,.0f} us,"
+        f"CPU {cpu} spun for {hiccups.spun_ns / 1e9:.1f} s: the longest gap {hiccups.worst_ns / 1000:,.0f}"
+        " us,"
         f" {hiccups.over:,} over {BUDGET_NS / 1000:.0f} us"
     )
     if not hiccups.over:
         return Finding(CHECK, "ok", seen)
     late = (
-        f"By itself the machine is late for {hiccups.late_share:.4%} of all moments; that is the least share of"
+        f"By itself the machine is late for {hiccups.late_share:.4%} of all moments; that is the least share"
+        " of"
         " requests over 100 us, whatever the daemon does."
     )
     fix = ("# fix what is found above, then measure again",)

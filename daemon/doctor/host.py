@@ -30,7 +30,8 @@ class Host:
     search_path: str | None = None
 
     def read(self, path: str) -> str | None:
-        """The text of a file without the white space around it; None where it is not there or may not be read."""
+        """The text of a file without the white space around it; None where it is not there or may not be
+        read."""
         try:
             return (self.root / path).read_text(errors="replace").strip()
         except OSError:
@@ -76,7 +77,8 @@ class Host:
         return (self.online() - self.siblings() - self.isolated()) or (self.online() - {self.cpu})
 
     def boot_parameter(self, name: str) -> str | None:
-        """The value of a kernel parameter ("" where it has none); None where the kernel was booted without it."""
+        """The value of a kernel parameter ("" where it has none); None where the kernel was booted without
+        it."""
         for word in (self.read("proc/cmdline") or "").split():
             key, _, value = word.partition("=")
             if key == name:
@@ -84,7 +86,8 @@ class Host:
         return None
 
     def limit(self, name: str) -> int | None:
-        """A soft limit of this process, as in /proc/self/limits; -1 for unlimited, None where it is not listed."""
+        """A soft limit of this process, as in /proc/self/limits; -1 for unlimited, None where it is not
+        listed."""
         for line in (self.read("proc/self/limits") or "").splitlines():
             if line.startswith(name):
                 soft = line.removeprefix(name).split()[0]
@@ -106,7 +109,8 @@ class Host:
         return shutil.which(program, path=self.search_path)
 
     def kernel_log(self) -> list[str] | None:
-        """The kernel's messages since boot, as far as its buffer holds them; None where they may not be read."""
+        """The kernel's messages since boot, as far as its buffer holds them; None where they may not be
+        read."""
         try:
             descriptor = os.open(self.root / "dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
         except OSError:
@@ -163,8 +167,8 @@ def format_cpus(cpus: Iterable[int]) -> str:
 
 
 def choose_cpu(host: Host) -> int:
-    """The CPU to look at where nobody named one: the first isolated one, else the highest, since interrupts and
-    housekeeping gather on the lowest."""
+    """The CPU to look at where nobody named one: the first isolated one, else the highest, since interrupts
+    and housekeeping gather on the lowest."""
     online = host.online()
     isolated = host.isolated() & online
     if isolated:

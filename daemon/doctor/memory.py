@@ -24,7 +24,8 @@ def huge_pages(host: Host) -> Finding:
         check,
         "warn",
         f'"always" (defrag "{defrag or "unknown"}"), expected "madvise" or "never"',
-        "The kernel compacts memory to make huge pages, in a page fault of ours or by moving our pages, and the"
+        "The kernel compacts memory to make huge pages, in a page fault of ours or by moving our pages, and"
+        " the"
         " thread waits for it: up to milliseconds.",
         (
             f"echo madvise | sudo tee /{_THP}/enabled",
@@ -53,8 +54,10 @@ def locked_memory(host: Host) -> Finding:
         check,
         "warn",
         f"this session may lock {limit / 2**20:,.0f} MiB, expected unlimited",
-        "What is not locked can be taken from memory, and touching it then is a page fault, from the disk at worst:"
-        " milliseconds. The systemd unit has a limit of its own (LimitMEMLOCK=infinity); this one counts for a"
+        "What is not locked can be taken from memory, and touching it then is a page fault, from the disk at"
+        " worst:"
+        " milliseconds. The systemd unit has a limit of its own (LimitMEMLOCK=infinity); this one counts for"
+        " a"
         " daemon started by hand.",
         (
             'echo "$USER - memlock unlimited" | sudo tee /etc/security/limits.d/60-sigd-memlock.conf',
@@ -83,7 +86,8 @@ def swap(host: Host) -> Finding:
         "warn",
         f"{used_mib:,.0f} MiB on {', '.join(area[0] for area in areas)}, swappiness"
         f" {'unknown' if swappiness is None else swappiness}, expected at most {SWAPPINESS_MAX}",
-        "A page that went to the disk costs milliseconds when it is needed again. Locked memory is safe from it;"
+        "A page that went to the disk costs milliseconds when it is needed again. Locked memory is safe from"
+        " it;"
         " the engine's may not be locked.",
         (*fix, "sudo swapoff --all"),
     )
@@ -103,7 +107,8 @@ def numa(host: Host) -> Finding:
         check,
         "warn",
         f"{where}, and automatic balancing is on",
-        "To learn who uses which page, the kernel unmaps pages again and again; each next touch is a page fault, and"
+        "To learn who uses which page, the kernel unmaps pages again and again; each next touch is a page"
+        " fault, and"
         " pages are copied between the nodes.",
         sysctl("numa", "kernel.numa_balancing", "0"),
     )

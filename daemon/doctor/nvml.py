@@ -1,7 +1,8 @@
 """The graphics cards as NVML tells it: one reading of everything, which the checks then judge.
 
-NVML is reached through the package nvidia-ml-py (its module is `pynvml`), which needs no CUDA. Whatever a card does
-not support (GeForce cards lack much), an older driver does not know or the user may not see becomes None.
+NVML is reached through the package nvidia-ml-py (its module is `pynvml`), which needs no CUDA. Whatever a
+card does not support (GeForce cards lack much), an older driver does not know or the user may not see becomes
+None.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ FUNCTIONS: Final = {
     "nvmlDeviceGetComputeRunningProcesses": 1,
     "nvmlDeviceGetGraphicsRunningProcesses": 1,
 }
-"""Every function of the library that is called here, with its number of arguments; a test holds it against the real
-package."""
+"""Every function of the library that is called here, with its number of arguments; a test holds it against
+the real package."""
 
 CONSTANTS: Final = (
     *SLOWDOWNS,

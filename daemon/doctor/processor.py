@@ -30,14 +30,16 @@ def governor(host: Host) -> Finding:
         check,
         "warn",
         f'"{found}" on CPU {host.cpu}, expected "performance"',
-        "After a quiet moment the core is clocked down, and the next requests run slow until the clock has risen"
+        "After a quiet moment the core is clocked down, and the next requests run slow until the clock has"
+        " risen"
         " again, which takes milliseconds.",
         ("echo performance | sudo tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor",),
     )
 
 
 def sleep_states(host: Host) -> Finding:
-    """An idle core falls into deeper and deeper sleep (C-states); each costs its exit latency at the next request."""
+    """An idle core falls into deeper and deeper sleep (C-states); each costs its exit latency at the next
+    request."""
     check = "C-states"
     limit_us = _resume_limit_us(host)
     states = []
@@ -62,7 +64,8 @@ def sleep_states(host: Host) -> Finding:
         "warn",
         f"CPU {host.cpu} may sleep as deep as {name}, {latency_us} us to wake, expected at most"
         f" {EXIT_LATENCY_US_MAX} us",
-        "The first request after a pause waits until the core is awake. With --idle spin the daemon's core never"
+        "The first request after a pause waits until the core is awake. With --idle spin the daemon's core"
+        " never"
         " sleeps, but the engine's does.",
         (
             f"echo {EXIT_LATENCY_US_MAX} | sudo tee /{limit}",
@@ -112,9 +115,11 @@ def _isolating(host: Host) -> tuple[str, ...]:
 
 
 def tick(host: Host) -> Finding:
-    """Whether the kernel's own periodic work stays off the core: its tick (nohz_full) and RCU callbacks (rcu_nocbs)."""
+    """Whether the kernel's own periodic work stays off the core: its tick (nohz_full) and RCU callbacks
+    (rcu_nocbs)."""
     check = "timer tick"
-    # The file says "(null)" where the kernel could and was not asked to; it is absent where the kernel cannot.
+    # The file says "(null)" where the kernel could and was not asked to; it is absent where the kernel
+    # cannot.
     tickless = host.read(f"{CPUS}/nohz_full")
     without_tick = host.cpu in parse_cpus(tickless or "")
     callbacks = host.boot_parameter("rcu_nocbs")
@@ -145,7 +150,8 @@ class _Interrupt:
 
 
 def interrupts(host: Host) -> Finding:
-    """Whether devices interrupt the core: lines of /proc/interrupts that may be delivered to it, and have been."""
+    """Whether devices interrupt the core: lines of /proc/interrupts that may be delivered to it, and have
+    been."""
     check = "interrupts"
     table = host.read("proc/interrupts")
     if table is None:
@@ -162,7 +168,8 @@ def interrupts(host: Host) -> Finding:
     fix = [f"for irq in {numbers}; do echo {away} | sudo tee /proc/irq/$irq/smp_affinity_list; done"]
     if host.runs("irqbalance"):
         fix.append(
-            f"echo IRQBALANCE_BANNED_CPULIST={format_cpus(host.siblings())} | sudo tee -a /etc/default/irqbalance"
+            f"echo IRQBALANCE_BANNED_CPULIST={format_cpus(host.siblings())} | sudo tee -a"
+            " /etc/default/irqbalance"
             " && sudo systemctl restart irqbalance"
         )
     fix.append(
@@ -172,7 +179,8 @@ def interrupts(host: Host) -> Finding:
         check,
         "warn",
         f"devices interrupt CPU {host.cpu}: {named}{more}",
-        "Each interrupt stops the daemon for microseconds, and the network or disk work that follows it for longer.",
+        "Each interrupt stops the daemon for microseconds, and the network or disk work that follows it for"
+        " longer.",
         tuple(fix),
     )
 

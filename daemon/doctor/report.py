@@ -54,7 +54,8 @@ def show(report: Report, console: Console) -> None:
         _show_fixes(finding, console)
     counts = {level: sum(finding.level == level for finding in report.findings) for level in LEVELS}
     console.print(
-        f"{counts['fail']} failed, {counts['warn']} warnings, {counts['ok']} good, {counts['skip']} not looked at"
+        f"{counts['fail']} failed, {counts['warn']} warnings, {counts['ok']} good, {counts['skip']} not"
+        " looked at"
     )
 
 

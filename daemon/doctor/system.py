@@ -1,4 +1,5 @@
-"""Checks of the system around the daemon: its clock, its rights, what it runs inside, what the bench needs."""
+"""Checks of the system around the daemon: its clock, its rights, what it runs inside, what the bench
+needs."""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ def clock_source(host: Host) -> Finding:
         check,
         "fail",
         f"{current}, expected tsc",
-        "Every reading of the time is a system call, and of this source often a slow device access: up to several"
+        "Every reading of the time is a system call, and of this source often a slow device access: up to"
+        " several"
         " microseconds, several times for each batch.",
         fix,
     )
@@ -83,7 +85,8 @@ def realtime(host: Host) -> Finding:
             check,
             "warn",
             f"allowed, but limited to {runtime_us:,} us in every {period_us:,} us",
-            f"Should the daemon spin at real-time priority, the kernel may stop it for {stopped_ms:g} ms out of"
+            f"Should the daemon spin at real-time priority, the kernel may stop it for {stopped_ms:g} ms out"
+            " of"
             f" every {period_us / 1000:g} ms. At ordinary priority this does not matter.",
             sysctl("realtime", "kernel.sched_rt_runtime_us", "-1"),
         )
@@ -110,7 +113,8 @@ def virtual_machine(host: Host) -> Finding:
 
 
 def _stolen(host: Host) -> float | None:
-    """The share of the chosen CPU's time that went to other guests: the 8th field of its line in /proc/stat."""
+    """The share of the chosen CPU's time that went to other guests: the 8th field of its line in
+    /proc/stat."""
     for line in (host.read("proc/stat") or "").splitlines():
         name, *fields = line.split()
         if name == f"cpu{host.cpu}" and len(fields) >= 8:
@@ -150,7 +154,8 @@ def compiler(host: Host) -> Finding:
         check,
         "warn",
         f"none of {', '.join(names)} found",
-        "sigd bench measures with a load generator in C++, which it builds with the compiler at hand. Serving needs"
+        "sigd bench measures with a load generator in C++, which it builds with the compiler at hand. Serving"
+        " needs"
         " none.",
         ("sudo apt install g++",),
     )

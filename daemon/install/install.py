@@ -1,4 +1,5 @@
-"""Writing the unit files to a machine, and taking them away, without ever losing what somebody changed in them.
+"""Writing the unit files to a machine, and taking them away, without ever losing what somebody changed in
+them.
 
 The first line of each file says what the rest was when it was written. A file whose rest is still that may be
 replaced or removed; one that was changed, or that this did not write, is left alone unless it is forced.
@@ -80,7 +81,8 @@ def refuse_changed(files: Sequence[File], root: Path) -> None:
     ]
     if changed:
         raise UsageError(
-            f"changed since it was written, or not written by sigd: {', '.join(changed)}. Nothing was done. Keep"
+            f"changed since it was written, or not written by sigd: {', '.join(changed)}. Nothing was done."
+            " Keep"
             " changes in a drop-in (systemctl edit), or give --force, which does away with them"
         )
 
@@ -107,7 +109,8 @@ def install(files: Sequence[File], root: Path, *, force: bool, say: Callable[[st
 
 
 def uninstall(files: Sequence[File], root: Path, *, force: bool, say: Callable[[str], None]) -> None:
-    """Remove those of `files` that are there below `root`; nothing at all where one of them would lose a change.
+    """Remove those of `files` that are there below `root`; nothing at all where one of them would lose a
+    change.
 
     Raises:
         UsageError: one was changed by somebody.
@@ -150,15 +153,17 @@ def refuse_another_user(target: Target, files: Sequence[File], root: Path) -> No
         there, wanted = (pattern.search(text) for text in (place.read_text("utf-8"), file.content))
         if there is not None and wanted is not None and there[1] != wanted[1]:
             raise UsageError(
-                f"the daemons that are installed here run for {there[1]}, says {place}, and share their units and /run/sigd:"
-                f" one for {wanted[1]} would take those away from them. Give it the same --user, or uninstall the others and"
+                f"the daemons that are installed here run for {there[1]}, says {place}, and share their units"
+                " and /run/sigd:"
+                f" one for {wanted[1]} would take those away from them. Give it the same --user, or uninstall"
+                " the others and"
                 f" remove their configurations from {CONFIGURATION}"
             )
 
 
 def start_commands(target: Target) -> list[list[str]]:
-    """What makes the written files a running daemon. Two steps, because `enable --now` of systemd 254 ends with 0 where
-    the start has failed."""
+    """What makes the written files a running daemon. Two steps, because `enable --now` of systemd 254 ends
+    with 0 where the start has failed."""
     return [
         ["systemd-sysusers", "/etc/sysusers.d/sigd.conf"],
         ["systemd-tmpfiles", "--create", "/etc/tmpfiles.d/sigd.conf"],

@@ -1,7 +1,9 @@
-"""The unit files for an installation: which there are, where they go, and what of them depends on the installation.
+"""The unit files for an installation: which there are, where they go, and what of them depends on the
+installation.
 
-They lie in the package as they stand in systemd/, valid for /opt/sigd and the user sigd. What differs is exchanged
-line by line; a line that is expected and missing is an error, so that no change to the files goes past this.
+They lie in the package as they stand in systemd/, valid for /opt/sigd and the user sigd. What differs is
+exchanged line by line; a line that is expected and missing is an error, so that no change to the files goes
+past this.
 """
 
 from __future__ import annotations
@@ -58,7 +60,8 @@ class Target:
                 raise UsageError(f"{name!r} is no name of a system user: small letters, digits, _ and -")
         if self.instance and (not _INSTANCE.fullmatch(self.instance) or self.instance == "sigd"):
             raise UsageError(
-                f"{self.instance!r} is no name of an instance: 1 to 48 letters, digits, _, . and -, and not sigd"
+                f"{self.instance!r} is no name of an instance: 1 to 48 letters, digits, _, . and -, and not"
+                " sigd"
             )
 
     @property
@@ -162,8 +165,8 @@ def _exchange(text: str, pattern: str, replacement: str) -> str:
 
 
 def hidden_part(paths: list[Path]) -> Path | None:
-    """The first of `paths` that a hardened service of another user cannot reach: below a home (ProtectHome=), or in a
-    directory that only its owner may enter."""
+    """The first of `paths` that a hardened service of another user cannot reach: below a home (ProtectHome=),
+    or in a directory that only its owner may enter."""
     homes = (Path("/home"), Path("/root"), Path("/run/user"))
     for path in paths:
         for step in (path, *path.parents):

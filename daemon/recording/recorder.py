@@ -1,4 +1,5 @@
-"""The daemon's side of its flight recorder: makes the ring, starts the writer and sees that there always is one."""
+"""The daemon's side of its flight recorder: makes the ring, starts the writer and sees that there always is
+one."""
 
 from __future__ import annotations
 
@@ -96,7 +97,8 @@ class Recorder:
             ring = Ring.create(path, header)
         except OSError as error:
             raise MissingDependency(
-                f"{path}: no {config.ring_mib} MiB of memory for what is recorded ({error.strerror}): make room in"
+                f"{path}: no {config.ring_mib} MiB of memory for what is recorded ({error.strerror}): make"
+                " room in"
                 f" {memory}, or make recorder.ring_mib smaller"
             ) from None
         try:
@@ -105,7 +107,8 @@ class Recorder:
         except OSError as error:
             path.unlink()
             raise UsageError(
-                f"{directory}: recordings cannot be written there: {error.strerror}; expected a directory that"
+                f"{directory}: recordings cannot be written there: {error.strerror}; expected a directory"
+                " that"
                 " this user may write to"
             ) from None
         recorder = cls(config, log_format, link, ring, starter)
@@ -113,7 +116,8 @@ class Recorder:
         return recorder
 
     def watch(self, loop: asyncio.AbstractEventLoop) -> None:
-        """From now on start another writer where one ends; that holds the loop up for a millisecond or two."""
+        """From now on start another writer where one ends; that holds the loop up for a millisecond or
+        two."""
         self._loop = loop
         loop.add_reader(self._pidfd, self._writer_ended)
 
@@ -131,7 +135,8 @@ class Recorder:
         )
 
     def close(self) -> None:
-        """Nothing more is recorded. Waits a while for the writer to store the rest; what takes longer goes on alone."""
+        """Nothing more is recorded. Waits a while for the writer to store the rest; what takes longer goes on
+        alone."""
         self._closing = True
         self._unwatch()
         if self._restart is not None:
@@ -151,7 +156,7 @@ class Recorder:
         if code:
             log.error("the writer of %s ended with %d: not all that was recorded is stored", self._link, code)
 
-    # -- the writer --------------------------------------------------------------------------------------------
+    # -- the writer --------------------------------------------------------------------------------------
 
     def _start_writer(self) -> tuple[subprocess.Popen[bytes], int]:
         self._ring.words[RING_KEEPER_WORD] = 0

@@ -19,7 +19,8 @@ from sigd.wire.recording.format import (
 )
 
 _SHARE: Final = 4
-"""A record takes no more than this part of the ring or of a segment, so that little is left empty at their ends."""
+"""A record takes no more than this part of the ring or of a segment, so that little is left empty at their
+ends."""
 
 _NUMBERS: Final = 1 << 40
 """More than there are segments."""
@@ -34,7 +35,8 @@ class Ring:
         offset: where in `memory` the next record goes.
         limit: up to where in `memory` there is room, as far as is known; past it `make_room()` is asked.
         base: what to add to an offset for its position in the stream.
-        segment: number of the segment that the next record belongs to, a larger one after `introduce_again()`.
+        segment: number of the segment that the next record belongs to, a larger one after
+            `introduce_again()`.
         requests: answered so far, those that found no room among them.
         record_bytes_max: the longest record.
     """
@@ -70,11 +72,13 @@ class Ring:
 
     @classmethod
     def create(cls, path: Path, header: RingHeader) -> Ring:
-        """A new file in memory, all of it there before the first record. Raises OSError where there is none to be had."""
+        """A new file in memory, all of it there before the first record. Raises OSError where there is none
+        to be had."""
         unfinished = path.with_name(path.name + ".new")
         descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            # For as long as this process lives. Who may take an exclusive lock knows that nobody records there.
+            # For as long as this process lives. Who may take an exclusive lock knows that nobody records
+            # there.
             fcntl.flock(descriptor, fcntl.LOCK_SH)
             size = RING_HEADER_BYTES + header.capacity_bytes
             # Or a store could find that there is no memory left for its page, which ends the process.
@@ -128,8 +132,8 @@ class Ring:
             self.advance(whole_to - head)
 
     def introduce_again(self) -> None:
-        """Whoever reads has not seen what was before: each client is introduced with its next record, as in a new
-        segment."""
+        """Whoever reads has not seen what was before: each client is introduced with its next record, as in a
+        new segment."""
         # From here on segments have numbers in which no tap has been introduced.
         self._first_number += _NUMBERS
         self.segment += _NUMBERS

@@ -48,7 +48,8 @@ class Segments:
         self._offset = self._position = 0
 
     def open(self, position: int) -> int:
-        """Have the segment that `position` of the stream belongs to: a new one, or one that a writer was killed on.
+        """Have the segment that `position` of the stream belongs to: a new one, or one that a writer was
+        killed on.
 
         Returns the position up to which it is written, `position` or more.
 

@@ -1,4 +1,5 @@
-"""What is recorded of one client: called after its answers have been sent, while their bytes are still there."""
+"""What is recorded of one client: called after its answers have been sent, while their bytes are still
+there."""
 
 from __future__ import annotations
 
@@ -117,7 +118,8 @@ class Tap:
         return record
 
     def lone_in_ring(self, request: bytearray, outputs: memoryview) -> RecordInRing:
-        """For `daemon.lone_ring`. `request` is its copy of the frame without the padding, `outputs` are the model's."""
+        """For `daemon.lone_ring`. `request` is its copy of the frame without the padding, `outputs` are the
+        model's."""
         ring, tap = self._ring, self
         memory, words = ring.memory, ring.words
         request_bytes, response_bytes = self._inbox.frame_bytes, self._outbox.frame_bytes
@@ -207,7 +209,8 @@ class Tap:
         self._words[RING_HEAD_WORD] = ring.base + end
 
     def make_room(self, record_bytes: int, rows: int) -> bool:
-        """For a record of that many rows, in a segment that says who the client is; False where they are dropped."""
+        """For a record of that many rows, in a segment that says who the client is; False where they are
+        dropped."""
         ring = self._ring
         while True:
             introduced = self.introduced_in == ring.segment

@@ -1,4 +1,5 @@
-"""Two taps on one session, for a model that is recorded and has a shadow: each answer goes to one, then to the other."""
+"""Two taps on one session, for a model that is recorded and has a shadow: each answer goes to one, then to
+the other."""
 
 from __future__ import annotations
 

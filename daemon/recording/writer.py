@@ -1,12 +1,14 @@
-"""The writer: a process that takes what is recorded from the ring and stores it, for as long as there is a daemon.
+"""The writer: a process that takes what is recorded from the ring and stores it, for as long as there is a
+daemon.
 
     python -m sigd.daemon.recording.writer DIRECTORY NAME TOTAL_BYTES SYNC_MS LOG_FORMAT
 
-The daemon holds the other end of its standard input. When that ends, however the daemon ended, what is left in the ring
-is stored, and the ring is removed. Signals that are meant for the daemon, and reach the whole group, do not end it.
+The daemon holds the other end of its standard input. When that ends, however the daemon ended, what is left
+in the ring is stored, and the ring is removed. Signals that are meant for the daemon, and reach the whole
+group, do not end it.
 
-It keeps no lock that anybody waits for and no promise to the daemon but one: what it has stored, it says in the ring.
-So it may be killed at any time, and the next one goes on where it stopped.
+It keeps no lock that anybody waits for and no promise to the daemon but one: what it has stored, it says in
+the ring. So it may be killed at any time, and the next one goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -92,8 +94,8 @@ class Writer:
         return self._words[RING_HEAD_WORD] <= RECORD_HEADER_BYTES
 
     def look(self) -> None:
-        """Store what there was at the last look: by now every processor sees all of it, in whatever order it was
-        written."""
+        """Store what there was at the last look: by now every processor sees all of it, in whatever order it
+        was written."""
         seen, self._seen = self._seen, self._words[RING_HEAD_WORD]
         self.store(seen)
 
@@ -146,7 +148,8 @@ class Writer:
     def _pause(self, error: OSError, now_ns: int) -> None:
         if not self._words[RING_ERROR_WORD]:
             log.error(
-                "recording pauses, and goes on when it can: %s; until then what does not fit into the ring is lost",
+                "recording pauses, and goes on when it can: %s; until then what does not fit into the ring is"
+                " lost",
                 str(error),
             )
         self._words[RING_ERROR_WORD] = error.errno or errno.EIO
@@ -172,7 +175,8 @@ class RingFile:
     def __init__(self, link: Path, lock: int) -> None:
         """
         Args:
-            lock: fcntl.LOCK_SH, as the daemon and its writer have it; LOCK_EX is to be had when both are gone.
+            lock: fcntl.LOCK_SH, as the daemon and its writer have it; LOCK_EX is to be had when both are
+                gone.
 
         Raises:
             BlockingIOError: it is not to be had.
@@ -221,7 +225,8 @@ def keep(directory: Path, name: str, total_bytes: int, sync_ms: int) -> int:
 
 
 def recover(directory: Path, but: str, total_bytes: int) -> None:
-    """Store what daemons left behind that were killed together with their writers: every ring `but` that one."""
+    """Store what daemons left behind that were killed together with their writers: every ring `but` that
+    one."""
     for link in sorted(directory.glob("*" + RING_SUFFIX)):
         if link.stem == but:
             continue

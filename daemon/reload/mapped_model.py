@@ -1,8 +1,8 @@
 """The bytes of a model that another process has validated, mapped while they are loaded.
 
-Python's own mmap holds Python's lock while the kernel maps and unmaps, which takes 2 ms for 34 MB: the loop would wait.
-Calls through ctypes.CDLL give the lock away. To get it back costs the loop about 0.1 ms each time, so for small models
-they are made through ctypes.PyDLL, which keeps it.
+Python's own mmap holds Python's lock while the kernel maps and unmaps, which takes 2 ms for 34 MB: the loop
+would wait. Calls through ctypes.CDLL give the lock away. To get it back costs the loop about 0.1 ms each
+time, so for small models they are made through ctypes.PyDLL, which keeps it.
 """
 
 from __future__ import annotations

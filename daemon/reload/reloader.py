@@ -1,9 +1,10 @@
 """Another model file for a model that is served, without anybody noticing, or the reason why not.
 
-    validated (daemon.validation) -> loaded (daemon.loader) -> warmed up -> swapped between two batches -> the old closed
+    validated (daemon.validation) -> loaded (daemon.loader) -> warmed up -> swapped between two batches -> the
+    old closed
 
-Whatever goes wrong before the swap leaves the old model serving. docs/decisions/ has what each of these steps costs
-whoever asks meanwhile, and what the alternatives did.
+Whatever goes wrong before the swap leaves the old model serving. docs/decisions/ has what each of these steps
+costs whoever asks meanwhile, and what the alternatives did.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ log = logging.getLogger(__name__)
 STEP_NS_MAX: Final = 100_000
 """A model whose batches take longer is warmed up by the loader: a request shall not wait for such a batch."""
 PAUSE_SHARE: Final = 300
-"""Whatever holds the loop up is followed by a pause that is so many times as long: of the requests that come meanwhile
-so many go unhindered for each one that meets it."""
+"""Whatever holds the loop up is followed by a pause that is so many times as long: of the requests that come
+meanwhile so many go unhindered for each one that meets it."""
 _LOADER_STEP_S: Final = 0.0002
 """What a step of the loader costs the loop at most, which has to get Python's lock back from it."""
 _LEFT_LOOK_S: Final = 0.01
@@ -101,8 +102,10 @@ class Reloader:
         """Serve another file, or the same one as it is now; returns once it is served, or is not.
 
         Args:
-            name: the model; "" is the default one where there is a `path`, and all of them where there is none.
-            allow_new_shape: a file of another shape is served all the same, and the clients there are told to go.
+            name: the model; "" is the default one where there is a `path`, and all of them where there is
+                none.
+            allow_new_shape: a file of another shape is served all the same, and the clients there are told to
+                go.
 
         Raises:
             DaemonError: no model has that name, or another reload is under way, or the daemon is stopping.
@@ -178,7 +181,8 @@ class Reloader:
             served.name, served.generation, path, served.spec.sha256.hex(), seconds,
         )  # fmt: skip
 
-    # -- from a file to a backend ------------------------------------------------------------------------------
+    # -- from a file to a backend
+    # ------------------------------------------------------------------------------
 
     async def _open(self, batcher: Batcher, path: Path, allow_new_shape: bool) -> Backend:
         """A backend that is open, warm and of a shape that may be served. Raises ModelError."""
@@ -212,7 +216,8 @@ class Reloader:
         return backend
 
     async def _load(self, validated: Validated, config: ModelConfig) -> Backend:
-        """What has been validated is loaded beside the loop and warmed up on it, in steps that are no longer than a batch."""
+        """What has been validated is loaded beside the loop and warmed up on it, in steps that are no longer
+        than a batch."""
         from sigd.models.onnxrt import OnnxRuntimeBackend
 
         backend = OnnxRuntimeBackend(validated.spec, config.batch_rows_max, config.intra_op_threads)
@@ -225,7 +230,8 @@ class Reloader:
             await _warm_up_here(backend)
         return backend
 
-    # -- from one backend to the other -------------------------------------------------------------------------
+    # -- from one backend to the other
+    # -------------------------------------------------------------------------
 
     async def _swap(self, batcher: Batcher, backend: Backend) -> None:
         swapped: asyncio.Future[Backend] = asyncio.get_running_loop().create_future()
@@ -235,7 +241,8 @@ class Reloader:
         await self._close(old)
 
     async def _withdraw(self, old: Batcher, backend: Backend) -> int:
-        """Serve another shape from now on. Who is there gets what it asked for from the old model, and is told to go."""
+        """Serve another shape from now on. Who is there gets what it asked for from the old model, and is
+        told to go."""
         old.counters.allow_batches(backend.batch_rows_max)
         self._models.replace(old, self._make_batcher(old, backend))
         sessions = old.sessions
@@ -253,7 +260,8 @@ class Reloader:
         return len(sessions)
 
     async def _close(self, backend: Backend) -> None:
-        """A device may keep whoever closes it waiting; on the CPU it is quick, and holds the lock all the while."""
+        """A device may keep whoever closes it waiting; on the CPU it is quick, and holds the lock all the
+        while."""
         if backend.synchronous:
             backend.close()
         else:
@@ -268,8 +276,10 @@ def _check_shape(path: Path, shape: tuple[int, int], batcher: Batcher, allow_new
     served = _shape(batcher.backend)
     if shape != served and not allow_new_shape:
         raise ModelRefused(
-            f"{path}: {shape[0]} features -> {shape[1]} outputs, and clients of {batcher.name!r} were promised {served[0]} ->"
-            f" {served[1]}: serve it under a name of its own, or with --allow-new-shape, which tells them to go"
+            f"{path}: {shape[0]} features -> {shape[1]} outputs, and clients of {batcher.name!r} were"
+            f" promised {served[0]} ->"
+            f" {served[1]}: serve it under a name of its own, or with --allow-new-shape, which tells them to"
+            " go"
         )
 
 

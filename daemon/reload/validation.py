@@ -1,10 +1,10 @@
 """Validating a model file in a process of its own, before it gets near the one that serves.
 
-Parsing a model, warming it up and running its checks is Python, which in the serving process would hold the lock that
-the loop needs; and a file that is no good may crash the runtime, or take all memory. So the daemon keeps a process at
-hand, forked off before it served anybody, which watches another one that validates and is replaced after each file that
-did not pass. What passes comes back with the very bytes that were validated: the file may be another one by the time the
-daemon loads it.
+Parsing a model, warming it up and running its checks is Python, which in the serving process would hold the
+lock that the loop needs; and a file that is no good may crash the runtime, or take all memory. So the daemon
+keeps a process at hand, forked off before it served anybody, which watches another one that validates and is
+replaced after each file that did not pass. What passes comes back with the very bytes that were validated:
+the file may be another one by the time the daemon loads it.
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ def _path(kind: type, value: Any) -> Path:
 
 
 def numbered(number: int, message: bytes) -> bytes:
-    """What goes through the channel: an answer has the number of its task, or it would be taken for the next one's."""
+    """What goes through the channel: an answer has the number of its task, or it would be taken for the next
+    one's."""
     return number.to_bytes(_NUMBER_BYTES) + message
 
 
@@ -122,7 +123,8 @@ def received(passed: Passed, descriptor: int) -> Validated:
     return Validated(passed.spec, model, passed.run_ns)
 
 
-# -- the process that is kept at hand --------------------------------------------------------------------------
+# -- the process that is kept at hand
+# --------------------------------------------------------------------------
 
 
 def wait_for_tasks(channel: socket.socket, cores: AbstractSet[int]) -> None:
@@ -144,7 +146,8 @@ def wait_for_tasks(channel: socket.socket, cores: AbstractSet[int]) -> None:
 
 
 def _prewarm() -> None:
-    """What is loaded with the first file is loaded now, not for each file anew: that is three quarters of the time."""
+    """What is loaded with the first file is loaded now, not for each file anew: that is three quarters of the
+    time."""
     with suppress(FileNotFoundError):
         _, descriptor = validate(Task(os.fsencode(default_model_path()), AUTO, 1, "practice", 1))
         # Where memory is short there is none, and the first file has to wait for what was to be loaded here.
@@ -153,7 +156,8 @@ def _prewarm() -> None:
 
 
 class _Worker:
-    """A process that validates one file after the other until one does not pass: what that has left behind ends with it.
+    """A process that validates one file after the other until one does not pass: what that has left behind
+    ends with it.
 
     One for each file would spend two thirds of its time on its own copy of all that the validating touches.
 
@@ -219,7 +223,8 @@ def _ended_how(status: int) -> str:
     return f"ended with status {os.waitstatus_to_exitcode(status)}"
 
 
-# -- the process that validates ---------------------------------------------------------------------------------
+# -- the process that validates
+# ---------------------------------------------------------------------------------
 
 
 def _validate_until_one_fails(channel: socket.socket, tasks: socket.socket) -> NoReturn:
@@ -252,7 +257,8 @@ def _validate_next(channel: socket.socket, message: bytes) -> bool:
 
 
 def validate(task: Task) -> tuple[Verdict, int]:
-    """Open the file as the daemon would, and close it again; the verdict and the descriptor that goes with it, or -1."""
+    """Open the file as the daemon would, and close it again; the verdict and the descriptor that goes with
+    it, or -1."""
     path = Path(os.fsdecode(task.path))
     try:
         if backend_for(path, task.backend) != "onnxruntime":

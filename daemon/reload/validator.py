@@ -1,4 +1,5 @@
-"""The daemon's side of `daemon.validation`: the process that validates model files, and sees that there is one.
+"""The daemon's side of `daemon.validation`: the process that validates model files, and sees that there is
+one.
 
     python -m sigd.daemon.reload.validator CORES LOG_FORMAT TRUST
 
@@ -59,11 +60,13 @@ _TRUST: Final = "demanded"
 
 
 class Validator:
-    """A process at hand that validates one file at a time; from `watch()` on there is another one when it ends.
+    """A process at hand that validates one file at a time; from `watch()` on there is another one when it
+    ends.
 
-    The first is a fork of this one, so what it has loaded costs no memory of its own. It is to be started while there is
-    one thread, and before anything is open that must not be shared: a GPU, or a socket that somebody waits on. For the
-    same reason those that follow are no forks.
+    The first is a fork of this one, so what it has loaded costs no memory of its own. It is to be started
+    while there is
+    one thread, and before anything is open that must not be shared: a GPU, or a socket that somebody waits
+    on. For the same reason those that follow are no forks.
 
     Attributes:
         running: it can be asked.
@@ -118,7 +121,8 @@ class Validator:
         except TimeoutError:
             os.kill(self._pid, signal.SIGKILL)
             raise ModelRefused(
-                f"the process that validates models has not answered for {ANSWER_TIMEOUT_S:g} s, and another one is started"
+                f"the process that validates models has not answered for {ANSWER_TIMEOUT_S:g} s, and another"
+                " one is started"
             ) from None
         except OSError as error:
             raise ModelRefused(
@@ -133,7 +137,8 @@ class Validator:
             return None
         if not descriptors:
             raise ModelRefused(
-                f"{os.fsdecode(task.path)}: it passed, but no open file was left to receive it with: raise LimitNOFILE in the"
+                f"{os.fsdecode(task.path)}: it passed, but no open file was left to receive it with: raise"
+                " LimitNOFILE in the"
                 " unit, or lower connections_max"
             )
         return received(verdict, *descriptors)
@@ -151,7 +156,7 @@ class Validator:
             os.kill(self._pid, signal.SIGKILL)
         self._reap()
 
-    # -- the process -------------------------------------------------------------------------------------------
+    # -- the process -------------------------------------------------------------------------------------
 
     def _heard(self) -> None:
         try:
@@ -177,7 +182,8 @@ class Validator:
         code, pause_s = self._reap(), self._pauses.next_s()
         self._ended_how = how_it_ended(code)
         log.error(
-            "the process that validates models %s and is started again in %g s; until then reloads are refused",
+            "the process that validates models %s and is started again in %g s; until then reloads are"
+            " refused",
             self._ended_how,
             pause_s,
         )
@@ -187,7 +193,8 @@ class Validator:
 
     def _without_it(self) -> ModelRefused:
         return ModelRefused(
-            f"the process that validates models {self._ended_how} and is started again: try it in a few seconds"
+            f"the process that validates models {self._ended_how} and is started again: try it in a few"
+            " seconds"
         )
 
     def _start_in(self, pause_s: float) -> None:

@@ -26,11 +26,12 @@ _OUT_OF_MEMORY_FIRST: Final = "500"
 
 
 class Starter:
-    """Starts processes from a thread that has stepped aside, for they begin with what their parent thread has.
+    """Starts processes from a thread that has stepped aside, for they begin with what their parent thread
+    has.
 
-    From the loop's they would have its core and its real-time priority until Python runs and they can give them up: the
-    loop would wait for tens of milliseconds. The thread lives as long as this does, since a process that wants to end
-    with its parent (PR_SET_PDEATHSIG) ends with the thread.
+    From the loop's they would have its core and its real-time priority until Python runs and they can give
+    them up: the loop would wait for tens of milliseconds. The thread lives as long as this does, since a
+    process that wants to end with its parent (PR_SET_PDEATHSIG) ends with the thread.
 
     Args:
         cores: where they may run.
@@ -43,10 +44,11 @@ class Starter:
     def start(
         self, module: str, arguments: Sequence[str], stdin: int, pass_fds: Sequence[int] = ()
     ) -> tuple[subprocess.Popen[bytes], int]:
-        """Run that module of sigd in a process; back when it has begun, after a millisecond or two. Raises OSError.
+        """Run that module of sigd in a process; back when it has begun, after a millisecond or two. Raises
+        OSError.
 
-        The descriptor can be read once it has ended. It is there from the beginning: when the end comes, there may be
-        none to be had.
+        The descriptor can be read once it has ended. It is there from the beginning: when the end comes,
+        there may be none to be had.
         """
         process = self._thread.submit(
             lambda: subprocess.Popen(
@@ -71,8 +73,8 @@ def how_it_ended(code: int) -> str:
 
 
 class Pauses:
-    """Before a process that has ended is started again: each pause is twice the one before, until a process has run for
-    as long as the longest."""
+    """Before a process that has ended is started again: each pause is twice the one before, until a process
+    has run for as long as the longest."""
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock

@@ -14,9 +14,9 @@ ONLINE = Path("/sys/devices/system/cpu/online")
 def cores_beside(cpu: int | None, allowed: AbstractSet[int]) -> AbstractSet[int]:
     """The cores for work beside a loop that is pinned to `cpu`.
 
-    Of those that the process was `allowed` when it started; where that is the loop's core alone (CPUAffinity= of a
-    unit, which leaves `cpu` None), of all that are online and not isolated, for on isolated ones other loops may spin.
-    Without any, the loop's.
+    Of those that the process was `allowed` when it started; where that is the loop's core alone (CPUAffinity=
+    of a unit, which leaves `cpu` None), of all that are online and not isolated, for on isolated ones other
+    loops may spin. Without any, the loop's.
     """
     if cpu is None and len(allowed) == 1:
         (cpu,) = allowed
@@ -27,9 +27,9 @@ def cores_beside(cpu: int | None, allowed: AbstractSet[int]) -> AbstractSet[int]
 
 
 def leave_loop_core(cores: AbstractSet[int], *, idle_priority: bool = False) -> None:
-    """Move the calling thread to those cores, with no more than ordinary priority; in no hurry it takes only time that
-    nobody else wants, and gives way at once. What is not allowed stays as it is: a container may be held to fewer cores
-    than it sees, and a sandbox may forbid the call."""
+    """Move the calling thread to those cores, with no more than ordinary priority; in no hurry it takes only
+    time that nobody else wants, and gives way at once. What is not allowed stays as it is: a container may be
+    held to fewer cores than it sees, and a sandbox may forbid the call."""
     with suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_IDLE if idle_priority else os.SCHED_OTHER, os.sched_param(0))
     with suppress(OSError):

@@ -1,4 +1,5 @@
-"""Empty batches for a device that grows slow when it idles: a timer beside the loop's work, off unless asked for."""
+"""Empty batches for a device that grows slow when it idles: a timer beside the loop's work, off unless asked
+for."""
 
 from __future__ import annotations
 

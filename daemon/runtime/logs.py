@@ -4,9 +4,10 @@
     journal  <4>client 'engine' did not read its answers ...             see sd-daemon(3)
     json     {"time":"2026-01-31T09:30:00.123456Z","level":"warning","logger":"sigd.daemon.transport.connections","message":...}
 
-A client chooses words that end up here, so no character of a message may begin a new line or move a terminal's cursor;
-what follows a message (a traceback) is indented. Of one message a few come through, then only their number: a client
-that fails a thousand times a second fills no disk. And whoever holds the other end of standard error may have stopped
+A client chooses words that end up here, so no character of a message may begin a new line or move a
+terminal's cursor; what follows a message (a traceback) is indented. Of one message a few come through, then
+only their number: a client that fails a thousand times a second fills no disk. And whoever holds the other
+    end of standard error may have stopped
 to read: the loop does not wait for him; what he missed is counted and said later.
 """
 
@@ -228,7 +229,8 @@ class LineHandler(logging.Handler):
 
 
 class Overdue:
-    """Says what the log has held back though nothing more comes: a burst would else be counted hours later, or never."""
+    """Says what the log has held back though nothing more comes: a burst would else be counted hours later,
+    or never."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -281,7 +283,8 @@ def choose(asked: LogFormat, environ: Mapping[str, str], descriptor: int) -> Log
 
 
 def journal_reads(descriptor: int, environ: Mapping[str, str]) -> bool:
-    """Whether the journal is at the other end of the descriptor: JOURNAL_STREAM is its socket's "device:inode"."""
+    """Whether the journal is at the other end of the descriptor: JOURNAL_STREAM is its socket's
+    "device:inode"."""
     try:
         connected = os.fstat(descriptor)
     except OSError:

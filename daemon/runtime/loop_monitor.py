@@ -1,7 +1,7 @@
 """How the loop and the process fare: what holds the loop up, and what the kernel did to it.
 
-The loop's stalls are sampled by a timer: a clock that is read in every round of the loop would cost more than it may,
-and a timer sees the loop as a request does, also where it sleeps.
+The loop's stalls are sampled by a timer: a clock that is read in every round of the loop would cost more than
+it may, and a timer sees the loop as a request does, also where it sleeps.
 """
 
 from __future__ import annotations
@@ -123,7 +123,8 @@ def usage() -> Usage:
 
 
 def runnable_s() -> float | None:
-    """How long the calling thread could have run while another had its core; None where the kernel does not tell."""
+    """How long the calling thread could have run while another had its core; None where the kernel does not
+    tell."""
     try:
         descriptor = os.open(_SCHEDULER, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

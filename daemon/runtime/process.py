@@ -1,4 +1,5 @@
-"""Making the process fit for the hot path: its core, its memory, its garbage collector, its descriptors; and ending it."""
+"""Making the process fit for the hot path: its core, its memory, its garbage collector, its descriptors; and
+ending it."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ _STANDARD_ERROR = 2
 def keep_standard_descriptors() -> None:
     """Open /dev/null for each of descriptors 0 to 2 that is closed.
 
-    Or the next connection would get its number, and the event loop's library ends the process when it closes one.
+    Or the next connection would get its number, and the event loop's library ends the process when it closes
+    one.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STANDARD_ERROR:
         pass
@@ -39,7 +41,8 @@ def keep_standard_descriptors() -> None:
 
 
 def ignore_stray_signals() -> None:
-    """Signals that mean nothing to a daemon shall not end it in the middle of its answers, which is their default."""
+    """Signals that mean nothing to a daemon shall not end it in the middle of its answers, which is their
+    default."""
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
 
@@ -60,7 +63,8 @@ def pin_to_cpu(cpu: int) -> None:
 
 
 def lock_memory() -> bool:
-    """Keep every page resident, now and later. False, with a word in the log, where the limits do not allow it."""
+    """Keep every page resident, now and later. False, with a word in the log, where the limits do not allow
+    it."""
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     # With a finite limit the next allocation past it would fail, which is worse than a page fault.
     if soft != resource.RLIM_INFINITY and os.geteuid() != 0:
@@ -70,8 +74,8 @@ def lock_memory() -> bool:
         )
         return False
     libc = ctypes.CDLL(None, use_errno=True)
-    # What comes later is locked when it is touched, not when it is mapped: mapping 34 MB for a new model, or the stack of
-    # the thread that loads it, would hold the loop up for milliseconds.
+    # What comes later is locked when it is touched, not when it is mapped: mapping 34 MB for a new model, or
+    # the stack of the thread that loads it, would hold the loop up for milliseconds.
     if libc.mlockall(_MCL_CURRENT) != 0 or libc.mlockall(_MCL_FUTURE | _MCL_ONFAULT) != 0:
         log.warning("memory is not locked: mlockall: %s", os.strerror(ctypes.get_errno()))
         return False
@@ -91,21 +95,25 @@ def warn_of_realtime_spin(policy: int, runtime: Path = Path("/proc/sys/kernel/sc
     else:
         harm = "the kernel may stop such a thread for 50 ms of every second (kernel.sched_rt_runtime_us)"
     log.warning(
-        'idle = "spin" at real-time priority: %s. Take "backoff" or "block", or ordinary priority on an isolated core',
+        'idle = "spin" at real-time priority: %s. Take "backoff" or "block", or ordinary priority on an'
+        " isolated core",
         harm,
     )
 
 
 def ignore_overflow() -> None:
-    """Let NumPy not warn of overflows and NaN in this context: features may be any numbers, and are checked."""
+    """Let NumPy not warn of overflows and NaN in this context: features may be any numbers, and are
+    checked."""
     np.seterr(over="ignore", invalid="ignore")
 
 
 def freeze_garbage() -> None:
     """Take all that exists now out of the collector's sight, and stop it from running.
 
-    Looking at a thousand connections takes it 9 ms, in which nobody is answered. So nothing that a connection or a
-    request leaves behind may need it: reference counts free it all, and tests hold every kind of client to that.
+    Looking at a thousand connections takes it 9 ms, in which nobody is answered. So nothing that a connection
+    or a
+    request leaves behind may need it: reference counts free it all, and tests hold every kind of client to
+        that.
     """
     gc.collect()
     gc.freeze()
@@ -113,10 +121,11 @@ def freeze_garbage() -> None:
 
 
 def allow_descriptors(connections_max: int) -> int:
-    """Raise the soft limit of open files to what `connections_max` clients need, as far as the hard limit goes.
+    """Raise the soft limit of open files to what `connections_max` clients need, as far as the hard limit
+    goes.
 
-    Returns how many clients can be served: with a low hard limit fewer, so that one too many is told so, which
-    running out of descriptors in the middle of it could not.
+    Returns how many clients can be served: with a low hard limit fewer, so that one too many is told so,
+    which running out of descriptors in the middle of it could not.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _DESCRIPTORS_PER_CLIENT * connections_max + _SPARE_DESCRIPTORS
@@ -126,7 +135,8 @@ def allow_descriptors(connections_max: int) -> int:
         if soft < wanted:
             served = max(1, (hard - _SPARE_DESCRIPTORS) // _DESCRIPTORS_PER_CLIENT)
             log.warning(
-                "connections_max of %d needs %d open files, the hard limit is %d: raise LimitNOFILE in the unit;"
+                "connections_max of %d needs %d open files, the hard limit is %d: raise LimitNOFILE in the"
+                " unit;"
                 " until then it is %d",
                 connections_max,
                 wanted,
@@ -144,7 +154,8 @@ def resident_bytes() -> int:
 
 
 def end_now(exit_code: int) -> NoReturn:
-    """End the process without the exit handlers of what it has loaded: a driver's may wait for a device that hangs."""
+    """End the process without the exit handlers of what it has loaded: a driver's may wait for a device that
+    hangs."""
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):

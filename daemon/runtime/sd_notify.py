@@ -1,7 +1,8 @@
-"""What the daemon tells the service manager: ready, reloading, stopping, alive, and a line for `systemctl status`.
+"""What the daemon tells the service manager: ready, reloading, stopping, alive, and a line for
+`systemctl status`.
 
-The protocol is that of sd_notify(3): datagrams of NAME=value lines to the Unix socket that NOTIFY_SOCKET names. A
-daemon that was started by hand has no such socket, and then everything here does nothing.
+The protocol is that of sd_notify(3): datagrams of NAME=value lines to the Unix socket that NOTIFY_SOCKET
+names. A daemon that was started by hand has no such socket, and then everything here does nothing.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class Notifier:
             return
         if address[0] not in "/@" or len(address) < 2:
             log.warning(
-                "NOTIFY_SOCKET is %r, expected a path or a name after '@': the service manager is told nothing",
+                "NOTIFY_SOCKET is %r, expected a path or a name after '@': the service manager is told"
+                " nothing",
                 address,
             )
             return
@@ -57,8 +59,8 @@ class Notifier:
 
     @classmethod
     def from_environment(cls, environ: MutableMapping[str, str], pid: int) -> Notifier:
-        """The one that the environment of process `pid` names; its variables are taken out, so that no child takes
-        them for its own."""
+        """The one that the environment of process `pid` names; its variables are taken out, so that no child
+        takes them for its own."""
         address, watchdog_us, watchdog_pid = (environ.pop(name, "") for name in _ENVIRONMENT)
         watched = watchdog_us.isdecimal() and watchdog_pid in ("", str(pid))
         return cls(address, int(watchdog_us) * 1000 if watched else 0)
@@ -72,7 +74,8 @@ class Notifier:
         self._send(f"READY=1\nSTATUS={_line(status)}")
 
     def needs_time(self, timeout_s: float) -> None:
-        """What goes on now, a start or a reload, may take so long from now, whatever the unit's own limit is."""
+        """What goes on now, a start or a reload, may take so long from now, whatever the unit's own limit
+        is."""
         self._send(f"EXTEND_TIMEOUT_USEC={int(timeout_s * 1e6)}")
 
     def reloading(self, status: str) -> None:

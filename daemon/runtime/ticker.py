@@ -4,9 +4,9 @@
     backoff  it spins for a while after the last batch, then sleeps until the kernel wakes it
     block    it always sleeps
 
-While the tick is armed the loop polls its sockets without sleeping, and the tick polls what has no descriptor (the
-rings of shared memory, the completion of a batch on a device). Work that waits for a batch keeps it armed under every
-strategy.
+While the tick is armed the loop polls its sockets without sleeping, and the tick polls what has no descriptor
+(the rings of shared memory, the completion of a batch on a device). Work that waits for a batch keeps it
+armed under every strategy.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Ticker:
         last_batch_ns: when the last batch ended, on `clock`.
         spin_ns: how long "backoff" spins after that.
         rest: called when "backoff" stops to spin; whoever has work then calls `wake()`.
-        may_sleep: called before the tick stops: from then on what it polls must wake it. False where something has come
-            meanwhile, and the tick goes on.
+        may_sleep: called before the tick stops: from then on what it polls must wake it. False where
+            something has come meanwhile, and the tick goes on.
     """
 
     def __init__(
@@ -68,7 +68,8 @@ class Ticker:
             self._call_soon(self._tick_always if self._strategy is IdleStrategy.SPIN else self._tick)
 
     def interpose(self, call: Callable[[], None]) -> None:
-        """Have the next tick call `call` before it polls: proof that ticks come, which costs the others nothing."""
+        """Have the next tick call `call` before it polls: proof that ticks come, which costs the others
+        nothing."""
         poll, set_poll = self._work, self._set_poll
 
         def poll_once() -> bool:

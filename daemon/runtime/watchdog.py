@@ -1,8 +1,8 @@
 """Whether the daemon is alive in the sense that counts: ticks come, and what is submitted finishes.
 
-A watchdog that is fed by a timer alone would only prove that timers run. Here each look goes through a tick of the
-hot loop, judges the work of every model, and only then tells the service manager. What hangs the loop, stops the
-ticks or leaves a batch unfinished ends the telling, and the service manager ends the daemon.
+A watchdog that is fed by a timer alone would only prove that timers run. Here each look goes through a tick
+of the hot loop, judges the work of every model, and only then tells the service manager. What hangs the loop,
+stops the ticks or leaves a batch unfinished ends the telling, and the service manager ends the daemon.
 """
 
 from __future__ import annotations

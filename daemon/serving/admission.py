@@ -1,8 +1,8 @@
 """From a connection's pending rows to rows of a batch: who runs, and what the others are told instead.
 
-In this order: what admission decided (BUSY, DRAINING), deadlines that have passed (EXPIRED), requests overtaken by a
-newer one for their instrument (CONFLATED), features that are no numbers (BAD_INPUT). What is left is copied into the
-model's input array, without gaps.
+In this order: what admission decided (BUSY, DRAINING), deadlines that have passed (EXPIRED), requests
+overtaken by a newer one for their instrument (CONFLATED), features that are no numbers (BAD_INPUT). What is
+left is copied into the model's input array, without gaps.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def screen(session: Session, rows: int, inputs: npt.NDArray[np.float32], first: 
         target = inputs[first : first + live]
         target[:] = features[statuses == Status.OK]
     flat = target.reshape(-1)
-    # One dot product says that all is finite; it may also overflow on large numbers, so a no is looked at closely.
+    # One dot product says that all is finite; it may also overflow on large numbers, so a no is looked at
+    # closely.
     if not flat.dot(flat) < inf:
         finite = np.asarray(np.isfinite(target).all(axis=1))
         if not finite.all():
@@ -95,7 +96,8 @@ def _mark(statuses: StatusArray | None, rows: npt.NDArray[np.bool_], status: Sta
 def _overtaken(session: Session, rows: int, now_ns: int) -> npt.NDArray[np.bool_]:
     """Which of the oldest `rows` waiting rows have a later one for the same instrument anywhere behind them.
 
-    A row that will not run itself (busy, draining, expired) overtakes none: or an instrument would get no signal.
+    A row that will not run itself (busy, draining, expired) overtakes none: or an instrument would get no
+    signal.
     """
     inbox = session.inbox
     waiting = inbox.row_words(0, inbox.rows)

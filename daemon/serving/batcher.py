@@ -1,10 +1,10 @@
 """Policy of batching: who is in the next batch, what runs, and who gets which answer. No I/O, and no waiting.
 
-Batching is opportunistic: what has arrived while the last batch ran is the next one, at most `batch_rows_max` rows,
-filled in turn from the connections that have something. A lone request never waits for company; where nobody else
-is talking, or the model is so quick that a batch would cost more than it saves, it does not even wait for the loop's next
-round (`daemon.serving.fast_path`). Every row of a connection is answered in its order, the
-rows that do not run (expired, busy, bad input, conflated, draining) among them.
+Batching is opportunistic: what has arrived while the last batch ran is the next one, at most `batch_rows_max`
+rows, filled in turn from the connections that have something. A lone request never waits for company; where
+nobody else is talking, or the model is so quick that a batch would cost more than it saves, it does not even
+wait for the loop's next round (`daemon.serving.fast_path`). Every row of a connection is answered in its
+order, the rows that do not run (expired, busy, bad input, conflated, draining) among them.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Batcher:
         batch_rows_max: the backend's.
         pending_rows: requests admitted and not answered, over all sessions.
         last_batch_ns: when the last batch ended, on `clock`.
-        alone: the session whose lone request runs at once (see daemon.lone): the one that had the last batch to
-            itself, while nobody else waits.
+        alone: the session whose lone request runs at once (see daemon.lone): the one that had the last batch
+            to itself, while nobody else waits.
         anyone: whoever asks runs at once, for runs are so short that nobody is kept waiting for long.
         alone_rows_max: how many of its requests that arrive together run one after the other.
     """
@@ -71,7 +71,8 @@ class Batcher:
             backend: open.
             clock: CLOCK_MONOTONIC in ns.
             wake: called when there is work for `poll()`.
-            on_fatal: called once the requests in flight are answered after a failure that the process cannot survive.
+            on_fatal: called once the requests in flight are answered after a failure that the process cannot
+                survive.
             linger_ns: how long a batch that is not full waits for more rows.
             taps: make what records a session; None where nothing is recorded.
         """
@@ -99,7 +100,8 @@ class Batcher:
         self._successor: tuple[Backend, Callable[[Backend], None]] | None = None
         self._take(backend)
 
-    # -- the sessions' side ------------------------------------------------------------------------------------
+    # -- the sessions' side
+    # ------------------------------------------------------------------------------------
 
     def fail_lone(self, session: Session, error: Exception) -> None:
         """The model's bare call, whose errors are the runtime's own, failed on a request that ran alone."""
@@ -107,10 +109,11 @@ class Batcher:
         self._fail([Segment(session, 1, None, 0, 1)], failure)
 
     def adopt(self, session: Session, submitted_ns: int) -> None:
-        """A lone request takes longer than it is waited for: it has gone the full way, and is the batch that runs.
+        """A lone request takes longer than it is waited for: it has gone the full way, and is the batch that
+        runs.
 
-        Where it became something else there (one of many, or broken by a client that writes to its ring meanwhile), the
-        batch runs to its end, and nobody gets its answer.
+        Where it became something else there (one of many, or broken by a client that writes to its ring
+        meanwhile), the batch runs to its end, and nobody gets its answer.
         """
         self.rest()
         self._wake()
@@ -157,7 +160,8 @@ class Batcher:
         if self.alone is session:
             self.alone = None
 
-    # -- the way to another model ------------------------------------------------------------------------------
+    # -- the way to another model
+    # ------------------------------------------------------------------------------
 
     @property
     def sessions(self) -> tuple[Session, ...]:
@@ -167,8 +171,8 @@ class Batcher:
     def swap(self, backend: Backend, done: Callable[[Backend], None]) -> None:
         """Serve with another model, of the same shape, from the next batch on.
 
-        Costs the same however many sessions there are, but for letting go of the old model: a session learns its way
-        to the new one when it first has a part in a batch.
+        Costs the same however many sessions there are, but for letting go of the old model: a session learns
+        its way to the new one when it first has a part in a batch.
 
         Args:
             backend: open.
@@ -202,11 +206,11 @@ class Batcher:
         self._may_be_alone = not self._linger_ns
         self._submit = backend.submit
 
-    # -- the loop's side ---------------------------------------------------------------------------------------
+    # -- the loop's side ---------------------------------------------------------------------------------
 
     def rest(self) -> None:
-        """The next request goes the full way: what runs at once is too long, or there is a queue, another model, or a loop
-        that sleeps and that the full way wakes."""
+        """The next request goes the full way: what runs at once is too long, or there is a queue, another
+        model, or a loop that sleeps and that the full way wakes."""
         self.alone = None
         self.anyone = False
 
@@ -225,7 +229,8 @@ class Batcher:
         return sum(session.waiting_rows for session in self._ready)
 
     def poll(self) -> bool:
-        """Finish the batch that runs, if it is done, and start the next. True where there is work left or was."""
+        """Finish the batch that runs, if it is done, and start the next. True where there is work left or
+        was."""
         if self._segments or self._left_running:
             try:
                 if not self.backend.ready():
@@ -286,9 +291,11 @@ class Batcher:
     def _pick(self) -> list[tuple[Session, int]]:
         """Who has a part in the next batch, and how many rows each.
 
-        In turn, as they became ready. Who has few rows gets them all in; the room that is left goes to the first who
-        have many, as much as fits, for a part costs about 10 us of NumPy calls, whatever its rows: small parts of
-        everybody's in each batch would halve the throughput. Those for whom nothing is left come first next time.
+        In turn, as they became ready. Who has few rows gets them all in; the room that is left goes to the
+        first who
+        have many, as much as fits, for a part costs about 10 us of NumPy calls, whatever its rows: small
+        parts of everybody's in each batch would halve the throughput. Those for whom nothing is left come
+        first next time.
         """
         ready = self._ready
         room = spare = self.batch_rows_max
@@ -397,7 +404,8 @@ class Batcher:
         session.answered(segment.rows, segment.send_ns)
 
     def _fail(self, segments: list[Segment], error: Exception) -> None:
-        """Every row of the batch gets its answer, MODEL_ERROR; then, where the process cannot go on, it ends."""
+        """Every row of the batch gets its answer, MODEL_ERROR; then, where the process cannot go on, it
+        ends."""
         now_ns = self.last_batch_ns = self.clock()
         failure = error if isinstance(error, BackendFailed) else None
         if now_ns - self._failure_logged_ns >= _FAILURE_LOG_INTERVAL_NS:
@@ -419,6 +427,7 @@ class Batcher:
 
 
 def _give_up(session: Session) -> None:
-    """An error of this daemon's own, caught: it ends one connection, not its neighbours' and not the batching."""
+    """An error of this daemon's own, caught: it ends one connection, not its neighbours' and not the
+    batching."""
     log.exception("client %r: an error of the daemon itself ends its connection", session.client_name)
     session.close()

@@ -1,10 +1,10 @@
-"""What the daemon counts: of each model outcomes, batches and how long things took; of its clients who came and went.
-Written by the hot path only.
+"""What the daemon counts: of each model outcomes, batches and how long things took; of its clients who came
+and went. Written by the hot path only.
 
-Latencies are counted in two flat tables, 128 ns wide up to 1.05 ms and 131 us wide up to 1.07 s; anything longer
-counts in the last bin. Counting is one shift and one increment; percentiles are worked out by whoever asks. Where
-counting itself is a part of what it counts, below 65 us, single answers go to a list, which costs half as much as a
-typed table, and all that can be worked out from it later is not counted at all.
+Latencies are counted in two flat tables, 128 ns wide up to 1.05 ms and 131 us wide up to 1.07 s; anything
+longer counts in the last bin. Counting is one shift and one increment; percentiles are worked out by whoever
+asks. Where counting itself is a part of what it counts, below 65 us, single answers go to a list, which costs
+half as much as a typed table, and all that can be worked out from it later is not counted at all.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ class LatencyCounts:
         return (((self._max_ns >> FINE_SHIFT) + 1 + len(above)) << FINE_SHIFT) - 1
 
     def tables(self) -> tuple[Table, Table]:
-        """Copies: BINS counts in bins of 128 ns, and BINS in bins of 131,072 ns, of which the first 8 are empty."""
+        """Copies: BINS counts in bins of 128 ns, and BINS in bins of 131,072 ns, of which the first 8 are
+        empty."""
         fine = self._fine_table.copy()
         fine[:QUICK_BINS] += np.array(self.quick, np.uint64)
         return fine, self._coarse_table.copy()
@@ -96,8 +97,8 @@ class ClientCounters:
     Attributes:
         heartbeats: Heartbeats answered.
         rejects: Rejects sent, indexed by RejectCode.
-        user_rejects: the same by code and user id, once the connection is closed; None stands for all users past the
-            first USERS_MAX.
+        user_rejects: the same by code and user id, once the connection is closed; None stands for all users
+            past the first USERS_MAX.
         slow_readers: clients cut off because they did not read their answers.
     """
 
@@ -133,11 +134,13 @@ class ModelCounters:
     Attributes:
         total: from a request's receive time to its answer's send time.
         queue: `total` less the time in the model.
-        model: time in the model, once for each batch; in its `quick` counts are requests that ran alone, and only
-            those, so that their sum says how many there were.
-        reloads, reloads_refused: reloads after which another file was served, and those after which the old one was.
-        slow_ns: a request that ran alone and took less counts in the `quick` of all three, and nowhere else. Who is in a
-            hurry (daemon.lone, daemon.lone_ring) does that in place, as a call would cost as much again.
+        model: time in the model, once for each batch; in its `quick` counts are requests that ran alone, and
+            only those, so that their sum says how many there were.
+        reloads, reloads_refused: reloads after which another file was served, and those after which the old
+            one was.
+        slow_ns: a request that ran alone and took less counts in the `quick` of all three, and nowhere else.
+            Who is in a hurry (daemon.lone, daemon.lone_ring) does that in place, as a call would cost as much
+            again.
     """
 
     __slots__ = (

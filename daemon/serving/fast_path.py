@@ -1,14 +1,14 @@
-"""The shortest way: a request that arrives alone is run and answered in one function, while nobody else talks or, where the
-model is quick, while nobody waits (docs/decisions/0019).
+"""The shortest way: a request that arrives alone is run and answered in one function, while nobody else talks
+or, where the model is quick, while nobody waits (docs/decisions/0019).
 
-Everything it needs is at hand as a variable of a closure, made once for each connection: nothing is looked up by name
-for a request, and one Python call deep it goes from arrived bytes to sent bytes. Whatever is unusual about a request
-makes it return False with nothing done, and the request goes the full way (session, screening, batcher), whose answers
-are the same to the bit.
+Everything it needs is at hand as a variable of a closure, made once for each connection: nothing is looked up
+by name for a request, and one Python call deep it goes from arrived bytes to sent bytes. Whatever is unusual
+about a request makes it return False with nothing done, and the request goes the full way (session,
+screening, batcher), whose answers are the same to the bit.
 
-A batch on a device is waited for here too, in its place: the device runs one batch at a time, so whoever comes meanwhile
-could not have begun any sooner. Where it takes longer than `WAIT_NS_MAX` the request becomes the batcher's, as if it had
-come the full way, which those after it do until batches are short again.
+A batch on a device is waited for here too, in its place: the device runs one batch at a time, so whoever
+comes meanwhile could not have begun any sooner. Where it takes longer than `WAIT_NS_MAX` the request becomes
+the batcher's, as if it had come the full way, which those after it do until batches are short again.
 """
 
 from __future__ import annotations
@@ -39,14 +39,16 @@ LonePath = Callable[[int, int], bool]
 
 FEATURES_MAX: Final = 1024
 OUTPUTS_MAX: Final = 16
-"""Past these a loop over single values, here in C and there in Python, costs more than NumPy's fixed price."""
+"""Past these a loop over single values, here in C and there in Python, costs more than NumPy's fixed
+price."""
 FEW_ROWS_MAX: Final = 3
 FEW_RUN_NS_MAX: Final = 15_000
-"""So many that arrive together are answered sooner one after the other than in one batch, which costs 25 us more, where a run
+"""So many that arrive together are answered sooner one after the other than in one batch, which costs 25 us
+more, where a run
 is no longer than that: docs/decisions/0019."""
 WAIT_NS_MAX: Final = 250_000
-"""How long the loop waits for a device: several batches of a model that is made for this, and less than anybody notices
-who has not asked for microseconds."""
+"""How long the loop waits for a device: several batches of a model that is made for this, and less than
+anybody notices who has not asked for microseconds."""
 UNDER_WAY: Final = object()
 """In place of what a run returns: it has not finished."""
 LONE_OUTCOME: Final = outcome_word(0, Status.OK, 1)
@@ -65,7 +67,8 @@ def fits(batcher: Batcher) -> bool:
 
 
 def lone_run(backend: Backend, clock: Callable[[], int]) -> Callable[[], object]:
-    """Runs the first row of the backend's `inputs`: UNDER_WAY where it gave up waiting, whatever else where it has finished.
+    """Runs the first row of the backend's `inputs`: UNDER_WAY where it gave up waiting, whatever else where
+    it has finished.
 
     Raises what the backend's `submit`, `ready` and `bare_call` do.
     """
@@ -87,15 +90,16 @@ def lone_run(backend: Backend, clock: Callable[[], int]) -> Callable[[], object]
 
 
 def lone_path(session: Session, batcher: Batcher, clock: Callable[[], int]) -> LonePath:
-    """The shortest way of one connection. Its inbox, outbox and way of answers must be those of its whole life."""
+    """The shortest way of one connection. Its inbox, outbox and way of answers must be those of its whole
+    life."""
     backend, inbox, outbox = batcher.backend, session.inbox, session.outbox
     if not fits(batcher):
         return never
     storage, words = inbox.storage, inbox.words
     features_end = REQUEST_FEATURES_OFFSET + 4 * inbox.features
     features = inbox.bytes[REQUEST_FEATURES_OFFSET:features_end]
-    # The highest byte of every feature: sign and upper exponent. In a NaN or an infinity (exponent 255) it is 0x7F or
-    # 0xFF; in a finite number only from 1.7e38 on, which the full way then looks at closely.
+    # The highest byte of every feature: sign and upper exponent. In a NaN or an infinity (exponent 255) it is
+    # 0x7F or 0xFF; in a finite number only from 1.7e38 on, which the full way then looks at closely.
     high_bytes = slice(REQUEST_FEATURES_OFFSET + 3, features_end, 4)
     run = lone_run(backend, clock)
     model_input = backend.inputs[:1].data.cast("B")
@@ -147,7 +151,8 @@ def lone_path(session: Session, batcher: Batcher, clock: Callable[[], int]) -> L
             model_output,
         )
         send(frame)
-        # The answer is under way: what follows costs nobody's latency, as long as it is shorter than a client's turn.
+        # The answer is under way: what follows costs nobody's latency, as long as it is shorter than a
+        # client's turn.
         batcher.last_batch_ns = end_ns
         total_ns = end_ns - now_ns
         if total_ns < counters.slow_ns:
@@ -164,8 +169,9 @@ def lone_path(session: Session, batcher: Batcher, clock: Callable[[], int]) -> L
 
 
 def lone_few(session: Session, count_bytes: int, now_ns: int) -> int:
-    """Requests that arrived together, and that `session.lone` did not want at once: one after the other, each moved to where
-    it looks for one. Not inside it, or the two would hold each other, and no collector runs here.
+    """Requests that arrived together, and that `session.lone` did not want at once: one after the other, each
+    moved to where it looks for one. Not inside it, or the two would hold each other, and no collector runs
+    here.
 
     Returns how many bytes are left at the start of `session.inbox.writable()`, for the full way.
     """

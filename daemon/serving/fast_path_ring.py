@@ -1,7 +1,8 @@
-"""The shortest way, see daemon.lone, of a request that comes through a ring: from slot to slot in one function.
+"""The shortest way, see daemon.lone, of a request that comes through a ring: from slot to slot in one
+function.
 
-A request is copied out of its slot once, and only the copy is looked at. Whatever is unusual leaves the slot as it is, and
-the request goes the full way, which copies it anew and trusts nothing that was seen here.
+A request is copied out of its slot once, and only the copy is looked at. Whatever is unusual leaves the slot
+as it is, and the request goes the full way, which copies it anew and trusts nothing that was seen here.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 _REQUEST: Final = struct.Struct("<QQQQQ")
 """Header, sequence, client_time_ns, deadline_ns; instrument_id with flags and reserved above it."""
 _RESPONSE: Final = struct.Struct("<QQQQQQQ")
-"""Header, sequence, client_time_ns, receive_time_ns, send_time_ns; instrument_id and generation; the outcome."""
+"""Header, sequence, client_time_ns, receive_time_ns, send_time_ns; instrument_id and generation; the
+outcome."""
 
 assert _REQUEST.size == REQUEST_FEATURES_OFFSET
 assert _RESPONSE.size == RESPONSE_OUTPUTS_OFFSET
@@ -103,8 +105,8 @@ def ring_look(
     record = None if session.tap is None else session.tap.lone_in_ring(copied, model_output)
 
     def is_full() -> bool:
-        """Whether the client has taken none of the answers that fill the ring, or says what cannot be; asked when they have
-        gone round once, and for each of several requests."""
+        """Whether the client has taken none of the answers that fill the ring, or says what cannot be; asked
+        when they have gone round once, and for each of several requests."""
         try:
             return responses.room() == 0
         except FrameError:
@@ -161,7 +163,8 @@ def ring_look(
         )
         part[:] = model_output
         responses.published = words[answer_head_word] = published + 1
-        # The answer is there: what follows costs nobody's latency, as long as it is shorter than a client's turn.
+        # The answer is there: what follows costs nobody's latency, as long as it is shorter than a client's
+        # turn.
         fence()
         if flags[client_sleeping]:
             wake_client()

@@ -101,7 +101,8 @@ def agree(first: Frame, find_model: Callable[[str], Batcher | None], *, rings_of
 
 
 def _slots(asked: int, rows: int) -> int:
-    """How many slots each ring gets: what is asked for, as far as `rows` requests may be unanswered; 0 asks for all."""
+    """How many slots each ring gets: what is asked for, as far as `rows` requests may be unanswered; 0 asks
+    for all."""
     if asked & (asked - 1):
         raise FrameError(RejectCode.PROTOCOL_VIOLATION, f"ring_slots of {asked} is no power of two")
     most = min(1 << (rows.bit_length() - 1), RING_SLOTS_MAX)

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 class ServedModels:
     """The models of one daemon, each with its own batcher and queue. The first is the default.
 
-    A model may be replaced by one of another shape: the clients that it has stay with it until they have left, and it has
-    its turn in the tick as long.
+    A model may be replaced by one of another shape: the clients that it has stay with it until they have
+    left, and it has its turn in the tick as long.
 
     Attributes:
         poll: for the tick: lets each model finish and start a batch; True where there is work left or was.

@@ -14,10 +14,12 @@ class Peer(Protocol):
     """The transport's side of a session."""
 
     def send(self, data: memoryview | bytes) -> None:
-        """Send now, or keep a copy until the peer reads; past its bound the transport aborts the connection."""
+        """Send now, or keep a copy until the peer reads; past its bound the transport aborts the
+        connection."""
 
     def send_descriptors(self, data: bytes, descriptors: tuple[int, ...]) -> None:
-        """The first thing that is sent, and descriptors that come with it; the connection is aborted where it fails."""
+        """The first thing that is sent, and descriptors that come with it; the connection is aborted where it
+        fails."""
 
     def why_no_descriptors(self) -> str:
         """Why descriptors would not reach the client; empty where they would, as far as can be told."""
@@ -77,8 +79,9 @@ OpenRings = Callable[["Session", int], Rings]
 Record = Callable[[], None]
 """Records the request that ran alone, at the start of the inbox, and its answer."""
 RecordInRing = Callable[[int, int, int, int, int, int], None]
-"""As `Record`, of a request that came through a ring: sequence, client_time_ns, receive_time_ns, send_time_ns, instrument
-with what is above it in the request, outcome. The slots are not looked at again: their client can write to them."""
+"""As `Record`, of a request that came through a ring: sequence, client_time_ns, receive_time_ns,
+send_time_ns, instrument with what is above it in the request, outcome. The slots are not looked at again:
+their client can write to them."""
 
 
 class SessionTap(Protocol):

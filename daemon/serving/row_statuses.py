@@ -1,4 +1,5 @@
-"""Statuses that requests were given when they came: the pending rows that shall not run, and what they are told."""
+"""Statuses that requests were given when they came: the pending rows that shall not run, and what they are
+told."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from sigd.wire.status import Status
 
 
 class Marks:
-    """Runs of marked rows among the pending rows of one connection, oldest first. False where none is marked."""
+    """Runs of marked rows among the pending rows of one connection, oldest first. False where none is
+    marked."""
 
     __slots__ = ("_answered_rows", "_runs")
 

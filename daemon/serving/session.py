@@ -1,9 +1,11 @@
-"""One client's conversation as a state machine (daemon.state): Hello, requests, answers, Goodbye. No I/O: bytes and times
-come in as arguments, bytes go out through the `Peer` that a transport provides.
+"""One client's conversation as a state machine (daemon.state): Hello, requests, answers, Goodbye. No I/O:
+bytes and times come in as arguments, bytes go out through the `Peer` that a transport provides.
 
-Frames are acted on in the order of arrival, and a frame that is no request only when the requests before it are
-answered: so a client's Goodbye finds nothing left to answer, and a wrong frame harms no request before it. With rings
-the stream carries everything but requests and answers, and only a Goodbye waits for the requests before it.
+Frames are acted on in the order of arrival, and a frame that is no request only when the requests before it
+are
+answered: so a client's Goodbye finds nothing left to answer, and a wrong frame harms no request before it.
+With rings the stream carries everything but requests and answers, and only a Goodbye waits for the requests
+before it.
 """
 
 from __future__ import annotations
@@ -30,21 +32,25 @@ if TYPE_CHECKING:
     from sigd.daemon.serving.ports import OpenRings, Peer, Rings, SessionTap
 
 EXCESS_ROWS: Final = 64
-"""Room for requests past in_flight_max, so that they can be answered BUSY; what comes past that waits unread."""
+"""Room for requests past in_flight_max, so that they can be answered BUSY; what comes past that waits
+unread."""
 CONTROL_FRAMES_A_TURN: Final = 16
 """A client that sends nothing but Heartbeats gets this many answers in one round of the loop; a buffer holds
 thousands, which would hold up everybody else for tens of milliseconds."""
 
 
 class Session:
-    """See the module. A transport calls `writable`, `arrived`, `ended`, `lost`; the batcher takes and answers rows.
+    """See the module. A transport calls `writable`, `arrived`, `ended`, `lost`; the batcher takes and answers
+    rows.
 
     Attributes:
-        inbox, outbox, tap: exist from the Welcome on. The tap records answers; None where nothing is recorded.
+        inbox, outbox, tap: exist from the Welcome on. The tap records answers; None where nothing is
+            recorded.
         queued: True while the batcher has this session among its ready ones.
         in_batch_rows: pending rows that are in the batch being run, always the oldest.
         conflate, in_flight_max: granted in the Welcome; False and 0 until then.
-        generation: of the model that its answers were from last; where the batcher's differs, `attach()` comes first.
+        generation: of the model that its answers were from last; where the batcher's differs, `attach()`
+            comes first.
         client_name: as the client gave it in its Hello.
         marks: which of the pending rows shall not run.
         lone: the shortest way, for whoever has put bytes into the inbox; where it is not for them, `took` is.
@@ -119,7 +125,8 @@ class Session:
         self.client_name = ""
         self.in_flight_max = 0
 
-    # -- the transport's side ----------------------------------------------------------------------------------
+    # -- the transport's side
+    # ----------------------------------------------------------------------------------
 
     def arrived(self, count_bytes: int, now_ns: int) -> None:
         """`count_bytes` were written at the start of `writable()`, and read at `now_ns`."""
@@ -159,15 +166,18 @@ class Session:
         """The connection is gone; nothing can be answered any more. The last call that a transport makes."""
         if self.state is not State.CLOSED:
             self._forget()
-        # Peer and session hold each other: let go, for the collector does not run where every microsecond counts.
+        # Peer and session hold each other: let go, for the collector does not run where every microsecond
+        # counts.
         self.lone = never
         self.send_answers = _nowhere
         del self.peer
 
-    # -- the service's side ------------------------------------------------------------------------------------
+    # -- the service's side
+    # ------------------------------------------------------------------------------------
 
     def drain(self, code: GoodbyeCode) -> None:
-        """Say Goodbye. What is pending is answered, and what still comes is answered DRAINING until `close()`."""
+        """Say Goodbye. What is pending is answered, and what still comes is answered DRAINING until
+        `close()`."""
         if self.state is State.HELLO:
             self._close()
         elif self.state is State.SERVING:
@@ -200,7 +210,8 @@ class Session:
             self.peer.send(Reject(code, reason).encode())
             self._close()
 
-    # -- the batcher's side ------------------------------------------------------------------------------------
+    # -- the batcher's side
+    # ------------------------------------------------------------------------------------
 
     @property
     def serving(self) -> bool:
@@ -266,7 +277,7 @@ class Session:
         self.inbox.scan(now_ns)
         self.admit(1)
 
-    # -- inside ------------------------------------------------------------------------------------------------
+    # -- inside ------------------------------------------------------------------------------------------
 
     def _heard(self, count_bytes: int, now_ns: int) -> None:
         """Bytes of the handshake, or of what a client with rings says besides."""
@@ -312,7 +323,8 @@ class Session:
             self._scan(now_ns)
 
     def _open(self, terms: Terms) -> None:
-        """Make ready to serve a client on these terms. Raises FrameError with the code that refuses its rings."""
+        """Make ready to serve a client on these terms. Raises FrameError with the code that refuses its
+        rings."""
         self.batcher = batcher = terms.batcher
         self._rows_pending_max = batcher.limits.rows_pending_max
         if terms.ring_slots:
@@ -330,7 +342,8 @@ class Session:
         self.attach()
 
     def _scan(self, now_ns: int) -> None:
-        """Take in what arrived: admit requests, act on other frames, stop reading where there is no more room."""
+        """Take in what arrived: admit requests, act on other frames, stop reading where there is no more
+        room."""
         inbox = self.inbox
         try:
             for _ in range(CONTROL_FRAMES_A_TURN):
@@ -424,7 +437,8 @@ class Session:
             self._yield()
 
     def _read_on(self) -> None:
-        """There may be room again, or it is this session's turn: go on reading, unless nothing more shall come."""
+        """There may be room again, or it is this session's turn: go on reading, unless nothing more shall
+        come."""
         if self._paused and not (self._ended or self._yielded or self.state is State.CLOSED):
             self._paused = False
             self.peer.resume_reading()

@@ -1,4 +1,5 @@
-"""A second model beside one that is served: it runs the same rows, its answers are compared, and none is ever sent.
+"""A second model beside one that is served: it runs the same rows, its answers are compared, and none is ever
+sent.
 
     ring        the recorder's own (daemon.recording): the hot path copies what it has answered into it, and never waits
     process     a process of its own on other cores: rows from the ring through the shadow, in time nobody else wants

@@ -19,8 +19,8 @@ DRIFT_ROWS: Final = 10_000
 
 
 def decisions(outputs: Outputs) -> npt.NDArray[np.intp]:
-    """What each row decides: its largest output, the first of equals; of a single output, its sign (0 has one of its
-    own)."""
+    """What each row decides: its largest output, the first of equals; of a single output, its sign (0 has one
+    of its own)."""
     if outputs.shape[1] == 1:
         return np.sign(outputs[:, 0]).astype(np.intp)
     largest: npt.NDArray[np.intp] = outputs.argmax(axis=1)
@@ -30,9 +30,10 @@ def decisions(outputs: Outputs) -> npt.NDArray[np.intp]:
 class Moments:
     """Mean and standard deviation of each column, of rows whose weight falls exponentially.
 
-    After a block of n rows the weight of all before it is multiplied by exp(-n / DRIFT_ROWS); sums of squares of two
-    blocks are joined as Chan, Golub and LeVeque do (Algorithms for computing the sample variance, 1983), which does
-    not cancel where the mean is large beside the deviation. Until DRIFT_ROWS have come it is nearly the plain mean.
+    After a block of n rows the weight of all before it is multiplied by exp(-n / DRIFT_ROWS); sums of squares
+    of two blocks are joined as Chan, Golub and LeVeque do (Algorithms for computing the sample variance,
+    1983), which does not cancel where the mean is large beside the deviation. Until DRIFT_ROWS have come it
+    is nearly the plain mean.
     """
 
     def __init__(self, columns: int) -> None:
@@ -60,12 +61,14 @@ class Moments:
 class Drift:
     """How far the shadow's outputs have moved away from the served model's.
 
-    The measure is Glass's delta (Glass, Primary, secondary, and meta-analysis of research, 1976), for each output:
+    The measure is Glass's delta (Glass, Primary, secondary, and meta-analysis of research, 1976), for each
+    output:
 
         drift = (mean of the shadow - mean of the served) / standard deviation of the served
 
-    with the moments of `Moments`. 0.1 moves the mean by a tenth of what the output varies by; it says nothing about
-    single rows, which agreement and differences do. Where the served output does not vary there is none.
+    with the moments of `Moments`. 0.1 moves the mean by a tenth of what the output varies by; it says nothing
+    about single rows, which agreement and differences do. Where the served output does not vary there is
+    none.
     """
 
     def __init__(self, outputs: int) -> None:

@@ -1,4 +1,5 @@
-"""The memory of one shadow: a recorder's ring, then the board where its comparison stands. It is gone with those who have it."""
+"""The memory of one shadow: a recorder's ring, then the board where its comparison stands. It is gone with
+those who have it."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ assert _BOARD_OFFSET % mmap.ALLOCATIONGRANULARITY == 0
 
 
 def make_memory() -> int:
-    """A descriptor of it, all of it there, with an empty ring. Raises OSError where there is none to be had."""
+    """A descriptor of it, all of it there, with an empty ring. Raises OSError where there is none to be
+    had."""
     descriptor = os.memfd_create("sigd-shadow", os.MFD_CLOEXEC)
     try:
         # Or a store could find that there is no memory left for its page, which ends the process.

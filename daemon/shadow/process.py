@@ -1,10 +1,12 @@
-"""The process that runs one shadow: rows from the ring through the second model, for as long as there is a daemon.
+"""The process that runs one shadow: rows from the ring through the second model, for as long as there is a
+daemon.
 
     python -m sigd.daemon.shadow.process DESCRIPTOR
 
-The descriptor is that of the memory, see `memory`; standard input is a socket to the daemon, which says what is to be
-run, and is told whether it can be. The process has nothing that would have to be saved: it may be killed at any time,
-the kernel does so when the daemon has ended, and the next one goes on counting where it stopped.
+The descriptor is that of the memory, see `memory`; standard input is a socket to the daemon, which says what
+is to be run, and is told whether it can be. The process has nothing that would have to be saved: it may be
+killed at any time, the kernel does so when the daemon has ended, and the next one goes on counting where it
+stopped.
 """
 
 from __future__ import annotations
@@ -128,7 +130,8 @@ def open_shadow(task: Task) -> Backend:
     if (spec.features, spec.outputs) != (task.features, task.outputs):
         backend.close()
         raise ModelRefused(
-            f"{path}: {spec.features} features -> {spec.outputs} outputs, expected {task.features} -> {task.outputs} as"
+            f"{path}: {spec.features} features -> {spec.outputs} outputs, expected {task.features} ->"
+            f" {task.outputs} as"
             f" {task.served} has, which it is the shadow of"
         )
     return backend

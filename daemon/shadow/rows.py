@@ -73,7 +73,8 @@ class RowReader:
         self._fits.clear()
 
     def look(self) -> Iterator[Rows]:
-        """What there was at the last look: by now every processor sees all of it, in whatever order it was written."""
+        """What there was at the last look: by now every processor sees all of it, in whatever order it was
+        written."""
         seen, self._seen = self._seen, self._words[RING_HEAD_WORD]
         for record in self._records(seen):
             if record.kind is Kind.SESSION:
@@ -90,7 +91,8 @@ class RowReader:
         yield from self._give(seen)
 
     def take_skipped(self) -> int:
-        """Rows, since the last call, that did not fit, or whose session was introduced before this reader came."""
+        """Rows, since the last call, that did not fit, or whose session was introduced before this reader
+        came."""
         skipped, self._skipped = self._skipped, 0
         return skipped
 

@@ -1,8 +1,9 @@
-"""How a comparison stands, told by the process that compares to the daemon through memory that both have mapped.
+"""How a comparison stands, told by the process that compares to the daemon through memory that both have
+mapped.
 
-Two places take turns, each with a number that rises and a checksum over all of it. Nobody waits for anybody: who reads
-takes the newest place that is whole, so a writer that is killed in the middle, or a processor that lets others see its
-stores in another order, costs one look and no wrong number.
+Two places take turns, each with a number that rises and a checksum over all of it. Nobody waits for anybody:
+who reads takes the newest place that is whole, so a writer that is killed in the middle, or a processor that
+lets others see its stores in another order, costs one look and no wrong number.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         compared: rows that both models answered with numbers.
-        agreed: of these, rows on which both would decide alike, see `sigd.daemon.shadow.comparison.decisions`.
+        agreed: of these, rows on which both would decide alike, see
+            `sigd.daemon.shadow.comparison.decisions`.
         skipped: rows that there was no time for, or that another shape was promised for.
         left_out: rows that are not in the sample.
         failed: rows that the shadow failed on, or gave NaN or infinity for.

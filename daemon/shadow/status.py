@@ -14,7 +14,8 @@ class ShadowStatus(msgspec.Struct, frozen=True, kw_only=True):
         sha256, backend: of the shadow, as it was opened last.
         running: False while its process is being started again.
         restarts: how often that was.
-        skipped: rows that were not compared: the ring was full, the process was not there, or the shape was another.
+        skipped: rows that were not compared: the ring was full, the process was not there, or the shape was
+            another.
         statistics: all else; its own `skipped` is among that.
     """
 

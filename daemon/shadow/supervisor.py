@@ -62,7 +62,8 @@ class Shadow:
             self._memory = make_memory()
         except OSError as error:
             raise MissingDependency(
-                f"{self._path}: no {RING_BYTES >> 20} MiB of memory for the rows that the shadow of {name} is to run"
+                f"{self._path}: no {RING_BYTES >> 20} MiB of memory for the rows that the shadow of {name} is"
+                " to run"
                 f" ({error.strerror})"
             ) from None
         self._ring = Ring(*map_ring(self._memory))
@@ -114,7 +115,8 @@ class Shadow:
         self._note(said)
 
     def watch(self, loop: asyncio.AbstractEventLoop) -> None:
-        """From now on start another process where one ends; that holds the loop up for a millisecond or two."""
+        """From now on start another process where one ends; that holds the loop up for a millisecond or
+        two."""
         assert self._channel is not None
         self._loop = loop
         loop.add_reader(self._channel, self._heard)
@@ -142,7 +144,7 @@ class Shadow:
             self._reap()
         os.close(self._memory)
 
-    # -- the process -------------------------------------------------------------------------------------------
+    # -- the process -------------------------------------------------------------------------------------
 
     def _hear(self, channel: socket.socket) -> Said | None:
         """What it says; None where it has ended."""
@@ -170,7 +172,8 @@ class Shadow:
         self._ring.introduce_again()
 
     def _will_end(self) -> None:
-        """It has closed its end of the channel. Until the kernel has taken it down, the loop shall not wait for it."""
+        """It has closed its end of the channel. Until the kernel has taken it down, the loop shall not wait
+        for it."""
         assert self._loop is not None
         assert self._process is not None
         self._hang_up()
@@ -304,7 +307,8 @@ def _task(
     path = Path(table.path)
     if table.backend not in backend_names():
         raise UsageError(
-            f"no backend is called {table.backend!r}: choose from {', '.join(backend_names())} for the shadow of"
+            f"no backend is called {table.backend!r}: choose from {', '.join(backend_names())} for the shadow"
+            " of"
             f" {backend.spec.name}"
         )
     gpu = model.gpu.gpu if table.gpu is None else table.gpu
@@ -312,8 +316,10 @@ def _task(
         for other, serving in zip(config.models(), served, strict=True):
             if isinstance(serving, OnGpu) and other.gpu.gpu == gpu:
                 raise UsageError(
-                    f"{path}: the shadow of {backend.spec.name} would run on GPU {gpu}, which serves {serving.spec.name} and"
-                    " would keep its requests waiting: name another with gpu in its table, or compare with an ONNX file"
+                    f"{path}: the shadow of {backend.spec.name} would run on GPU {gpu}, which serves"
+                    f" {serving.spec.name} and"
+                    " would keep its requests waiting: name another with gpu in its table, or compare with an"
+                    " ONNX file"
                 )
     return Task(
         path=os.fsencode(path.absolute()),

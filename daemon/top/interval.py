@@ -70,8 +70,8 @@ class Interval(msgspec.Struct, frozen=True):
         restarted: another daemon answered than before, and this is all that it did.
         clients: how many are connected under each name.
         cpu: share of one core.
-        waited: share of the time in which the serving thread could have run while another had its core; None where the
-            kernel does not tell.
+        waited: share of the time in which the serving thread could have run while another had its core; None
+            where the kernel does not tell.
         recorded_a_second: None where nothing is recorded.
         dropped: answered, but not recorded.
         paused_because: why nothing is being stored, "" where all is well.
@@ -104,7 +104,8 @@ class Interval(msgspec.Struct, frozen=True):
 
 
 def between(before: Status | None, after: Status) -> Interval:
-    """From one status to the next; from the daemon's start where there is none before, or it was another daemon's."""
+    """From one status to the next; from the daemon's start where there is none before, or it was another
+    daemon's."""
     restarted = before is not None and (before.pid != after.pid or before.uptime_ns > after.uptime_ns)
     if restarted:
         before = None

@@ -1,7 +1,7 @@
 """Who may connect. A peer is known by what the kernel keeps of it (SO_PEERCRED), never by what it says.
 
-The credentials are those of the process that called connect(), at that moment: they cost one call when a connection is
-accepted, and nothing for a request.
+The credentials are those of the process that called connect(), at that moment: they cost one call when a
+connection is accepted, and nothing for a request.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Credentials(NamedTuple):
 class Access:
     """The rule, with names looked up.
 
-    Root and the daemon's own user are always let in: either could replace the daemon, so that refusing them would
-    protect nothing.
+    Root and the daemon's own user are always let in: either could replace the daemon, so that refusing them
+    would protect nothing.
 
     Attributes:
         expected: the rule in words, for whoever is refused; "" where everybody is let in.
@@ -76,8 +76,8 @@ def credentials_of(connection: socket.socket) -> Credentials:
 
 
 def peer_groups(descriptor: int) -> frozenset[int]:
-    """The supplementary groups of the peer. Asked of the kernel, which never waits for a directory service as a look-up
-    of the user would; none where a kernel does not tell."""
+    """The supplementary groups of the peer. Asked of the kernel, which never waits for a directory service as
+    a look-up of the user would; none where a kernel does not tell."""
     groups = (ctypes.c_uint32 * _GROUPS_MAX)()
     size = ctypes.c_uint32(ctypes.sizeof(groups))
     failed = _libc.getsockopt(descriptor, socket.SOL_SOCKET, _SO_PEERGROUPS, groups, ctypes.byref(size))

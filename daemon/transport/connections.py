@@ -1,4 +1,5 @@
-"""Who is connected: connections as they come and go, the bounds on them, and how all of them are told that it ends."""
+"""Who is connected: connections as they come and go, the bounds on them, and how all of them are told that it
+ends."""
 
 from __future__ import annotations
 
@@ -78,7 +79,8 @@ class Clients:
         )
 
     def open_by(self) -> Counter[tuple[str, int]]:
-        """How many are connected, by transport ("shm", or "stream", which is everybody's before the Hello) and user."""
+        """How many are connected, by transport ("shm", or "stream", which is everybody's before the Hello)
+        and user."""
         return Counter(
             ("shm" if connection.session.has_rings else "stream", connection.credentials.uid)
             for connection in self._connections
@@ -89,7 +91,8 @@ class Clients:
         self._refusing = True
 
     async def drain(self) -> None:
-        """Say Goodbye to all, answer what is pending, close, and wait until they are gone or it took too long."""
+        """Say Goodbye to all, answer what is pending, close, and wait until they are gone or it took too
+        long."""
         for connection in list(self._connections):
             connection.session.drain(GoodbyeCode.DRAINING)
         await self._wait_until_gone(DRAIN_GRACE_S)
@@ -127,8 +130,8 @@ class Clients:
         return None
 
     def _make_room(self, uid: int | None = None) -> bool:
-        """Let go who has been silent for longest, of that user or of all: silence shall not hold a place that another
-        needs. False where all have said Hello."""
+        """Let go who has been silent for longest, of that user or of all: silence shall not hold a place that
+        another needs. False where all have said Hello."""
         for connection in list(self._silent):
             if connection.session.state is not State.HELLO:
                 del self._silent[connection]

@@ -1,14 +1,16 @@
 """Ringing and silencing an eventfd that somebody else holds too, without ever waiting.
 
-Who is passed a descriptor shares its open file, flags included: a client may take O_NONBLOCK off a doorbell behind the
-daemon's back, fill its counter up, and `write()` would wait for ever; or empty it, and `read()` would. No check before
-the call helps, for the client may act in between. So neither call is made:
+Who is passed a descriptor shares its open file, flags included: a client may take O_NONBLOCK off a doorbell
+behind the daemon's back, fill its counter up, and `write()` would wait for ever; or empty it, and `read()`
+would. No check before the call helps, for the client may act in between. So neither call is made:
 
-- A bell is rung by the kernel itself, as the notice of a finished asynchronous read (Linux AIO, IOCB_FLAG_RESFD) of
-  no bytes of /dev/null. The kernel adds to the counter, or leaves it full; there is no way for it to wait.
+- A bell is rung by the kernel itself, as the notice of a finished asynchronous read (Linux AIO,
+  IOCB_FLAG_RESFD) of no bytes of /dev/null. The kernel adds to the counter, or leaves it full; there is no
+  way for it to wait.
 - A bell is silenced with RWF_NOWAIT, which holds for the one call, whatever the flags say.
 
-That costs 0.7 us a ring, a plain write() 0.2 us; a client that has to be woken takes tens of microseconds to be.
+That costs 0.7 us a ring, a plain write() 0.2 us; a client that has to be woken takes tens of microseconds to
+be.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ _IO_SETUP, _IO_DESTROY, _IO_GETEVENTS, _IO_SUBMIT = 206, 207, 208, 209
 _PREAD: Final = 0
 _RESFD: Final = 1
 _IOCB: Final = struct.Struct("<QIiHhIQQqQII")
-"""struct iocb of linux/aio_abi.h: data, key, rw_flags, lio_opcode, reqprio, fildes, buf, nbytes, offset, reserved2,
-flags, resfd."""
+"""struct iocb of linux/aio_abi.h: data, key, rw_flags, lio_opcode, reqprio, fildes, buf, nbytes, offset,
+reserved2, flags, resfd."""
 _EVENT_BYTES: Final = 32
 
 
@@ -45,7 +47,8 @@ class BellRinger:
         self._context = ctypes.c_ulong(0)
         if self._libc.syscall(_IO_SETUP, _EVENTS_MAX, ctypes.byref(self._context)) != 0:
             raise MissingDependency(
-                f"the kernel gives no asynchronous I/O (io_setup: {os.strerror(ctypes.get_errno())}), which doorbells"
+                f"the kernel gives no asynchronous I/O (io_setup: {os.strerror(ctypes.get_errno())}), which"
+                " doorbells"
                 " need; a service may lack the system calls of @aio, or fs.aio-max-nr is used up"
             )
         self._null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)

@@ -1,4 +1,5 @@
-"""Opening the Unix sockets: under the right permissions from the first moment, never over a living daemon's."""
+"""Opening the Unix sockets: under the right permissions from the first moment, never over a living
+daemon's."""
 
 from __future__ import annotations
 
@@ -21,10 +22,11 @@ _LOCK_RETRY_S: Final = 0.01
 
 
 class Listener:
-    """A listening Unix socket with permissions `mode`, for use in a `with` block: leaving it removes the file.
+    """A listening Unix socket with permissions `mode`, for use in a `with` block: leaving it removes the
+    file.
 
-    A socket left over from a daemon that is gone is replaced. The permissions are made by the umask while it is
-    bound, so there is no moment at which others may connect.
+    A socket left over from a daemon that is gone is replaced. The permissions are made by the umask while it
+    is bound, so there is no moment at which others may connect.
 
     Attributes:
         socket: open from entering the block on; whoever serves it closes it.
@@ -54,7 +56,8 @@ class Listener:
                 self._inode = self._path.stat().st_ino
         except OSError as error:
             raise MissingDependency(
-                f"{self._path}: the socket cannot be made: {error.strerror}; choose another place with --socket"
+                f"{self._path}: the socket cannot be made: {error.strerror}; choose another place with"
+                " --socket"
             ) from None
         return self
 
@@ -105,20 +108,21 @@ def _make_directory(directory: Path) -> None:
 
 
 def _refuse_foreign(directory: Path) -> None:
-    """Below a directory that all may write to, such as /tmp, anybody can have made the socket's directory first, and
-    would then own what clients connect to."""
+    """Below a directory that all may write to, such as /tmp, anybody can have made the socket's directory
+    first, and would then own what clients connect to."""
     owner = directory.stat().st_uid
     if directory.parent.stat().st_mode & stat.S_IWOTH and owner not in (0, os.geteuid()):
         raise MissingDependency(
-            f"{directory}: the socket's directory belongs to user {owner}, who could put another socket there:"
+            f"{directory}: the socket's directory belongs to user {owner}, who could put another socket"
+            " there:"
             " choose another place with --socket"
         )
 
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """One daemon at a time looks what stands there and puts its own socket: or of two that start at once, the second
-    could take the first one's new socket for a stale one."""
+    """One daemon at a time looks what stands there and puts its own socket: or of two that start at once, the
+    second could take the first one's new socket for a stale one."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         deadline_s = time.monotonic() + _LOCK_TIMEOUT_S
@@ -129,7 +133,8 @@ def _locked(directory: Path) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > deadline_s:
                     raise MissingDependency(
-                        f"{directory}: another process has held its lock for {_LOCK_TIMEOUT_S:g} s (a daemon that is"
+                        f"{directory}: another process has held its lock for {_LOCK_TIMEOUT_S:g} s (a daemon"
+                        " that is"
                         " starting?): try again, or choose another place with --socket"
                     ) from None
                 time.sleep(_LOCK_RETRY_S)

@@ -1,12 +1,13 @@
 """The shared-memory transport: a thin shell that moves frames between the rings of a region and a session.
 
-While a session's rings are awake they are looked at in every tick of the loop. Asleep they cost nothing: their client
-rings a doorbell, which the loop waits for as for a socket. Rings go to sleep when the loop does, and, where many are
-open, when nothing has come for a while. See wire.ring for how none of this loses a wake-up.
+While a session's rings are awake they are looked at in every tick of the loop. Asleep they cost nothing:
+their client rings a doorbell, which the loop waits for as for a socket. Rings go to sleep when the loop does,
+and, where many are open, when nothing has come for a while. See wire.ring for how none of this loses a
+wake-up.
 
-A client may write whatever it likes into its region, at any time. Every counter of its is held against ours, a request
-is copied before it is looked at, the region cannot be resized, and no system call on what it shares can wait (see
-daemon.doorbell). What breaks the rules ends its own session.
+A client may write whatever it likes into its region, at any time. Every counter of its is held against ours,
+a request is copied before it is looked at, the region cannot be resized, and no system call on what it shares
+can wait (see daemon.doorbell). What breaks the rules ends its own session.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 BEAT_S: Final = 0.05
 """How often a region's heartbeat moves; the contract says at least every 0.1 s."""
 BEATEN_AT_ONCE: Final = 20
-"""A thousand regions are a thousand cache misses, in which nobody is answered: past so many they have their beats in
-turns."""
+"""A thousand regions are a thousand cache misses, in which nobody is answered: past so many they have their
+beats in turns."""
 AWAKE_MAX: Final = 16
 """More rings than that are not all looked at in every tick: those that were quiet for a beat sleep."""
 ROUND: Final = range(8)
@@ -44,7 +45,8 @@ ANSWERED_MAX: Final = 4
 """Requests from them that are answered at once in one round."""
 LONE_ROUND: Final = range(128)
 LONE_ANSWERED_MAX: Final = 32
-"""The same where no other client is connected that the round could be kept from: a quarter of a millisecond."""
+"""The same where no other client is connected that the round could be kept from: a quarter of a
+millisecond."""
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
@@ -108,7 +110,8 @@ class SessionRings:
         """Region, request doorbell, response doorbell; until `start()`."""
         return (self._memory, *self._bells)
 
-    # -- the session's side ------------------------------------------------------------------------------------
+    # -- the session's side
+    # ------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """The client has been told: look at what it publishes."""
@@ -176,7 +179,7 @@ class SessionRings:
                 os.close(descriptor)
         self._memory, self._bells = -1, ()
 
-    # -- the host's side ---------------------------------------------------------------------------------------
+    # -- the host's side ---------------------------------------------------------------------------------
 
     def may_sleep(self) -> bool:
         """From now on the doorbell is needed; False, and it is not, where something has come meanwhile."""
@@ -214,7 +217,8 @@ class RingHost:
     """All rings of a daemon, and the tick's part of them.
 
     Attributes:
-        poll: for the tick: looks at all rings that are awake, then lets `batch` run; True where there is work or was.
+        poll: for the tick: looks at all rings that are awake, then lets `batch` run; True where there is work
+            or was.
         batch_with: sets another `batch`.
         clock: CLOCK_MONOTONIC in ns.
         fence: see wire.ring.
@@ -271,7 +275,8 @@ class RingHost:
             raise FrameError(RejectCode.TRANSPORT_UNAVAILABLE, reason) from None
 
     def may_sleep(self) -> bool:
-        """The tick is about to stop: every ring that is awake goes to sleep, but those for which something came."""
+        """The tick is about to stop: every ring that is awake goes to sleep, but those for which something
+        came."""
         busy = tuple(rings for rings in self._awake if not self._put_to_sleep(rings))
         self._set_awake(busy)
         return not busy
@@ -283,7 +288,7 @@ class RingHost:
         if self._ringer is not None:
             self._ringer.close()
 
-    # -- the rings' side ---------------------------------------------------------------------------------------
+    # -- the rings' side ---------------------------------------------------------------------------------
 
     def add(self, rings: SessionRings, bell: int, rung: Callable[[], None]) -> None:
         """Look at them from now on, and call `rung` when their doorbell rings."""
@@ -317,7 +322,7 @@ class RingHost:
         assert self._ringer is not None
         self._ringer.ring(bell)
 
-    # -- inside ------------------------------------------------------------------------------------------------
+    # -- inside ------------------------------------------------------------------------------------------
 
     def _make_poll(
         self, batch: Callable[[], bool]
@@ -335,8 +340,8 @@ class RingHost:
                 return batch() or busy
             (look,) = looks
             answered = 0
-            # Whoever was just answered asks again before a round of the loop would be over; the round also looks at
-            # the sockets, which wait no longer than for `answered_max` requests.
+            # Whoever was just answered asks again before a round of the loop would be over; the round also
+            # looks at the sockets, which wait no longer than for `answered_max` requests.
             alone = counters.connections_open == len(opened)
             answered_max = LONE_ANSWERED_MAX if alone else ANSWERED_MAX
             for _ in LONE_ROUND if alone else ROUND:
@@ -382,8 +387,10 @@ class RingHost:
     def _look_after(self, rings: SessionRings, now_ns: int) -> None:
         rings.beat(now_ns)
         if rings.stalled or (not rings.awake and rings.lag()):
-            # Nobody rings when there is room for answers again. Nor does a bell that its client has broken, or has not
-            # come to: a counter that the kernel was made to fill up is an error, after which a loop waits no more.
+            # Nobody rings when there is room for answers again. Nor does a bell that its client has broken,
+            # or has not
+            # come to: a counter that the kernel was made to fill up is an error, after which a loop waits no
+            #     more.
             rings.stalled = False
             self.rise(rings)
         elif rings.quiet() and rings.awake and len(self._awake) > AWAKE_MAX and rings.may_sleep():

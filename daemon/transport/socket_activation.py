@@ -1,7 +1,7 @@
 """Listening sockets that the service manager opened: sd_listen_fds(3) as this daemon needs it.
 
-They outlive the daemon, so a client that connects between two of its lives waits in the backlog instead of being
-refused. Their files are the service manager's: nothing here removes them.
+They outlive the daemon, so a client that connects between two of its lives waits in the backlog instead of
+being refused. Their files are the service manager's: nothing here removes them.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def take_sockets(
 ) -> dict[str, PassedListener]:
     """The sockets that were passed to process `pid`, by their names; none where it was started by hand.
 
-    The variables are taken out of the environment, and the descriptors are closed on exec, so that no child takes
-    them for its own.
+    The variables are taken out of the environment, and the descriptors are closed on exec, so that no child
+    takes them for its own.
 
     Raises:
         UsageError: what was passed is not what this daemon can serve.
@@ -91,7 +91,8 @@ def place(config: Config, passed: dict[str, PassedListener]) -> Config:
         said = getattr(config, setting)
         if said and os.path.abspath(said) != str(listener.path):
             raise UsageError(
-                f"{setting} is {said}, but the service manager listens on {listener.path}: leave {setting} out, or"
+                f"{setting} is {said}, but the service manager listens on {listener.path}: leave {setting}"
+                " out, or"
                 " write the same path into ListenStream= of the socket's unit"
             )
         config = msgspec.structs.replace(config, **{setting: str(listener.path)})

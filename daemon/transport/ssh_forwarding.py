@@ -1,8 +1,9 @@
 """Telling a client from what only carries its bytes: descriptors, and so shared memory, end at a forwarder.
 
-A daemon that grants shared memory to an SSH tunnel would give it to sshd, which throws the descriptors away. Such a peer
-can be known by the name of its process, where /proc shows it: in a container, or as a service with ProtectProc=, the
-daemon may see nothing. Then the client finds out, by the descriptors that it did not get.
+A daemon that grants shared memory to an SSH tunnel would give it to sshd, which throws the descriptors away.
+Such a peer can be known by the name of its process, where /proc shows it: in a container, or as a service
+with ProtectProc=, the daemon may see nothing. Then the client finds out, by the descriptors that it did not
+get.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ _FORWARDERS: Final = {
 
 
 def why_not_shared_memory(pid: int) -> str:
-    """Why descriptors that are passed to this process do not reach the client; empty where they do, or nobody knows.
+    """Why descriptors that are passed to this process do not reach the client; empty where they do, or nobody
+    knows.
 
     The words are short enough for the reason of a Reject.
     """

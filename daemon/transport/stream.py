@@ -1,7 +1,8 @@
 """The Unix stream transport: a thin shell that moves bytes between a socket and a session.
 
-Answers are written straight to the descriptor, before the loop's round ends; only what the kernel does not take at
-once goes through the transport's buffer, and a client that lets more than `unsent_bytes_max` pile up is cut off.
+Answers are written straight to the descriptor, before the loop's round ends; only what the kernel does not
+take at once goes through the transport's buffer, and a client that lets more than `unsent_bytes_max` pile up
+is cut off.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class StreamProtocol(asyncio.BufferedProtocol):
         self.descriptor = -1
         self._detour = True  # send() must not write straight to the descriptor
 
-    # -- asyncio's side ----------------------------------------------------------------------------------------
+    # -- asyncio's side ----------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports have asyncio.Transport's methods, not its class
@@ -89,7 +90,8 @@ class StreamProtocol(asyncio.BufferedProtocol):
         self.session.lost()
         self._on_closed(self)
 
-    # -- the session's side ------------------------------------------------------------------------------------
+    # -- the session's side
+    # ------------------------------------------------------------------------------------
 
     def send(self, data: memoryview | bytes) -> None:
         """Write now what the kernel takes; the rest is copied and follows when it takes more."""

@@ -1,7 +1,9 @@
-"""The part of TensorRT's Python API that builds, as far as sigd uses it: typed here, for the bindings come without types.
+"""The part of TensorRT's Python API that builds, as far as sigd uses it: typed here, for the bindings come
+without types.
 
-As in `sigd.models.gpu.trt_types`: mypy holds our code to these protocols, and a contract test holds these protocols to the
-real bindings of every version. Parameters carry the names that the bindings give them. Nothing here runs.
+As in `sigd.models.gpu.trt_types`: mypy holds our code to these protocols, and a contract test holds these
+protocols to the real bindings of every version. Parameters carry the names that the bindings give them.
+Nothing here runs.
 """
 
 from __future__ import annotations

@@ -73,7 +73,8 @@ class BuiltPlan:
         content: the plan.
         flags: the builder's settings in force.
         timing_cache: afterwards; None where there was none.
-        device_memory_bytes: what one execution needs beside the weights; None where no GPU here could load the plan.
+        device_memory_bytes: what one execution needs beside the weights; None where no GPU here could load
+            the plan.
     """
 
     content: bytes
@@ -87,8 +88,8 @@ def build_plan(
 ) -> BuiltPlan:
     """Build the plan of a model.
 
-    The builder runs on a thread of its own, so that the caller's thread stays free: a KeyboardInterrupt (or any other
-    exception) raised there cancels the build at the builder's next step and is raised again.
+    The builder runs on a thread of its own, so that the caller's thread stays free: a KeyboardInterrupt (or
+    any other exception) raised there cancels the build at the builder's next step and is raised again.
 
     Args:
         trt: the module `tensorrt` or `tensorrt_rtx`.
@@ -121,7 +122,8 @@ def _check_precision(spec: ModelSpec, request: PlanRequest) -> None:
     capability = tuple(map(int, request.compute_capability.split(".")))
     if request.precision == "tf32" and capability < _TF32_CAPABILITY:
         raise ModelRefused(
-            f"{spec.path}: tf32 needs compute capability 8.0 or newer, this build is for {request.compute_capability}: give"
+            f"{spec.path}: tf32 needs compute capability 8.0 or newer, this build is for"
+            f" {request.compute_capability}: give"
             " --precision fp16"
         )
 
@@ -141,8 +143,8 @@ class _Build:
     def run(self, progress: BuildProgress, cancelled: threading.Event) -> BuiltPlan:
         trt = self._trt
         builder = trt.Builder(self._logger)
-        # TensorRT 10 numbers this flag otherwise than 11 and RTX do, so its number is never written down. 10 knows weak
-        # typing too; strong typing makes one graph mean the same everywhere.
+        # TensorRT 10 numbers this flag otherwise than 11 and RTX do, so its number is never written down. 10
+        # knows weak typing too; strong typing makes one graph mean the same everywhere.
         network = self._made(
             builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         )
@@ -169,7 +171,8 @@ class _Build:
             return
         refused = [self._refused_node(parser.get_error(index)) for index in range(parser.num_errors)]
         raise ModelRefused(
-            f"{self._spec.path}: {self._tool} does not support {'; '.join(refused) or 'it: ' + self._last_words()}: export the"
+            f"{self._spec.path}: {self._tool} does not support"
+            f" {'; '.join(refused) or 'it: ' + self._last_words()}: export the"
             " model without it, or serve it with ONNX Runtime (--runtime onnxruntime)"
         )
 
@@ -202,7 +205,8 @@ class _Build:
         cache = self._made(config.create_timing_cache(request.timing_cache))
         if not config.set_timing_cache(cache, False):
             raise ModelRefused(
-                f"the timing cache was made on another GPU or by another version than {self._tool} ({self._last_words()}): name"
+                f"the timing cache was made on another GPU or by another version than {self._tool}"
+                f" ({self._last_words()}): name"
                 " another file with --timing-cache, or remove it"
             )
         return cache
@@ -223,8 +227,10 @@ class _Build:
         if capability is None:
             names = sorted((name[2:] for name in known if re.fullmatch(r"SM\d+", name)), key=int)
             raise ModelRefused(
-                f"{self._spec.path}: {self._tool} does not build for compute capability {wanted}, expected one of"
-                f" {', '.join(f'{name[:-1]}.{name[-1]}' for name in names)}: build with TensorRT on the GPU itself"
+                f"{self._spec.path}: {self._tool} does not build for compute capability {wanted}, expected"
+                " one of"
+                f" {', '.join(f'{name[:-1]}.{name[-1]}' for name in names)}: build with TensorRT on the GPU"
+                " itself"
             )
         return capability
 
@@ -243,13 +249,16 @@ class _Build:
         no_kernel = _NO_KERNEL.search(words)
         if no_kernel is not None:
             return ModelRefused(
-                f"{self._spec.path}: node {no_kernel['node']!r} cannot run in {request.precision} on compute capability"
-                f" {request.compute_capability} ({no_kernel['gpu']}: {no_kernel['why']}): give another --precision (fp16 runs"
+                f"{self._spec.path}: node {no_kernel['node']!r} cannot run in {request.precision} on compute"
+                " capability"
+                f" {request.compute_capability} ({no_kernel['gpu']}: {no_kernel['why']}): give another"
+                " --precision (fp16 runs"
                 " on all that TensorRT builds for)"
             )
         if any(text in words for text in _NO_DEVICE):
             return BackendUnavailable(
-                f"{self._tool} needs a GPU and its driver here: {words}: run sigd doctor, or build for a GPU elsewhere with"
+                f"{self._tool} needs a GPU and its driver here: {words}: run sigd doctor, or build for a GPU"
+                " elsewhere with"
                 " --runtime tensorrt-rtx --compute-capability 8.6"
             )
         return BackendFailed(f"{self._spec.path}: {self._tool} could not build it: {words}")

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 DEFAULT_LEVEL: Final = 2
-"""Every fusion that holds on all processors. What depends on the processor (the layout of convolutions) is left to the
-backend, which optimises again when it opens the engine, so nothing is lost."""
+"""Every fusion that holds on all processors. What depends on the processor (the layout of convolutions) is
+left to the backend, which optimises again when it opens the engine, so nothing is lost."""
 LAYOUT_LEVEL: Final = 3
 """From here on layouts are chosen for this processor, and the engine fits no other."""
 _LOG_FATAL: Final = 4

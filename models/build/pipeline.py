@@ -1,7 +1,7 @@
 """From a model file to a published engine: read, convert, build, measure, publish.
 
-Everything happens in a staging folder beside the target. An exception at any point, a KeyboardInterrupt included,
-leaves what was there before and nothing else.
+Everything happens in a staging folder beside the target. An exception at any point, a KeyboardInterrupt
+included, leaves what was there before and nothing else.
 """
 
 from __future__ import annotations
@@ -45,12 +45,13 @@ ROWS_MAX: Final = 1024
 """Rows that int8 ranges are taken from, and accuracy is measured on where the model is quick enough."""
 _ORACLE_BATCH_ROWS: Final = 16
 _ORACLE_SECONDS: Final = 0.5
-"""The oracle is hundreds of times slower than a backend: it answers as many rows as it can in this time, and at least
-one batch. `sigd compare` takes as many as one has patience for."""
+"""The oracle is hundreds of times slower than a backend: it answers as many rows as it can in this time, and
+at least one batch. `sigd compare` takes as many as one has patience for."""
 
 
 class AccuracyTooLow(ModelError):
-    """The engine was built and not written: its labels agree with the oracle's less often than was asked for."""
+    """The engine was built and not written: its labels agree with the oracle's less often than was asked
+    for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,8 @@ def build_engine(
 
 
 def _rows(request: BuildRequest, spec: ModelSpec) -> Float32Array:
-    """Rows to calibrate and measure with, in an order of no meaning, for the oracle may not come to the last."""
+    """Rows to calibrate and measure with, in an order of no meaning, for the oracle may not come to the
+    last."""
     if request.calibration is None:
         return seeded_rows(spec, ROWS_MAX, request.seed)
     rows = read_rows(request.calibration, spec, ROWS_MAX)
@@ -139,7 +141,8 @@ def _rows(request: BuildRequest, spec: ModelSpec) -> Float32Array:
 
 
 def _converted(file: OnnxFile, job: Job, rows: Float32Array) -> ModelProto:
-    """The graph in the precision that was asked for, every node named, so that whoever refuses one can name it."""
+    """The graph in the precision that was asked for, every node named, so that whoever refuses one can name
+    it."""
     request, spec = job.request, job.spec
     if request.precision == "fp16":
         model = to_fp16(file.model, spec.path)
@@ -189,7 +192,8 @@ def _timing_cache(path: Path | None) -> bytes | None:
 
 
 def _sample(job: Job, rows: Float32Array) -> _Sample:
-    """The oracle's answers, and its word that rows do not depend on each other in batches as they are asked for."""
+    """The oracle's answers, and its word that rows do not depend on each other in batches as they are asked
+    for."""
     batch_rows_max = max(profile.rows_max for profile in job.profiles)
     oracle = OracleBackend(job.spec, min(_ORACLE_BATCH_ROWS, len(rows), batch_rows_max))
     oracle.open()
@@ -213,7 +217,8 @@ def _answers_in_time(oracle: Backend, rows: Float32Array) -> Float32Array:
 
 
 def _measured(folder: Path, job: Job, model: ModelProto, plan: BuiltPlan, sample: _Sample) -> Manifest:
-    """The manifest, with the accuracy of the engine where it can run here: staged, and opened as it will be served."""
+    """The manifest, with the accuracy of the engine where it can run here: staged, and opened as it will be
+    served."""
     findings = Findings(
         plan=plan,
         rows=sample.rows,
@@ -232,8 +237,8 @@ def _conversion_accuracy(
 ) -> Accuracy | Literal["not measured"]:
     """What the precision costs: the converted graph against the original, where something here runs it.
 
-    ONNX Runtime computes most of a float16 graph in float32 on a CPU, so what a GPU will make of that is measured on
-    the reference evaluator, which rounds after every operator; it is slow, so on fewer rows.
+    ONNX Runtime computes most of a float16 graph in float32 on a CPU, so what a GPU will make of that is
+    measured on the reference evaluator, which rounds after every operator; it is slow, so on fewer rows.
     """
     emulated = job.request.precision == "fp16" and job.runtime != "onnxruntime"
     package = "onnx" if emulated else "onnxruntime"
@@ -272,13 +277,17 @@ def _check_agreement(manifest: Manifest, request: BuildRequest) -> None:
     measured = manifest.accuracy if isinstance(manifest.accuracy, Accuracy) else manifest.conversion_accuracy
     if not isinstance(measured, Accuracy):
         raise AccuracyTooLow(
-            f"{request.model}: neither the engine nor its {request.precision} graph runs on this machine, so that labels agree"
-            f" with the oracle's for {request.agreement_min:.2%} of rows cannot be shown: build where it runs, or leave"
+            f"{request.model}: neither the engine nor its {request.precision} graph runs on this machine, so"
+            " that labels agree"
+            f" with the oracle's for {request.agreement_min:.2%} of rows cannot be shown: build where it"
+            " runs, or leave"
             " --agreement-min out"
         )
     if measured.label_agreement < request.agreement_min:
         raise AccuracyTooLow(
-            f"{request.model}: in {request.precision} its labels agree with the oracle's for {measured.label_agreement:.2%} of"
-            f" {measured.rows} rows, expected at least {request.agreement_min:.2%}: nothing was written. Calibrate with rows"
+            f"{request.model}: in {request.precision} its labels agree with the oracle's for"
+            f" {measured.label_agreement:.2%} of"
+            f" {measured.rows} rows, expected at least {request.agreement_min:.2%}: nothing was written."
+            " Calibrate with rows"
             " nearer to what it will see, or give a wider --precision"
         )

@@ -1,4 +1,5 @@
-"""The precision of a model is set in its graph: TensorRT 11 and TensorRT-RTX obey the graph's types and nothing else.
+"""The precision of a model is set in its graph: TensorRT 11 and TensorRT-RTX obey the graph's types and
+nothing else.
 
 fp16 by ONNX Runtime's float16 converter, int8 by its static quantiser. Input and output stay float32.
 """
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 _QUANTISED: Final = ["Conv", "Gemm", "MatMul"]
-"""Where the time goes. Their inputs are quantised and nothing else: every further quantisation costs accuracy, and
-constants that are not weights (a scale, a mask) are refused by TensorRT when they are quantised."""
+"""Where the time goes. Their inputs are quantised and nothing else: every further quantisation costs
+accuracy, and constants that are not weights (a scale, a mask) are refused by TensorRT when they are
+quantised."""
 _OPSET_MIN: Final = 13
 """Ranges for each channel came with opset 13."""
 _CALIBRATION_BATCH_ROWS: Final = 64
@@ -72,8 +74,9 @@ def to_int8(
         spec: of the same.
         rows: float32, shape (n, features): what the model will really see.
         method: how a range is taken from the values seen: all of them, or without their extremes.
-        runtime: what is to run it. TensorRT takes no zero point but 0, and biases in float; ONNX Runtime has whole
-            integer kernels only for unsigned inputs and integer biases, and otherwise dequantises for every batch.
+        runtime: what is to run it. TensorRT takes no zero point but 0, and biases in float; ONNX Runtime has
+            whole integer kernels only for unsigned inputs and integer biases, and otherwise dequantises for
+            every batch.
 
     Raises:
         ModelRefused: nothing in it can be quantised, or it cannot be run on the rows.
@@ -118,7 +121,8 @@ def to_int8(
         quantised = onnx.load(target)
     if not any(node.op_type == "QuantizeLinear" for node in quantised.graph.node):
         raise ModelRefused(
-            f"{spec.path}: has no {', '.join(_QUANTISED)} with constant weights, so nothing of it can run in int8: build it"
+            f"{spec.path}: has no {', '.join(_QUANTISED)} with constant weights, so nothing of it can run in"
+            " int8: build it"
             " with --precision fp16 or fp32"
         )
     assert isinstance(quantised, onnx.ModelProto)
@@ -126,15 +130,16 @@ def to_int8(
 
 
 class _Rows:
-    """The rows as the quantiser reads them: a dictionary for each batch, then None. Rows that do not fill the batch of
-    a model that fixes one are left out."""
+    """The rows as the quantiser reads them: a dictionary for each batch, then None. Rows that do not fill the
+    batch of a model that fixes one are left out."""
 
     def __init__(self, spec: ModelSpec, rows: Float32Array) -> None:
         batch_rows = spec.batch_rows or min(_CALIBRATION_BATCH_ROWS, len(rows))
         whole = len(rows) // batch_rows * batch_rows
         if not whole:
             raise ModelRefused(
-                f"{spec.path}: {len(rows)} rows to calibrate with, expected at least the {batch_rows} of one batch"
+                f"{spec.path}: {len(rows)} rows to calibrate with, expected at least the {batch_rows} of one"
+                " batch"
             )
         batches = rows[:whole].reshape(-1, batch_rows, *spec.input_dims)
         self._batches = iter([{spec.input_name: np.ascontiguousarray(batch)} for batch in batches])
@@ -145,7 +150,8 @@ class _Rows:
 
 @contextmanager
 def _quiet_logging() -> Iterator[None]:
-    """The quantiser reports to the root logger, in terms of its own files, and sets that logger up; undo both."""
+    """The quantiser reports to the root logger, in terms of its own files, and sets that logger up; undo
+    both."""
     root = logging.getLogger()
     handlers, disabled = list(root.handlers), root.manager.disable
     logging.disable(logging.WARNING)

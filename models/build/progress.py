@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 
 class BuildProgress(Protocol):
-    """Somebody who watches. Phases nest and finish in reverse order; calls may come from any thread, one at a time."""
+    """Somebody who watches. Phases nest and finish in reverse order; calls may come from any thread, one at a
+    time."""
 
     def phase_started(self, name: str, parent: str | None, steps: int) -> None:
         """A phase of that many steps begins, inside `parent`."""
@@ -49,7 +50,8 @@ def phase(progress: BuildProgress, name: str) -> Iterator[None]:
 
 
 def progress_monitor(trt: Module, progress: BuildProgress, cancelled: threading.Event) -> Any:
-    """An `IProgressMonitor` of that TensorRT module that tells `progress`, and stops the build once `cancelled` is set.
+    """An `IProgressMonitor` of that TensorRT module that tells `progress`, and stops the build once
+    `cancelled` is set.
 
     The builder calls it from its own threads and must see no exception.
     """

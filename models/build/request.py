@@ -34,7 +34,8 @@ class Batches:
 
     Attributes:
         rows_min, rows_opt: either of them makes one profile that takes any batch from min to max.
-        rows_max: alone it makes one profile for each of the daemon's buckets, every kernel chosen for that size.
+        rows_max: alone it makes one profile for each of the daemon's buckets, every kernel chosen for that
+            size.
         buckets: exactly these sizes, one profile for each.
     """
 
@@ -54,7 +55,8 @@ class Batches:
         for profile in self.profiles():
             if not profile.rows_min <= profile.rows_opt <= profile.rows_max:
                 raise ValueError(
-                    f"the batch profile is min {profile.rows_min}, opt {profile.rows_opt}, max {profile.rows_max}; expected"
+                    f"the batch profile is min {profile.rows_min}, opt {profile.rows_opt}, max"
+                    f" {profile.rows_max}; expected"
                     " min <= opt <= max"
                 )
 
@@ -77,7 +79,8 @@ class Batches:
         fixed = _static(spec.batch_rows)
         if self != Batches() and self.profiles() != (fixed,):
             raise ModelRefused(
-                f"{spec.path}: its batch is fixed to {spec.batch_rows} rows, so no other can be built: leave out the batch"
+                f"{spec.path}: its batch is fixed to {spec.batch_rows} rows, so no other can be built: leave"
+                " out the batch"
                 " options, or export it with a free batch axis"
             )
         return (fixed,)
@@ -133,12 +136,14 @@ class BuildRequest:
     def __post_init__(self) -> None:
         if self.precision == "int8" and self.calibration is None:
             raise ValueError(
-                "int8 takes its ranges from rows that the model will really see: give some with --calibration (.npy, or a"
+                "int8 takes its ranges from rows that the model will really see: give some with --calibration"
+                " (.npy, or a"
                 " market capture)"
             )
         if self.engine.suffix != ENGINE_SUFFIX:
             raise ValueError(
-                f"{self.engine}: expected a name that ends in {ENGINE_SUFFIX}, by which the engine is known when it is served"
+                f"{self.engine}: expected a name that ends in {ENGINE_SUFFIX}, by which the engine is known"
+                " when it is served"
             )
         if self.compute_capability is not None and not _CAPABILITY.fullmatch(self.compute_capability):
             raise ValueError(
@@ -161,21 +166,25 @@ def check_runtime_options(request: BuildRequest, runtime: RuntimeName) -> None:
     given = [option for option, value in gpu_only.items() if value is not None]
     if runtime == "onnxruntime" and given:
         raise ValueError(
-            f"{', '.join(given)}: for a GPU only, and this is a build for ONNX Runtime on the CPU: leave it out, or give"
+            f"{', '.join(given)}: for a GPU only, and this is a build for ONNX Runtime on the CPU: leave it"
+            " out, or give"
             " --runtime tensorrt or tensorrt-rtx"
         )
     if runtime == "onnxruntime" and request.precision == "tf32":
         raise ValueError(
-            "tf32 is arithmetic of a GPU's tensor cores, and this is a build for ONNX Runtime on the CPU: give --precision"
+            "tf32 is arithmetic of a GPU's tensor cores, and this is a build for ONNX Runtime on the CPU:"
+            " give --precision"
             " fp32"
         )
     if runtime == "tensorrt-rtx" and request.timing_cache is not None:
         raise ValueError(
-            "--timing-cache: TensorRT-RTX chooses its kernels without timing them and has no such cache: leave it out"
+            "--timing-cache: TensorRT-RTX chooses its kernels without timing them and has no such cache:"
+            " leave it out"
         )
     if runtime == "tensorrt-rtx" and request.compute_capability is None:
         raise ValueError(
-            "TensorRT-RTX builds without a GPU and so must be told for which: give --compute-capability, for example 8.6"
+            "TensorRT-RTX builds without a GPU and so must be told for which: give --compute-capability, for"
+            " example 8.6"
         )
 
 

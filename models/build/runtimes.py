@@ -76,16 +76,19 @@ def choose_runtime(request: BuildRequest, machine: Machine) -> Choice:
     runtime, gpu = choice.runtime, machine.gpu
     if runtime not in machine.installed:
         raise BackendUnavailable(
-            f"{runtime} is not installed here: {INSTALL[runtime]}; or build for ONNX Runtime: --runtime onnxruntime"
+            f"{runtime} is not installed here: {INSTALL[runtime]}; or build for ONNX Runtime: --runtime"
+            " onnxruntime"
         )
     if runtime == "tensorrt" and gpu is None:
         raise BackendUnavailable(
-            f"TensorRT builds only on the GPU that is to run the engine, and none can be used here ({machine.no_gpu_because}): build on"
+            "TensorRT builds only on the GPU that is to run the engine, and none can be used here"
+            f" ({machine.no_gpu_because}): build on"
             " the machine that has it, or for it from here: --runtime tensorrt-rtx --compute-capability 8.6"
         )
     if runtime == "tensorrt" and gpu and request.compute_capability not in (None, gpu.compute_capability):
         raise ValueError(
-            f"TensorRT builds for the GPU that is here, {gpu.name} with compute capability {gpu.compute_capability}, not for"
+            f"TensorRT builds for the GPU that is here, {gpu.name} with compute capability"
+            f" {gpu.compute_capability}, not for"
             f" {request.compute_capability}: leave --compute-capability out, or give --runtime tensorrt-rtx"
         )
     return choice
@@ -127,7 +130,8 @@ def _importable(module: str) -> bool:
 
 
 def _first_gpu() -> Gpu | str:
-    """CUDA's first device, or why there is none. No context is made, so nothing is taken from other tenants."""
+    """CUDA's first device, or why there is none. No context is made, so nothing is taken from other
+    tenants."""
     try:
         facts = gpu_facts(0)
     except BackendUnavailable as error:

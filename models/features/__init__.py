@@ -1,4 +1,5 @@
-"""The 64 features that a model reads, computed as a stream. Training, replay and the demo all use this one object.
+"""The 64 features that a model reads, computed as a stream. Training, replay and the demo all use this one
+object.
 
 stream = FeatureStream()
 for event in read_capture(path):

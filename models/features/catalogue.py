@@ -1,7 +1,7 @@
 """What the 64 features are: name, formula, bounds, and the published work that each family is taken from.
 
-The order here is the order in the vector. `docs/features.md` is printed from this table; it also defines the symbols of
-the formulas:
+The order here is the order in the vector. `docs/features.md` is printed from this table; it also defines the
+symbols of the formulas:
 
     python -m sigd.models.features.document > docs/features.md
 """
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 FEATURE_VERSION = 1
-"""Raised by every change that makes the same events give another vector. A model states the version it was trained
-on; it must not be served vectors of another."""
+"""Raised by every change that makes the same events give another vector. A model states the version it was
+trained on; it must not be served vectors of another."""
 
 WINDOWS = (("10ms", 10), ("50ms", 50), ("200ms", 200), ("1s", 1_000), ("3s", 3_000), ("10s", 10_000))
 """The windows, shortest first: name and length in milliseconds."""
@@ -33,7 +33,8 @@ class Feature:
         name: unique, in the vector's order.
         formula: in the symbols that `sigd.models.features.document` defines.
         lower, upper: the value is clipped to these.
-        mirror: what exchanging the two sides of the market does to the value: -1 changes its sign, +1 leaves it.
+        mirror: what exchanging the two sides of the market does to the value: -1 changes its sign, +1 leaves
+            it.
     """
 
     name: str
@@ -70,10 +71,14 @@ _ALL_WINDOWS = " ".join(name for name, _ in WINDOWS)
 
 TOUCH = Family(
     "Touch",
-    "Queue imbalance: M. D. Gould and J. Bonart, Queue imbalance as a one-tick-ahead price predictor in a limit order "
-    "book, Market Microstructure and Liquidity 2(2), 2016; A. Cartea, R. Donnelly and S. Jaimungal, Enhancing trading "
-    "strategies with order book signals, Applied Mathematical Finance 25(1), 2018. Micro-price: S. Stoikov, The "
-    "micro-price: a high-frequency estimator of future prices, Quantitative Finance 18(12), 2018 (here its starting "
+    "Queue imbalance: M. D. Gould and J. Bonart, Queue imbalance as a one-tick-ahead price predictor in a"
+    " limit order "
+    "book, Market Microstructure and Liquidity 2(2), 2016; A. Cartea, R. Donnelly and S. Jaimungal, Enhancing"
+    " trading "
+    "strategies with order book signals, Applied Mathematical Finance 25(1), 2018. Micro-price: S. Stoikov,"
+    " The "
+    "micro-price: a high-frequency estimator of future prices, Quantitative Finance 18(12), 2018 (here its"
+    " starting "
     "point, the mid weighted by the opposite queues; the model learns the adjustment).",
     (
         _signed("queue_imbalance", "(qb - qa) / (qb + qa)", 1.0),
@@ -94,9 +99,11 @@ TOUCH = Family(
 
 ORDER_FLOW = Family(
     "Order-flow imbalance",
-    "R. Cont, A. Kukanov and S. Stoikov, The price impact of order book events, Journal of Financial Econometrics "
+    "R. Cont, A. Kukanov and S. Stoikov, The price impact of order book events, Journal of Financial"
+    " Econometrics "
     "12(1), 2014: from one quote n-1 to the next n, e = 1[Pb_n >= Pb_n-1] qb_n - 1[Pb_n <= Pb_n-1] qb_n-1 "
-    "- 1[Pa_n <= Pa_n-1] qa_n + 1[Pa_n >= Pa_n-1] qa_n-1. Their regressor is sum e; dividing by the resting size is "
+    "- 1[Pa_n <= Pa_n-1] qa_n + 1[Pa_n >= Pa_n-1] qa_n-1. Their regressor is sum e; dividing by the resting"
+    " size is "
     "their depth scaling, dividing by sum |e| bounds it.",
     (
         *_each(_ALL_WINDOWS, "ofi", "sum_W e / sum_W |e|", 1.0),
@@ -106,9 +113,12 @@ ORDER_FLOW = Family(
 
 TRADES = Family(
     "Trades",
-    "Trade imbalance: T. Chordia, R. Roll and A. Subrahmanyam, Order imbalance, liquidity, and market returns, Journal "
-    "of Financial Economics 65(1), 2002 (in volume and in number); the side is the exchange's own flag, s = +1 where "
-    "the buyer took. Trade price against the mid: R. D. Huang and H. R. Stoll, Dealer versus auction markets, Journal "
+    "Trade imbalance: T. Chordia, R. Roll and A. Subrahmanyam, Order imbalance, liquidity, and market"
+    " returns, Journal "
+    "of Financial Economics 65(1), 2002 (in volume and in number); the side is the exchange's own flag, s ="
+    " +1 where "
+    "the buyer took. Trade price against the mid: R. D. Huang and H. R. Stoll, Dealer versus auction markets,"
+    " Journal "
     "of Financial Economics 41(3), 1996 (the effective half-spread, here signed).",
     (
         *_each(_ALL_WINDOWS, "trade_imbalance", "sum_W s q / sum_W q", 1.0),
@@ -124,8 +134,10 @@ TRADES = Family(
 
 RETURNS = Family(
     "Mid returns",
-    "A. N. Kercheval and Y. Zhang, Modelling high-frequency limit order book dynamics with support vector machines, "
-    "Quantitative Finance 15(8), 2015 (their time-sensitive features: derivatives of price over several spans).",
+    "A. N. Kercheval and Y. Zhang, Modelling high-frequency limit order book dynamics with support vector"
+    " machines, "
+    "Quantitative Finance 15(8), 2015 (their time-sensitive features: derivatives of price over several"
+    " spans).",
     (
         *_each(_ALL_WINDOWS, "mid_return_bps", "1e4 (m - m') / m', m' the mid at now - W", 50.0),
         _signed("last_mid_move_sign", "sign of the last change of the mid; 0 before the first", 1.0),
@@ -134,9 +146,12 @@ RETURNS = Family(
 
 VOLATILITY = Family(
     "Realised volatility",
-    "T. G. Andersen, T. Bollerslev, F. X. Diebold and P. Labys, Modeling and forecasting realized volatility, "
-    "Econometrica 71(2), 2003; asymmetry from the semivariances of O. E. Barndorff-Nielsen, S. Kinnebrock and "
-    "N. Shephard, Measuring downside risk: realised semivariance, in Volatility and Time Series Econometrics, Oxford "
+    "T. G. Andersen, T. Bollerslev, F. X. Diebold and P. Labys, Modeling and forecasting realized volatility,"
+    " "
+    "Econometrica 71(2), 2003; asymmetry from the semivariances of O. E. Barndorff-Nielsen, S. Kinnebrock and"
+    " "
+    "N. Shephard, Measuring downside risk: realised semivariance, in Volatility and Time Series Econometrics,"
+    " Oxford "
     "University Press, 2010. d runs over the changes of the mid.",
     (
         *_each("200ms 1s 3s 10s", "volatility_bps", "1e4 sqrt(sum_W d^2) / m", 50.0, signed=False),
@@ -148,8 +163,10 @@ VOLATILITY = Family(
 
 ACTIVITY = Family(
     "Activity",
-    "Event rates: E. Bacry, I. Mastromatteo and J.-F. Muzy, Hawkes processes in finance, Market Microstructure and "
-    "Liquidity 1(1), 2015 (clustering at several scales). Durations: R. F. Engle and J. R. Russell, Autoregressive "
+    "Event rates: E. Bacry, I. Mastromatteo and J.-F. Muzy, Hawkes processes in finance, Market"
+    " Microstructure and "
+    "Liquidity 1(1), 2015 (clustering at several scales). Durations: R. F. Engle and J. R. Russell,"
+    " Autoregressive "
     "conditional duration, Econometrica 66(5), 1998.",
     (
         *_each(
@@ -164,17 +181,21 @@ ACTIVITY = Family(
 
 BOOK = Family(
     "Book",
-    "Imbalance over several levels: K. Xu, M. D. Gould and S. D. Howison, Multi-level order-flow imbalance in a limit "
+    "Imbalance over several levels: K. Xu, M. D. Gould and S. D. Howison, Multi-level order-flow imbalance in"
+    " a limit "
     "order book, Market Microstructure and Liquidity 4(3-4), 2018. Distance of the resting size: R. Naes and "
-    "J. A. Skjeltorp, Order book characteristics and the volume-volatility relation, Journal of Financial Markets 9(4), "
-    "2006 (the slope of the book). B and A are the bid and ask sizes of the L2 book as of its last depth message, "
+    "J. A. Skjeltorp, Order book characteristics and the volume-volatility relation, Journal of Financial"
+    " Markets 9(4), "
+    "2006 (the slope of the book). B and A are the bid and ask sizes of the L2 book as of its last depth"
+    " message, "
     "with its own mid.",
     (
         *_each("5 10 20", "book_imbalance", "(B - A) / (B + A) over the best W levels of each side", 1.0),
         *_each("1bps 5bps", "book_imbalance", "(B - A) / (B + A) over what rests within W of the mid", 1.0),
         _signed(
             "book_distance_asymmetry",
-            "(Da - Db) / (Da + Db), D the size-weighted mean distance from the mid of a side's best 20 levels",
+            "(Da - Db) / (Da + Db), D the size-weighted mean distance from the mid of a side's best 20"
+            " levels",
             1.0,
         ),
         _signed(

@@ -1,4 +1,5 @@
-"""Print the reference of the features as Markdown: `python -m sigd.models.features.document > docs/features.md`."""
+"""Print the reference of the features as Markdown:
+`python -m sigd.models.features.document > docs/features.md`."""
 
 from __future__ import annotations
 

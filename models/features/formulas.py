@@ -1,7 +1,8 @@
 """The formulas, one function a family, in the catalogue's order. Pure: integers in, a row of floats out.
 
-`edges` are the entries of a `WindowLog` at the start of each window (10ms, 50ms, 200ms, 1s, 3s, 10s), `newest` its
-last entry; what each entry holds is said in `stream`. Written out rather than looped over: this runs at every event.
+`edges` are the entries of a `WindowLog` at the start of each window (10ms, 50ms, 200ms, 1s, 3s, 10s),
+`newest` its last entry; what each entry holds is said in `stream`. Written out rather than looped over: this
+runs at every event.
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ def trade_row(
     last_offset_ticks: float,
     mean_size_e8: float,
 ) -> Row:
-    """Who took, how much and at what price. `last_offset_ticks`: the last trade's price less the mid, in ticks."""
+    """Who took, how much and at what price. `last_offset_ticks`: the last trade's price less the mid, in
+    ticks."""
     _, trades, signs, signed, volume, notional = newest
     imbalances = [(signed - edge[3]) / (volume - edge[4]) if volume != edge[4] else 0.0 for edge in edges]
     counted = (edges[2], edges[3], edges[5])

@@ -1,12 +1,13 @@
 """The features of one instrument, updated event by event.
 
-A sample is taken at every quote and every trade once the stream is warm: the order book is synchronised and the first
-quote lies at least the warm-up time (by default the longest window) back. Depth messages update the book and give
+A sample is taken at every quote and every trade once the stream is warm: the order book is synchronised and
+the first quote lies at least the warm-up time (by default the longest window) back. Depth messages update the
+book and give
 no sample: the touch moves faster than L2.
 
-The same events give the same bits: all that accumulates is integer, and the few floating-point operations of a sample
-depend on those integers alone. For the same reason no feature can be denormal: each is 0, or a quotient, root or
-logarithm of integers, far from the smallest float32.
+The same events give the same bits: all that accumulates is integer, and the few floating-point operations of
+a sample depend on those integers alone. For the same reason no feature can be denormal: each is 0, or a
+quotient, root or logarithm of integers, far from the smallest float32.
 """
 
 from __future__ import annotations
@@ -44,22 +45,24 @@ class FeatureStream:
     """Turns market events of one instrument into feature vectors.
 
     Attributes:
-        features: float32, shape (64,), the last sample; the same array for life, overwritten by each sample. Always
-            finite and within the bounds of the catalogue.
+        features: float32, shape (64,), the last sample; the same array for life, overwritten by each sample.
+            Always finite and within the bounds of the catalogue.
         mid_e8: the mid of the last quote, 1e-8 of the quote currency; 0.0 before the first.
         tick_size_e8: the price step in use, 1e-8; 0 while it is not known.
         samples: how many samples there were.
-        book_breaks: how often the book lost its place (a gap, a crossed book). No sample is taken from then until
-            the next snapshot.
-        events_ignored: quotes and trades that cannot be meant: a bid not below the ask, a price or size not above 0.
+        book_breaks: how often the book lost its place (a gap, a crossed book). No sample is taken from then
+            until the next snapshot.
+        events_ignored: quotes and trades that cannot be meant: a bid not below the ask, a price or size not
+            above 0.
     """
 
     def __init__(self, *, tick_size_e8: int = 0, warmup_ns: int = WINDOWS_NS[-1]) -> None:
         """
         Args:
-            tick_size_e8: the price step in units of 1e-8. 0: taken from the first depth snapshot, as the greatest
-                common divisor of its prices.
-            warmup_ns: how long after the first quote samples begin. Windows reach back to the first quote at most.
+            tick_size_e8: the price step in units of 1e-8. 0: taken from the first depth snapshot, as the
+                greatest common divisor of its prices.
+            warmup_ns: how long after the first quote samples begin. Windows reach back to the first quote at
+                most.
         """
         self.features: npt.NDArray[np.float32] = np.zeros(FEATURE_COUNT, np.float32)
         self.mid_e8 = 0.0
@@ -85,7 +88,8 @@ class FeatureStream:
         self._quotes = WindowLog(WINDOWS_NS, (0, 0, 0, 0, 0, 0))
         # Trades: number, s, s q, q, p q.
         self._trades = WindowLog(WINDOWS_NS, (0, 0, 0, 0, 0, 0))
-        # Changes of the mid: twice the mid (an integer), then the totals of d^2 and of the d^2 of rises, d in that unit.
+        # Changes of the mid: twice the mid (an integer), then the totals of d^2 and of the d^2 of rises, d in
+        # that unit.
         self._mids = WindowLog(WINDOWS_NS, (0, 0, 0, 0))
 
     @property

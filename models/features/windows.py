@@ -1,8 +1,9 @@
 """Sums over several time windows at once, exactly and without recomputation.
 
-The log keeps the running totals after each event. A window's sum is the newest totals minus those in force when the
-window began, so adding an event costs one append however many windows there are, and each window only moves its own
-edge forward. Totals are integers: nothing drifts, and the sum is the one that adding up the window's events gives.
+The log keeps the running totals after each event. A window's sum is the newest totals minus those in force
+when the window began, so adding an event costs one append however many windows there are, and each window
+only moves its own edge forward. Totals are integers: nothing drifts, and the sum is the one that adding up
+the window's events gives.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ _TRIM_ENTRIES_MIN = 4096
 class WindowLog:
     """Entries `(time_ns, *totals)` in time order, and the edges of the windows in it.
 
-    Memory: the entries of the longest window, at most doubled, and never less room than a few thousand entries.
+    Memory: the entries of the longest window, at most doubled, and never less room than a few thousand
+    entries.
     """
 
     __slots__ = ("_edges", "_entries", "_trim_at", "_windows_ns", "newest")
 
     def __init__(self, windows_ns: tuple[int, ...], origin: tuple[int, ...]) -> None:
-        """`windows_ns` ascend; `origin` is in force before the first event and its time is not after that one's."""
+        """`windows_ns` ascend; `origin` is in force before the first event and its time is not after that
+        one's."""
         self._windows_ns = windows_ns
         self._entries = [origin]
         self._edges = [0] * len(windows_ns)
@@ -34,7 +37,8 @@ class WindowLog:
             self._trim(entry[0])
 
     def at_edges(self, now_ns: int) -> list[tuple[int, ...]]:
-        """For each window W the last entry at or before now - W; the oldest there is where none is that old."""
+        """For each window W the last entry at or before now - W; the oldest there is where none is that
+        old."""
         entries = self._entries
         edges = self._edges
         newest = len(entries) - 1

@@ -1,14 +1,15 @@
 """CUDA as sigd uses it: a GPU, its primary context, and the errors of the driver.
 
-Memory, streams and events come from PyCUDA, graphs and priorities from cuda-bindings (`sigd.models.gpu.stream`).
+Memory, streams and events come from PyCUDA, graphs and priorities from cuda-bindings
+(`sigd.models.gpu.stream`).
 
-PyCUDA has no stream capture, no graphs, no stream priorities and no flags for the primary context; cuda-bindings has,
-and both work on the same primary context, which is also the one that TensorRT uses.
+PyCUDA has no stream capture, no graphs, no stream priorities and no flags for the primary context;
+cuda-bindings has, and both work on the same primary context, which is also the one that TensorRT uses.
 
-PyCUDA's objects belong to the thread in which they were made, and free nothing in any other; a thread that ends while
-one of PyCUDA's contexts is current aborts the process. So each GPU has one thread, its owner, that makes and frees
-everything, and nothing stays current there between two pieces of work. Launching, recording and querying may be done
-by any thread that has called `Gpu.make_current`.
+PyCUDA's objects belong to the thread in which they were made, and free nothing in any other; a thread that
+ends while one of PyCUDA's contexts is current aborts the process. So each GPU has one thread, its owner, that
+makes and frees everything, and nothing stays current there between two pieces of work. Launching, recording
+and querying may be done by any thread that has called `Gpu.make_current`.
 """
 
 from __future__ import annotations
@@ -108,7 +109,8 @@ def gpu_facts(index: int) -> GpuFacts:
 
 def _modules() -> tuple[Any, Any]:
     """`pycuda.driver` and `cuda.bindings.driver`, with CUDA initialised."""
-    # Lazily loaded kernels would be loaded by the first request that needs them. Read once, when CUDA is initialised.
+    # Lazily loaded kernels would be loaded by the first request that needs them. Read once, when CUDA is
+    # initialised.
     os.environ.setdefault("CUDA_MODULE_LOADING", "EAGER")
     try:
         import pycuda.driver as pycuda
@@ -131,8 +133,8 @@ def _modules() -> tuple[Any, Any]:
 class _Owner:
     """A thread that does one piece of work after the other.
 
-    A process that ends does not wait for it: it may hang in the driver, and PyCUDA aborts the process when a thread
-    ends normally after its context has died.
+    A process that ends does not wait for it: it may hang in the driver, and PyCUDA aborts the process when a
+    thread ends normally after its context has died.
     """
 
     def __init__(self, name: str) -> None:
@@ -208,7 +210,8 @@ class Gpu:
                 self._owner.end()
 
     def abandon(self, *kept: object) -> None:
-        """Leave everything as it is, for ever: on a device that died or hangs, freeing fails or never returns.
+        """Leave everything as it is, for ever: on a device that died or hangs, freeing fails or never
+        returns.
 
         `kept` and all that it holds is never finalised, not even when the process ends.
         """
@@ -265,7 +268,8 @@ class Gpu:
         return f"{_STICKY.get(int(code), 'CUDA error') if unknown else name.decode()} ({int(code)})"
 
     def error_of(self, error: Exception) -> CudaError:
-        """What an exception of PyCUDA says. It has no number, but a context that is dead answers with it once more."""
+        """What an exception of PyCUDA says. It has no number, but a context that is dead answers with it once
+        more."""
         if isinstance(error, self.pycuda.MemoryError):
             return CudaError(str(error), OUT_OF_MEMORY)
         dead = self.sticky_error()

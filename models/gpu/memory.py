@@ -45,7 +45,8 @@ class MemoryReader:
 
 
 def who_holds(pci_bus_id: str) -> str:
-    """A sentence that names the processes on a GPU, or says how to see them where NVML cannot be asked from here.
+    """A sentence that names the processes on a GPU, or says how to see them where NVML cannot be asked from
+    here.
 
     Args:
         pci_bus_id: of the card, as CUDA gives it; CUDA and NVML may number cards differently.

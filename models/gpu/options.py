@@ -11,11 +11,12 @@ class GpuOptions:
 
     Attributes:
         gpu: its number, in CUDA's order.
-        mapped_io: let the engine read and write the pinned arrays over the bus, and copy nothing. Measure it: it pays
-            for small rows at most.
-        device_timeout_ms: how long a batch may take before the GPU counts as hung. Another tenant of the card may hold
-            it up for a long time slice, so this is far from any latency budget.
-        keep_warm_us: after so long without a batch an empty one is run, to keep the GPU's clocks up; 0 is never.
+        mapped_io: let the engine read and write the pinned arrays over the bus, and copy nothing. Measure it:
+            it pays for small rows at most.
+        device_timeout_ms: how long a batch may take before the GPU counts as hung. Another tenant of the card
+            may hold it up for a long time slice, so this is far from any latency budget.
+        keep_warm_us: after so long without a batch an empty one is run, to keep the GPU's clocks up; 0 is
+            never.
     """
 
     gpu: int = 0

@@ -1,4 +1,5 @@
-"""What runs on a GPU, in order: a stream with its event, graphs captured on it, and pinned memory to copy from and to."""
+"""What runs on a GPU, in order: a stream with its event, graphs captured on it, and pinned memory to copy
+from and to."""
 
 from __future__ import annotations
 
@@ -14,14 +15,16 @@ from sigd.models.gpu.cuda import CudaError, Gpu
 
 _FLOAT_BYTES: Final = 4
 _STREAM_NON_BLOCKING: Final = 1
-"""CU_STREAM_NON_BLOCKING: no implicit waiting for the default stream, which other users of the context may use."""
+"""CU_STREAM_NON_BLOCKING: no implicit waiting for the default stream, which other users of the context may
+use."""
 
 
 class Lane:
-    """A stream with an event at its end: what is launched runs in order, and the event tells when it has finished.
+    """A stream with an event at its end: what is launched runs in order, and the event tells when it has
+    finished.
 
-    To be made, used for capture and closed inside `Gpu.run`. What the hot path needs it takes out once: `stream` and
-    `event` are PyCUDA's, `handle` is the stream as cuda-bindings wants it.
+    To be made, used for capture and closed inside `Gpu.run`. What the hot path needs it takes out once:
+    `stream` and `event` are PyCUDA's, `handle` is the stream as cuda-bindings wants it.
     """
 
     def __init__(self, gpu: Gpu) -> None:
@@ -30,7 +33,8 @@ class Lane:
         self.stream: Any = pycuda.Stream(_STREAM_NON_BLOCKING)
         self.event: Any = pycuda.Event(pycuda.event_flags.DISABLE_TIMING)
         self.handle: Any = driver.CUstream(self.stream.handle)
-        # What is captured on a stream of high priority keeps it, whatever stream it is launched on. PyCUDA's have none.
+        # What is captured on a stream of high priority keeps it, whatever stream it is launched on. PyCUDA's
+        # have none.
         code, _, highest = driver.cuCtxGetStreamPriorityRange()
         gpu.checked("cuCtxGetStreamPriorityRange", (code,))
         self._capture_stream: Any = gpu.checked(
@@ -44,7 +48,8 @@ class Lane:
             CudaError: something in it cannot be captured.
         """
         gpu, driver, stream = self._gpu, self._gpu.driver, self._capture_stream
-        # In this mode a capture neither disturbs nor is disturbed by another thread, where a model may be serving.
+        # In this mode a capture neither disturbs nor is disturbed by another thread, where a model may be
+        # serving.
         mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         gpu.checked("cuStreamBeginCapture", driver.cuStreamBeginCapture(stream, mode))
         try:
@@ -94,14 +99,15 @@ class Lane:
         self.stream = self.event = self.handle = self._capture_stream = None
 
 
-# PyCUDA keeps Python's lock while memory is taken and freed, and freeing waits for the device: a loop that serves another
-# engine meanwhile would stand still. cuda-bindings lets go of it.
+# PyCUDA keeps Python's lock while memory is taken and freed, and freeing waits for the device: a loop that
+# serves another engine meanwhile would stand still. cuda-bindings lets go of it.
 
 
 def pinned_rows(gpu: Gpu, rows: int, columns: int) -> Float32Array:
     """Zeros, float32, (rows, columns), in page-locked memory that the GPU can also address. Inside `Gpu.run`.
 
-    Not write-combined: the daemon reads what it has written there, and that would cost it a bus access each time.
+    Not write-combined: the daemon reads what it has written there, and that would cost it a bus access each
+    time.
     """
     size_bytes = rows * columns * _FLOAT_BYTES
     flags = gpu.driver.CU_MEMHOSTALLOC_DEVICEMAP

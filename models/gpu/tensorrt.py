@@ -1,8 +1,10 @@
-"""The TensorRT backend: one graph launch and one event for each batch, on arrays that the daemon writes and reads itself.
+"""The TensorRT backend: one graph launch and one event for each batch, on arrays that the daemon writes and
+reads itself.
 
-Nothing is allocated and nothing is looked up after `open()`. A batch is started by `submit()` and asked for by
-`ready()`, which never waits. What a GPU cannot recover from is not retried: a dead context, or a batch that does not
-come back within `device_timeout_ms`, is a fatal `BackendFailed`, and from then on every call says so again.
+Nothing is allocated and nothing is looked up after `open()`. A batch is started by `submit()` and asked for
+by `ready()`, which never waits. What a GPU cannot recover from is not retried: a dead context, or a batch
+that does not come back within `device_timeout_ms`, is a fatal `BackendFailed`, and from then on every call
+says so again.
 """
 
 from __future__ import annotations
@@ -51,23 +53,27 @@ def tensorrt_backend(
 
     Args:
         path: the engine; its manifest lies beside it.
-        batch_rows_max: the largest batch, in rows. An engine of a fixed batch is opened with that one instead.
+        batch_rows_max: the largest batch, in rows. An engine of a fixed batch is opened with that one
+            instead.
         name: what clients call the model; None takes the file's name without its ending.
 
     Raises:
-        ModelRefused: the engine does not fit this GPU, this TensorRT or this use; with the command that builds it again.
+        ModelRefused: the engine does not fit this GPU, this TensorRT or this use; with the command that
+        builds it again.
         BackendUnavailable: TensorRT, PyCUDA, the driver or the GPU is missing; with the way to get it.
     """
     if path.suffix != ENGINE_SUFFIX:
         gpu_facts(options.gpu)
         raise ModelRefused(
-            f"{path}: TensorRT serves engines, expected a file ending in {ENGINE_SUFFIX}: build one, sigd build-engine"
+            f"{path}: TensorRT serves engines, expected a file ending in {ENGINE_SUFFIX}: build one, sigd"
+            " build-engine"
             f" {path} --runtime tensorrt"
         )
     runtime = read_manifest(path).runtime
     if runtime == "onnxruntime":
         raise ModelRefused(
-            f"{path}: built for onnxruntime, expected an engine of TensorRT: serve it with --backend onnxruntime"
+            f"{path}: built for onnxruntime, expected an engine of TensorRT: serve it with --backend"
+            " onnxruntime"
         )
     trt = load(runtime)
     spec = check_engine(
@@ -87,7 +93,8 @@ class TensorRtBackend:
     Args:
         spec: of the engine; `path` is the plan, `sha256` its digest.
         trt: the runtime that built it.
-        batch_rows_max: the largest batch, in rows. An engine of a fixed batch is opened with that one instead.
+        batch_rows_max: the largest batch, in rows. An engine of a fixed batch is opened with that one
+            instead.
     """
 
     name = "tensorrt"
@@ -95,7 +102,8 @@ class TensorRtBackend:
     inputs: Float32Array
     outputs: Float32Array
 
-    # What a batch needs, at hand: for each number of rows the call that flushes them and the graph that runs them.
+    # What a batch needs, at hand: for each number of rows the call that flushes them and the graph that runs
+    # them.
     _batches: dict[int, tuple[Callable[[], object], Any]]
     _warm_graph: Any
     _launch: Any
@@ -127,8 +135,8 @@ class TensorRtBackend:
         self._forget()
 
     def open(self) -> None:
-        """Load the engine, capture a graph for every bucket and run each twice. Raises as `Backend.open` says, and
-        BackendFailed with `fatal` where the GPU died or hung over it."""
+        """Load the engine, capture a graph for every bucket and run each twice. Raises as `Backend.open`
+        says, and BackendFailed with `fatal` where the GPU died or hung over it."""
         plan = read_engine(self.spec)
         flush_denormals()
         options = self._options
@@ -155,7 +163,8 @@ class TensorRtBackend:
         self._remember(opened)
 
     def take_over(self) -> None:
-        """Let the calling thread run batches of an engine that another one has opened. Raises as `BoundToThread` says."""
+        """Let the calling thread run batches of an engine that another one has opened. Raises as
+        `BoundToThread` says."""
         assert self._opened is not None
         flush_denormals()
         try:
@@ -204,7 +213,8 @@ class TensorRtBackend:
         return False
 
     def keep_warm(self) -> None:
-        """For a caller with nothing to do: run an empty batch where none has run for `keep_warm_us`. Never waits.
+        """For a caller with nothing to do: run an empty batch where none has run for `keep_warm_us`. Never
+        waits.
 
         Raises:
             BackendFailed: the GPU failed.
@@ -261,7 +271,8 @@ class TensorRtBackend:
         # What belongs to the opened engine goes before it.
         self._forget()
 
-    # -- not on the way of a batch that succeeds ---------------------------------------------------------------
+    # -- not on the way of a batch that succeeds
+    # ---------------------------------------------------------------
 
     def _check_memory(self, gpu: Gpu) -> None:
         """Whether the engine fits beside the other tenants of the card. Raises BackendUnavailable."""
@@ -333,7 +344,8 @@ class TensorRtBackend:
         dead = gpu.sticky_error()
         facts = gpu.facts
         self._failure = BackendFailed(
-            f"{self.spec.path}: GPU {facts.index} ({facts.name}) failed: {what}{f' [{dead}]' if dead else ''}: it cannot be"
+            f"{self.spec.path}: GPU {facts.index} ({facts.name}) failed:"
+            f" {what}{f' [{dead}]' if dead else ''}: it cannot be"
             " used by this process any more; look for Xid in the kernel's log (dmesg) and at nvidia-smi",
             fatal=True,
         )
@@ -362,7 +374,8 @@ class TensorRtBackend:
 
 
 class _Opened:
-    """An engine and the GPU that it is on. Closed with the last that holds it, where nobody closed it before."""
+    """An engine and the GPU that it is on. Closed with the last that holds it, where nobody closed it
+    before."""
 
     def __init__(self, gpu: Gpu, prepared: PreparedEngine) -> None:
         self.gpu = gpu
@@ -393,7 +406,8 @@ class _Opened:
         self.gpu.release()
 
     def abandon(self) -> None:
-        """Leave everything to the end of the process: freeing fails on a dead GPU, and never returns on a hung one."""
+        """Leave everything to the end of the process: freeing fails on a dead GPU, and never returns on a
+        hung one."""
         self._held = False
         self.gpu.abandon(self.prepared)
 

@@ -1,13 +1,14 @@
-"""TensorRT 10, TensorRT 11 and TensorRT-RTX behind one small surface: what differs between them is here, and only here.
+"""TensorRT 10, TensorRT 11 and TensorRT-RTX behind one small surface: what differs between them is here, and
+only here.
 
     differs                           TensorRT 10, 11      TensorRT-RTX 1
     module                            tensorrt             tensorrt_rtx
     kernels for a shape               in the plan          compiled when a context first meets it: asked for at once
     may this context be captured?     capturing tells      has to be asked first
 
-Names that only some versions have (`device_memory_size`, `create_execution_context_without_device_memory`) are not used
-at all. Many calls report failure as None or False and only log the reason, so each of them is checked and its error
-carries what was logged last.
+Names that only some versions have (`device_memory_size`, `create_execution_context_without_device_memory`)
+are not used at all. Many calls report failure as None or False and only log the reason, so each of them is
+checked and its error carries what was logged last.
 """
 
 from __future__ import annotations
@@ -132,7 +133,8 @@ class TensorRt:
         self._logger = _recording_logger(module, self._words)
 
     def deserialize(self, plan: bytes) -> Engine:
-        """The engine in a plan, with its weights on the GPU of the calling thread's context. Raises TrtError."""
+        """The engine in a plan, with its weights on the GPU of the calling thread's context. Raises
+        TrtError."""
         self._words.clear()
         runtime = self._made("Runtime", self._module.Runtime(self._logger))
         return self._made("deserialize_cuda_engine", runtime.deserialize_cuda_engine(plan))
@@ -195,7 +197,8 @@ class TensorRt:
     def bind_output(
         self, context: ExecutionContext, tensor: EngineTensor, shape: tuple[int, ...], address: int
     ) -> None:
-        """Give an output its address, once every input is bound. Raises TrtError, also where its shape is another."""
+        """Give an output its address, once every input is bound. Raises TrtError, also where its shape is
+        another."""
         self._words.clear()
         missing = list(context.infer_shapes())
         if missing:
@@ -232,7 +235,8 @@ class TensorRt:
         if self._rtx is None:
             return
         rtx = cast("RtxRuntimeConfig", config)
-        # The graphs are ours. And a kernel that is compiled in the background would be swapped in under a request.
+        # The graphs are ours. And a kernel that is compiled in the background would be swapped in under a
+        # request.
         rtx.cuda_graph_strategy = self._rtx.CudaGraphStrategy.DISABLED
         rtx.dynamic_shapes_kernel_specialization_strategy = (
             self._rtx.DynamicShapesKernelSpecializationStrategy.EAGER

@@ -2,8 +2,8 @@
 
     plan -> engine -> for each bucket: execution context -> captured graph (copy in, run, copy out)
 
-The contexts share one block of scratch memory, and the buckets one pair of arrays, for only one batch runs at a time.
-All of it is made and freed on the GPU's owner thread; `sigd.models.gpu.tensorrt` launches the graphs.
+The contexts share one block of scratch memory, and the buckets one pair of arrays, for only one batch runs at
+a time. All of it is made and freed on the GPU's owner thread; `sigd.models.gpu.tensorrt` launches the graphs.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Arrays:
 def batches_for(ranges: Sequence[RowRange], batch_rows_max: int) -> dict[int, tuple[int, int]]:
     """The batch to run for each bucket, and the profile to run it with: bucket -> (rows, profile).
 
-    A bucket that no profile takes runs as the next larger batch that one does. Of several profiles the one that is
-    fastest nearest to it is taken.
+    A bucket that no profile takes runs as the next larger batch that one does. Of several profiles the one
+    that is fastest nearest to it is taken.
 
     Raises:
         ValueError: no profile takes `batch_rows_max` rows.
@@ -79,7 +79,8 @@ class PreparedEngine:
 
     Attributes:
         lane: where the graphs run.
-        arrays: what the caller writes and reads: `batch_rows_max` rows, or as many as the engine runs at least.
+        arrays: what the caller writes and reads: `batch_rows_max` rows, or as many as the engine runs at
+            least.
         graphs: rows -> executable graph of the bucket that holds them, for 1 to `batch_rows_max` rows.
         keep_warm_graph: runs the smallest batch on arrays of its own; None where it was not asked for.
     """
@@ -147,13 +148,15 @@ class PreparedEngine:
         found = tuple((tensor.name, tensor.dims[1:]) for tensor in (*inputs, *outputs))
         if (len(inputs), len(outputs)) != (1, 1) or found != expected:
             raise ModelRefused(
-                f"{spec.path}: the engine's tensors are {found}, expected {expected}, input and output: it is not the engine"
+                f"{spec.path}: the engine's tensors are {found}, expected {expected}, input and output: it is"
+                " not the engine"
                 " that its manifest describes, build it again"
             )
         for tensor in (*inputs, *outputs):
             if not tensor.plain:
                 raise ModelRefused(
-                    f"{spec.path}: {tensor.name!r} is not float32 in C order on the GPU, expected exactly that at both ends:"
+                    f"{spec.path}: {tensor.name!r} is not float32 in C order on the GPU, expected exactly"
+                    " that at both ends:"
                     " build it with sigd build-engine"
                 )
         return inputs[0], outputs[0]
@@ -164,7 +167,8 @@ class PreparedEngine:
             return batches_for(ranges, self._batch_rows_max)
         except ValueError as error:
             raise ModelRefused(
-                f"{self._spec.path}: batches of up to {self._batch_rows_max} rows were asked for, but {error}: serve with a"
+                f"{self._spec.path}: batches of up to {self._batch_rows_max} rows were asked for, but"
+                f" {error}: serve with a"
                 " smaller --batch-rows-max, or build it again with a larger --batch-max"
             ) from error
 

@@ -2,9 +2,9 @@
 
     code that uses TensorRT  --mypy-->  these protocols  --contract test-->  the real bindings of every version
 
-A name that is misspelt in our code is an error of mypy's; one that is misspelt here, or has another signature in some
-version, fails tests/simcuda/test_trt_contract.py, which reads the real bindings. Parameters carry the names that the
-bindings give them. Nothing here is imported from TensorRT, and nothing here runs.
+A name that is misspelt in our code is an error of mypy's; one that is misspelt here, or has another signature
+in some version, fails tests/simcuda/test_trt_contract.py, which reads the real bindings. Parameters carry the
+names that the bindings give them. Nothing here is imported from TensorRT, and nothing here runs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class RuntimeConfig(Protocol):
 
 
 class RtxRuntimeConfig(RuntimeConfig, Protocol):
-    """IRuntimeConfig of TensorRT-RTX, which compiles kernels when they are first needed unless told otherwise."""
+    """IRuntimeConfig of TensorRT-RTX, which compiles kernels when they are first needed unless told
+    otherwise."""
 
     cuda_graph_strategy: Any
     dynamic_shapes_kernel_specialization_strategy: Any

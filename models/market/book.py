@@ -1,8 +1,9 @@
 """The order book of one instrument, rebuilt from a snapshot and the depth messages around it.
 
-Binance's procedure, in the terms of `DepthDiff`: messages that arrive before the snapshot are kept; of these, the
-ones that end at or before the snapshot are dropped, and the first that remains must begin at or before it; from then
-on each message must follow the one before. A book that is rebuilt without the kept messages ends up crossed.
+Binance's procedure, in the terms of `DepthDiff`: messages that arrive before the snapshot are kept; of these,
+the ones that end at or before the snapshot are dropped, and the first that remains must begin at or before
+it; from then on each message must follow the one before. A book that is rebuilt without the kept messages
+ends up crossed.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from sigd.models.market.errors import BookCrossed, BookGap
 from sigd.models.market.events import DepthDiff, DepthSnapshot, Level
 
 DIFFS_KEPT_MAX = 4096
-"""How many diffs wait for a snapshot (minutes' worth). Older ones are dropped; if the snapshot needed one of them,
-the chain is seen to be broken and reported as a gap."""
+"""How many diffs wait for a snapshot (minutes' worth). Older ones are dropped; if the snapshot needed one of
+them, the chain is seen to be broken and reported as a gap."""
 
 
 class BookSide:
-    """One side of the book. Ranks are prices times `direction`, so that rank order is best first on both sides."""
+    """One side of the book. Ranks are prices times `direction`, so that rank order is best first on both
+    sides."""
 
     __slots__ = ("_direction", "_ranks", "_sizes")
 
@@ -116,8 +118,8 @@ class OrderBook:
         self._refuse_crossed()
 
     def on_diff(self, diff: DepthDiff) -> None:
-        """Apply a diff, or keep it where the book awaits a snapshot. A diff that ends at or before where the book
-        stands is ignored (they arrive just after a snapshot).
+        """Apply a diff, or keep it where the book awaits a snapshot. A diff that ends at or before where the
+        book stands is ignored (they arrive just after a snapshot).
 
         Raises:
             BookGap: messages are missing before this one.

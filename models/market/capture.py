@@ -1,11 +1,12 @@
 """Read a capture: the raw websocket messages of one instrument, as a collector wrote them.
 
 A capture is gzip, one message a line: `<local receive time, Unix ns> <JSON>`. The JSON is either a message of
-Binance's combined streams (`{"stream": "btcusdt@bookTicker", "data": {...}}` with the streams bookTicker, depth and
-trade, spot or USD-M futures) or the answer of its REST depth endpoint (`lastUpdateId`, `bids`, `asks`).
+Binance's combined streams (`{"stream": "btcusdt@bookTicker", "data": {...}}` with the streams bookTicker,
+depth and trade, spot or USD-M futures) or the answer of its REST depth endpoint (`lastUpdateId`, `bids`,
+`asks`).
 
-Futures diffs name the update they follow (`pu`); spot diffs name their own first update (`U`), which is one more.
-Both become `previous_update_id`.
+Futures diffs name the update they follow (`pu`); spot diffs name their own first update (`U`), which is one
+more. Both become `previous_update_id`.
 """
 
 from __future__ import annotations
@@ -67,12 +68,12 @@ _decode_trade = msgspec.json.Decoder(_TradeReport).decode
 def read_capture(path: Path | str) -> Iterator[MarketEvent]:
     """The events of a capture in the order they were received, read as a stream.
 
-    Trades that did not come from the order book (futures report insurance-fund and liquidation transfers with a
-    `X` other than MARKET) are left out.
+    Trades that did not come from the order book (futures report insurance-fund and liquidation transfers with
+    a `X` other than MARKET) are left out.
 
     Raises:
-        CaptureError: the file is missing, is not gzip or is cut short, or a line is not as the module says; with
-            the line number and what was expected.
+        CaptureError: the file is missing, is not gzip or is cut short, or a line is not as the module says;
+            with the line number and what was expected.
     """
     path = Path(path)
     try:
@@ -110,7 +111,8 @@ def parse_lines(lines: Iterable[bytes], source: str = "<lines>") -> Iterator[Mar
                 symbol = symbol or line_symbol
                 if line_symbol != symbol:
                     raise ValueError(
-                        f"belongs to {line_symbol!r}, the lines above to {symbol!r}; expected one instrument a file"
+                        f"belongs to {line_symbol!r}, the lines above to {symbol!r}; expected one instrument"
+                        " a file"
                     )
                 event = _event(receive_ns, stream, message.data)
             else:

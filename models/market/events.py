@@ -2,7 +2,8 @@
 
 Prices and sizes are integers in units of 1e-8 (hence `_e8`): decimal strings of an exchange are represented
 exactly, prices may be compared and used as keys, and sums over a window can be kept by adding and subtracting
-without ever drifting. Times are the receiver's own clock in integer nanoseconds; only their differences are used.
+without ever drifting. Times are the receiver's own clock in integer nanoseconds; only their differences are
+used.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One ONNX file as bytes, message and digest: what the spec is read from is exactly what the backends run.
 
-A backend is given the bytes that were hashed, never the path: a file that is replaced or written over while the
-daemon runs can neither change the answers nor take the process down through a mapped page.
+A backend is given the bytes that were hashed, never the path: a file that is replaced or written over while
+the daemon runs can neither change the answers nor take the process down through a mapped page.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from onnx import ModelProto, TensorProto
 
 _ALLOCATION_FAILED: Final = "alloc failed"
-"""How the parser says that there is no memory, with the error that it also has for bytes that are no model."""
+"""How the parser says that there is no memory, with the error that it also has for bytes that are no
+model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,8 @@ class OnnxFile:
         path: where it was read.
         content: the serialised model with every weight inside it.
         model: the same, parsed.
-        sha256: 32 bytes, as `sha256sum FILE` shows them. Where weights lie in files of their own it covers those
+        sha256: 32 bytes, as `sha256sum FILE` shows them. Where weights lie in files of their own it covers
+            those
             too, in the order of their names: `cat MODEL WEIGHTS... | sha256sum`.
     """
 
@@ -76,7 +78,8 @@ def read_onnx(path: Path, expected_sha256: bytes | None = None) -> OnnxFile:
         content = model.SerializeToString()
     if expected_sha256 is not None and sha256.digest() != expected_sha256:
         raise ModelRefused(
-            f"{path}: has changed since its spec was read (SHA-256 {sha256.hexdigest()}, expected {expected_sha256.hex()}):"
+            f"{path}: has changed since its spec was read (SHA-256 {sha256.hexdigest()}, expected"
+            f" {expected_sha256.hex()}):"
             " read the spec again, and replace a model file by renaming a whole one over it"
         )
     return OnnxFile(path, content, model, sha256.digest())
@@ -104,7 +107,8 @@ def _read_weights(path: Path, location: str) -> bytes:
         return read_file(path.parent / location)
     except OSError as error:
         raise ModelRefused(
-            f"{path}: keeps weights in {location!r}, which cannot be read beside it ({error.strerror or error}): copy that"
+            f"{path}: keeps weights in {location!r}, which cannot be read beside it"
+            f" ({error.strerror or error}): copy that"
             " file too, or save the model in one piece (torch.onnx.export(..., external_data=False))"
         ) from error
 
@@ -120,8 +124,10 @@ def _take_in(path: Path, tensor: TensorProto, weights: Mapping[str, bytes]) -> N
         start = end = -1
     if not 0 <= start <= end <= len(content):
         raise ModelRefused(
-            f"{path}: its files of weights do not fit it: {tensor.name!r} is bytes {entries.get('offset', 0)} and on,"
-            f" {entries.get('length', 'the rest')} of them, of a file of {len(content)}: copy the files again, all together"
+            f"{path}: its files of weights do not fit it: {tensor.name!r} is bytes {entries.get('offset', 0)}"
+            " and on,"
+            f" {entries.get('length', 'the rest')} of them, of a file of {len(content)}: copy the files"
+            " again, all together"
         )
     tensor.raw_data = content[start:end]
     tensor.data_location = tensor.DEFAULT
@@ -129,12 +135,14 @@ def _take_in(path: Path, tensor: TensorProto, weights: Mapping[str, bytes]) -> N
 
 
 def _location(tensor: TensorProto) -> str:
-    """The name of the file that holds it. Text that is no UTF-8 arrives as bytes; shown as such it names no file."""
+    """The name of the file that holds it. Text that is no UTF-8 arrives as bytes; shown as such it names no
+    file."""
     return next((str(entry.value) for entry in tensor.external_data if entry.key == "location"), "")
 
 
 def _tensors(model: ModelProto) -> Iterator[TensorProto]:
-    """Every tensor stored in a model: in its graph, in attributes, in the graphs inside those and in its functions."""
+    """Every tensor stored in a model: in its graph, in attributes, in the graphs inside those and in its
+    functions."""
     yield from model.graph.initializer
     nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
     while nodes:

@@ -1,7 +1,8 @@
 """An ONNX model in two parts: the graph, which is small, and the large weights, one behind the other.
 
-ONNX Runtime parses a model while it holds Python's lock, and takes the longer the more weights lie inside: 18 ms for
-34 MB, in which a thread that serves stands still. Weights beside the graph are copied later, without the lock.
+ONNX Runtime parses a model while it holds Python's lock, and takes the longer the more weights lie inside: 18
+ms for 34 MB, in which a thread that serves stands still. Weights beside the graph are copied later, without
+the lock.
 """
 
 from __future__ import annotations
@@ -32,9 +33,11 @@ class OnnxParts:
 
 
 def take_apart(model: ModelProto) -> OnnxParts:
-    """The parts of a model that has all its weights inside. Small ones, and those not kept as raw bytes, stay there.
+    """The parts of a model that has all its weights inside. Small ones, and those not kept as raw bytes, stay
+    there.
 
-    The message itself loses its weights: the parser's library ends the process where it has no memory for a copy.
+    The message itself loses its weights: the parser's library ends the process where it has no memory for a
+    copy.
     """
     from onnx import TensorProto
 

@@ -100,7 +100,8 @@ def check_model_file(path: Path, network: Network, features: Float32Array) -> fl
             backend.close()
         if not error <= ERROR_MAX:
             raise ModelRefused(
-                f"{path}: {name} is off by {error:.3g} from the trained network, expected at most {ERROR_MAX:g}"
+                f"{path}: {name} is off by {error:.3g} from the trained network, expected at most"
+                f" {ERROR_MAX:g}"
             )
         worst = max(worst, error)
     return worst

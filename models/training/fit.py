@@ -1,8 +1,9 @@
 """Fit the network and the logistic regression it is compared with, in PyTorch on the CPU.
 
-Both see each training sample and its mirror image (the two sides of the market exchanged: signed features change
-sign, down and up change places). Nothing in the market favours a side for long, and a few minutes of it hold a drift
-that a network would otherwise learn. Both stop where the loss on the validation part was lowest.
+Both see each training sample and its mirror image (the two sides of the market exchanged: signed features
+change sign, down and up change places). Nothing in the market favours a side for long, and a few minutes of
+it hold a drift that a network would otherwise learn. Both stop where the loss on the validation part was
+lowest.
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ def fit(
 
     Args:
         recipe: how.
-        training, validation: standardised features, shape (samples, 64), and classes 0 to 2, shape (samples,).
+        training, validation: standardised features, shape (samples, 64), and classes 0 to 2, shape
+            (samples,).
         seed: of the first weights, the order of the samples and the dropout.
         threads: CPU threads; another number may give other last bits.
         report: told each pass and its validation loss.

@@ -1,8 +1,9 @@
 """How good predictions are: log-loss, balanced accuracy, calibration, and what the differences are worth.
 
-Neighbouring samples share most of their outcome, so ten thousand samples are far fewer observations. Two measures take
-that into account: intervals are drawn by resampling whole blocks of time, and every score is also given on samples whose
-outcomes do not overlap.
+Neighbouring samples share most of their outcome, so ten thousand samples are far fewer observations. Two
+measures take
+that into account: intervals are drawn by resampling whole blocks of time, and every score is also given on
+samples whose outcomes do not overlap.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationBin:
-    """Predictions of up or down with a probability in [low, high): the mean prediction and how often it came true."""
+    """Predictions of up or down with a probability in [low, high): the mean prediction and how often it came
+    true."""
 
     low: float
     high: float
@@ -107,15 +109,17 @@ def losses(probabilities: Float64Array, classes: Int64Array) -> Float64Array:
 
 
 def score(probabilities: Float64Array, classes: Int64Array) -> Score:
-    """Score predictions, shape (samples, 3), against classes 0 to 2. Classes that do not occur do not count."""
+    """Score predictions, shape (samples, 3), against classes 0 to 2. Classes that do not occur do not
+    count."""
     called = probabilities.argmax(axis=1)
     recalls = [np.mean(called[classes == number] == number) for number in np.unique(classes)]
     return Score(float(losses(probabilities, classes).mean()), float(np.mean(recalls)))
 
 
 def gain(worse: Float64Array, better: Float64Array, times_ns: Int64Array, seed: int = 0) -> Gain:
-    """The mean of `worse - better` (losses of the same samples), with a 95% interval from a bootstrap over blocks of
-    five seconds (A. C. Davison and D. V. Hinkley, Bootstrap Methods and their Application, 1997)."""
+    """The mean of `worse - better` (losses of the same samples), with a 95% interval from a bootstrap over
+    blocks of five seconds (A. C. Davison and D. V. Hinkley, Bootstrap Methods and their Application,
+    1997)."""
     differences = worse - better
     _, blocks = np.unique((times_ns - times_ns[0]) // BLOCK_NS, return_inverse=True)
     sums, counts = np.bincount(blocks, differences), np.bincount(blocks)
@@ -126,8 +130,8 @@ def gain(worse: Float64Array, better: Float64Array, times_ns: Int64Array, seed: 
 
 
 def apart(times_ns: Int64Array, spacing_ns: int) -> BoolArray:
-    """Marks the first sample of each slot of two spacings' time that lies in the slot's first half: marked samples
-    are at least one spacing apart, and quiet times count as much as busy ones."""
+    """Marks the first sample of each slot of two spacings' time that lies in the slot's first half: marked
+    samples are at least one spacing apart, and quiet times count as much as busy ones."""
     since_ns = times_ns - times_ns[0]
     slots, offsets = since_ns // (2 * spacing_ns), since_ns % (2 * spacing_ns)
     marked = np.zeros(len(times_ns), np.bool_)

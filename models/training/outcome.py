@@ -1,8 +1,10 @@
-"""What is predicted: whether the mid is down, flat or up after a horizon, and how horizon and flat are chosen.
+"""What is predicted: whether the mid is down, flat or up after a horizon, and how horizon and flat are
+chosen.
 
-Both are chosen by class balance on the training part alone: the shortest horizon of a fixed ladder at which some
-threshold of a fixed ladder leaves no class a majority; of such thresholds the one that brings flat closest to a third.
-A shorter horizon is easier to predict and worth less; a longer one has fewer independent outcomes to learn from.
+Both are chosen by class balance on the training part alone: the shortest horizon of a fixed ladder at which
+some threshold of a fixed ladder leaves no class a majority; of such thresholds the one that brings flat
+closest to a third. A shorter horizon is easier to predict and worth less; a longer one has fewer independent
+outcomes to learn from.
 """
 
 from __future__ import annotations
@@ -78,7 +80,8 @@ def choose_outcome(samples: Samples, allowed: npt.NDArray[np.bool_]) -> Outcome:
         if balanced:
             return Outcome(horizon_ms * 1_000_000, min(balanced)[1])
     raise CannotTrain(
-        f"at no horizon up to {HORIZONS_MS[-1]} ms is every class short of a majority; expected a capture in which "
+        f"at no horizon up to {HORIZONS_MS[-1]} ms is every class short of a majority; expected a capture in"
+        " which "
         "the mid moves, and a few minutes of it"
     )
 

@@ -40,7 +40,8 @@ class Progress(Protocol):
     """Is told how the run goes."""
 
     def stage(self, text: str, total: int) -> Callable[[int], None]:
-        """A stage of `total` steps begins (0: not known); call what it returns with each number of steps done."""
+        """A stage of `total` steps begins (0: not known); call what it returns with each number of steps
+        done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,8 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class SeedScore:
-    """One fit of the network: its seed, the pass it stopped at, its validation loss and its held-out score."""
+    """One fit of the network: its seed, the pass it stopped at, its validation loss and its held-out
+    score."""
 
     seed: int
     epoch: int
@@ -172,7 +174,8 @@ def train(plan: Plan, progress: Progress) -> Report:
 
 
 def _export(plan: Plan, network: Network, outcome: Outcome, samples: Samples) -> tuple[Path, float]:
-    """Write the file and check it on rows from all over the capture; its path and the largest error of a logit."""
+    """Write the file and check it on rows from all over the capture; its path and the largest error of a
+    logit."""
     path = plan.out / f"{MODEL_NAME}.onnx"
     plan.out.mkdir(parents=True, exist_ok=True)
     write_model(onnx_model(network, outcome, plan.seed), path)
@@ -216,8 +219,8 @@ def _evaluations(
     outcome: Outcome,
     classes: Int64Array,
 ) -> tuple[Evaluation, ...]:
-    """The held-out part, and each other capture: whole, and in the minutes that training did not see. Markets move
-    together, so the minutes of training are not new even in another instrument."""
+    """The held-out part, and each other capture: whole, and in the minutes that training did not see. Markets
+    move together, so the minutes of training are not new even in another instrument."""
     trained_shares = shares_of(classes[split.training])
     prior = (trained_shares + trained_shares[::-1]) / 2  # as training sees it, mirror images included
 

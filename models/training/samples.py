@@ -1,4 +1,5 @@
-"""A capture as arrays: the feature vector of every sample, and the path of the mid that outcomes are read from."""
+"""A capture as arrays: the feature vector of every sample, and the path of the mid that outcomes are read
+from."""
 
 from __future__ import annotations
 
@@ -31,8 +32,8 @@ class Samples:
         features: float32, shape (samples, 64).
         receive_ns: int64, shape (samples,), when each was received.
         quote_ns: int64, shape (quotes,), when each quote was received.
-        quote_mid_e8: float64, shape (quotes,), the mid from that quote on, 1e-8 of the quote currency (half units are
-            represented exactly).
+        quote_mid_e8: float64, shape (quotes,), the mid from that quote on, 1e-8 of the quote currency (half
+            units are represented exactly).
     """
 
     name: str
@@ -50,8 +51,9 @@ class Samples:
         return mids
 
     def moves_bps(self, horizon_ns: int, delay_ns: int = 0) -> Float64Array:
-        """How far the mid moves from `delay_ns` after each sample to `horizon_ns` after it, in bps; NaN where the
-        capture ends before. Only quotes received by then are looked at; a quote received in the same nanosecond counts.
+        """How far the mid moves from `delay_ns` after each sample to `horizon_ns` after it, in bps; NaN where
+        the capture ends before. Only quotes received by then are looked at; a quote received in the same
+        nanosecond counts.
         """
         later_ns = self.receive_ns + horizon_ns
         start = self.mid_e8(self.receive_ns + delay_ns)

@@ -3,8 +3,8 @@
     |---- training ----|gap|-- validation --|gap|------ held out ------|
     0                 56%                  70%                       100%  of the capture's time
 
-A sample looks back over the longest feature window and forward over the horizon. The gap is their sum, so that no
-market event is seen by the samples of two parts.
+A sample looks back over the longest feature window and forward over the horizon. The gap is their sum, so
+that no market event is seen by the samples of two parts.
 """
 
 from __future__ import annotations

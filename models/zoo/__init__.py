@@ -9,7 +9,8 @@ DEFAULT_MODEL = "lob-mlp"
 
 
 def default_model_path() -> Path:
-    """The model that is served where none is named: an ONNX file of the 64 features of `sigd.models.features`.
+    """The model that is served where none is named: an ONNX file of the 64 features of
+    `sigd.models.features`.
 
     Raises:
         FileNotFoundError: this installation was packed without it.
@@ -17,6 +18,7 @@ def default_model_path() -> Path:
     path = Path(str(importlib.resources.files(__name__) / f"{DEFAULT_MODEL}.onnx"))
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} is missing from this installation; install sigd from its wheel, or train the model: make train"
+            f"{path} is missing from this installation; install sigd from its wheel, or train the model: make"
+            " train"
         )
     return path

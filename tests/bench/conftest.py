@@ -1,6 +1,6 @@
-"""A small daemon for the load generators to measure: written from the wire's definition with `struct` alone, in a
-thread, so that it shares no code with what it tests. It speaks over a stream or shared memory, as it is asked, and
-can be told to misbehave at one request."""
+"""A small daemon for the load generators to measure: written from the wire's definition with `struct` alone,
+in a thread, so that it shares no code with what it tests. It speaks over a stream or shared memory, as it is
+asked, and can be told to misbehave at one request."""
 
 from __future__ import annotations
 
@@ -87,7 +87,8 @@ class Rings:
 class Peer(threading.Thread):
     """Serves connections one after another or together, each in a thread.
 
-    `fault` names what goes wrong at request number `at` (from 0, over one connection); "" is a peer without fault.
+    `fault` names what goes wrong at request number `at` (from 0, over one connection); "" is a peer without
+    fault.
     """
 
     def __init__(self, path: Path, fault: str = "", at: int = 50, stall_s: float = 0.05) -> None:
@@ -284,8 +285,8 @@ class Peer(threading.Thread):
 def start_peer(tmp_path: Path) -> Iterator[Callable[..., Peer]]:
     """Start a Peer at a socket of its own; it ends with the test.
 
-    It is a thread of this process: a client in Python that makes no system call would let it run only when an interval
-    of the interpreter's is over, several times for each request.
+    It is a thread of this process: a client in Python that makes no system call would let it run only when an
+    interval of the interpreter's is over, several times for each request.
     """
     peers: list[Peer] = []
     interval_s = sys.getswitchinterval()

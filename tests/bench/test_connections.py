@@ -1,4 +1,5 @@
-"""Many connections: the arithmetic of both bars, the whole of it on a small scale, and what the command ends with."""
+"""Many connections: the arithmetic of both bars, the whole of it on a small scale, and what the command ends
+with."""
 
 from __future__ import annotations
 

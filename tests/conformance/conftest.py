@@ -33,7 +33,8 @@ SERVE_ENGINES = frozenset({"tensorrt"})
 CHECK_NO_INDEX = frozenset({"tensorrt"})
 """Those on which an index out of its range is not an error: a GPU reads whatever is there."""
 RUN_NO_MODEL = frozenset({"echo"})
-"""Those that answer without the model: whatever is promised but the answers themselves is promised by them too."""
+"""Those that answer without the model: whatever is promised but the answers themselves is promised by them
+too."""
 
 
 @pytest.fixture(params=[pytest.param(name, marks=marks) for name, marks in BACKENDS.items()])
@@ -92,7 +93,8 @@ def covered_backends() -> set[str]:
 
 @pytest.fixture
 def open_model(backend_name: str, served: Served) -> Iterator[OpenBackend]:
-    """Opens a model on the backend under test, and closes it at the end: (path, batch_rows_max=12) -> Backend."""
+    """Opens a model on the backend under test, and closes it at the end: (path, batch_rows_max=12) ->
+    Backend."""
     opened: list[Backend] = []
 
     def open_model(path: Path, batch_rows_max: int = 12, backend: str = backend_name) -> Backend:

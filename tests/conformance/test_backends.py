@@ -1,8 +1,8 @@
 """One contract, every backend: what `sigd.models.backend.Backend` promises, each promise on each backend.
 
-Answers are compared in two ways. In one bucket and at one position a row's answer is the same to the bit, whatever
-its neighbours are. Between buckets, positions and backends the order of a sum may differ: the models here add up at
-most some hundred products of size 1 or below, which rounding moves by less than `TOLERANCE`.
+Answers are compared in two ways. In one bucket and at one position a row's answer is the same to the bit,
+whatever its neighbours are. Between buckets, positions and backends the order of a sum may differ: the models
+here add up at most some hundred products of size 1 or below, which rounding moves by less than `TOLERANCE`.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""A batcher with nothing real around it: a clock that stands still, a backend of two lines whose completion the test
-decides, and clients whose transport is a list of bytes."""
+"""A batcher with nothing real around it: a clock that stands still, a backend of two lines whose completion
+the test decides, and clients whose transport is a list of bytes."""
 
 from __future__ import annotations
 
@@ -45,14 +45,16 @@ class FakeClock:
 
 
 class FakeBackend:
-    """Gives the first two features times `factor` as outputs; a third feature of NAN_OUTPUT or INF_OUTPUT spoils its row's.
+    """Gives the first two features times `factor` as outputs; a third feature of NAN_OUTPUT or INF_OUTPUT
+    spoils its row's.
 
     Attributes:
         batches: a copy of the rows of each batch that was submitted.
         run_ns: how far the clock moves while a batch runs.
         failure: raised by the next batch, at submit() or, where it is asynchronous, at ready().
         finished: where it is asynchronous, whether the batch that runs is done.
-        looks: where it is asynchronous, after how many looks a batch is done by itself; None is never. Each takes 1 us.
+        looks: where it is asynchronous, after how many looks a batch is done by itself; None is never. Each
+            takes 1 us.
         closed: nothing may be run on it any more.
     """
 
@@ -376,7 +378,8 @@ class Rig:
         return client
 
     def run(self, rounds: int = 10_000) -> None:
-        """Rounds of the loop until nothing is left to do; an asynchronous batch finishes in the next round."""
+        """Rounds of the loop until nothing is left to do; an asynchronous batch finishes in the next
+        round."""
         for _ in range(rounds):
             for client in self.clients:
                 client.take_turn()

@@ -1,4 +1,5 @@
-"""The command line: every command explains itself with nothing but the base installation, and errors end as told."""
+"""The command line: every command explains itself with nothing but the base installation, and errors end as
+told."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A real `sigd serve` process on a socket of the test's own. What it says on standard error is looked at in the end."""
+"""A real `sigd serve` process on a socket of the test's own. What it says on standard error is looked at in
+the end."""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ class Daemon:
 
     Attributes:
         ready: the line that it said.
-        expected_log: words that may stand on its standard error; "Traceback" never may, unless it is among them.
+        expected_log: words that may stand on its standard error; "Traceback" never may, unless it is among
+            them.
     """
 
     def __init__(
@@ -155,8 +157,8 @@ StartDaemon = Callable[..., Daemon]
 
 @pytest.fixture
 def start_daemon(tmp_path: Path) -> Iterator[StartDaemon]:
-    """Starts daemons: (*flags, config={...}, folder=..., ready=True) -> Daemon. At the end each is drained, if the test
-    has not ended it, and nothing that was not foreseen may stand on its standard error."""
+    """Starts daemons: (*flags, config={...}, folder=..., ready=True) -> Daemon. At the end each is drained,
+    if the test has not ended it, and nothing that was not foreseen may stand on its standard error."""
     daemons: list[Daemon] = []
 
     def start(*arguments: str, folder: Path | None = None, ready: bool = True, **options: Any) -> Daemon:

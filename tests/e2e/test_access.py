@@ -29,7 +29,8 @@ ENGINE, TRADERS, STRANGER = 4_000_001, 4_000_002, 4_000_003
 MANY_GROUPS = tuple(range(5_000_000, 5_000_400))
 """More than Python's getsockopt() takes."""
 
-# The groups and the user change once everything is imported: the interpreter may lie where only root can look.
+# The groups and the user change once everything is imported: the interpreter may lie where only root can
+# look.
 ASK = """
 import contextlib, os, socket, sys
 path, hello, uid, gid, groups = sys.argv[1], bytes.fromhex(sys.argv[2]), *map(eval, sys.argv[3:])

@@ -163,7 +163,8 @@ def test_every_alert_is_shown_to_fire_and_to_keep_silent() -> None:
         fires = rf"alertname: {alert}\n        exp_alerts:\n          - exp_labels"
         assert re.search(fires, tested), f"no test shows {alert} fire"
     silent = set(re.findall(r"alertname: (\w+)\n        exp_alerts: \[\]", tested))
-    # What these need to fire is all that there is to them, in series that the other tests have and that do not fire.
+    # What these need to fire is all that there is to them, in series that the other tests have and that do
+    # not fire.
     assert set(alerts) - silent == {"SigdCoreIsShared"}
     for alert in alerts:
         entry = RULES.read_text().split(f"- alert: {alert}\n")[1].split("- alert:")[0]

@@ -72,7 +72,8 @@ def test_a_drain_under_load_answers_everything_accepted(
         pump.join()
         assert pump.client.goodbye_code == GoodbyeCode.DRAINING, "each was told to go"
         assert set(pump.statuses) <= {Status.OK, Status.DRAINING}
-        # Who has heard it in time went with all its answers; on a busy machine the daemon may have closed before.
+        # Who has heard it in time went with all its answers; on a busy machine the daemon may have closed
+        # before.
         if pump.closed is None:
             assert len(pump.statuses) == pump.sent
     assert sorted(path.name for path in daemon.folder.iterdir()) == ["stderr"]

@@ -1,4 +1,5 @@
-"""What may befall a daemon while it serves: files that go away, signals, a standstill, a log that takes nothing."""
+"""What may befall a daemon while it serves: files that go away, signals, a standstill, a log that takes
+nothing."""
 
 from __future__ import annotations
 

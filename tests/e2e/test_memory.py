@@ -1,4 +1,5 @@
-"""Where memory runs out: at the start with a word, while it serves for whoever comes, and for nobody who is served."""
+"""Where memory runs out: at the start with a word, while it serves for whoever comes, and for nobody who is
+served."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ def address_space(daemon: Daemon) -> int:
 
 @pytest.mark.slow
 def test_too_little_memory_for_the_model_ends_the_start_with_3(models: ModelMaker, tmp_path: Path) -> None:
-    """Wherever it runs out on the way: in the file, in its parser, in the runtime, in the arrays for a batch."""
+    """Wherever it runs out on the way: in the file, in its parser, in the runtime, in the arrays for a
+    batch."""
     command = [sys.executable, "-P", "-m", "sigd.daemon", "serve", "--check"]
     command += ["--model", str(large_model(models)), "--socket", str(tmp_path / "s")]
     refused = 0

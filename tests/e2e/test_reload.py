@@ -52,7 +52,8 @@ def factor_of(client: Client) -> tuple[float, int]:
 
 
 class Pump(threading.Thread):
-    """Asks without a pause, and looks at every answer: of the n-th generation all are `factors[n - 1]` times the row."""
+    """Asks without a pause, and looks at every answer: of the n-th generation all are `factors[n - 1]` times
+    the row."""
 
     def __init__(self, client: Client, factors: list[float], in_flight: int) -> None:
         super().__init__(daemon=True)
@@ -447,7 +448,8 @@ def test_one_at_a_time(start_daemon: StartDaemon, models: ModelMaker) -> None:
 
 @contextmanager
 def begun_reload(daemon: Daemon) -> Iterator[socket.socket]:
-    """A connection on which a reload was asked for before anybody else can ask: the answer is still to come."""
+    """A connection on which a reload was asked for before anybody else can ask: the answer is still to
+    come."""
     with socket.socket(socket.AF_UNIX) as asked:
         asked.settimeout(60)
         asked.connect(str(daemon.socket.with_name("sigd.sock.admin")))

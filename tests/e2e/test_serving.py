@@ -43,7 +43,8 @@ def test_the_ready_line_says_what_is_served(start_daemon: StartDaemon, models: M
     model = models.mlp(FEATURES)
     daemon = start_daemon("--model", str(model), "--idle", "block")
     said = re.fullmatch(
-        r"sigd ready: socket=(\S+) model=(\S+) \((\d+) -> (\d+)\) sha256=([0-9a-f]{16}) backend=(\w+) idle=(\w+)\n",
+        r"sigd ready: socket=(\S+) model=(\S+) \((\d+) -> (\d+)\) sha256=([0-9a-f]{16}) backend=(\w+)"
+        r" idle=(\w+)\n",
         daemon.ready,
     )
     assert said

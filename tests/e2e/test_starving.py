@@ -1,7 +1,7 @@
 """Clients that take all they can get, beside one that asks for little: it is answered, whatever they do.
 
-How long it waits is not looked at here, for that is the machine's affair too; that it is never passed over is: see
-tests/daemon/serving/test_batcher.py for who gets into which batch.
+How long it waits is not looked at here, for that is the machine's affair too; that it is never passed over
+is: see tests/daemon/serving/test_batcher.py for who gets into which batch.
 """
 
 from __future__ import annotations

@@ -78,8 +78,8 @@ def manager(tmp_path: Path) -> Iterator[Manager]:
 def start_activated(
     manager: Manager, start_daemon: StartDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Daemon]:
-    """Starts daemons on two sockets that are passed on descriptors 3 and 4; LISTEN_PID is what only the process itself
-    can know, so a program comes before it that becomes it."""
+    """Starts daemons on two sockets that are passed on descriptors 3 and 4; LISTEN_PID is what only the
+    process itself can know, so a program comes before it that becomes it."""
     folder = tmp_path / "activated"
     folder.mkdir()
     clients, admin = (manager.listen(folder / name) for name in ("sigd.sock", "sigd.sock.admin"))

@@ -1,4 +1,5 @@
-"""A daemon through a real sshd on loopback: what works, what is refused, and what docs/tunnel.md says of both."""
+"""A daemon through a real sshd on loopback: what works, what is refused, and what docs/tunnel.md says of
+both."""
 
 from __future__ import annotations
 
@@ -177,8 +178,8 @@ def test_shared_memory_is_refused_by_a_daemon_that_sees_sshd(start_sshd: StartSs
 
 
 class Blind:
-    """A relay of another name before the daemon, as a forwarder looks that the daemon does not know: what it passes on
-    is bytes, and the descriptors that came with them are closed by the kernel."""
+    """A relay of another name before the daemon, as a forwarder looks that the daemon does not know: what it
+    passes on is bytes, and the descriptors that came with them are closed by the kernel."""
 
     def __init__(self, path: Path, target: Path) -> None:
         self._listener = socket.socket(socket.AF_UNIX)
@@ -240,7 +241,8 @@ def test_the_cpp_client_is_told_too(start_sshd: StartSshd, daemon: Daemon, tmp_p
 
 
 def may(sshd: OwnSshd, *options: str, listens_at: str) -> bool:
-    """Whether a forward works: options of ssh that make one to a server which says SSH-, and where it listens."""
+    """Whether a forward works: options of ssh that make one to a server which says SSH-, and where it
+    listens."""
     process = subprocess.Popen(
         [*sshd.login, "-T", "-o", "ExitOnForwardFailure=yes", *options, "loopback"],
         stdin=subprocess.PIPE,
@@ -468,7 +470,8 @@ _PIDFD_GETFD = 438
 
 
 def nodelay_of(sshd: OwnSshd) -> set[bool]:
-    """Whether Nagle's algorithm is off, of sshd's connections with ssh: asked of copies of its own descriptors."""
+    """Whether Nagle's algorithm is off, of sshd's connections with ssh: asked of copies of its own
+    descriptors."""
     found = set()
     for pid in descendants_of(sshd.pid):
         with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # it was one that came and went

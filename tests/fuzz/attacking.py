@@ -1,4 +1,5 @@
-"""Attacks, played in a process of their own: what they cost in time and in Python's lock is not their neighbour's."""
+"""Attacks, played in a process of their own: what they cost in time and in Python's lock is not their
+neighbour's."""
 
 from __future__ import annotations
 

@@ -80,7 +80,8 @@ def _reject(*codes: int) -> Due:
 
 
 def _refusals(first: bytes, served: Served) -> tuple[list[int], bool]:
-    """Every code that is right for this first frame; none where it is a Hello to welcome. And whether it conflates."""
+    """Every code that is right for this first frame; none where it is a Hello to welcome. And whether it
+    conflates."""
     if struct.unpack_from("<H", first, 2)[0] != HELLO:
         return [3], False
     features, outputs, transport, flags, _slots, client, model = struct.unpack_from("<IIHHI24s32s", first, 8)
@@ -100,7 +101,8 @@ def _refusals(first: bytes, served: Served) -> tuple[list[int], bool]:
 
 
 def check(said: bytes, conversation: Conversation, served: Served, *, complete: bool) -> int:
-    """The daemon said what it owes, in order, and nothing else; all of it where the stream was read to its end.
+    """The daemon said what it owes, in order, and nothing else; all of it where the stream was read to its
+    end.
 
     Returns how many frames it said.
     """

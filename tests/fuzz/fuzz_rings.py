@@ -2,12 +2,13 @@
 
     python -m tests.fuzz.fuzz_rings [--sessions N] [--idle STRATEGY]
 
-A neighbour asks without a pause from before each attack's Hello until after its connection is closed; between two
-attacks it asks as often without one, to tell what the machine does by itself. No answer may take 1 ms of the daemon's
-time: where one did, the same attack is played again, and where every repeat shows it, it is the daemon's doing. Where
-there is a C++ compiler, clients built with its sanitizers talk over both transports all the while, and hold a ledger of
-every sequence number. In the end every descriptor and every mapping of the daemon is what it was, and it drains and
-exits with 0.
+A neighbour asks without a pause from before each attack's Hello until after its connection is closed; between
+two attacks it asks as often without one, to tell what the machine does by itself. No answer may take 1 ms of
+the daemon's
+time: where one did, the same attack is played again, and where every repeat shows it, it is the daemon's
+doing. Where there is a C++ compiler, clients built with its sanitizers talk over both transports all the
+while, and hold a ledger of every sequence number. In the end every descriptor and every mapping of the daemon
+is what it was, and it drains and exits with 0.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class Found:
     Attributes:
         beside: the neighbour's requests beside each attack, by its name.
         alone: its requests beside none.
-        stalls: attacks beside which an answer took 1 ms of the daemon's time, each time they were played: "name, seed".
+        stalls: attacks beside which an answer took 1 ms of the daemon's time, each time they were played:
+            "name, seed".
         repeated: how many were played again, for they did so once.
         codes: how attacks ended: (attack, Reject code or LIVED_ON).
         leaked_descriptors, leaked_mappings: of the daemon, in the end.
@@ -145,7 +147,8 @@ def _daemon(idle: str, model: Path | None) -> Iterator[tuple[subprocess.Popen[st
 
 @contextmanager
 def _witnesses(program: Path | None, path: str) -> Iterator[None]:
-    """Clients over both transports, in new sessions now and then; each must account for every number that it sent."""
+    """Clients over both transports, in new sessions now and then; each must account for every number that it
+    sent."""
     with ExitStack() as stack:
         running = []
         for transport in ("stream", "shared_memory") if program else ():
@@ -222,11 +225,13 @@ def main() -> None:
     for name, asked in (("no attack", found.alone), *found.beside.items()):
         print(_line(name, asked))
     print(
-        f"{options.sessions} attacks, {found.repeated} played again for an answer that took 1 ms; the same each time:"
+        f"{options.sessions} attacks, {found.repeated} played again for an answer that took 1 ms; the same"
+        " each time:"
         f" {'; '.join(found.stalls) or 'none'}"
     )
     print(
-        f"descriptors left {found.leaked_descriptors}, mappings left {found.leaked_mappings}; the daemon's exit code"
+        f"descriptors left {found.leaked_descriptors}, mappings left {found.leaked_mappings}; the daemon's"
+        " exit code"
         f" {found.exit_code}"
     )
     sys.exit(0 if found.harmless else 1)

@@ -2,10 +2,12 @@
 
     python -m tests.fuzz.fuzz_stream --frames 1000000 --live-frames 100000 --seed 1
 
-Every stream starts from valid frames and is then cut, flipped, spliced or drowned in random bytes. A parser of a few
-lines, written from the contract alone, says what a correct reader makes of it: which frames come before the first
-wrong byte, and which code answers that byte. What the project makes of it must be exactly that, however the bytes are
-cut into reads and whenever rows are answered; and a well-behaved neighbour must be served correctly all the while.
+Every stream starts from valid frames and is then cut, flipped, spliced or drowned in random bytes. A parser
+of a few
+lines, written from the contract alone, says what a correct reader makes of it: which frames come before the
+first wrong byte, and which code answers that byte. What the project makes of it must be exactly that, however
+the bytes are cut into reads and whenever rows are answered; and a well-behaved neighbour must be served
+correctly all the while.
 
 A failure names its seed and stream; `--seed S --stream N` replays that one alone.
 """
@@ -32,7 +34,8 @@ STREAMS_A_RIG = 50
 
 
 def fuzz_decoder(seed: int, index: int) -> int:
-    """Stream number `index` of `seed` against the readers of the codec. Returns the frames that they judged."""
+    """Stream number `index` of `seed` against the readers of the codec. Returns the frames that they
+    judged."""
     draw = random.Random(f"{seed} decoder {index}")
     features = draw.choices(FEATURES, FEATURES_WEIGHTS)[0]
     stream = bytes(Traffic(draw, features).stream())
@@ -42,7 +45,8 @@ def fuzz_decoder(seed: int, index: int) -> int:
 
 
 def fuzz_sessions(seed: int, index: int) -> int:
-    """Some tens of streams, one after the other, against sessions of one batcher. Returns the frames answered."""
+    """Some tens of streams, one after the other, against sessions of one batcher. Returns the frames
+    answered."""
     draw = random.Random(f"{seed} sessions {index}")
     features = draw.choices(FEATURES, FEATURES_WEIGHTS)[0]
     rig = SessionRig(draw, features)

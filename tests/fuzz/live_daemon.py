@@ -30,7 +30,8 @@ IDLERS_MAX: Final = 32
 
 
 class LiveDaemon:
-    """A context manager: starts `sigd serve`, plays streams against it, and sees that it drains and exits with 0.
+    """A context manager: starts `sigd serve`, plays streams against it, and sees that it drains and exits
+    with 0.
 
     Attributes:
         served: what it serves.
@@ -140,7 +141,8 @@ class LiveDaemon:
         self._folder.cleanup()
 
     def play(self, stream: bytes) -> int:
-        """One hostile connection; the neighbour asks before it ends and after. Returns the frames answered to it."""
+        """One hostile connection; the neighbour asks before it ends and after. Returns the frames answered to
+        it."""
         draw = self._draw
         hostile = socket.socket(socket.AF_UNIX)
         hostile.connect(self._path)

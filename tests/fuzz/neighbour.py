@@ -1,7 +1,8 @@
 """A client that behaves, and how long each of its requests took that was asked while others attacked.
 
-On a busy machine a request also takes as long as the daemon, or this client, waits for a processor. The kernel counts
-that for each thread (/proc/*/schedstat), so it is taken off: what is left is what the daemon itself did, or waited for.
+On a busy machine a request also takes as long as the daemon, or this client, waits for a processor. The
+kernel counts that for each thread (/proc/*/schedstat), so it is taken off: what is left is what the daemon
+itself did, or waited for.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from sigd.wire.client import Client, connect
 
 @dataclass(frozen=True, order=True)
 class Asked:
-    """One request: how long its answer took, less what two threads waited for a processor meanwhile; and with that."""
+    """One request: how long its answer took, less what two threads waited for a processor meanwhile; and with
+    that."""
 
     own_us: float
     whole_us: float
@@ -58,5 +60,6 @@ class Neighbour:
         return Asked(max(0, whole_ns - waited_ns) / 1000, whole_ns / 1000)
 
     def _waited_ns(self) -> int:
-        """The second number of a schedstat: nanoseconds on a run queue (Documentation/scheduler/sched-stats)."""
+        """The second number of a schedstat: nanoseconds on a run queue
+        (Documentation/scheduler/sched-stats)."""
         return sum(int(os.pread(delays, 100, 0).split()[1]) for delays in self._delays)

@@ -1,4 +1,5 @@
-"""The readers of the codec against spoilt streams: what they give, and how they end, must be the contract's."""
+"""The readers of the codec against spoilt streams: what they give, and how they end, must be the
+contract's."""
 
 from __future__ import annotations
 

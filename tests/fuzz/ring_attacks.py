@@ -116,7 +116,8 @@ class Attacker:
 
 
 Attack = Callable[[Attacker, random.Random], int | None]
-"""What is done; the code that the daemon owes for it, or None where the session may live on or end with any."""
+"""What is done; the code that the daemon owes for it, or None where the session may live on or end with
+any."""
 
 
 def _head_backwards(peer: Attacker, _draw: random.Random) -> int:

@@ -162,7 +162,8 @@ class SessionRig:
         return self._batcher if name in ("", self.served.model_name) else None
 
     def play(self, stream: bytes) -> int:
-        """One hostile connection from its first byte to its end. Returns how many of its frames were answered."""
+        """One hostile connection from its first byte to its end. Returns how many of its frames were
+        answered."""
         draw = self._draw
         hostile = Connection(self)
         leaves = draw.random() < 0.2
@@ -232,7 +233,8 @@ class SessionRig:
 
 @contextmanager
 def as_in_a_daemon() -> Iterator[None]:
-    """NumPy as a daemon sets it; and where a daemon catches an error of its own and logs it, the fuzz loop fails."""
+    """NumPy as a daemon sets it; and where a daemon catches an error of its own and logs it, the fuzz loop
+    fails."""
 
     class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

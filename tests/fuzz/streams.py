@@ -1,7 +1,7 @@
 """Streams of one client, most of them spoilt, and what the contract makes of them.
 
-`read_stream` is written from the contract and from nothing else: it says which whole frames come before the first
-wrong byte of a stream, and which code answers that byte.
+`read_stream` is written from the contract and from nothing else: it says which whole frames come before the
+first wrong byte of a stream, and which code answers that byte.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def demand(condition: bool, what: str) -> None:
 
 @dataclass(frozen=True)
 class Reading:
-    """The whole frames before the first wrong byte, and the Reject code of that byte; 0 where none is wrong."""
+    """The whole frames before the first wrong byte, and the Reject code of that byte; 0 where none is
+    wrong."""
 
     frames: list[bytes]
     code: int
@@ -198,7 +199,8 @@ SPOILERS: Final[tuple[Callable[[random.Random, bytearray], None], ...]] = (
 
 
 def chunks(draw: random.Random, stream: bytes) -> Iterator[bytes]:
-    """The stream as reads: each a frame, as far as there are frames, or of a size that is drawn for each stream."""
+    """The stream as reads: each a frame, as far as there are frames, or of a size that is drawn for each
+    stream."""
     by_frame = draw.random() < 0.25
     largest = max(draw.choice((3, 60, 400, 5_000, 100_000)), len(stream) // 300)
     offset = 0

@@ -1,4 +1,5 @@
-"""Each attack on the rings a few times, against a daemon of each idle strategy; and that a stall would be noticed."""
+"""Each attack on the rings a few times, against a daemon of each idle strategy; and that a stall would be
+noticed."""
 
 from __future__ import annotations
 

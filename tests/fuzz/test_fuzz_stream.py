@@ -1,4 +1,5 @@
-"""The fuzz loop with a small budget, and that it would notice: each part must fail where its subject is spoilt."""
+"""The fuzz loop with a small budget, and that it would notice: each part must fail where its subject is
+spoilt."""
 
 from __future__ import annotations
 

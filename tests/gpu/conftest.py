@@ -2,8 +2,8 @@
 
     make test-gpu         needs a GPU, its driver, TensorRT and PyCUDA (pip install 'sigd[gpu]'); writes out/gpu-report.json
 
-Everything is real: the engines are built by TensorRT on the card, and run there. Nothing is judged by its latency; the
-report has the figures.
+Everything is real: the engines are built by TensorRT on the card, and run there. Nothing is judged by its
+latency; the report has the figures.
 """
 
 from __future__ import annotations

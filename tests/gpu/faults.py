@@ -1,4 +1,5 @@
-"""A process with an engine on a real card, to which something happens: python -m tests.gpu.faults FAULT ENGINE
+"""A process with an engine on a real card, to which something happens: python -m tests.gpu.faults FAULT
+ENGINE
 
     wild       a kernel on the backend's stream writes where there is no memory: the context is dead
     late       one keeps the card busy for two seconds, with a device timeout of 200 ms: to sigd it hangs

@@ -1,4 +1,5 @@
-"""The shipped model on this machine's GPU: built, loaded, run. The conformance suite runs beside this, over small models."""
+"""The shipped model on this machine's GPU: built, loaded, run. The conformance suite runs beside this, over
+small models."""
 
 from __future__ import annotations
 

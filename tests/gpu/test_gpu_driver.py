@@ -1,4 +1,5 @@
-"""What sigd's GPU path takes for granted of the driver, asked of whichever is here: a card's own, or the simulated one.
+"""What sigd's GPU path takes for granted of the driver, asked of whichever is here: a card's own, or the
+simulated one.
 
 Both must give the same answers, or the simulated one proves nothing.
 """

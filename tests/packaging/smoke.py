@@ -70,7 +70,8 @@ def check_commands() -> None:
 
 
 def check_native_programs(directory: Path) -> None:
-    """The wheel has all that the bench's native programs are made of; without a compiler there is nothing to check."""
+    """The wheel has all that the bench's native programs are made of; without a compiler there is nothing to
+    check."""
     os.environ["SIGD_CACHE"] = str(directory / "cache")
     try:
         programs = native.build()

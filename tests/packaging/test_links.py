@@ -1,4 +1,5 @@
-"""Every relative link of README, CHANGELOG and docs leads somewhere, anchors too, and so does what the sources name."""
+"""Every relative link of README, CHANGELOG and docs leads somewhere, anchors too, and so does what the
+sources name."""
 
 from __future__ import annotations
 

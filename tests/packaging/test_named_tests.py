@@ -1,4 +1,5 @@
-"""The pages on security and on faults name the tests that show what they say: those are there, and so are the bounds."""
+"""The pages on security and on faults name the tests that show what they say: those are there, and so are the
+bounds."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Tests of the real TensorRT-RTX builder, which builds for a GPU on a machine without one.
 
-Elsewhere they are skipped, with the command that runs them. The models are small relatives of what is traded with:
-each has a structure that builders have trouble with.
+Elsewhere they are skipped, with the command that runs them. The models are small relatives of what is traded
+with: each has a structure that builders have trouble with.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ def lstm(models: ModelMaker) -> Path:
 
 
 def cnn_lstm(models: ModelMaker) -> Path:
-    """Convolutions over 100 snapshots of 10 levels (price and size of both sides) that join price with size, then bid
+    """Convolutions over 100 snapshots of 10 levels (price and size of both sides) that join price with size,
+    then bid
     with ask, then the levels, and an LSTM over what is left: [N, 100, 40] -> [N, 3]."""
     draw, channels = Draw(2), 16
     nodes: Nodes = [helper.make_node("Unsqueeze", ["features", "second"], ["image"])]
@@ -123,7 +124,8 @@ def cnn_lstm(models: ModelMaker) -> Path:
 
 
 def attention(models: ModelMaker) -> Path:
-    """Layer normalisation, four heads of attention over 16 steps, a residual, a dense layer: [N, 16, 32] -> [N, 3]."""
+    """Layer normalisation, four heads of attention over 16 steps, a residual, a dense layer: [N, 16, 32] ->
+    [N, 3]."""
     draw, steps, width, heads = Draw(3), 16, 32, 4
     weights: Weights = [
         numpy_helper.from_array(np.ones(width, np.float32), "gain"),

@@ -44,7 +44,8 @@ def engine(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def build(engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
-    """Builds for 8.6: (model, precision="fp32", **request) -> manifest. int8 is calibrated with seeded rows."""
+    """Builds for 8.6: (model, precision="fp32", **request) -> manifest. int8 is calibrated with seeded
+    rows."""
 
     def build(model: Path, precision: PrecisionName = "fp32", **changes: Any) -> Manifest:
         request: dict[str, Any] = {"runtime": "tensorrt-rtx", "compute_capability": "8.6", **changes}
@@ -135,7 +136,8 @@ def test_a_plan_cannot_be_read_without_its_gpu(model_named: Named, build: Build,
 
 
 class Steps(Unwatched):
-    """Counts the builder's steps. At step `interrupt_at` it presses Ctrl-C, and waits until that has been heard."""
+    """Counts the builder's steps. At step `interrupt_at` it presses Ctrl-C, and waits until that has been
+    heard."""
 
     def __init__(self, interrupt_at: int | None = None) -> None:
         self.steps = 0

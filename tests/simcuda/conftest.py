@@ -1,4 +1,5 @@
-"""What the tests on the simulated CUDA driver share. Elsewhere they are skipped, with the command that runs them."""
+"""What the tests on the simulated CUDA driver share. Elsewhere they are skipped, with the command that runs
+them."""
 
 from __future__ import annotations
 
@@ -56,7 +57,8 @@ def control() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def make_engine(models: ModelMaker, tmp_path_factory: pytest.TempPathFactory) -> EngineMaker:
-    """Builds an engine with the stand-in: (model=doubled, runtime="tensorrt", **options of Batches) -> path."""
+    """Builds an engine with the stand-in: (model=doubled, runtime="tensorrt", **options of Batches) ->
+    path."""
     folder = tmp_path_factory.mktemp("engines")
     built: dict[tuple[Path | None, str, Batches], Path] = {}
 

@@ -2,9 +2,10 @@
 
     python tests/simcuda/prepare.py -- python tests/simcuda/measure.py
 
-From `submit()` to a `ready()` that says yes: flushing denormals, launching the graph, recording the event, asking for
-it, and the two copies of the simulated driver; a kernel that does nothing. Exit code 1 where p50 is over its bound, or
-the driver counts anything but one graph launch and one event record for each batch, or an allocation.
+From `submit()` to a `ready()` that says yes: flushing denormals, launching the graph, recording the event,
+asking for it, and the two copies of the simulated driver; a kernel that does nothing. Exit code 1 where p50
+is over its bound, or the driver counts anything but one graph launch and one event record for each batch, or
+an allocation.
 """
 
 from __future__ import annotations
@@ -114,8 +115,10 @@ def main() -> None:
         for line in lines:
             calls = ", ".join(f"{count:g} {name}" for name, count in line["calls_per_batch"].items())
             print(
-                f"{line['rows']:3} rows, {'mapped' if line['mapped'] else 'copied'}: p50 {line['p50_us']:5.2f} us (at most"
-                f" {line['p50_us_max']:g}), p99 {line['p99_us']:5.2f} us; {calls}: {'good' if line['good'] else 'TOO MUCH'}"
+                f"{line['rows']:3} rows, {'mapped' if line['mapped'] else 'copied'}: p50"
+                f" {line['p50_us']:5.2f} us (at most"
+                f" {line['p50_us_max']:g}), p99 {line['p99_us']:5.2f} us; {calls}:"
+                f" {'good' if line['good'] else 'TOO MUCH'}"
             )
     sys.exit(0 if all(line["good"] for line in lines) else 1)
 

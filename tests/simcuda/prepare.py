@@ -3,14 +3,16 @@
     python tests/simcuda/prepare.py                                  prepare, and say where
     python tests/simcuda/prepare.py -- pytest tests/simcuda          prepare, then run a command in that environment
 
-Everything goes into one folder under $XDG_CACHE_HOME/sigd, named by a digest of what it is made from, and is made once:
+Everything goes into one folder under $XDG_CACHE_HOME/sigd, named by a digest of what it is made from, and is
+made once:
 
     site/              PyCUDA, compiled here, and cuda-bindings, as pip installs them; NVIDIA's headers from PyPI
     driver-DIGEST/     libcuda.so.1, compiled from tests/simcuda/driver
     bindings/VERSION/  TensorRT's Python bindings, with empty libraries in place of TensorRT: to be read, not to be run
 
-No CUDA toolkit, no driver and no GPU is used, and none that this machine may have. It takes a C and a C++ compiler, the
-project's development environment, and PyPI the first time (about two minutes, nearly all of it PyCUDA's compilation).
+No CUDA toolkit, no driver and no GPU is used, and none that this machine may have. It takes a C and a C++
+compiler, the project's development environment, and PyPI the first time (about two minutes, nearly all of it
+PyCUDA's compilation).
 Exit code 3: one of those is missing.
 """
 
@@ -151,7 +153,7 @@ def _once(folder: Path, what: str, make: Callable[[Path], None]) -> None:
     print(f"simcuda: {what}: {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
 
 
-# -- the driver ------------------------------------------------------------------------------------------------------
+# -- the driver ------------------------------------------------------------------------------------------
 
 
 def _compile_driver(folder: Path, site: Path) -> None:
@@ -180,7 +182,7 @@ def _compile(arguments: Sequence[str], library: Path) -> None:
     _run([compiler, *arguments, f"-Wl,-soname,{library.name}", "-o", str(library), "-lpthread"])
 
 
-# -- packages --------------------------------------------------------------------------------------------------------
+# -- packages --------------------------------------------------------------------------------------------
 
 
 def _install_wheels(folder: Path) -> None:

@@ -1,8 +1,10 @@
-"""Print what a module of TensorRT's bindings offers, as JSON. Run in a process of its own, one for each version:
+"""Print what a module of TensorRT's bindings offers, as JSON. Run in a process of its own, one for each
+version:
 
     LD_LIBRARY_PATH=BINDINGS PYTHONPATH=BINDINGS python read_bindings.py tensorrt_bindings
 
-Signatures are read from the docstrings that pybind11 writes: "name(self: Class, a: int, b: str = None) -> bool".
+Signatures are read from the docstrings that pybind11 writes: "name(self: Class, a: int, b: str = None) ->
+bool".
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ _SIGNATURE = re.compile(
 
 
 def read_module(module: Any) -> dict[str, Any]:
-    """Every public class with its members, and every enumeration with the names in it; nested ones as "Outer.Inner"."""
+    """Every public class with its members, and every enumeration with the names in it; nested ones as
+    "Outer.Inner"."""
     found: dict[str, Any] = {
         "version": module.__version__,
         "classes": {},
@@ -49,7 +52,8 @@ def _member(owner: type, name: str) -> dict[str, Any]:
 
 
 def signatures(name: str, text: str) -> list[dict[str, Any]]:
-    """The overloads of a function that its docstring names: parameters without self, whether each may be left out."""
+    """The overloads of a function that its docstring names: parameters without self, whether each may be left
+    out."""
     return [
         {"parameters": _parameters(match["parameters"]), "returns": match["returns"].rsplit(".", 1)[-1]}
         for match in _SIGNATURE.finditer(text)

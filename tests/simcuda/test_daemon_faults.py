@@ -1,7 +1,7 @@
 """The whole daemon on the GPU path, under load, with every fault: what its clients see, and how it ends.
 
-`sigd serve` runs as it would on a GPU; the driver under it is the simulated one, which this process watches and disturbs
-through the control block that the two share.
+`sigd serve` runs as it would on a GPU; the driver under it is the simulated one, which this process watches
+and disturbs through the control block that the two share.
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ Start = Callable[..., Daemon]
 
 @pytest.fixture
 def start(tmp_path: Path, make_engine: EngineMaker) -> Iterator[Start]:
-    """Starts a daemon on the model that doubles its features: (*flags, ready=True, **environment) -> Daemon."""
+    """Starts a daemon on the model that doubles its features: (*flags, ready=True, **environment) ->
+    Daemon."""
     daemons: list[Daemon] = []
 
     def start(*arguments: str, ready: bool = True, **variables: str) -> Daemon:
@@ -176,7 +177,8 @@ class Load:
 
 
 def assert_died_well(daemon: Daemon, load: Load, *words: str) -> None:
-    """In-flight requests were answered MODEL_ERROR, the daemon took no more, said why, and ended with an error."""
+    """In-flight requests were answered MODEL_ERROR, the daemon took no more, said why, and ended with an
+    error."""
     load.until_ended()
     assert daemon.ended() == 1
     assert load.wrong == 0
@@ -191,7 +193,7 @@ def assert_died_well(daemon: Daemon, load: Load, *words: str) -> None:
     assert "PyCUDA" not in said, said
 
 
-# -- the device dies -------------------------------------------------------------------------------------------------
+# -- the device dies -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("idle", ["spin", "backoff", "block"])
@@ -260,7 +262,8 @@ def test_a_device_that_hangs_while_the_daemon_drains(start: Start) -> None:
     assert_died_well(daemon, load, "did not finish within 1000 ms")
 
 
-# -- the device recovers ---------------------------------------------------------------------------------------------
+# -- the device recovers
+# ---------------------------------------------------------------------------------------------
 
 
 def test_a_stall_delays_answers_and_spoils_none(start: Start) -> None:
@@ -304,7 +307,7 @@ def test_a_neighbour_that_takes_all_memory_is_not_noticed(start: Start) -> None:
     assert daemon.ended() == 0
 
 
-# -- the start -------------------------------------------------------------------------------------------------------
+# -- the start -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""Reloads on the GPU path: an engine is opened beside the loop, by another thread than the one that launches it then."""
+"""Reloads on the GPU path: an engine is opened beside the loop, by another thread than the one that launches
+it then."""
 
 from __future__ import annotations
 

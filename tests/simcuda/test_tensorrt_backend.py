@@ -1,5 +1,5 @@
-"""The TensorRT backend on the simulated driver, with real PyCUDA and cuda-bindings: what the conformance suite does not
-ask, for it is about the device. Counts are the driver's own."""
+"""The TensorRT backend on the simulated driver, with real PyCUDA and cuda-bindings: what the conformance
+suite does not ask, for it is about the device. Counts are the driver's own."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def calls_made(control: Any, before: dict[str, int]) -> dict[str, int]:
     return {name: made - before[name] for name, made in now.items() if made != before[name]}
 
 
-# -- what a batch costs ----------------------------------------------------------------------------------------------
+# -- what a batch costs
+# ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mapped", [False, True], ids=["copied", "mapped"])
@@ -75,7 +76,8 @@ def test_nothing_is_allocated_after_the_start(open_engine: Open, control: Any, r
 def test_either_runtime_serves(
     open_engine: Open, make_engine: EngineMaker, control: Any, run_batch: RunBatch, runtime: str
 ) -> None:
-    """TensorRT-RTX compiles kernels when it first meets a shape, and says whether a context may be captured."""
+    """TensorRT-RTX compiles kernels when it first meets a shape, and says whether a context may be
+    captured."""
     backend = open_engine(make_engine(runtime=runtime))
     before = control.all_calls()
     assert run_batch(backend, rows_of(3.0, 5)).tolist() == [[6.0] * FEATURES] * 5
@@ -115,7 +117,7 @@ def test_rows_run_in_the_smallest_batch_that_holds_them(
         assert written == min(size, ROWS)
 
 
-# -- the device's time -----------------------------------------------------------------------------------------------
+# -- the device's time -----------------------------------------------------------------------------------
 
 
 def test_a_batch_is_ready_when_the_device_has_finished_and_not_before(
@@ -154,7 +156,7 @@ def test_mapped_rows_are_read_and_written_in_place(
     assert control.calls_of("cuMemcpyHtoDAsync") + control.calls_of("cuMemcpyDtoHAsync") == before
 
 
-# -- keeping warm ----------------------------------------------------------------------------------------------------
+# -- keeping warm ----------------------------------------------------------------------------------------
 
 
 def test_an_idle_gpu_is_left_alone_unless_asked(open_engine: Open, control: Any) -> None:
@@ -196,7 +198,7 @@ def test_a_batch_under_way_and_an_empty_one_under_way_keep_it_warm_enough(
     assert control.calls_of("cuGraphLaunch") == submitted
 
 
-# -- failures --------------------------------------------------------------------------------------------------------
+# -- failures --------------------------------------------------------------------------------------------
 
 
 def wait_for(backend: Any) -> None:

@@ -1,4 +1,5 @@
-"""Opening and closing the TensorRT backend on the simulated driver: what it holds, what it refuses, what it says."""
+"""Opening and closing the TensorRT backend on the simulated driver: what it holds, what it refuses, what it
+says."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""Every TensorRT name, signature and enumerator that sigd uses exists in the real bindings of every version it supports.
+"""Every TensorRT name, signature and enumerator that sigd uses exists in the real bindings of every version
+it supports.
 
     our code  --mypy-->  protocols (sigd.models.gpu.trt_types, sigd.models.build.builder_types)  --here-->  the bindings
 
-The bindings are NVIDIA's own, from PyPI, over empty libraries: they can be read, and that is all that is done with them.
-The stand-in is held to the same protocols.
+The bindings are NVIDIA's own, from PyPI, over empty libraries: they can be read, and that is all that is done
+with them. The stand-in is held to the same protocols.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def bindings(simcuda_home: Path) -> Bindings:
     return bindings
 
 
-# -- the comparison --------------------------------------------------------------------------------------------------
+# -- the comparison --------------------------------------------------------------------------------------
 
 
 def wrong_in_class(name: str, protocol: type, offered: Mapping[str, Any]) -> list[str]:
@@ -104,7 +105,8 @@ def wrong_in_module(protocol: type, offered: Mapping[str, Any]) -> list[str]:
 
 
 def _members_of(protocol: type) -> dict[str, Any]:
-    """Functions and properties of a protocol and its bases, by name; None stands for an attribute that is set."""
+    """Functions and properties of a protocol and its bases, by name; None stands for an attribute that is
+    set."""
     members: dict[str, Any] = {}
     for base in reversed(protocol.__mro__):
         if base in (object, Protocol) or not getattr(base, "_is_protocol", False):
@@ -151,7 +153,7 @@ def all_wrong(table: ModuleType, offered: Mapping[str, Any], *, rtx: bool) -> li
     return wrong
 
 
-# -- the contract ----------------------------------------------------------------------------------------------------
+# -- the contract ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.__name__.rsplit(".", 1)[-1])
@@ -190,7 +192,8 @@ def test_the_capability_of_the_card_is_one_that_rtx_builds_for(bindings: Binding
     assert "SM86" in bindings("tensorrt-rtx-1.7.1.116")["enumerations"]["ComputeCapability"]
 
 
-# -- the contract fails when it should -------------------------------------------------------------------------------
+# -- the contract fails when it should
+# -------------------------------------------------------------------------------
 
 
 class MisspeltContext(Protocol):

@@ -2,9 +2,11 @@
 
     python -m tests.soak.sessions [--sessions N] [--backend NAME]
 
-Each asks a few requests and leaves in one of the ways in which clients leave; some are always open beside it. Looked at
-is what a process has when all of them are gone: descriptors, mapped regions and resident memory, of the daemon and of the
-process in which the clients were. The first tenth of the sessions is for whatever is made once.
+Each asks a few requests and leaves in one of the ways in which clients leave; some are always open beside it.
+Looked at
+is what a process has when all of them are gone: descriptors, mapped regions and resident memory, of the
+daemon and of the process in which the clients were. The first tenth of the sessions is for whatever is made
+once.
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ LOOKS = 10
 SHORT_LOOKS = 20
 PATIENCE_S = 60.0
 GROWTH_KIB_MAX = 2048
-"""Of resident memory, from the first look to the last: pages that an allocator keeps and what is made once, not what each
-session leaves. In 100,000 sessions that is 21 bytes each."""
+"""Of resident memory, from the first look to the last: pages that an allocator keeps and what is made once,
+not what each session leaves. In 100,000 sessions that is 21 bytes each."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ class Look:
 
 
 def held_by(pid: int) -> Held:
-    """Asked of the kernel. Whoever asked for the status may still be on the way out: the fewest of a few looks count."""
+    """Asked of the kernel. Whoever asked for the status may still be on the way out: the fewest of a few
+    looks count."""
     process = Path("/proc", str(pid))
     descriptors = []
     for _ in range(SHORT_LOOKS):
@@ -157,7 +160,8 @@ def _end(daemon: subprocess.Popen[bytes]) -> None:
 
 
 def complaints(looks: list[Look]) -> list[str]:
-    """What a process has more of in the end than after the first tenth; a region is one too many at any time."""
+    """What a process has more of in the end than after the first tenth; a region is one too many at any
+    time."""
     found = []
     for who in ("daemon", "clients"):
         first, last = getattr(looks[0], who), getattr(looks[-1], who)

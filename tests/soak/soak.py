@@ -1,10 +1,11 @@
-"""Both transports at once for millions of requests, over a daemon that is killed and started again: `make soak`.
+"""Both transports at once for millions of requests, over a daemon that is killed and started again:
+`make soak`.
 
     python -m tests.soak.soak [--requests N] [--kill-every SECONDS] [--backend NAME]
 
-Two of the C++ client's soak programs, one over the Unix socket and one over shared memory, send half of the requests
-each; the daemon is killed with SIGKILL and drained with SIGTERM in turn. Every sequence number must be answered once
-and in order, or be counted as lost with the session that it was lost in.
+Two of the C++ client's soak programs, one over the Unix socket and one over shared memory, send half of the
+requests each; the daemon is killed with SIGKILL and drained with SIGTERM in turn. Every sequence number must
+be answered once and in order, or be counted as lost with the session that it was lost in.
 """
 
 from __future__ import annotations

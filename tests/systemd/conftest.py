@@ -1,4 +1,5 @@
-"""Machines to boot, from the root that prepare.py makes, with sigd as `pip install` of its wheel leaves it."""
+"""Machines to boot, from the root that prepare.py makes, with sigd as `pip install` of its wheel leaves
+it."""
 
 from __future__ import annotations
 

@@ -3,10 +3,11 @@
     sudo .venv/bin/python -m tests.systemd.kill_time
     sudo .venv/bin/python -m tests.systemd.kill_time --kills 50 --suite trixie
 
-Boots the machine of `make test-systemd` with the units as they are installed and engines that ask without a pause and
-connect again at once; each kill counts once for each engine, from SIGKILL to its first answer by the next daemon. In it
-are the pause before a restart (RestartSec=), the start of Python, and opening and warming up the model that ships with
-sigd. Exit code 1: an engine was refused; 3: this machine lacks something.
+Boots the machine of `make test-systemd` with the units as they are installed and engines that ask without a
+pause and connect again at once; each kill counts once for each engine, from SIGKILL to its first answer by
+the next daemon. In it are the pause before a restart (RestartSec=), the start of Python, and opening and
+warming up the model that ships with sigd. Exit code 1: an engine was refused; 3: this machine lacks
+something.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""A machine that is booted for one test: systemd as PID 1 in a container, on a root that forgets all when it ends."""
+"""A machine that is booted for one test: systemd as PID 1 in a container, on a root that forgets all when it
+ends."""
 
 from __future__ import annotations
 
@@ -94,7 +95,7 @@ class Machine:
             self._nspawn.kill()
             self._nspawn.wait()
 
-    # -- as its operator -----------------------------------------------------------------------------------------
+    # -- as its operator ---------------------------------------------------------------------------------
 
     def run(self, *command: str, check: bool = True, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """Run a command in it as root."""
@@ -158,7 +159,7 @@ class Machine:
         while Path(f"/proc/{pid}").exists():
             time.sleep(0.001)
 
-    # -- as an engine --------------------------------------------------------------------------------------------
+    # -- as an engine ------------------------------------------------------------------------------------
 
     def connect(self, path: str = SOCKET, **asked: Any) -> Client:
         """A client on this side of the socket."""

@@ -1,14 +1,16 @@
-"""Prepare a small Debian or Ubuntu in which systemd runs as on an operator's machine, and run a command with it.
+"""Prepare a small Debian or Ubuntu in which systemd runs as on an operator's machine, and run a command with
+it.
 
     python tests/systemd/prepare.py                                   prepare, and say where
     python tests/systemd/prepare.py -- pytest -m systemd              prepare, then run a command
     python tests/systemd/prepare.py --suite noble -- pytest ...       another systemd: bookworm has 252, noble (Ubuntu
                                                                       24.04) 255, trixie 257
 
-The root goes into one folder under $XDG_CACHE_HOME/sigd, named by a digest of what it is made from, and is made once:
-debootstrap's smallest system with systemd and Python, and in /opt/sigd a virtual environment with what
-requirements/base.lock names. Sigd itself is installed anew by each run of the tests. It takes root, debootstrap,
-systemd-nspawn, PyPI and a mirror the first time (about two minutes). Exit code 3: one of those is missing.
+The root goes into one folder under $XDG_CACHE_HOME/sigd, named by a digest of what it is made from, and is
+made once: debootstrap's smallest system with systemd and Python, and in /opt/sigd a virtual environment with
+what requirements/base.lock names. Sigd itself is installed anew by each run of the tests. It takes root,
+debootstrap, systemd-nspawn, PyPI and a mirror the first time (about two minutes). Exit code 3: one of those
+is missing.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""What runs beside the daemon as a service: it may end, or run out of memory, and the daemon serves; what was recorded
-outlives both."""
+"""What runs beside the daemon as a service: it may end, or run out of memory, and the daemon serves; what was
+recorded outlives both."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ directory = "{RECORDINGS}"
 
 
 def processes(machine: Machine) -> dict[int, str]:
-    """Those of the unit, as they are numbered outside, with their command lines; those that are gone are left out."""
+    """Those of the unit, as they are numbered outside, with their command lines; those that are gone are left
+    out."""
     group = machine.here / "sys/fs/cgroup/system.slice" / UNIT / "cgroup.procs"
     lines = {}
     for pid in map(int, group.read_text().split()):
@@ -80,7 +81,8 @@ def test_what_was_recorded_outlives_the_daemon_and_is_replayed(machine: Machine,
     put(machine, "/etc/sigd/next.onnx", models.scaled(2.0, 4))
     serve(machine, models.scaled(2.0, 4), configuration=BESIDE)
     asked = 0
-    # Killed alone: the writer stores what is in the ring. Killed with all beside it: the next daemon's writer does.
+    # Killed alone: the writer stores what is in the ring. Killed with all beside it: the next daemon's writer
+    # does.
     for kill_whom in ("main", "all"):
         with machine.connect() as client:
             for _ in range(100):

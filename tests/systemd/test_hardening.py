@@ -130,7 +130,8 @@ def test_the_sandbox_lets_through_what_a_daemon_needs_and_nothing_else(found: di
     devices, processes = found.pop("devices"), found.pop("processes")
     assert isinstance(devices, list)
     assert isinstance(processes, list)
-    # With little memory to lock (a container that may not raise its limit) the kernel says ENOMEM; a filter says EPERM.
+    # With little memory to lock (a container that may not raise its limit) the kernel says ENOMEM; a filter
+    # says EPERM.
     assert found.pop("lock_memory") in ("done", "ENOMEM")
     done = {name for name, outcome in found.items() if outcome == "done"}
     assert done == set(NEEDED) - {"lock_memory"}
@@ -217,7 +218,8 @@ ExecStart={COMMAND} serve --config /etc/sigd/sigd.toml --check
 
 
 def test_the_gpus_drop_in_keeps_a_daemon_hardened(machine: Machine) -> None:
-    """There is no GPU here: what it allows is there, what it does not need stays forbidden, and the daemon runs."""
+    """There is no GPU here: what it allows is there, what it does not need stays forbidden, and the daemon
+    runs."""
     machine.start_sigd("--gpu")
     with machine.connect() as client:
         assert ask(client) == Status.OK

@@ -1,4 +1,5 @@
-"""What an operator does with the units, on a machine with systemd: install, start, look, reload, stop, take away."""
+"""What an operator does with the units, on a machine with systemd: install, start, look, reload, stop, take
+away."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Both ends of a tunnel on one machine, set up as docs/tunnel.md says: the daemon's service, sshd's, and the tunnel's."""
+"""Both ends of a tunnel on one machine, set up as docs/tunnel.md says: the daemon's service, sshd's, and the
+tunnel's."""
 
 from __future__ import annotations
 
@@ -140,7 +141,8 @@ def test_a_daemon_that_sees_sshd_refuses_shared_memory_itself(ends: Machine) -> 
 
 
 def test_a_daemon_that_is_not_there_is_waited_for(ends: Machine) -> None:
-    """The socket is systemd's, so whoever comes through the tunnel waits in it, and is what starts the daemon."""
+    """The socket is systemd's, so whoever comes through the tunnel waits in it, and is what starts the
+    daemon."""
     ends.run("systemctl", "start", TUNNEL)
     ends.run("systemctl", "stop", "sigd.service")
     with ends.connect(SOCKET) as client:

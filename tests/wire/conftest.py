@@ -74,16 +74,17 @@ def _three_ways(
 
 @pytest.fixture(scope="session")
 def three_ways() -> Callable[..., list[object]]:
-    """three_ways(make, take, data): what `take` finds where the bytes come whole, byte by byte, and with half of a
-    Heartbeat behind them, which is then completed. `take` gives what is there and empties the reader of it; `arrange`
-    orders it where the order may depend on the cut."""
+    """three_ways(make, take, data): what `take` finds where the bytes come whole, byte by byte, and with half
+    of a Heartbeat behind them, which is then completed. `take` gives what is there and empties the reader of
+    it; `arrange` orders it where the order may depend on the cut."""
     return _three_ways
 
 
 @pytest.fixture(scope="session")
 def request_frame() -> Callable[..., bytes]:
-    """request_frame(features, sequence=..., version=1, longer_bytes=0, ...): a SignalRequest built field by field
-    from the table, not by the code under test; `longer_bytes` are appended to the block, as a newer version would."""
+    """request_frame(features, sequence=..., version=1, longer_bytes=0, ...): a SignalRequest built field by
+    field from the table, not by the code under test; `longer_bytes` are appended to the block, as a newer
+    version would."""
 
     def make(
         features: np.ndarray[tuple[int], np.dtype[np.float32]],
@@ -107,7 +108,8 @@ def request_frame() -> Callable[..., bytes]:
 
 
 class CppBuilder:
-    """Compiles C++ against the shipped headers, each program once a session; skips where there is no compiler."""
+    """Compiles C++ against the shipped headers, each program once a session; skips where there is no
+    compiler."""
 
     warnings = ("-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wshadow", "-Werror")
 
@@ -124,7 +126,8 @@ class CppBuilder:
         return path
 
     def sanitized(self, kinds: str) -> tuple[str, ...]:
-        """Flags for a build that ends at the first finding; skips where the compiler has no such sanitizer."""
+        """Flags for a build that ends at the first finding; skips where the compiler has no such
+        sanitizer."""
         flags = (f"-fsanitize={kinds}", "-fno-sanitize-recover=all", "-g", "-O1", "-fno-omit-frame-pointer")
         source = self._folder / "empty.cpp"
         source.write_text("int main() {}\n")
@@ -169,7 +172,8 @@ Scene = Callable[[socket.socket], None]
 
 
 class Daemon:
-    """Listens at `path` and plays `scene` with the one client that comes; `check()` raises what the scene raised."""
+    """Listens at `path` and plays `scene` with the one client that comes; `check()` raises what the scene
+    raised."""
 
     def __init__(self, path: Path, scene: Scene) -> None:
         self.path = path

@@ -1,4 +1,5 @@
-"""What the codec costs. Not run by default: `pytest tests/wire/test_codec_benchmark.py --benchmark-enable`."""
+"""What the codec costs. Not run by default:
+`pytest tests/wire/test_codec_benchmark.py --benchmark-enable`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The field tables against numbers that were typed by hand from the contract's page: nothing here is derived."""
+"""The field tables against numbers that were typed by hand from the contract's page: nothing here is
+derived."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""RequestInbox against a model of a few lines: a list of frames, how many of their bytes came, how many are done."""
+"""RequestInbox against a model of a few lines: a list of frames, how many of their bytes came, how many are
+done."""
 
 from __future__ import annotations
 
@@ -31,9 +32,11 @@ class Sent:
 
 
 class InboxMachine(RuleBasedStateMachine):
-    """The client writes frames, the kernel delivers bytes in any chunks, the daemon answers rows when it likes.
+    """The client writes frames, the kernel delivers bytes in any chunks, the daemon answers rows when it
+    likes.
 
-    Sizes are such that a handful of frames fills the buffer: compaction and a full buffer happen all the time.
+    Sizes are such that a handful of frames fills the buffer: compaction and a full buffer happen all the
+    time.
     """
 
     @initialize(

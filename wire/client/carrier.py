@@ -1,4 +1,5 @@
-"""What carries the frames of a client's session: a stream, or rings in shared memory. One client, either carrier."""
+"""What carries the frames of a client's session: a stream, or rings in shared memory. One client, either
+carrier."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ POLL_S_MAX: Final = 60.0
 
 
 class Carrier(Protocol):
-    """Made after the handshake. Answers go into the session's ResponseInbox, everything else comes by `next_control`.
+    """Made after the handshake. Answers go into the session's ResponseInbox, everything else comes by
+    `next_control`.
 
     Raises:
         FrameError: from each call but `fileno` and `close`, where the daemon left the contract.
@@ -26,7 +28,8 @@ class Carrier(Protocol):
         """Send whole requests, side by side, as far as there is room; how many bytes were taken."""
 
     def offer_control(self, frame: memoryview | bytes) -> int:
-        """Send a control frame; how many bytes were taken. What is left must be offered before anything else."""
+        """Send a control frame; how many bytes were taken. What is left must be offered before anything
+        else."""
 
     def pull(self) -> bool:
         """Take in what has arrived; False where nothing has."""

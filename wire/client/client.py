@@ -1,12 +1,13 @@
-"""A synchronous client in Python: the engine's side of the conversation, over a Unix socket or in shared memory.
+"""A synchronous client in Python: the engine's side of the conversation, over a Unix socket or in shared
+memory.
 
     with connect("/run/sigd/sigd.sock", features=64, outputs=3) as client:
         response = client.request(features_row)
 
-Requests may be pipelined: any number of `send` before the first `receive`; answers come in the order of the requests
-and each is checked to echo the sequence of the request that it answers. While a send waits for room the answers are
-read and kept, so that a client and a daemon that both wait for room cannot lock each other up. All that holds for both
-transports. Not thread-safe: one client, one thread.
+Requests may be pipelined: any number of `send` before the first `receive`; answers come in the order of the
+requests and each is checked to echo the sequence of the request that it answers. While a send waits for room
+the answers are read and kept, so that a client and a daemon that both wait for room cannot lock each other
+up. All that holds for both transports. Not thread-safe: one client, one thread.
 """
 
 from __future__ import annotations
@@ -57,12 +58,13 @@ def connect(
         model_name: at most 32 bytes of UTF-8; empty is the daemon's default model.
         client_name: for the daemon's logs and metrics; cut after 24 bytes of UTF-8.
         conflate: ask that a request be answered CONFLATED once a newer one of its instrument waits.
-        shared_memory: requests and answers travel in rings that the daemon shares with this process; it must run on
-            the daemon's host. Faster, and while both sides are awake without a system call.
-        ring_slots: how many requests may be unanswered in shared memory, a power of two; 0 is the daemon's default.
+        shared_memory: requests and answers travel in rings that the daemon shares with this process; it must
+            run on the daemon's host. Faster, and while both sides are awake without a system call.
+        ring_slots: how many requests may be unanswered in shared memory, a power of two; 0 is the daemon's
+            default.
         timeout_s: for the handshake, and for every later call that names none; math.inf waits for ever.
-        spin: never sleep while waiting for an answer; lowest latency, one core busy meanwhile, and the interpreter's
-            other threads held up.
+        spin: never sleep while waiting for an answer; lowest latency, one core busy meanwhile, and the
+            interpreter's other threads held up.
 
     Raises:
         ConnectFailed: nobody listens there, or the socket may not be opened.
@@ -137,8 +139,8 @@ class Client:
         return self._talk.goodbye_code
 
     def fileno(self) -> int:
-        """The socket, for a caller's own poll. Answers that `receive` has read ahead do not show on it, and with shared
-        memory none do."""
+        """The socket, for a caller's own poll. Answers that `receive` has read ahead do not show on it, and
+        with shared memory none do."""
         return self._exchange.carrier.fileno()
 
     def send(
@@ -160,11 +162,11 @@ class Client:
 
         Raises:
             ShapeError: not that many features, or a number that its field cannot hold; nothing was sent.
-            Rejected, SessionClosed, ProtocolBroken: the session has ended, or ends because the daemon made no room
-                within the session's timeout; the request counts as unanswered.
+            Rejected, SessionClosed, ProtocolBroken: the session has ended, or ends because the daemon made no
+                room within the session's timeout; the request counts as unanswered.
 
-        In shared memory no more than welcome.ring_slots are unanswered on the daemon's side: one more waits until the
-        oldest answer has come, and is then on its way.
+        In shared memory no more than welcome.ring_slots are unanswered on the daemon's side: one more waits
+        until the oldest answer has come, and is then on its way.
         """
         if sequence is None:
             sequence = self._unanswered.next_sequence
@@ -191,8 +193,8 @@ class Client:
             sequences: shape (k,); None counts on from the last.
             client_time_ns, deadline_ns, instrument_id: one for all, or shape (k,); as in `send`.
 
-        More than welcome.in_flight_max unanswered is allowed: on a stream the daemon answers what is too much with
-        BUSY, in shared memory this waits, see `send`.
+        More than welcome.in_flight_max unanswered is allowed: on a stream the daemon answers what is too much
+        with BUSY, in shared memory this waits, see `send`.
 
         Raises:
             ShapeError: as `send`; nothing was sent.
@@ -237,7 +239,8 @@ class Client:
         """The next `count` answers, or with None all that have come and at least one; waits for them.
 
         Returns:
-            A structured array with the fields of SignalResponse (layout.frame_dtype); "outputs" is float32, (k, m).
+            A structured array with the fields of SignalResponse (layout.frame_dtype); "outputs" is float32,
+            (k, m).
 
         Raises:
             As `receive`. After ReceiveTimeout no answer is lost: those that came wait for the next call.
@@ -264,7 +267,8 @@ class Client:
         instrument_id: int = 0,
         timeout_s: float | None = None,
     ) -> Response:
-        """Send one request and wait for its answer; as `send` and `receive`, and nothing else may be unanswered."""
+        """Send one request and wait for its answer; as `send` and `receive`, and nothing else may be
+        unanswered."""
         if self._unanswered:
             raise RuntimeError(
                 f"{self.unanswered} requests are unanswered, expected none: receive them before request()"
@@ -273,7 +277,8 @@ class Client:
         return self.receive(timeout_s)
 
     def heartbeat(self, timeout_s: float | None = None) -> int:
-        """Ask for a sign of life and return the daemon's CLOCK_MONOTONIC. Answers that come meanwhile are kept.
+        """Ask for a sign of life and return the daemon's CLOCK_MONOTONIC. Answers that come meanwhile are
+        kept.
 
         Raises:
             ReceiveTimeout: no sign of life within the time given.
@@ -288,7 +293,8 @@ class Client:
         return talk.daemon_clock_ns
 
     def goodbye(self, timeout_s: float | None = None) -> npt.NDArray[np.void]:
-        """End the session in order: say Goodbye, collect the answers to all that was sent, see the daemon close.
+        """End the session in order: say Goodbye, collect the answers to all that was sent, see the daemon
+        close.
 
         Returns:
             The answers, as `receive_many`; often empty. The client is closed.
@@ -309,7 +315,8 @@ class Client:
         return answers
 
     def close(self) -> None:
-        """Close at once, with a Goodbye where it can be said without waiting; unanswered requests are given up."""
+        """Close at once, with a Goodbye where it can be said without waiting; unanswered requests are given
+        up."""
         self._exchange.close()
 
     def _wait_for_rows(self, rows: int, timeout_s: float | None) -> None:

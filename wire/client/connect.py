@@ -51,7 +51,8 @@ def open_connection(path: str, timeout_s: float) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     deadline_s = time.monotonic() + timeout_s
     try:
-        # A blocking connect waits for room in the listener's backlog, for this long; a non-blocking one fails.
+        # A blocking connect waits for room in the listener's backlog, for this long; a non-blocking one
+        # fails.
         if not math.isinf(timeout_s):
             seconds, fraction = divmod(max(timeout_s, 1e-6), 1)
             timeval = _TIMEVAL.pack(int(seconds), int(fraction * 1e6))
@@ -68,7 +69,8 @@ def open_connection(path: str, timeout_s: float) -> socket.socket:
 
 
 def _connected(connection: socket.socket) -> bool:
-    """A signal may interrupt connect(), and Python then believes that a Unix socket connects by itself meanwhile."""
+    """A signal may interrupt connect(), and Python then believes that a Unix socket connects by itself
+    meanwhile."""
     try:
         connection.getpeername()
     except OSError as error:
@@ -112,7 +114,8 @@ def _exchange(
     try:
         connection.settimeout(_left_s(deadline_s))
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            # a daemon that is full says so and closes without waiting for Hello: what it said is still to be read
+            # a daemon that is full says so and closes without waiting for Hello: what it said is still to be
+            #     read
             connection.sendall(hello.encode())
         while (frame := framer.next_frame()) is None:
             connection.settimeout(_left_s(deadline_s))
@@ -156,12 +159,14 @@ class _Passed:
         if found < _DESCRIPTORS:
             if self._truncated:
                 raise NoSharedMemory(
-                    f"this process could take in {found} of the {_DESCRIPTORS} descriptors of shared memory: too many"
+                    f"this process could take in {found} of the {_DESCRIPTORS} descriptors of shared memory:"
+                    " too many"
                     " are open; raise its limit (ulimit -n)"
                 )
             if found == 0:
                 raise NoSharedMemory(
-                    "no descriptors came with the Welcome: the connection is forwarded (SSH?), and shared memory works"
+                    "no descriptors came with the Welcome: the connection is forwarded (SSH?), and shared"
+                    " memory works"
                     " on the daemon's host only; connect with the stream transport"
                 )
             raise ProtocolBroken(

@@ -1,4 +1,5 @@
-"""One session as the client sees it, without I/O: answers, what the daemon says besides, and how it all ends."""
+"""One session as the client sees it, without I/O: answers, what the daemon says besides, and how it all
+ends."""
 
 from __future__ import annotations
 

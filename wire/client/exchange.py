@@ -1,4 +1,5 @@
-"""A client's session under way: frames go out and come in through its carrier, and whoever must wait waits here."""
+"""A client's session under way: frames go out and come in through its carrier, and whoever must wait waits
+here."""
 
 from __future__ import annotations
 
@@ -73,7 +74,8 @@ class Exchange:
         return True
 
     def transmit(self, offer: Callable[[Frames], int], frames: Frames) -> None:
-        """Send all of it, through one of the carrier's two ways. Raises SessionError where the session is over."""
+        """Send all of it, through one of the carrier's two ways. Raises SessionError where the session is
+        over."""
         if self.talk.over:
             raise self.talk.error()
         try:

@@ -13,13 +13,15 @@ from sigd.wire.status import Transport
 
 
 def check_hello(hello: Hello) -> None:
-    """Raises ShapeError where Hello cannot carry what is asked; a model's name that is cut would be another's."""
+    """Raises ShapeError where Hello cannot carry what is asked; a model's name that is cut would be
+    another's."""
     slots = hello.ring_slots
     if hello.transport == Transport.STREAM and slots:
         raise ShapeError(f"ring_slots of {slots} on a stream, expected 0, or shared memory to be asked for")
     if not 0 <= slots <= RING_SLOTS_MAX or slots & (slots - 1):
         raise ShapeError(
-            f"ring_slots of {slots}, expected a power of two within 1..{RING_SLOTS_MAX}, or 0 for the daemon's own"
+            f"ring_slots of {slots}, expected a power of two within 1..{RING_SLOTS_MAX}, or 0 for the"
+            " daemon's own"
         )
     for name, value in (("features", hello.features), ("outputs", hello.outputs)):
         if not 0 <= value < 2**32:

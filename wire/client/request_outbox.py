@@ -121,7 +121,8 @@ class RequestOutbox:
         return columns
 
     def encode(self, features: npt.NDArray[np.float32], columns: WordArray) -> memoryview:
-        """At most `rows_max` rows, as `as_rows` and `as_columns` gave them. The view is valid until the next call."""
+        """At most `rows_max` rows, as `as_rows` and `as_columns` gave them. The view is valid until the next
+        call."""
         rows = len(features)
         if rows > len(self._rows):
             self._rows = self._prepare(min(self.rows_max, 2 * rows))

@@ -1,12 +1,13 @@
 """The client's end of a response stream: answers are kept in the order of arrival until they are taken.
 
-The counterpart of `outbox`, which writes them. No I/O. One buffer holds whole answers (the rows), then bytes not
-looked at yet, then free space:
+The counterpart of `outbox`, which writes them. No I/O. One buffer holds whole answers (the rows), then bytes
+not looked at yet, then free space:
 
     0 <= head <= head + rows * frame_bytes <= tail <= capacity
 
-Control frames are handed out as soon as they are met, ahead of answers that nobody took yet: a Goodbye or Reject
-should be known early. A longer answer of a newer daemon is cut to the known part, so that all rows have one stride.
+Control frames are handed out as soon as they are met, ahead of answers that nobody took yet: a Goodbye or
+Reject should be known early. A longer answer of a newer daemon is cut to the known part, so that all rows
+have one stride.
 """
 
 from __future__ import annotations
@@ -111,8 +112,8 @@ class ResponseInbox:
     def scan(self) -> Frame | None:
         """Turn arrived bytes into rows.
 
-        Returns the next frame that is no answer, taken out of the stream, for the caller to act on and scan again;
-        None where bytes are missing.
+        Returns the next frame that is no answer, taken out of the stream, for the caller to act on and scan
+        again; None where bytes are missing.
 
         Raises:
             FrameError: the bytes that stand next are no frame. The rows before them may still be taken.
@@ -171,7 +172,8 @@ class ResponseInbox:
         return Response._make((*others, _STATUSES.get(status, status), batch_rows, outputs.copy()))
 
     def take(self, count: int) -> npt.NDArray[np.void]:
-        """The oldest `count` answers, a structured array of `dtype`, copied; `rows` must be at least `count`."""
+        """The oldest `count` answers, a structured array of `dtype`, copied; `rows` must be at least
+        `count`."""
         assert 0 <= count <= self.rows
         taken = np.ndarray((count,), self.dtype, self._storage, self._head).copy()
         self._head += count * self.frame_bytes

@@ -1,9 +1,11 @@
-"""Rings in shared memory as a client's carrier: requests and answers travel there, everything else over the socket.
+"""Rings in shared memory as a client's carrier: requests and answers travel there, everything else over the
+socket.
 
-While answers come no system call is made, but for the daemon's doorbell where it sleeps. The socket is looked at when
-the ring has been empty for a while, or when poll() says that there is something. What it says then comes after the
-answers that were published before it was said: the ring is emptied first, so that no answer is lost to a Reject or to
-the end of the session.
+While answers come no system call is made, but for the daemon's doorbell where it sleeps. The socket is looked
+at when the ring has been empty for a while, or when poll() says that there is something. What it says then
+comes after the
+answers that were published before it was said: the ring is emptied first, so that no answer is lost to a
+Reject or to the end of the session.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from sigd.wire.region import read_header, violation
 from sigd.wire.ring import Region
 
 _LOOKS_PER_SOCKET_LOOK: Final = 16
-"""Empty looks at the ring that nobody waited between, as of a caller who polls, until the socket's turn comes."""
+"""Empty looks at the ring that nobody waited between, as of a caller who polls, until the socket's turn
+comes."""
 _LOOKS_PER_SPIN: Final = 1024
 """Looks in a row where `wait` spins; the socket's turn comes after them, every 30 us or so."""
 
@@ -125,7 +128,8 @@ class RingCarrier:
         try:
             rows = responses.take(room, responses.ring_slots)
         except FrameError:
-            # What stands before the wrong frame is an answer still. Where that is the first, this raises again.
+            # What stands before the wrong frame is an answer still. Where that is the first, this raises
+            # again.
             rows = responses.take(room, 1)
         if rows:
             inbox.arrived(rows * inbox.frame_bytes)
@@ -213,7 +217,8 @@ def _map(descriptor: int, welcome: Welcome) -> tuple[mmap.mmap, Region]:
         memory = mmap.mmap(descriptor, region_bytes, mmap.MAP_SHARED | mmap.MAP_POPULATE)
     except OSError as error:
         raise NoSharedMemory(
-            f"cannot map the {region_bytes} bytes of shared memory: {error.strerror}; connect with the stream transport"
+            f"cannot map the {region_bytes} bytes of shared memory: {error.strerror}; connect with the stream"
+            " transport"
         ) from error
     view = memoryview(memory)
     try:

@@ -1,4 +1,5 @@
-"""The Unix stream as a client's carrier: requests, answers and control frames are one sequence of bytes each way."""
+"""The Unix stream as a client's carrier: requests, answers and control frames are one sequence of bytes each
+way."""
 
 from __future__ import annotations
 

@@ -1,12 +1,13 @@
-"""The format of recordings: segments of blocks of records, and the ring that they are written through. No I/O.
+"""The format of recordings: segments of blocks of records, and the ring that they are written through. No
+I/O.
 
     stream    what one daemon records, records after records, from position 0 on; `sigd.daemon.recording` writes it
     ring      the newest part of the stream, in memory that outlives the daemon
     segment   a file with a stretch of the stream of fixed length
     block     a piece of that stretch as it was taken from the ring, with a checksum
 
-docs/recordings.md describes all of it for readers in other languages. Little-endian throughout; everything stands at
-multiples of 8 bytes.
+docs/recordings.md describes all of it for readers in other languages. Little-endian throughout; everything
+stands at multiples of 8 bytes.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ Read = Callable[[int, int], bytes]
 """(offset, count) -> that many bytes of a file, fewer at its end."""
 
 
-# -- segments ----------------------------------------------------------------------------------------------------------
+# -- segments --------------------------------------------------------------------------------------------
 
 SEGMENT_MAGIC: Final = b"SIGDREC1"
 SEGMENT_HEADER_BYTES: Final = 4096
 _SEGMENT: Final = struct.Struct("<8sIIIIQQQQ16s")
-"""magic, version, header bytes, crc32 of the header with this field 0, bytes of `about`; number, stretch, wall clock,
-monotonic clock, id. `about` follows."""
+"""magic, version, header bytes, crc32 of the header with this field 0, bytes of `about`; number, stretch,
+wall clock, monotonic clock, id. `about` follows."""
 _SEGMENT_CRC: Final = struct.Struct("<I")
 _SEGMENT_CRC_OFFSET: Final = 16
 ABOUT_BYTES_MAX: Final = 3072
@@ -50,7 +51,8 @@ class SegmentHeader:
         recording_id: 16 bytes, the same in all segments of one recording.
         number: from 0 on.
         stretch_bytes: of the stream in each segment; this one's starts at position `number * stretch_bytes`.
-        wall_ns, monotonic_ns: one moment on CLOCK_REALTIME and on CLOCK_MONOTONIC, whose times are in the frames.
+        wall_ns, monotonic_ns: one moment on CLOCK_REALTIME and on CLOCK_MONOTONIC, whose times are in the
+            frames.
         about: JSON, what wrote the recording.
     """
 
@@ -114,8 +116,8 @@ _PAGE_BYTES: Final = 4096
 
 
 def segment_bytes(stretch_bytes: int) -> int:
-    """What is allocated for a segment: its header, its stretch, and the headers of its blocks, if they are not very
-    many; then it becomes larger."""
+    """What is allocated for a segment: its header, its stretch, and the headers of its blocks, if they are
+    not very many; then it becomes larger."""
     return SEGMENT_HEADER_BYTES + stretch_bytes + stretch_bytes // _HEADERS_SHARE
 
 
@@ -125,7 +127,7 @@ def stretch_bytes_in(size: int) -> int:
     return fits // _PAGE_BYTES * _PAGE_BYTES
 
 
-# -- blocks ------------------------------------------------------------------------------------------------------------
+# -- blocks ----------------------------------------------------------------------------------------------
 
 BLOCK_MAGIC: Final = b"SGDB"
 BLOCK_HEADER_BYTES: Final = 32
@@ -171,10 +173,11 @@ def block_header(records: Bytes, position: int, wall_ns: int) -> bytes:
 
 
 def read_blocks(read: Read, size: int, position: int) -> Iterator[Block | RecordingDamaged]:
-    """The blocks of a segment of `size` bytes that starts at `position` of the stream, and what is wrong between them.
+    """The blocks of a segment of `size` bytes that starts at `position` of the stream, and what is wrong
+    between them.
 
-    What follows damage is found by the next block that is whole. The end is where no block is written yet: a file is
-    allocated as zeros, and a block's header is written last.
+    What follows damage is found by the next block that is whole. The end is where no block is written yet: a
+    file is allocated as zeros, and a block's header is written last.
     """
     offset = SEGMENT_HEADER_BYTES
     while offset < size:
@@ -232,11 +235,12 @@ def _find_block(read: Read, offset: int, size: int, position: int) -> Block | No
     return None
 
 
-# -- records -----------------------------------------------------------------------------------------------------------
+# -- records ---------------------------------------------------------------------------------------------
 
 RECORD_HEADER_BYTES: Final = 32
 RECORD: Final = struct.Struct("<IHHIHHQQ")
-"""bytes of the record, kind, rows; session, version of the requests, 0; batch, number of the first request."""
+"""bytes of the record, kind, rows; session, version of the requests, 0; batch, number of the first
+request."""
 ROWS_MAX: Final = 0xFFFF
 _LENGTH: Final = struct.Struct("<I")
 
@@ -318,7 +322,7 @@ def cut_records(records: memoryview, most_bytes: int) -> Iterator[memoryview]:
     yield records[start:]
 
 
-# -- the ring ----------------------------------------------------------------------------------------------------------
+# -- the ring --------------------------------------------------------------------------------------------
 
 RING_MAGIC: Final = b"SIGDRING"
 RING_HEADER_BYTES: Final = 4096
@@ -383,7 +387,8 @@ class RingHeader:
 
 
 def stretches(start: int, end: int, *lengths: int) -> Iterator[tuple[int, int]]:
-    """The positions from `start` to `end`, cut at each multiple of each length: where the ring or a segment ends.
+    """The positions from `start` to `end`, cut at each multiple of each length: where the ring or a segment
+    ends.
 
     >>> list(stretches(50, 130, 100, 64))
     [(50, 64), (64, 100), (100, 128), (128, 130)]

@@ -325,7 +325,8 @@ def _exchanges(record: Record, facts: SessionFacts) -> Exchanges:
     if rest or not rows or request_bytes % 8 or request_bytes < request_frame_bytes(facts.features):
         raise RecordingDamaged(
             record.position,
-            f"{len(record.body)} bytes for {rows} requests of {facts.features} features and {facts.outputs} outputs",
+            f"{len(record.body)} bytes for {rows} requests of {facts.features} features and {facts.outputs}"
+            " outputs",
         )
     words = np.frombuffer(record.body, np.uint64, rows * request_bytes // 8).reshape(rows, -1).copy()
     # The daemon's own use of this word ends with the recording: here the frame is as the client sent it.

@@ -1,7 +1,8 @@
 """The wire as a C++20 header, generated from the field tables: `cpp/include/sigd/sigd_wire.hpp`.
 
-The generated file is committed and ships with the package; a test generates it anew and compares. Where a message's
-length depends on the model, the header has its fixed part as a struct and the whole frame as a template.
+The generated file is committed and ships with the package; a test generates it anew and compares. Where a
+message's length depends on the model, the header has its fixed part as a struct and the whole frame as a
+template.
 """
 
 from __future__ import annotations
@@ -236,7 +237,8 @@ def _declaration(message: Message | None, field: Field) -> str:
 
 
 def _whole_frame(message: Message, last: Field) -> str:
-    """A template; its array is one longer where the count is odd, so that no byte of a frame is without a name."""
+    """A template; its array is one longer where the count is odd, so that no byte of a frame is without a
+    name."""
     count = last.name.capitalize()
     return f"""\
 // The whole frame of a model with that many {last.name}. An odd count is followed by one element of padding, which is 0.
@@ -266,7 +268,10 @@ def _region() -> str:
         end = field.offset + SIZE_BYTES[field.kind]
     members.append((f"std::uint8_t reserved_{end}[{REGION_HEADER_BYTES - end}];", "0"))
     lines = [
-        "// The start of a shared-memory region. Its counters and flags are accessed as atomics, see ring.hpp.",
+        (
+            "// The start of a shared-memory region. Its counters and flags are accessed as atomics, see"
+            " ring.hpp."
+        ),
         "struct RegionHeader {",
         *_commented(members),
         "};",

@@ -1,6 +1,7 @@
 """The byte tables of docs/wire.md, generated from the field tables.
 
-`python -m sigd.wire.schema.tables docs/wire.md` writes them anew, between the marks `<!-- table: NAME -->` and `<!-- end -->`.
+`python -m sigd.wire.schema.tables docs/wire.md` writes them anew, between the marks `<!-- table: NAME -->`
+and `<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def tables() -> dict[str, str]:
 
 
 def with_tables(text: str, current: Mapping[str, str] | None = None) -> str:
-    """`text` with what stands between the marks replaced by the tables that they name: `current`, or `tables()`.
+    """`text` with what stands between the marks replaced by the tables that they name: `current`, or
+    `tables()`.
 
     Raises:
         ValueError: a mark names no table, or a table has no mark.

@@ -1,7 +1,9 @@
 """From the bins of the counters to the buckets of a Prometheus histogram.
 
-A value is counted in the first bucket that its whole bin fits in. So a bucket never claims an answer to have been faster
-than it was: at worst one that took just its bound counts in the next. Sums take each value for the middle of its bin.
+A value is counted in the first bucket that its whole bin fits in. So a bucket never claims an answer to have
+been faster
+than it was: at worst one that took just its bound counts in the next. Sums take each value for the middle of
+    its bin.
 """
 
 from __future__ import annotations
@@ -67,7 +69,7 @@ def rows_histogram(batches_by_rows: list[int]) -> tuple[float, ...]:
 
 
 def histogram(in_buckets: list[int], total: float) -> tuple[float, ...]:
-    """The values of a histogram in the order of its lines: for each bucket how many lie in it or below, their number,
-    their sum."""
+    """The values of a histogram in the order of its lines: for each bucket how many lie in it or below, their
+    number, their sum."""
     cumulative = tuple(accumulate(in_buckets))
     return (*cumulative, cumulative[-1], total)

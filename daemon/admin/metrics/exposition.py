@@ -1,8 +1,9 @@
 """The text that Prometheus reads, made so that a scrape does not hold up the loop that it runs on.
 
-prometheus-client writes every line: names, labels, escapes, HELP and TYPE. But it takes milliseconds for what a
-scrape needs, so it does that once for each set of labels, with NaN for values; a scrape reads the counters and puts
-their numbers where NaN stood. Between two steps of it the loop may turn. See docs/decisions/0010-metrics.md.
+prometheus-client writes every line: names, labels, escapes, HELP and TYPE. But it takes milliseconds for what
+a scrape needs, so it does that once for each set of labels, with NaN for values; a scrape reads the counters
+and puts their numbers where NaN stood. Between two steps of it the loop may turn. See
+docs/decisions/0010-metrics.md.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class Exposition:
         self._templates: dict[str, tuple[Labels, str]] = {}
 
     def prepare(self) -> None:
-        """Load the library and write the lines: before anybody is served, for it takes tens of milliseconds."""
+        """Load the library and write the lines: before anybody is served, for it takes tens of
+        milliseconds."""
         for family in self._families:
             self._told(family)
 

@@ -1,7 +1,9 @@
-"""What Prometheus is told: a table of families, each with the function that reads its values off the counters.
+"""What Prometheus is told: a table of families, each with the function that reads its values off the
+counters.
 
-Names, units and labels are a contract with whoever has built a dashboard on them; docs/metrics.md is made from this
-table. Durations of answers are in microseconds and say so in their names; all else is in Prometheus's base units.
+Names, units and labels are a contract with whoever has built a dashboard on them; docs/metrics.md is made
+from this table. Durations of answers are in microseconds and say so in their names; all else is in
+Prometheus's base units.
 """
 
 from __future__ import annotations
@@ -138,7 +140,8 @@ def _runnable(_source: Source) -> list[Series]:
 
 
 _BINNED: Final = (
-    "Counted in bins of 128 ns up to 1.05 ms and of 131 us beyond; each value in the first bucket that holds its whole"
+    "Counted in bins of 128 ns up to 1.05 ms and of 131 us beyond; each value in the first bucket that holds"
+    " its whole"
     " bin, in the sum as the middle of it."
 )
 _MODEL: Final = ("model",)
@@ -175,7 +178,8 @@ FAMILIES: Final = (
     Family(
         "sigd_validator_running",
         Kind.GAUGE,
-        "1 while the process that validates models can be asked; this and the next are absent where there is none.",
+        "1 while the process that validates models can be asked; this and the next are absent where there is"
+        " none.",
         _of_validator(lambda validator: validator.running * 1),
     ),
     Family(
@@ -264,7 +268,8 @@ FAMILIES: Final = (
         _rejects,
         ("code",),
     ),
-    # Not a label of the family above, which is there with 0 before there is a Reject: only so does increase() see the first.
+    # Not a label of the family above, which is there with 0 before there is a Reject: only so does increase()
+    # see the first.
     Family(
         "sigd_user_rejects",
         Kind.COUNTER,
@@ -294,7 +299,8 @@ FAMILIES: Final = (
     Family(
         "sigd_loop_stalls",
         Kind.COUNTER,
-        "Hiccups of the loop: looks that came more than 1 ms late. One of n ms is seen with a chance of n - 1 in ten.",
+        "Hiccups of the loop: looks that came more than 1 ms late. One of n ms is seen with a chance of n - 1"
+        " in ten.",
         _one(lambda source: source.loop.stalls),
     ),
     Family(
@@ -326,7 +332,8 @@ FAMILIES: Final = (
     Family(
         "sigd_loop_runnable_seconds",
         Kind.COUNTER,
-        "How long the serving thread could have run while another had its core; absent where the kernel does not tell.",
+        "How long the serving thread could have run while another had its core; absent where the kernel does"
+        " not tell.",
         _runnable,
     ),
     Family(
@@ -369,7 +376,8 @@ FAMILIES: Final = (
     Family(
         "sigd_gpu_memory_bytes",
         Kind.GAUGE,
-        "Memory of the cards that models are on: total, free, and the daemon's own; read every 10 s, absent without one.",
+        "Memory of the cards that models are on: total, free, and the daemon's own; read every 10 s, absent"
+        " without one.",
         _gpu_memory,
         ("gpu", "part"),
     ),

@@ -1,4 +1,5 @@
-"""The memory of the GPUs that models are on, read beside the loop: NVML may wait for a driver that is busy."""
+"""The memory of the GPUs that models are on, read beside the loop: NVML may wait for a driver that is
+busy."""
 
 from __future__ import annotations
 
@@ -25,9 +26,11 @@ OLD_NS: Final = 60_000_000_000
 
 
 class GpuWatch:
-    """Reads every ten seconds, in a thread of its own, which holds the interpreter for as long as a scrape's step does.
+    """Reads every ten seconds, in a thread of its own, which holds the interpreter for as long as a scrape's
+    step does.
 
-    The thread is there from when a model is on a GPU, perhaps only after a reload; until then nothing is loaded.
+    The thread is there from when a model is on a GPU, perhaps only after a reload; until then nothing is
+    loaded.
 
     Args:
         backends: those that serve.

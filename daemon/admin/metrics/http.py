@@ -1,5 +1,5 @@
-"""As much of HTTP/1 as a scraper speaks: GET and HEAD of a few pages, one request for each connection. No I/O of its
-own but what the reader gives."""
+"""As much of HTTP/1 as a scraper speaks: GET and HEAD of a few pages, one request for each connection. No I/O
+of its own but what the reader gives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The daemon as it is seen from outside: what watches it while it serves, and the pages where that is told."""
+"""The daemon as it is seen from outside: what watches it while it serves, and the pages where that is
+told."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
 
 SCRAPE_EVERY_S: Final = 0.1
-"""Ten scrapes a second take less than a hundredth of the loop; as many as one process can make took most of it."""
+"""Ten scrapes a second take less than a hundredth of the loop; as many as one process can make took most of
+it."""
 
 
 class Observer:

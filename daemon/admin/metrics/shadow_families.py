@@ -83,7 +83,8 @@ SHADOW_FAMILIES: Final = (
     Family(
         "sigd_shadow_rows",
         Kind.COUNTER,
-        "Rows answered OK by what became of them: compared; skipped, for want of time; left_out of the sample; failed,"
+        "Rows answered OK by what became of them: compared; skipped, for want of time; left_out of the"
+        " sample; failed,"
         " where the shadow gave no numbers.",
         _rows,
         ("model", "outcome"),
@@ -91,7 +92,8 @@ SHADOW_FAMILIES: Final = (
     Family(
         "sigd_shadow_agreements",
         Kind.COUNTER,
-        "Compared rows on which both decide alike: the same output is the largest; of a single output, its sign.",
+        "Compared rows on which both decide alike: the same output is the largest; of a single output, its"
+        " sign.",
         _of_shadows(lambda status: status.statistics.agreed),
         _MODEL,
     ),
@@ -113,8 +115,10 @@ SHADOW_FAMILIES: Final = (
     Family(
         "sigd_shadow_drift",
         Kind.GAUGE,
-        "Mean of the shadow's output less that of the served one, in standard deviations of the served one, over the last"
-        f" 10,000 rows or so of one generation; NaN where that does not vary. The first {OUTPUTS_SHOWN} outputs.",
+        "Mean of the shadow's output less that of the served one, in standard deviations of the served one,"
+        " over the last"
+        f" 10,000 rows or so of one generation; NaN where that does not vary. The first {OUTPUTS_SHOWN}"
+        " outputs.",
         _drifts,
         ("model", "output"),
     ),

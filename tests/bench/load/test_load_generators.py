@@ -1,4 +1,5 @@
-"""Both load generators against a peer that keeps the contract, and against one that breaks it, in every way."""
+"""Both load generators against a peer that keeps the contract, and against one that breaks it, in every
+way."""
 
 from __future__ import annotations
 

@@ -115,7 +115,8 @@ def test_a_stall_delays_what_was_due_but_moves_no_intended_time() -> None:
     np.testing.assert_array_equal(np.diff(samples["intended_ns"]), 10 * MS)
     corrected = samples["received_ns"] - samples["intended_ns"]
     uncorrected = samples["received_ns"] - samples["sent_ns"]
-    # The first met the stall itself; the nine after it were due during the stall and could only leave afterwards.
+    # The first met the stall itself; the nine after it were due during the stall and could only leave
+    # afterwards.
     assert (corrected[:10] > 5 * MS).all()
     assert (np.diff(corrected[:10]) < 0).all()
     assert uncorrected[0] > 90 * MS

@@ -1,5 +1,5 @@
-"""The structs of the native programs against the reader of their files. Those of the wire are the C++ client's, which
-tests/wire/cpp holds against the field tables."""
+"""The structs of the native programs against the reader of their files. Those of the wire are the C++
+client's, which tests/wire/cpp holds against the field tables."""
 
 from __future__ import annotations
 

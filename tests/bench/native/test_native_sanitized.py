@@ -1,4 +1,5 @@
-"""The native programs under AddressSanitizer and UBSan: whole runs over both transports, and runs that end early."""
+"""The native programs under AddressSanitizer and UBSan: whole runs over both transports, and runs that end
+early."""
 
 from __future__ import annotations
 

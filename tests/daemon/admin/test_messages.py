@@ -231,7 +231,8 @@ def test_asking_where_nobody_answers(tmp_path: Path) -> None:
     ],
 )
 def test_asking_somebody_who_is_no_daemon(tmp_path: Path, answer: bytes, said: str, reads: str) -> None:
-    """Whatever they said before they closed is told, also where the kernel makes an error of the unread question."""
+    """Whatever they said before they closed is told, also where the kernel makes an error of the unread
+    question."""
     path = tmp_path / "a"
     closed = threading.Event()
 
@@ -299,7 +300,8 @@ def test_who_answers_is_known_from_the_kernel(tmp_path: Path) -> None:
 
 
 def test_the_last_answers_are_waited_for(tmp_path: Path) -> None:
-    """As for `sigd drain`, whose answer is the last thing that a daemon does; who has asked nothing is not waited for."""
+    """As for `sigd drain`, whose answer is the last thing that a daemon does; who has asked nothing is not
+    waited for."""
     ended: asyncio.Event
     answers: list[Status] = []
 

@@ -1,4 +1,5 @@
-"""What a daemon is asked to do by a signal or on its admin socket, with a reloader that the test decides for."""
+"""What a daemon is asked to do by a signal or on its admin socket, with a reloader that the test decides
+for."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """A workstation as its files tell it, and two RTX 3090 with vLLM on both as NVML tells it.
 
-The tree is that of a prepared Ubuntu 24.04 machine: 8 cores with two threads each, CPU 6 (and its sibling 14) kept
-for the daemon. The cards have the limits and clocks that RTX 3090 report. A test changes what it is about.
+The tree is that of a prepared Ubuntu 24.04 machine: 8 cores with two threads each, CPU 6 (and its sibling 14)
+kept for the daemon. The cards have the limits and clocks that RTX 3090 report. A test changes what it is
+about.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ Max locked memory         unlimited            unlimited            bytes
 Max realtime priority     50                   50
 """
 PREPARED: Mapping[str, str] = {
-    "proc/cmdline": "BOOT_IMAGE=/vmlinuz root=/dev/sda2 isolcpus=managed_irq,domain,6,14 nohz_full=6,14 rcu_nocbs=6,14",
+    "proc/cmdline": "BOOT_IMAGE=/vmlinuz root=/dev/sda2 isolcpus=managed_irq,domain,6,14 nohz_full=6,14"
+    " rcu_nocbs=6,14",
     "proc/cpuinfo": "processor\t: 0\nflags\t\t: fpu tsc constant_tsc nonstop_tsc avx2\n",
     "proc/interrupts": _INTERRUPTS,
     "proc/irq/0/effective_affinity_list": "0",
@@ -144,7 +146,8 @@ _CONSTANTS = {
 
 
 def _rtx_3090(bus_id: str, vllm_pid: int) -> dict[str, Any]:
-    """An RTX 3090 in the second slot pair of a desktop board (x8/x8), clocks locked, vLLM holding 80% of it."""
+    """An RTX 3090 in the second slot pair of a desktop board (x8/x8), clocks locked, vLLM holding 80% of
+    it."""
     return {
         "nvmlDeviceGetName": "NVIDIA GeForce RTX 3090",
         "nvmlDeviceGetPciInfo": SimpleNamespace(busId=bus_id),
@@ -179,8 +182,8 @@ class RecordedNvml:
 
     Attributes:
         system: function to answer, for those without a card.
-        cards: the same for each card. A list under nvmlDeviceGetNvLinkState holds one answer for each link. An answer
-            that is an exception is raised.
+        cards: the same for each card. A list under nvmlDeviceGetNvLinkState holds one answer for each link.
+            An answer that is an exception is raised.
         opened: nvmlInit() calls that no nvmlShutdown() has closed.
         asked: every function that was looked up.
     """

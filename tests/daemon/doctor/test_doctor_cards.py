@@ -1,4 +1,5 @@
-"""The cards: two RTX 3090 with vLLM on both, read through a recorded NVML, good and with each single thing wrong."""
+"""The cards: two RTX 3090 with vLLM on both, read through a recorded NVML, good and with each single thing
+wrong."""
 
 from __future__ import annotations
 

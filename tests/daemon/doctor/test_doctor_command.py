@@ -80,7 +80,8 @@ def test_the_worst_level_counts() -> None:
 
 @pytest.fixture
 def machine(make_host: MakeHost, library: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The command on the prepared machine with its two cards, instead of on this one; returns the recorded NVML."""
+    """The command on the prepared machine with its two cards, instead of on this one; returns the recorded
+    NVML."""
     monkeypatch.delenv("CXX", raising=False)
     prepared = make_host()
     monkeypatch.setattr(

@@ -361,7 +361,10 @@ def test_boot_parameters_are_appended_to_what_is_there(make_host: MakeHost, tmp_
         [
             "bash",
             "-c",
-            f'{command} > /dev/null; GRUB_CMDLINE_LINUX="quiet"; . {tmp_path}/60-sigd-isolation.cfg; echo "$GRUB_CMDLINE_LINUX"',
+            (
+                f'{command} > /dev/null; GRUB_CMDLINE_LINUX="quiet"; . {tmp_path}/60-sigd-isolation.cfg; echo'
+                ' "$GRUB_CMDLINE_LINUX"'
+            ),
         ],
         capture_output=True,
         text=True,

@@ -196,7 +196,7 @@ def test_whether_others_need_the_shared_files(
     assert of_others(of, root.path) is others
 
 
-# -- the command -------------------------------------------------------------------------------------------------------
+# -- the command -----------------------------------------------------------------------------------------
 
 
 def run(*arguments: str) -> Result:

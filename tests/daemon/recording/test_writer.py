@@ -1,4 +1,5 @@
-"""The writer: what it stores, what it does where it cannot, and that the next one goes on where it was killed."""
+"""The writer: what it stores, what it does where it cannot, and that the next one goes on where it was
+killed."""
 
 from __future__ import annotations
 

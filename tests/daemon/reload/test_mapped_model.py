@@ -1,4 +1,5 @@
-"""The bytes of a model through a file of memory: what comes out is what went in, and nothing is left behind."""
+"""The bytes of a model through a file of memory: what comes out is what went in, and nothing is left
+behind."""
 
 from __future__ import annotations
 

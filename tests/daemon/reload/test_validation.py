@@ -155,7 +155,8 @@ def test_how_a_process_ended(status: int, said: str) -> None:
 def validator(
     monkeypatch: pytest.MonkeyPatch, message: bytes, *, waits: bool = True
 ) -> tuple[int, bytes | None]:
-    """The exit status of a process that validates that, and its answer; None where the daemon ends without waiting."""
+    """The exit status of a process that validates that, and its answer; None where the daemon ends without
+    waiting."""
     monkeypatch.setattr(validation, "leave_loop_core", lambda *_, **__: None)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     child = os.fork()

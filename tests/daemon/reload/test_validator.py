@@ -1,4 +1,5 @@
-"""The daemon's side of validating: a process that hangs or ends is replaced, and no answer is taken for another's."""
+"""The daemon's side of validating: a process that hangs or ends is replaced, and no answer is taken for
+another's."""
 
 from __future__ import annotations
 
@@ -95,7 +96,8 @@ def test_one_that_hangs_is_replaced_by_another(
     assert validator.restarts == 1
     (said,) = (record.getMessage() for record in caplog.records if record.levelno == logging.ERROR)
     assert said == (
-        "the process that validates models was ended by SIGKILL and is started again in 1 s; until then reloads are refused"
+        "the process that validates models was ended by SIGKILL and is started again in 1 s; until then"
+        " reloads are refused"
     )
 
 

@@ -1,5 +1,5 @@
-"""The log: what its lines look like, what cannot be forged in them, how many of one kind come through, who is not
-waited for."""
+"""The log: what its lines look like, what cannot be forged in them, how many of one kind come through, who is
+not waited for."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def nan_free(answer: Answer) -> tuple[object, ...]:
     return answer.sequence, answer.client_time_ns, answer.instrument_id, answer.status, outputs
 
 
-# -- the short way -------------------------------------------------------------------------------------------------
+# -- the short way ---------------------------------------------------------------------------------------
 
 features_of_any_kind = st.lists(
     st.one_of(
@@ -171,7 +171,7 @@ def test_a_batch_that_takes_longer_than_its_field_holds(make_rig: type[Rig]) -> 
     assert (slow.status, slow.outputs, slow.infer_ns) == (Status.OK, (5.0, 6.0), 2**32 - 1)
 
 
-# -- order and filling ---------------------------------------------------------------------------------------------
+# -- order and filling -----------------------------------------------------------------------------------
 
 
 def test_what_arrived_while_a_batch_ran_is_the_next_one(make_rig: type[Rig]) -> None:
@@ -266,7 +266,8 @@ def test_linger_waits_for_company_and_no_longer(make_rig: type[Rig]) -> None:
     assert not rig.batcher.poll()
 
 
-# -- endings in the middle of it -----------------------------------------------------------------------------------
+# -- endings in the middle of it
+# -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ending", ["lose", "close", "end"])

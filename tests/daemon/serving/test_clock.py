@@ -1,4 +1,5 @@
-"""A wall clock that is set, by a person or by NTP, changes nothing that is served: nothing that decides looks at it."""
+"""A wall clock that is set, by a person or by NTP, changes nothing that is served: nothing that decides looks
+at it."""
 
 from __future__ import annotations
 

@@ -192,7 +192,7 @@ def test_it_answers_as_the_full_way_does(features: list[float], **fields_of_requ
     assert raw[0] == raw[1]
 
 
-# -- a few at once --------------------------------------------------------------------------------------------
+# -- a few at once ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -303,7 +303,7 @@ def test_a_few_get_the_answers_of_the_full_way(
     assert len(said[0]) == len(asked) + 1
 
 
-# -- on a device ----------------------------------------------------------------------------------------------
+# -- on a device -----------------------------------------------------------------------------------------
 
 
 def on_a_device(make_rig: type[Rig], looks: int | None = 3) -> tuple[Rig, FakeClient]:

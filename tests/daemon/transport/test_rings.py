@@ -1,4 +1,5 @@
-"""Sessions whose requests come through rings: real memory and real doorbells, a loop that the test turns by hand."""
+"""Sessions whose requests come through rings: real memory and real doorbells, a loop that the test turns by
+hand."""
 
 from __future__ import annotations
 

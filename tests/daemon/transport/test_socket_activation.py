@@ -18,7 +18,8 @@ PID = 4711
 
 
 class Passing:
-    """Puts sockets on consecutive descriptors, as a service manager does, and takes what is left back in the end."""
+    """Puts sockets on consecutive descriptors, as a service manager does, and takes what is left back in the
+    end."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

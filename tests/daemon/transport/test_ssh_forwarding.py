@@ -1,4 +1,5 @@
-"""A forwarder is known by the name of its process, and shared memory is refused to it before anything is made."""
+"""A forwarder is known by the name of its process, and shared memory is refused to it before anything is
+made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What the tests of building share: a stand-in for the builder, machines to choose from, and a folder that tells."""
+"""What the tests of building share: a stand-in for the builder, machines to choose from, and a folder that
+tells."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ def rtx(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def trt(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The stand-in, imported as `tensorrt` 10: on a machine with the GPU, and with its number for strong typing."""
+    """The stand-in, imported as `tensorrt` 10: on a machine with the GPU, and with its number for strong
+    typing."""
     module = standin_as("tensorrt", monkeypatch)
     module.__version__ = "10.13.3.9"
     module.NetworkDefinitionCreationFlag = NetworkFlagOfVersion10
@@ -69,7 +71,8 @@ def build_here(tmp_path: Path) -> Callable[..., Manifest]:
 
 @pytest.fixture
 def build_rtx(tmp_path: Path, rtx: ModuleType) -> Callable[..., Manifest]:
-    """Builds for compute capability 8.6 with the stand-in into tmp_path/built.engine: (model, **request) -> manifest."""
+    """Builds for compute capability 8.6 with the stand-in into tmp_path/built.engine: (model, **request) ->
+    manifest."""
 
     def build_rtx(model: Path, **request: Any) -> Manifest:
         request = {"runtime": "tensorrt-rtx", "compute_capability": "8.6", **request}
@@ -82,7 +85,8 @@ def build_rtx(tmp_path: Path, rtx: ModuleType) -> Callable[..., Manifest]:
 
 @pytest.fixture
 def build_trt(tmp_path: Path, trt: ModuleType) -> Callable[..., Manifest]:
-    """Builds on a machine with an RTX 3090, with the stand-in, into tmp_path/built.engine: (model, **request) -> manifest."""
+    """Builds on a machine with an RTX 3090, with the stand-in, into tmp_path/built.engine: (model, **request)
+    -> manifest."""
 
     def build_trt(model: Path, **request: Any) -> Manifest:
         machine = Machine(frozenset({"onnxruntime", "tensorrt"}), RTX_3090, "")

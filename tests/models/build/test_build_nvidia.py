@@ -1,5 +1,5 @@
-"""What reaches TensorRT's builder, and what each of its failures becomes. The builder is a stand-in; tests/rtx has the
-real one."""
+"""What reaches TensorRT's builder, and what each of its failures becomes. The builder is a stand-in;
+tests/rtx has the real one."""
 
 from __future__ import annotations
 
@@ -146,7 +146,10 @@ def test_an_unsupported_operator_is_named_with_its_node(
     ("words", "error", "message"),
     [
         (
-            "Myelin ([pass.cpp:337] Cannot compile operation 'gemm_of_h0' for Turing (SM75): FP32 GEMM is not supported. In)",
+            (
+                "Myelin ([pass.cpp:337] Cannot compile operation 'gemm_of_h0' for Turing (SM75): FP32 GEMM is not"
+                " supported. In)"
+            ),
             ModelRefused,
             r"node 'gemm_of_h0' cannot run in fp32 on compute capability 8\.6 .*FP32 GEMM is not supported",
         ),
@@ -232,7 +235,8 @@ def test_a_timing_cache_of_another_machine_is_refused_and_kept(
 
 
 class Watch(Unwatched):
-    """Notes every call, and cuts the build short by an exception in its caller's thread where it is told to."""
+    """Notes every call, and cuts the build short by an exception in its caller's thread where it is told
+    to."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, int]] = []

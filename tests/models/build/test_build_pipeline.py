@@ -1,4 +1,5 @@
-"""A whole build for ONNX Runtime: what is written, what it says of itself, and that a failure leaves nothing."""
+"""A whole build for ONNX Runtime: what is written, what it says of itself, and that a failure leaves
+nothing."""
 
 from __future__ import annotations
 

@@ -108,8 +108,10 @@ def test_the_rebuild_command_names_files_from_any_folder(
     )
     words = rebuild_words(asked, "tensorrt-rtx", fixed_batch=False)
     assert shlex.join(words) == (
-        f"sigd build-engine {tmp_path}/m.onnx --output {tmp_path}/m.engine --runtime tensorrt-rtx --precision int8 --seed 0"
-        f" --batch-max 64 --compute-capability 8.6 --calibration {tmp_path}/rows.npy --calibration-method minmax"
+        f"sigd build-engine {tmp_path}/m.onnx --output {tmp_path}/m.engine --runtime tensorrt-rtx --precision"
+        " int8 --seed 0"
+        f" --batch-max 64 --compute-capability 8.6 --calibration {tmp_path}/rows.npy --calibration-method"
+        " minmax"
         " --agreement-min 0.99"
     )
     assert "--batch-max" not in rebuild_words(asked, "tensorrt-rtx", fixed_batch=True)

@@ -1,7 +1,7 @@
 """The feature stream against a recomputation from scratch, and the properties that models rely on.
 
-The recomputation keeps every event and works each feature out anew from the definitions in docs/features.md, the
-slow and obvious way.
+The recomputation keeps every event and works each feature out anew from the definitions in docs/features.md,
+the slow and obvious way.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def samples(events: Sequence[MarketEvent], warmup_ns: int = 0) -> Float32Array:
     return np.array(rows, np.float32).reshape(len(rows), FEATURE_COUNT)
 
 
-# ---- from scratch ----------------------------------------------------------------------------------------------------
+# ---- from scratch --------------------------------------------------------------------------------------
 
 
 def from_scratch(events: Sequence[MarketEvent]) -> dict[str, float]:
@@ -86,7 +86,8 @@ def from_scratch(events: Sequence[MarketEvent]) -> dict[str, float]:
     named: dict[str, float] = {}
 
     def within(received: Sequence[BestQuote] | Sequence[Trade], window_ns: int) -> list[int]:
-        """Which of these events lie in (now - window, now]; of the quotes the first is where windows begin."""
+        """Which of these events lie in (now - window, now]; of the quotes the first is where windows
+        begin."""
         first = 1 if received is quotes else 0
         return [n for n in range(first, len(received)) if received[n].receive_ns > now - window_ns]
 
@@ -237,7 +238,7 @@ def assert_as_from_scratch(events: Sequence[MarketEvent], every: int = 1) -> Non
     assert taken >= every
 
 
-# ---- properties ------------------------------------------------------------------------------------------------------
+# ---- properties ----------------------------------------------------------------------------------------
 
 
 @settings(max_examples=60, deadline=None)
@@ -247,7 +248,8 @@ def test_the_stream_equals_a_recomputation_from_scratch(seed: int, events: int) 
 
 
 def test_windows_stay_right_when_a_long_busy_stream_is_trimmed() -> None:
-    """More events than a log holds before it forgets, over more time than the longest window; then silence."""
+    """More events than a log holds before it forgets, over more time than the longest window; then
+    silence."""
     busy = market(1, 12_000, gaps_ns=(0, 3_500, 800_000, 9 * MS))
     late = busy[-1].receive_ns + 12_000 * MS
     assert_as_from_scratch([*busy, Trade(late, 0, MIDDLE * TICK, 5, 1)], every=2_003)
@@ -345,7 +347,8 @@ def test_a_shift_of_the_clock_changes_nothing() -> None:
     assert samples(events).tobytes() == samples([later(event) for event in events]).tobytes()
 
 
-# ---- when a sample is taken ------------------------------------------------------------------------------------------
+# ---- when a sample is taken
+# ------------------------------------------------------------------------------------------
 
 SNAPSHOT = DepthSnapshot(0, 1, ((990, 5), (980, 6)), ((1000, 7), (1010, 8)))
 
@@ -435,7 +438,7 @@ def test_the_tick_is_given_or_read_off_the_snapshot(
     assert stream.on_event(quote(1)) is (expected_e8 > 0)
 
 
-# ---- the catalogue ---------------------------------------------------------------------------------------------------
+# ---- the catalogue -------------------------------------------------------------------------------------
 
 
 def test_there_are_64_features_of_distinct_names_within_sane_bounds() -> None:
@@ -451,7 +454,7 @@ def test_the_page_of_the_features_is_up_to_date() -> None:
     )
 
 
-# ---- real markets ----------------------------------------------------------------------------------------------------
+# ---- real markets --------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

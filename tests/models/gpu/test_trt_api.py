@@ -1,5 +1,5 @@
-"""sigd.models.gpu.trt_api over modules of a few lines that do what TensorRT does when it fails: answer None or False, and
-log the reason."""
+"""sigd.models.gpu.trt_api over modules of a few lines that do what TensorRT does when it fails: answer None
+or False, and log the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The order book: rebuilt around a snapshot, checked link by link, and in agreement with the touch of real captures."""
+"""The order book: rebuilt around a snapshot, checked link by link, and in agreement with the touch of real
+captures."""
 
 from __future__ import annotations
 

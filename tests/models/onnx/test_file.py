@@ -147,7 +147,8 @@ def test_weights_elsewhere_are_refused(models: ModelMaker, location: str) -> Non
 
 @pytest.mark.parametrize("where", ["a graph", "a function"])
 def test_weights_inside_attributes_are_found(models: ModelMaker, where: str) -> None:
-    """A tensor may also lie in a node's attribute, in a graph in a node's attribute, and in a function of the model."""
+    """A tensor may also lie in a node's attribute, in a graph in a node's attribute, and in a function of the
+    model."""
     model = onnx.load(models.doubled())
     tensor = onnx.TensorProto(name="t", data_type=onnx.TensorProto.FLOAT, dims=[1])
     tensor.data_location = onnx.TensorProto.EXTERNAL

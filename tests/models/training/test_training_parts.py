@@ -42,7 +42,7 @@ def network(seed: int = 0, hidden: int = 5) -> Network:
     )
 
 
-# ---- outcomes --------------------------------------------------------------------------------------------------------
+# ---- outcomes ------------------------------------------------------------------------------------------
 
 
 def test_moves_are_read_off_the_mid_in_force_at_the_horizon() -> None:
@@ -92,7 +92,7 @@ def test_the_choice_looks_at_the_allowed_samples_alone() -> None:
         choose_outcome(samples, ~first & (np.arange(len(samples)) > 2_100))
 
 
-# ---- the split -------------------------------------------------------------------------------------------------------
+# ---- the split -----------------------------------------------------------------------------------------
 
 
 @settings(max_examples=50)
@@ -125,7 +125,8 @@ def test_the_held_out_part_is_the_last_thirty_percent_of_the_time() -> None:
     assert split.gap_ns == 11 * SECOND_NS
 
 
-# ---- network and file ------------------------------------------------------------------------------------------------
+# ---- network and file
+# ------------------------------------------------------------------------------------------------
 
 
 def test_standardisation_is_symmetric_and_folds_into_the_first_layer() -> None:
@@ -166,7 +167,7 @@ def test_a_file_that_answers_otherwise_is_refused(tmp_path: Path) -> None:
         check_model_file(path, network(1), np.ones((2, 64), np.float32))
 
 
-# ---- measures --------------------------------------------------------------------------------------------------------
+# ---- measures ------------------------------------------------------------------------------------------
 
 
 def test_scores_of_known_predictions() -> None:

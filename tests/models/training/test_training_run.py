@@ -77,7 +77,7 @@ def capture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_capture(tmp_path_factory.mktemp("captures") / "usdm_btcusdt_made.gz", seed=1, seconds=180)
 
 
-# ---- with PyTorch ----------------------------------------------------------------------------------------------------
+# ---- with PyTorch --------------------------------------------------------------------------------------
 
 
 def problem(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -167,7 +167,7 @@ def test_a_capture_too_short_is_a_wrong_input(tmp_path: Path) -> None:
     assert "expected a capture" in result.stderr
 
 
-# ---- without -------------------------------------------------------------------------------------------------------------
+# ---- without -------------------------------------------------------------------------------------------
 
 
 def test_without_a_capture_the_command_says_where_to_get_one(tmp_path: Path) -> None:
@@ -200,7 +200,8 @@ def test_help_has_an_example() -> None:
     assert "Example: " in result.stdout
 
 
-# ---- the shipped model -----------------------------------------------------------------------------------------------
+# ---- the shipped model
+# -----------------------------------------------------------------------------------------------
 
 
 def test_the_shipped_model_has_the_promised_graph() -> None:

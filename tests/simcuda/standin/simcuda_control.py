@@ -68,7 +68,8 @@ class Control(ctypes.Structure):
         self.now_ns += ns
 
     def fix(self) -> None:
-        """No trouble, no device time. A real context that is dead stays so; here the next test wants a living one."""
+        """No trouble, no device time. A real context that is dead stays so; here the next test wants a living
+        one."""
         self.stall_ns = self.hang = self.kernel_fault = self.sticky = self.faults_armed = 0
         self.manual_clock = self.launch_ns = self.copy_ns = self.kernel_ns = self.cotenant_bytes = 0
         for fault in self.faults:

@@ -39,8 +39,8 @@ def transport(request: pytest.FixtureRequest) -> str:
 def daemon(
     daemon: Callable[[Callable[[socket.socket], None]], Path], request: pytest.FixtureRequest
 ) -> StartDaemon:
-    """As the wire's own, but a scene gets the line that goes with the test's `transport`, a StreamLine where it has
-    none."""
+    """As the wire's own, but a scene gets the line that goes with the test's `transport`, a StreamLine where
+    it has none."""
     rings = "transport" in request.fixturenames and request.getfixturevalue("transport") == "shared memory"
     make_line = RingLine if rings else StreamLine
 
@@ -56,7 +56,8 @@ def daemon(
 
 @pytest.fixture
 def dial(daemon: StartDaemon, transport: str) -> Dial:
-    """dial(scene, ...): a client in conversation with a daemon that plays that scene; the rest is for connect()."""
+    """dial(scene, ...): a client in conversation with a daemon that plays that scene; the rest is for
+    connect()."""
 
     def connect_to(scene: Scene, **asked: Any) -> Client:
         return connect(

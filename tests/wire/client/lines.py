@@ -1,4 +1,5 @@
-"""A daemon's end of one session, for tests that play it: the same scene over a stream and over shared memory."""
+"""A daemon's end of one session, for tests that play it: the same scene over a stream and over shared
+memory."""
 
 from __future__ import annotations
 
@@ -112,7 +113,8 @@ class Line(ABC):
         return Hello.decode(self.read_control(80)[8:])
 
     def echo(self) -> None:
-        """Be a daemon whose model gives the first two features; it conflates and expires nothing, answers everything."""
+        """Be a daemon whose model gives the first two features; it conflates and expires nothing, answers
+        everything."""
         self.greet()
         inbox = RequestInbox(FEATURES, SLOTS)
         outbox = ResponseOutbox(OUTPUTS, SLOTS, 1)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 
 def send_until_it_fails(client: Client) -> None:
-    """At once on a stream; in shared memory when the ring is full, for before that no send looks at the socket."""
+    """At once on a stream; in shared memory when the ring is full, for before that no send looks at the
+    socket."""
     for _ in range(SLOTS + 1):
         client.send(ROW)
 

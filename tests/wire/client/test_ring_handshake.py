@@ -1,11 +1,13 @@
 """No wake-up is lost: every interleaving of the rings' own code, on a machine whose stores reach memory late.
 
-The model of the machine is x86-TSO (Sewell et al., CACM 53(7), 2010): each processor has a queue of its stores, which
-reach memory one by one at any later time; a load sees the processor's own newest store, else memory; a fence waits
-until the queue is empty. The doorbell is an eventfd: it counts rings, and who sleeps on it wakes where there are any.
+The model of the machine is x86-TSO (Sewell et al., CACM 53(7), 2010): each processor has a queue of its
+stores, which reach memory one by one at any later time; a load sees the processor's own newest store, else
+memory; a fence waits until the queue is empty. The doorbell is an eventfd: it counts rings, and who sleeps on
+it wakes where there are any.
 
-A side of the handshake is run as it is, again and again from its start: the accesses that it has made already give
-what they gave, the next one stops it and becomes a step of the model. So nothing is rewritten for the model.
+A side of the handshake is run as it is, again and again from its start: the accesses that it has made already
+give what they gave, the next one stops it and becomes a step of the model. So nothing is rewritten for the
+model.
 """
 
 from __future__ import annotations
@@ -111,7 +113,8 @@ Stores = tuple[tuple[tuple[str, int], int], ...]
 
 
 class State(NamedTuple):
-    """Everything there is: what each side has seen, what is on its way, what is in memory, how often it rang."""
+    """Everything there is: what each side has seen, what is on its way, what is in memory, how often it
+    rang."""
 
     pasts: tuple[tuple[int, ...], ...]
     stores: tuple[Stores, ...]

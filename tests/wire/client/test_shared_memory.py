@@ -1,4 +1,5 @@
-"""What only shared memory can do to a client, good and bad; the daemon's side is the rings of the same package."""
+"""What only shared memory can do to a client, good and bad; the daemon's side is the rings of the same
+package."""
 
 from __future__ import annotations
 
@@ -80,7 +81,8 @@ def test_requests_and_answers_travel_in_the_rings_only(dial: Dial) -> None:
 
 
 def test_no_more_are_unanswered_than_there_are_slots(dial: Dial) -> None:
-    """One more waits for the oldest answer, takes that in, and is on its way: `send` needs no `receive` between."""
+    """One more waits for the oldest answer, takes that in, and is on its way: `send` needs no `receive`
+    between."""
     may_go_on = threading.Event()
 
     def scene(line: RingLine) -> None:
@@ -299,7 +301,8 @@ def test_what_comes_behind_the_welcome_is_heard(dial: Dial) -> None:
 
 
 def test_a_full_socket_is_waited_for(dial: Dial) -> None:
-    """A daemon that leaves Heartbeats unread for a while: what does not fit waits for room, and follows whole."""
+    """A daemon that leaves Heartbeats unread for a while: what does not fit waits for room, and follows
+    whole."""
     beats = 2000
     may_read = threading.Event()
 

@@ -1,4 +1,5 @@
-"""What only a stream can do to a client: frames cut anywhere, bytes that are no frames, a connection reset."""
+"""What only a stream can do to a client: frames cut anywhere, bytes that are no frames, a connection
+reset."""
 
 from __future__ import annotations
 

@@ -89,8 +89,8 @@ class CppClient:
 
 @pytest.fixture(params=["plain", "clang", pytest.param("sanitized", marks=pytest.mark.slow)])
 def cpp_client(cpp: CppBuilder, request: pytest.FixtureRequest) -> Iterator[CppClient]:
-    """One C++ client that is told what to do; as it is, by the other compiler as C++23, and with AddressSanitizer and
-    UBSan watching."""
+    """One C++ client that is told what to do; as it is, by the other compiler as C++23, and with
+    AddressSanitizer and UBSan watching."""
     flags = cpp.sanitized("address,undefined") if request.param == "sanitized" else ("-O1",)
     compiler, standard = ("clang++", "c++2b") if request.param == "clang" else ("g++", "c++20")
     driver = Path(__file__).with_name("driver.cpp")

@@ -2,9 +2,9 @@
 
     python -P ring_peer.py SOCKET [spin|block]
 
-One process with a thread for each client; the loop of a daemon is not what is tested with it, the rings are. An answer
-holds what its request's sequence stands for. The requests of a client called "stress" must do so too, see stress.cpp;
-one that does not ends the session with a Reject.
+One process with a thread for each client; the loop of a daemon is not what is tested with it, the rings are.
+An answer holds what its request's sequence stands for. The requests of a client called "stress" must do so
+too, see stress.cpp; one that does not ends the session with a Reject.
 """
 
 from __future__ import annotations

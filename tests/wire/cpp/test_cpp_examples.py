@@ -137,7 +137,8 @@ def uring_engine(cpp: CppBuilder) -> Path:
 def test_the_engine_replays_arrivals(cpp: CppBuilder, live_daemon: DaemonProcess, tmp_path: Path) -> None:
     program = uring_engine(cpp)
     arrivals = tmp_path / "arrivals.i64"
-    # bursts of many at one instant, more than one connection may have unanswered, and pauses in which it sleeps
+    # bursts of many at one instant, more than one connection may have unanswered, and pauses in which it
+    # sleeps
     times = [burst * 20_000_000 for burst in range(10) for _ in range(600)]
     arrivals.write_bytes(struct.pack(f"<{len(times)}q", *times))
     done = run(program, live_daemon.path, str(arrivals), "3", "2")
@@ -153,7 +154,8 @@ def test_the_engine_replays_arrivals(cpp: CppBuilder, live_daemon: DaemonProcess
 
 
 def test_the_engine_comes_back(cpp: CppBuilder, live_daemon: DaemonProcess, tmp_path: Path) -> None:
-    """The daemon is killed under it: the rest of its requests are sent to the next one, what was under way is lost."""
+    """The daemon is killed under it: the rest of its requests are sent to the next one, what was under way is
+    lost."""
     program = uring_engine(cpp)
     arrivals = tmp_path / "arrivals.i64"
     arrivals.write_bytes(struct.pack("<4000q", *(index * 1_000_000 for index in range(4000))))

@@ -1,4 +1,5 @@
-"""The C++ client over shared memory, against a daemon that each test plays itself with the rings of the Python side."""
+"""The C++ client over shared memory, against a daemon that each test plays itself with the rings of the
+Python side."""
 
 from __future__ import annotations
 

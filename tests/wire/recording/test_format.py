@@ -126,7 +126,8 @@ def test_cut_at_any_byte_all_before_the_cut_comes_back_and_the_cut_is_found(reco
         found = read(content[:cut])
         complete = sum(end <= cut for end in ends) - 1
         assert whole(found) == records[:complete]
-        # A cut between two blocks leaves a segment that is whole in itself: the stream's positions tell, not this one.
+        # A cut between two blocks leaves a segment that is whole in itself: the stream's positions tell, not
+        # this one.
         assert [error.offset for error in damage(found)] == ([] if cut in ends else [ends[complete]])
 
 

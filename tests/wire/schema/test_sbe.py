@@ -150,7 +150,8 @@ class TestSchema:
 
 @pytest.fixture(scope="module")
 def decoder() -> Any:
-    """sbe 0.4.3 with our schema. It knows no other encoding of characters than ASCII, so that attribute is left out."""
+    """sbe 0.4.3 with our schema. It knows no other encoding of characters than ASCII, so that attribute is
+    left out."""
     xml = schema_xml(FEATURES, OUTPUTS).replace(' characterEncoding="UTF-8"', "")
     return sbe.Schema.parse(io.BytesIO(xml.encode()))
 

@@ -2,8 +2,8 @@
 
     python arrivals.py CAPTURE.gz ARRIVALS.i64 [SECONDS]
 
-A capture has one event a line, which begins with the receive time in ns. The file is that time since the first event,
-a little-endian int64 each.
+A capture has one event a line, which begins with the receive time in ns. The file is that time since the
+first event, a little-endian int64 each.
 """
 
 from __future__ import annotations

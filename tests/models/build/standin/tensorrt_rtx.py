@@ -1,7 +1,9 @@
-"""A stand-in for TensorRT-RTX's builder, for machines without it: it keeps the API's rules and builds nothing.
+"""A stand-in for TensorRT-RTX's builder, for machines without it: it keeps the API's rules and builds
+nothing.
 
-Its plan is a JSON of what it was told, so that a test can read back what reached the builder. A graph with a Det is
-refused as the real parser refuses it; what else goes wrong is set in `trouble`. tests/rtx has the real one.
+Its plan is a JSON of what it was told, so that a test can read back what reached the builder. A graph with a
+Det is refused as the real parser refuses it; what else goes wrong is set in `trouble`. tests/rtx has the real
+one.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ import onnx
 __version__ = "1.7.1.116"
 
 trouble: dict[str, Any] = {}
-"""What shall go wrong: "words": what the builder logs before it fails; "none": calls that give None; "cache": a timing
-cache that is not this machine's."""
+"""What shall go wrong: "words": what the builder logs before it fails; "none": calls that give None; "cache":
+a timing cache that is not this machine's."""
 gpu_is_here = False
 """Whether plans can be loaded."""
 STEPS = 50

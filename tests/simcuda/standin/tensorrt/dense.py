@@ -1,6 +1,8 @@
-"""The kernel of the stand-in where the driver is a real one: dense models, by CUDA kernels compiled for the card.
+"""The kernel of the stand-in where the driver is a real one: dense models, by CUDA kernels compiled for the
+card.
 
-It is no measure of TensorRT. What it proves is everything around it: memory, streams, capture, graphs, events, errors.
+It is no measure of TensorRT. What it proves is everything around it: memory, streams, capture, graphs,
+events, errors.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ _Floats = npt.NDArray[np.float32]
 
 
 class _Step(NamedTuple):
-    """One launch: `arguments` behind the address of the values that it takes and before that of those it gives."""
+    """One launch: `arguments` behind the address of the values that it takes and before that of those it
+    gives."""
 
     function: Any
     columns: int

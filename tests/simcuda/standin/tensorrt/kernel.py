@@ -1,4 +1,5 @@
-"""The "kernel" of the stand-in: a model run by ONNX Runtime on device memory, as a host function on a stream."""
+"""The "kernel" of the stand-in: a model run by ONNX Runtime on device memory, as a host function on a
+stream."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ _FE_DFL_ENV = ctypes.c_void_p(-1)
 _Floats = npt.NDArray[np.float32]
 _HostFunction = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 NOTHING = "STANDIN_KERNEL_DOES_NOTHING"
-"""Environment variable: with it a kernel takes no time and writes nothing, for measuring what everything else costs."""
+"""Environment variable: with it a kernel takes no time and writes nothing, for measuring what everything else
+costs."""
 
 
 class Kernel:
@@ -40,7 +42,8 @@ class Kernel:
 
 
 class Launch:
-    """A kernel with its arguments: what a graph keeps of an `execute_async_v3`. Lives as long as whoever queued it."""
+    """A kernel with its arguments: what a graph keeps of an `execute_async_v3`. Lives as long as whoever
+    queued it."""
 
     def __init__(
         self, kernel: Kernel, source: int, in_shape: tuple[int, ...], target: int, out_shape: tuple[int, ...]
@@ -57,8 +60,8 @@ class Launch:
         self._function: Any = _DRIVER.simcuda_nothing if nothing else _HostFunction(run)
 
     def queue(self, stream: int) -> int:
-        """Queue it on a stream; the driver's answer. Not through cuda-bindings: some of its releases wrap the function
-        in data that they free after the first call, and a graph calls it many times."""
+        """Queue it on a stream; the driver's answer. Not through cuda-bindings: some of its releases wrap the
+        function in data that they free after the first call, and a graph calls it many times."""
         code: int = _DRIVER.cuLaunchHostFunc(ctypes.c_void_p(stream), self._function, None)
         return code
 

@@ -286,7 +286,8 @@ class IExecutionContext:
         return not code or self._refuse(f"Cuda Runtime (error {code})")
 
     def _run_once(self) -> bool:
-        """What the first run of a shape does besides: it takes memory for a moment, which a capture forbids."""
+        """What the first run of a shape does besides: it takes memory for a moment, which a capture
+        forbids."""
         code, memory = driver.cuMemAlloc(256)
         if not code:
             (code,) = driver.cuMemFree(memory)

@@ -1,5 +1,6 @@
-"""The stand-in as TensorRT-RTX: what it has besides, and the one way in which it is stricter. Its kernels are compiled
-when a context first meets a shape; asked for "lazily" they come later, and until then a context cannot be captured."""
+"""The stand-in as TensorRT-RTX: what it has besides, and the one way in which it is stricter. Its kernels are
+compiled when a context first meets a shape; asked for "lazily" they come later, and until then a context
+cannot be captured."""
 
 from __future__ import annotations
 
