@@ -1,0 +1,1 @@
+"""Native engines: a model as a plan that is data, run by kernels in C."""

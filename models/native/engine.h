@@ -1,0 +1,34 @@
+/* How C code runs a native engine without Python: the fast path, a thread of its own.
+ *
+ * Python makes a runner (`NativeBackend.runner()`): the engine's weights, which all its runners share and never write,
+ * and scratch memory that belongs to this runner alone. `runner.capsule` is a PyCapsule that holds a `struct
+ * sigd_runner *`:
+ *
+ *     struct sigd_runner *runner = PyCapsule_GetPointer(capsule, SIGD_RUNNER_CAPSULE);
+ *     if (runner->version != SIGD_RUNNER_VERSION) ...
+ *     if (runner->run(runner->engine, rows, out, n)) ...
+ *
+ * - One thread at a time may call `run` of one runner. Threads that run at once take a runner each.
+ * - `run` needs neither Python's lock nor any setting of the thread: it flushes denormals to zero by itself and leaves
+ *   the floating-point settings as they were. It allocates nothing and makes no system call.
+ * - A row gives the same bits alone, in any batch, on any runner and on every instruction set. The bits of a NaN are
+ *   not promised. Features and answers are not checked for being finite: that is the caller's part.
+ * - The struct and all that it points to stay valid until the capsule is gone: keep a reference to it.
+ */
+#pragma once
+#include <stdint.h>
+
+#define SIGD_RUNNER_CAPSULE "sigd.models.native.runner"
+#define SIGD_RUNNER_VERSION 1u
+
+struct sigd_runner {
+    uint32_t version;  /* SIGD_RUNNER_VERSION */
+    uint32_t features; /* floats of a row */
+    uint32_t outputs;  /* floats of an answer */
+    uint32_t rows_max; /* most rows that one call takes */
+    void *engine;      /* the first argument of `run` */
+    /* Answer `n` rows, 1 <= n <= rows_max: `rows` holds n * features floats, `out` has room for n * outputs, both in
+     * C order, aligned as float, and not overlapping. Returns 0; or -1 where n is out of its range, with `out` as it
+     * was. */
+    int (*run)(void *engine, const float *rows, float *out, int n);
+};
