@@ -13,7 +13,7 @@ from pathlib import Path
 from time import monotonic_ns
 
 from sigd.daemon.admin import status as snapshot
-from sigd.daemon.admin.messages import Status
+from sigd.daemon.admin.messages import END_GRACE_S, Status
 from sigd.daemon.admin.metrics.observer import Observer
 from sigd.daemon.admin.operations import Operations
 from sigd.daemon.admin.server import AdminServer
@@ -46,8 +46,6 @@ from sigd.models.errors import BackendFailed
 log = logging.getLogger(__name__)
 
 _LAST_ANSWERS_S = 1.0
-END_GRACE_S = 5.0
-"""What a stop takes at most besides the wait for clients, as the service manager is told."""
 
 
 class Service:

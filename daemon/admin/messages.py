@@ -16,6 +16,10 @@ from sigd.daemon.shadow.status import ShadowStatus
 
 REQUEST_BYTES_MAX: Final = 4096
 ANSWER_TIMEOUT_S: Final = 5.0
+RELOAD_S: Final = 600.0
+"""What a model may take to be validated, and then as much to be loaded; only the former has a limit of its own."""
+END_GRACE_S: Final = 5.0
+"""What a stop takes at most besides the wait for clients."""
 
 Bins = list[tuple[int, int]]
 """Counts of durations that are not zero: (upper edge in ns, count), ascending."""
@@ -77,6 +81,7 @@ class Status(msgspec.Struct, frozen=True):
         transports: connections that are open, by transport.
         models: what is served, the default model first.
         recorder: None where nothing is recorded.
+        drain_timeout_s: how long a stop waits for clients.
     """
 
     version: str
@@ -95,6 +100,7 @@ class Status(msgspec.Struct, frozen=True):
     loop: LoopStatus
     models: list[ModelStatus]
     recorder: RecorderStatus | None = None
+    drain_timeout_s: float = 0.0
 
 
 class AdminRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):

@@ -6,23 +6,18 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from sigd.daemon.admin import status as snapshot
-from sigd.daemon.admin.messages import AdminRequest, DrainAnswer, ModelReload, ReloadAnswer, Status
+from sigd.daemon.admin.messages import RELOAD_S, AdminRequest, DrainAnswer, ModelReload, ReloadAnswer, Status
 from sigd.daemon.admin.server import Op
 from sigd.daemon.errors import DaemonError
-from sigd.daemon.reload.validation import TIMEOUT_S
 
 if TYPE_CHECKING:
     from sigd.daemon.reload.reloader import Reloaded, Reloader
     from sigd.daemon.serving.models import ServedModels
 
 log = logging.getLogger(__name__)
-
-RELOAD_S: Final = 2.0 * TIMEOUT_S
-"""What a model may take to be validated, and then as much to be loaded; only the former has a limit of its
-own."""
 
 
 class Operations:

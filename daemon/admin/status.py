@@ -61,6 +61,7 @@ async def take(
         loop=_loop(observer),
         models=[await _model(batcher, shadows.status(batcher.name)) for batcher in batchers],
         recorder=None if recorder is None else recorder.status(),
+        drain_timeout_s=config.drain_timeout_s,
     )
 
 

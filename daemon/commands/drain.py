@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import select
 import sys
-from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 import click
 import msgspec
 
-from sigd.daemon.admin.client import AdminClient
-from sigd.daemon.admin.messages import AdminRequest, DrainAnswer
+from sigd.daemon.admin.client import ask_at_length, tell
+from sigd.daemon.admin.messages import END_GRACE_S, AdminRequest, DrainAnswer, Status
 from sigd.daemon.config.config import admin_path_of, running_socket_path
+from sigd.daemon.errors import MissingDependency
+
+END_S: Final = 2 * END_GRACE_S
+"""How long the process may take to end after its last answer."""
 
 
 @click.command(
@@ -30,16 +34,13 @@ Examples:
 def drain(socket: Path | None, admin_socket: Path | None, as_json: bool) -> None:
     """Stop a running daemon as SIGTERM does, and wait until it has ended.
 
-    Clients are told Goodbye, everything accepted is answered. The exit code is the daemon's: 0 where nothing
-    was lost.
+    Clients are told Goodbye, everything accepted is answered. The exit code is the daemon's: 0 where nothing was
+    lost. The wait has a bound, the daemon's drain_timeout_s and 20 s; a daemon that is stopped or hangs is told
+    after 5 s, with exit code 3.
     """
-    with AdminClient(admin_socket or admin_path_of(socket or running_socket_path())) as asker:
-        process = _descriptor_of(asker.daemon_pid)
-        answer = asker.ask(AdminRequest("drain"), DrainAnswer, patiently=True)
-    if process is not None:
-        # It has answered its clients and us, and has yet to leave.
-        select.select([process], [], [])
-        os.close(process)
+    path = admin_socket or admin_path_of(socket or running_socket_path())
+    pid, answer = ask_at_length(path, AdminRequest("drain"), DrainAnswer, _bound_s, tell)
+    _wait_for_end(pid)
     if as_json:
         click.echo(msgspec.json.encode(answer).decode())
     elif answer.exit_code:
@@ -49,9 +50,29 @@ def drain(socket: Path | None, admin_socket: Path | None, as_json: bool) -> None
     sys.exit(answer.exit_code)
 
 
-def _descriptor_of(pid: int) -> int | None:
-    """A descriptor that can be read once the process has ended; None where it cannot be seen from here."""
-    if pid:
-        with suppress(OSError):
-            return os.pidfd_open(pid)
-    return None
+def _bound_s(status: Status) -> float:
+    return status.drain_timeout_s + 2 * END_GRACE_S
+
+
+def _wait_for_end(pid: int) -> None:
+    """Wait until the process has ended, where it can be seen from here.
+
+    Raises:
+        MissingDependency: it has answered everything, and does not end.
+    """
+    try:
+        process = os.pidfd_open(pid) if pid else -1
+    except OSError:
+        return
+    if process < 0:
+        return
+    try:
+        poller = select.poll()
+        poller.register(process, select.POLLIN)
+        if not poller.poll(END_S * 1000):
+            raise MissingDependency(
+                f"the daemon has answered everything, and its process {pid} has not ended within {END_S:.0f} s: see its"
+                f" log; kill -ABRT {pid} ends it with the stack of where it hangs in the log"
+            )
+    finally:
+        os.close(process)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 import click
 import msgspec
-from rich.console import Console
 
-from sigd.daemon.admin.client import AdminClient
-from sigd.daemon.admin.messages import AdminRequest, ModelReload, ReloadAnswer
+from sigd.daemon.admin.client import ask_at_length, tell
+from sigd.daemon.admin.messages import RELOAD_S, AdminRequest, ModelReload, ReloadAnswer, Status
 from sigd.daemon.config.config import admin_path_of, running_socket_path
 from sigd.daemon.errors import EXIT_CHECK_FAILED, UsageError
 
@@ -54,10 +52,8 @@ def reload(
     it, the old model serves on, and the command ends with 1 and the reason.
     """
     request = AdminRequest("reload", name, _absolute(model), allow_new_shape)
-    console = Console(stderr=True)
-    waiting = console.status("validating, loading and warming up") if console.is_terminal else nullcontext()
-    with waiting, AdminClient(admin_socket or admin_path_of(socket or running_socket_path())) as asker:
-        answer = asker.ask(request, ReloadAnswer, patiently=True)
+    path = admin_socket or admin_path_of(socket or running_socket_path())
+    _, answer = ask_at_length(path, request, ReloadAnswer, lambda status: _bound_s(request, status), tell)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(answer)).decode())
     else:
@@ -65,6 +61,11 @@ def reload(
             _show(went)
     if any(went.error for went in answer.models):
         sys.exit(EXIT_CHECK_FAILED)
+
+
+def _bound_s(request: AdminRequest, status: Status) -> float:
+    models = 1 if request.name or request.model else len(status.models)
+    return RELOAD_S * models + status.drain_timeout_s
 
 
 def _absolute(model: Path | None) -> str:

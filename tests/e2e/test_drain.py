@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pytest
 
 from sigd.wire.status import GoodbyeCode, Status
 
@@ -21,7 +23,11 @@ ROW = np.array([3, 0, 0, 0], np.float32)
 
 
 def drain(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-P", "-m", "sigd.daemon", "drain", "--socket", str(path), *arguments]
+    return run_command("drain", path, *arguments)
+
+
+def run_command(name: str, path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", "-m", "sigd.daemon", name, "--socket", str(path), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert "Traceback" not in done.stderr, done.stderr
     return done
@@ -83,3 +89,20 @@ def test_nobody_to_drain(tmp_path: Path) -> None:
     done = drain(tmp_path / "s")
     assert done.returncode == 3
     assert "no daemon answers there" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["drain", "reload"])
+def test_daemon_that_is_stopped_is_named_and_not_waited_for(
+    start_daemon: StartDaemon, models: ModelMaker, command: str
+) -> None:
+    daemon = start_daemon("--model", str(models.copied(4)))
+    daemon.process.send_signal(signal.SIGSTOP)
+    try:
+        done = run_command(command, daemon.socket)
+        assert done.returncode == 3
+        assert f"process {daemon.process.pid} " in done.stderr
+        assert f"is stopped; let it go on with: kill -CONT {daemon.process.pid}" in done.stderr
+    finally:
+        daemon.process.send_signal(signal.SIGCONT)
+    assert daemon.status().pid == daemon.process.pid, "it serves on: nothing was left in its queue"
+    assert drain(daemon.socket).returncode == 0

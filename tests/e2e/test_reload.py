@@ -555,5 +555,5 @@ def ask_reload(daemon: Daemon, file: Path) -> str:
     from sigd.daemon.admin.messages import AdminRequest, ReloadAnswer
 
     with AdminClient(daemon.socket.with_name("sigd.sock.admin")) as asker:
-        (went,) = asker.ask(AdminRequest("reload", model=str(file)), ReloadAnswer, patiently=True).models
+        (went,) = asker.ask(AdminRequest("reload", model=str(file)), ReloadAnswer, bound_s=60.0).models
     return went.error

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import json
 import os
+import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -18,8 +21,9 @@ import msgspec
 import pytest
 import uvloop
 
+from sigd.daemon.admin import client as client_module
 from sigd.daemon.admin import messages as admin_module
-from sigd.daemon.admin.client import AdminClient, ask_status
+from sigd.daemon.admin.client import AdminClient, ask_at_length, ask_status
 from sigd.daemon.admin.messages import AdminRequest, LatencyStatus, LoopStatus, ModelStatus, Status
 from sigd.daemon.admin.server import ASKERS_MAX, AdminServer, Op
 from sigd.daemon.errors import DaemonError, MissingDependency
@@ -272,11 +276,93 @@ def test_an_answer_may_take_longer_than_a_question(tmp_path: Path) -> None:
 
     def ask(path: Path) -> None:
         with AdminClient(path, timeout_s=0.1) as asker:
-            assert asker.ask(AdminRequest("slow"), Status, patiently=True) == STATUS
+            assert asker.ask(AdminRequest("slow"), Status, bound_s=60.0) == STATUS
         with AdminClient(path, timeout_s=0.1) as asker, pytest.raises(MissingDependency, match="timed out"):
             asker.ask(AdminRequest("slow"), Status)
 
     serve(tmp_path, ask, timeout_s=0.1, ops={"slow": _slow})
+
+
+def test_long_question_to_a_silent_daemon_ends_before_it_is_asked(tmp_path: Path) -> None:
+    """A daemon that is stopped does not answer for its status: no `drain` is left in its queue for later."""
+    said: list[str] = []
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "a"))
+        listener.listen()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(client_module, "ANSWER_TIMEOUT_S", 0.05)
+            with pytest.raises(MissingDependency, match=rf"(?s)'status' within .*process {os.getpid()} \("):
+                ask_at_length(tmp_path / "a", AdminRequest("drain"), Status, lambda _: 60.0, said.append)
+        listener.setblocking(False)
+        connection, _ = listener.accept()
+        with connection:
+            assert json.loads(connection.recv(4096)) == {"op": "status"}
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+    assert said == []
+
+
+def test_long_answer_is_bounded_and_says_what_it_waits_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def _never(_request: AdminRequest) -> Status:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    said: list[str] = []
+    monkeypatch.setattr(client_module, "WAIT_STEP_S", 0.02)
+
+    def ask(path: Path) -> None:
+        with pytest.raises(MissingDependency, match=r"no answer to 'reload' within 0\.2 s"):
+            ask_at_length(path, AdminRequest("reload"), Status, lambda _: 0.2, said.append)
+
+    serve(tmp_path, ask, ops={"status": _status, "reload": _never})
+    assert said == [f"waiting for the daemon, pid {os.getpid()}, to reload: 0.2 s at most"]
+
+
+def test_daemon_that_hangs_during_a_long_question_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers for its status once, and then no more."""
+    asked = itertools.count()
+
+    async def _once(_request: AdminRequest) -> Status:
+        if next(asked):
+            await asyncio.Event().wait()
+        return STATUS
+
+    async def _never(_request: AdminRequest) -> Status:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(client_module, "WAIT_STEP_S", 0.02)
+    monkeypatch.setattr(client_module, "ANSWER_TIMEOUT_S", 0.3)
+
+    def ask(path: Path) -> None:
+        with pytest.raises(MissingDependency, match=r"no answer to 'status' within 0\.3 s"):
+            ask_at_length(path, AdminRequest("reload"), Status, lambda _: 3600.0, lambda _: None)
+
+    serve(tmp_path, ask, ops={"status": _once, "reload": _never})
+
+
+@pytest.mark.parametrize(
+    ("signal_sent", "found"), [(signal.SIGSTOP, "is stopped"), (signal.SIGKILL, "has just ended")]
+)
+def test_state_of_a_silent_process_is_named_with_its_cure(signal_sent: signal.Signals, found: str) -> None:
+    process = subprocess.Popen(["sleep", "600"])
+    try:
+        process.send_signal(signal_sent)
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WSTOPPED | os.WNOWAIT)
+        words, cure = client_module._fares(process.pid)
+        assert found in words
+        assert str(process.pid) in words
+        assert cure == (
+            f"let it go on with: kill -CONT {process.pid}" if found == "is stopped" else "see its log"
+        )
+    finally:
+        process.kill()
+        process.wait()
+    assert "cannot be seen" in client_module._fares(0)[0]
 
 
 def test_why_it_is_not_done(tmp_path: Path) -> None:
@@ -293,7 +379,7 @@ def test_why_it_is_not_done(tmp_path: Path) -> None:
 def test_who_answers_is_known_from_the_kernel(tmp_path: Path) -> None:
     def ask(path: Path) -> None:
         with AdminClient(path) as asker:
-            assert asker.daemon_pid == os.getpid()
+            assert asker.listener_pid == os.getpid()
             asker.ask(AdminRequest("status"), Status)
 
     serve(tmp_path, ask)
@@ -322,7 +408,7 @@ def test_the_last_answers_are_waited_for(tmp_path: Path) -> None:
 
             def ask() -> None:
                 with AdminClient(path) as asker:
-                    answers.append(asker.ask(AdminRequest("last"), Status, patiently=True))
+                    answers.append(asker.ask(AdminRequest("last"), Status, bound_s=60.0))
 
             asking = asyncio.create_task(asyncio.to_thread(ask))
             while not server._answering:

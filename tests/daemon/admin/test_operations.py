@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, cast
 import pytest
 import uvloop
 
-from sigd.daemon.admin.messages import AdminRequest, DrainAnswer, ReloadAnswer, Status
-from sigd.daemon.admin.operations import RELOAD_S, Operations
+from sigd.daemon.admin.messages import RELOAD_S, AdminRequest, DrainAnswer, ReloadAnswer, Status
+from sigd.daemon.admin.operations import Operations
 from sigd.daemon.errors import DaemonError
 from sigd.daemon.reload.reloader import Reloaded, Reloader
+from sigd.daemon.reload.validation import TIMEOUT_S
 from sigd.daemon.serving.models import ServedModels
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ def test_a_reload_is_told_as_it_went(make_rig: type[Rig]) -> None:
         assert (went.name, went.error, went.seconds, went.withdrawn) == ("fake", "", 1.5, 2)
         assert (went.generation, went.features, went.outputs, went.backend) == (1, 4, 2, "fake")
 
+    assert RELOAD_S == 2 * TIMEOUT_S
     assert with_operations(make_rig(), work) == [RELOAD_S], (
         "`systemctl reload` waits as long as the daemon does"
     )
