@@ -35,6 +35,7 @@ COMMANDS: Final = {
         "Show what a model file, an engine or a recording is.",
     ),
     "compare": ("sigd.bench.commands.compare:compare", "Compare two models on the same rows."),
+    "plan": ("sigd.bench.commands.plan:plan", "Compute what fits on a workstation."),
     "install-service": (
         "sigd.daemon.commands.install_service:install_service",
         "Let systemd run this installation.",
