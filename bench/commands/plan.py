@@ -27,9 +27,9 @@ def plan(machine_file: Path, everything: bool, json_output: bool) -> None:
 
     Memory, speed, power, heat, links and network, each from sourced figures, with low and high. Nothing is measured.
     """
-    from sigd.bench.workstation import machine, table
-    from sigd.bench.workstation.errors import PlanError
-    from sigd.bench.workstation.plan import make
+    from sigd.bench.plan import machine, table
+    from sigd.bench.plan.errors import PlanError
+    from sigd.bench.plan.plan import make
 
     try:
         made = make(machine.read(machine_file))

@@ -38,6 +38,7 @@ COMMANDS = (
     "inspect",
     "compare",
     "doctor",
+    "plan",
     "install-service",
 )
 

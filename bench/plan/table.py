@@ -5,9 +5,9 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from sigd.bench.workstation.plan import Plan
-from sigd.bench.workstation.ranges import Range
-from sigd.bench.workstation.verdict import Verdict
+from sigd.bench.plan.plan import Plan
+from sigd.bench.plan.ranges import Range
+from sigd.bench.plan.verdict import Verdict
 
 WIDTH = 80
 MARKS = {"does not fit": "NO", "tight": "tight", "fits": "fits"}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
-from sigd.bench.workstation.machine import Machine
-from sigd.bench.workstation.machine_verdicts import of_machine
-from sigd.bench.workstation.verdict import Verdict, in_order
-from sigd.bench.workstation.work_verdicts import of_work
+from sigd.bench.plan.machine import Machine
+from sigd.bench.plan.machine_verdicts import of_machine
+from sigd.bench.plan.verdict import Verdict, in_order
+from sigd.bench.plan.work_verdicts import of_work
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):

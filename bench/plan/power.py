@@ -6,10 +6,10 @@ import itertools
 
 import msgspec
 
-from sigd.bench.workstation.catalogue import parts
-from sigd.bench.workstation.machine import Machine
-from sigd.bench.workstation.ranges import NOTHING, Range, exactly
-from sigd.bench.workstation.verdict import judge
+from sigd.bench.plan.catalogue import parts
+from sigd.bench.plan.machine import Machine
+from sigd.bench.plan.ranges import NOTHING, Range, exactly
+from sigd.bench.plan.verdict import judge
 
 CFM_PER_M3_H = 0.5886
 CAP_MIN_W = 200

@@ -7,8 +7,8 @@ from typing import Literal
 
 import msgspec
 
-from sigd.bench.workstation.catalogue import models, named, parts
-from sigd.bench.workstation.errors import BadMachine
+from sigd.bench.plan.catalogue import language_models, named, parts
+from sigd.bench.plan.errors import BadMachine
 
 Sharing = Literal["time-sliced", "mps", "stopped", "cpu"]
 """How sigd shares its card with other work: by the driver's turns, under MPS, or not at all, because it is stopped or
@@ -206,8 +206,8 @@ def _check_work(work: Work, machine: Machine) -> None:
     _check_cards(work.cards, machine, f"work {work.name!r}")
     if work.kind in ("mlp", "rl"):
         return
-    named(models().models, work.model, "model")
-    named(models().weights, work.weights, "format of weights")
+    named(language_models().models, work.model, "model")
+    named(language_models().weights, work.weights, "format of weights")
     if work.context_tokens < 1 or work.sequences < 1 or work.group < 1:
         raise BadMachine(f"work {work.name!r}: context_tokens, sequences and group begin at 1")
     if work.utilisation is not None and not 0 < work.utilisation <= 1:

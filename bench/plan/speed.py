@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sigd.bench.workstation.catalogue import CardPart, ModelPart, WeightsPart, parts
-from sigd.bench.workstation.memory import (
+from sigd.bench.plan.catalogue import CardPart, ModelPart, WeightsPart, parts
+from sigd.bench.plan.memory import (
     Layout,
     active_parameters,
     bytes_of,
@@ -13,7 +13,7 @@ from sigd.bench.workstation.memory import (
     cache_split,
     parameters,
 )
-from sigd.bench.workstation.ranges import NOTHING, Range
+from sigd.bench.plan.ranges import NOTHING, Range
 
 GIGA = 1e9
 MICRO = 1e-6

@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from sigd.bench.workstation.ranges import Range
+from sigd.bench.plan.ranges import Range
 
 Grade = Literal["P", "S", "C", "G"]
 GRADES: dict[Grade, str] = {

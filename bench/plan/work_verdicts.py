@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import msgspec
 
-from sigd.bench.workstation import memory, serving, speed, training
-from sigd.bench.workstation.catalogue import models, parts
-from sigd.bench.workstation.links import exchange_way
-from sigd.bench.workstation.machine import Machine, Work
-from sigd.bench.workstation.memory import GIB
-from sigd.bench.workstation.ranges import Range, exactly
-from sigd.bench.workstation.verdict import Harm, Level, Verdict, judge, reaches
+from sigd.bench.plan import memory, serving, speed, training
+from sigd.bench.plan.catalogue import language_models, parts
+from sigd.bench.plan.links import exchange_way
+from sigd.bench.plan.machine import Machine, Work
+from sigd.bench.plan.memory import GIB
+from sigd.bench.plan.ranges import Range, exactly
+from sigd.bench.plan.verdict import Harm, Level, Verdict, judge, reaches
 
 
 def of_work(machine: Machine) -> Iterator[Verdict]:
@@ -34,7 +34,7 @@ def _gib(need: Range) -> Range:
 
 def _serving(machine: Machine, work: Work) -> Iterator[Verdict]:
     best = serving.fit(machine, work)
-    model, weights = models().models[work.model], models().weights[work.weights]
+    model, weights = language_models().models[work.model], language_models().weights[work.weights]
     size = memory.bytes_of(model, weights).best / 1e9
     named = ", ".join(f"{name} {need.best / GIB:.1f}" for name, need in best.items)
     held = f"; sigd keeps {best.sigd.best / GIB:.1f} of its card" if best.sigd.best else ""
@@ -69,9 +69,9 @@ def _smaller(machine: Machine, work: Work, best: serving.Fit) -> str:
     """What to change so that a model fits: less in the cache, fewer bits, or a smaller model."""
     if best.tokens >= 1024:
         return f"keep at most {best.tokens:,} tokens in the cache (--max-model-len, --max-num-seqs)"
-    bits = models().weights[work.weights].bits.value
+    bits = language_models().weights[work.weights].bits.value
     for name in ("int8", "awq"):
-        if models().weights[name].bits.value < bits:
+        if language_models().weights[name].bits.value < bits:
             other = msgspec.structs.replace(work, weights=name)
             if serving.fit(machine, other).level == "fits":
                 return f"use {name} weights"
@@ -79,7 +79,7 @@ def _smaller(machine: Machine, work: Work, best: serving.Fit) -> str:
 
 
 def _decoding(machine: Machine, work: Work, best: serving.Fit) -> Verdict:
-    model, weights = models().models[work.model], models().weights[work.weights]
+    model, weights = language_models().models[work.model], language_models().weights[work.weights]
     card = serving.slowest_card(machine, work)
     roof = speed.roof_tokens_s(model, weights, best.layout.tensor, card.bandwidth.value * speed.GIGA)
     offloaded = serving.offloaded_s(machine, work, best) if work.offload else None
@@ -112,7 +112,7 @@ def _decoding(machine: Machine, work: Work, best: serving.Fit) -> Verdict:
 
 
 def _tuning(machine: Machine, work: Work) -> Verdict:
-    model = models().models[work.model]
+    model = language_models().models[work.model]
     items = training.tuning_need(
         work.kind, model, len(work.cards), work.group, work.context_tokens, work.rank
     )

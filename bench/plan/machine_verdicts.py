@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sigd.bench.workstation import links, memory, power, speed
-from sigd.bench.workstation.catalogue import models, parts
-from sigd.bench.workstation.machine import Machine
-from sigd.bench.workstation.ranges import Range, exactly
-from sigd.bench.workstation.verdict import Harm, Verdict, judge, reaches
+from sigd.bench.plan import links, memory, power, speed
+from sigd.bench.plan.catalogue import language_models, parts
+from sigd.bench.plan.machine import Machine
+from sigd.bench.plan.ranges import Range, exactly
+from sigd.bench.plan.verdict import Harm, Verdict, judge, reaches
 
 
 def of_machine(machine: Machine) -> Iterator[Verdict]:
@@ -153,7 +153,7 @@ def _slots(machine: Machine) -> Iterator[Verdict]:
 
 def _exchange(machine: Machine) -> Iterator[Verdict]:
     assert machine.board is not None
-    model = models().models["llama-3.1-70b"]
+    model = language_models().models["llama-3.1-70b"]
     way = links.exchange_way(machine)
     one = speed.all_reduce_s(model, 1, speed.exchange(way)).times(1e3)
     many = speed.all_reduce_s(model, 2048, speed.exchange(way)).times(1e3)
@@ -218,7 +218,9 @@ def _disk(machine: Machine) -> Iterator[Verdict]:
     )
     for work in machine.work:
         if work.kind == "serve":
-            size = memory.bytes_of(models().models[work.model], models().weights[work.weights]).best
+            size = memory.bytes_of(
+                language_models().models[work.model], language_models().weights[work.weights]
+            ).best
             reading, starting = speed.load_s(size, drive.read.range), parts().serving.startup.range
             yield Verdict(
                 area="disk",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sigd.bench.workstation import memory, speed
-from sigd.bench.workstation.catalogue import CardPart, ModelPart, WeightsPart, models, parts
-from sigd.bench.workstation.links import exchange_way
-from sigd.bench.workstation.machine import Machine, Work
-from sigd.bench.workstation.memory import GIB, Layout
-from sigd.bench.workstation.ranges import Range, exactly
-from sigd.bench.workstation.verdict import Level, judge
+from sigd.bench.plan import memory, speed
+from sigd.bench.plan.catalogue import CardPart, ModelPart, WeightsPart, language_models, parts
+from sigd.bench.plan.links import exchange_way
+from sigd.bench.plan.machine import Machine, Work
+from sigd.bench.plan.memory import GIB, Layout
+from sigd.bench.plan.ranges import Range, exactly
+from sigd.bench.plan.verdict import Level, judge
 
 ORDER: tuple[Level, ...] = ("fits", "tight", "does not fit")
 
@@ -56,7 +56,7 @@ def room(machine: Machine, work: Work, number: int) -> Range:
 
 def fit(machine: Machine, work: Work) -> Fit:
     """The layout that fits best, of every layout that the cards allow; of equal ones the one with the fastest steps."""
-    model, weights = models().models[work.model], models().weights[work.weights]
+    model, weights = language_models().models[work.model], language_models().weights[work.weights]
     rooms = sorted((room(machine, work, number) for number in work.cards), key=lambda one: -one.best)
     tokens = work.context_tokens * work.sequences
     fits = []
@@ -93,7 +93,7 @@ def slowest_card(machine: Machine, work: Work) -> CardPart:
 
 def decode_s(machine: Machine, work: Work, layout: Layout) -> Range:
     """Seconds of one step at the power limits that are set."""
-    model, weights = models().models[work.model], models().weights[work.weights]
+    model, weights = language_models().models[work.model], language_models().weights[work.weights]
     card = slowest_card(machine, work)
     step = speed.decode_s(
         model,
@@ -121,7 +121,7 @@ def offloaded_s(machine: Machine, work: Work, best: Fit) -> Range | None:
     """Seconds of one step with the weights that do not fit in host memory; None where there is no host memory."""
     if machine.memory is None:
         return None
-    model, weights = models().models[work.model], models().weights[work.weights]
+    model, weights = language_models().models[work.model], language_models().weights[work.weights]
     card = slowest_card(machine, work)
     over = max(0.0, best.need.best - best.limit.best) * best.layout.cards
     bandwidth = speed.bandwidth_share(card, weights).times(card.bandwidth.value * speed.GIGA)

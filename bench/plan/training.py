@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from sigd.bench.workstation.catalogue import CardPart, ModelPart, models, parts
-from sigd.bench.workstation.memory import GIB, bytes_of, parameters
-from sigd.bench.workstation.ranges import Range, exactly
+from sigd.bench.plan.catalogue import CardPart, ModelPart, language_models, parts
+from sigd.bench.plan.memory import GIB, bytes_of, parameters
+from sigd.bench.plan.ranges import Range, exactly
 
 ADAM_BYTES = Range(16, 16, 18)
 """Weights 2, gradients 2, float32 weights 4, Adam's two moments 8; the transformers guide counts 18."""
@@ -39,7 +39,7 @@ def adapter_bytes(model: ModelPart, rank: int) -> float:
 
 def qlora_base_bytes(model: ModelPart) -> Range:
     """The frozen base in NF4."""
-    return bytes_of(model, models().weights["nf4"])
+    return bytes_of(model, language_models().weights["nf4"])
 
 
 def activation_bytes(model: ModelPart, rows: int, tokens: int) -> Range:

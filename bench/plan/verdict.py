@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from sigd.bench.workstation.ranges import Range
+from sigd.bench.plan.ranges import Range
 
 Level = Literal["fits", "tight", "does not fit"]
 LEVELS: tuple[Level, ...] = ("does not fit", "tight", "fits")

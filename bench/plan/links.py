@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sigd.bench.workstation.catalogue import parts
-from sigd.bench.workstation.machine import Machine
+from sigd.bench.plan.catalogue import parts
+from sigd.bench.plan.machine import Machine
 
 CPU_SLOTS = 2
 """Slots that hang on the processor; a third card and everything else hang on the chipset."""

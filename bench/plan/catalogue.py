@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from sigd.bench.workstation.errors import UnknownPart
-from sigd.bench.workstation.figures import Curve, Figure
+from sigd.bench.plan.errors import UnknownPart
+from sigd.bench.plan.figures import Curve, Figure
 
 FOLDER = Path(__file__).parent
 Value = TypeVar("Value")
@@ -211,7 +211,7 @@ def parts() -> Parts:
 
 
 @cache
-def models() -> Models:
+def language_models() -> Models:
     """The table of models."""
     return msgspec.toml.decode((FOLDER / "models.toml").read_bytes(), type=Models)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sigd.bench.workstation.catalogue import ModelPart, WeightsPart, parts
-from sigd.bench.workstation.ranges import Range, exactly
+from sigd.bench.plan.catalogue import ModelPart, WeightsPart, parts
+from sigd.bench.plan.ranges import Range, exactly
 
 GIB = 2**30
 MIB = 2**20
