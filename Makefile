@@ -64,7 +64,7 @@ bench-connections: $(VENV)/.base  ## 1,000 connections: what silent ones cost, a
 bench-observe: $(VENV)/.base  ## what metrics and the flight recorder cost a request, on against off (needs a C++ compiler)
 	$(SIGD) bench observe
 
-bench-reload: $(VENV)/.base  ## what a hundred reloads cost whoever asks meanwhile (needs a C++ compiler)
+bench-reload: $(VENV)/.base  ## what a hundred reloads cost the requests that come meanwhile (needs a C++ compiler)
 	$(SIGD) bench reload
 
 bench-tunnel: $(VENV)/.base  ## what an SSH tunnel costs, over loopback (needs OpenSSH)

@@ -165,7 +165,7 @@ def _times(
     times = np.empty((calls, 2), np.int64)
     with _no_collection():
         for call in range(calls):
-            # Whoever runs second finds the caches as the other left them, so the order changes every time.
+            # The second to run finds the caches as the first left them, so the order changes every time.
             first, second = (0, 1) if call % 2 == 0 else (1, 0)
             times[call, first] = _time((a, b)[first], batch_rows)
             times[call, second] = _time((a, b)[second], batch_rows)

@@ -234,4 +234,4 @@ def _shares(asked: Asked, plan: LoadPlan, generator: LoadGenerator) -> Shares:
 
 
 def _nothing() -> None:
-    """Nobody waits for the end of the warm-up."""
+    """No client waits for the end of the warm-up."""

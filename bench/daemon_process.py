@@ -160,8 +160,8 @@ def ask_welcome(socket_path: str, hello: Hello) -> Welcome:
     """Connect, say Hello, take the Welcome, and leave.
 
     Raises:
-        ConnectFailed: nobody listens there (yet).
-        PeerFailed: somebody does, but gives no Welcome.
+        ConnectFailed: no daemon listens there (yet).
+        PeerFailed: a process listens, but gives no Welcome.
     """
     with open_connection(socket_path, _OPEN_TIMEOUT_S) as connection:
         try:
@@ -174,7 +174,7 @@ def ask_admin(admin_socket: str, timeout_s: float, op: str, **arguments: str) ->
     """What the daemon answers there.
 
     Raises:
-        OSError: nobody does, or not in time.
+        OSError: no daemon does, or not in time.
         ValueError: that is no JSON.
     """
     question = json.dumps({"op": op, **arguments}).encode() + b"\n"

@@ -1,7 +1,7 @@
 """A tunnel within one machine: an sshd and an ssh of our own on loopback, which forward a Unix socket.
 
 Nothing of the machine's own SSH is used or changed: keys, configuration and port are made for the occasion,
-and the user is whoever runs this.
+and the user is the one that runs this.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class OwnSshd:
 
     @property
     def login(self) -> list[str]:
-        """The command that logs in, to be followed by options and a command; nobody else's configuration
+        """The command that logs in, to be followed by options and a command; no other configuration
         counts."""
         return [
             self._programs["ssh"],

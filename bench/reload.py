@@ -1,6 +1,6 @@
-"""What reloads cost whoever asks meanwhile: an open loop in turns of equal length: at rest, with reloads, and
-beside a process that has nothing to do with the daemon and computes as much as a reload does, with idle
-priority.
+"""What reloads cost the requests that come meanwhile: an open loop in turns of equal length: at rest, with
+reloads, and beside a process that has nothing to do with the daemon and computes as much as a reload does,
+with idle priority.
 
 The last is the floor: what the machine makes of one more process. Where cores are few it may be more than the
 bar, and the daemon can do nothing about it.
@@ -347,4 +347,4 @@ def _percentiles(samples: npt.NDArray[np.void]) -> list[int]:
 
 
 def _nothing() -> None:
-    """Nobody waits for the end of the warm-up."""
+    """No client waits for the end of the warm-up."""

@@ -67,7 +67,7 @@ def denormals_flushed() -> bool:
 
 @contextmanager
 def float_environment_kept() -> Iterator[None]:
-    """Put the calling thread's floating-point settings back at the end, for whoever opens a backend in
+    """Put the calling thread's floating-point settings back at the end, for code that opens a backend in
     passing."""
     environment = _environment()
     try:

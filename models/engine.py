@@ -46,8 +46,8 @@ class EngineNotWritten(ModelError):
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """The machine that is to run an engine, as far as the check needs it. Whoever opens the device fills it
-    in.
+    """The machine that is to run an engine, as far as the check needs it. The code that opens the device
+    fills it in.
 
     Attributes:
         versions: the runtimes that can be used here and their versions, for example {"tensorrt":

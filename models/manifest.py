@@ -97,7 +97,7 @@ class Accuracy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A few rows with the oracle's answers: whoever loads the engine can see that it still answers so.
+    """A few rows with the oracle's answers: the loader of the engine can see that it still answers so.
 
     Attributes:
         rows: how many.

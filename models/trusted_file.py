@@ -1,9 +1,9 @@
-"""Reading a file that decides what is served: only where nobody but root and this process's user can change
+"""Reading a file that decides what is served: only where root and this process's user alone can change
 it.
 
-A model decides what is traded, and whoever writes to it, or puts another in its place, decides that. So the
-file, and every directory on the way to it, must belong to root or to the user that serves, and nobody else
-may write to them; a directory with the sticky bit (/tmp) may be written to by all, for nobody can take
+A model decides what is traded, so the writer of that file decides it. So the
+file, and every directory on the way to it, must belong to root or to the user that serves, and no other user
+may write to them; a directory with the sticky bit (/tmp) may be written to by all, for no other user can take
 another's file away there.
 
 What is looked at is the file that was opened, not whatever has its name by then.
@@ -30,7 +30,7 @@ _ACL: Final = "system.posix_acl_access"
 
 
 class FileNotTrusted(ModelRefused):
-    """Somebody else could change the file, or put another in its place."""
+    """Another user could change the file, or put another in its place."""
 
 
 class _Demand:
@@ -91,7 +91,7 @@ def _check(path: Path, opened: os.stat_result) -> None:
 
 
 def _problem(path: Path, status: os.stat_result) -> str | None:
-    """Who else can change it and what fixes that, None where nobody can."""
+    """Who else can change it and what fixes that, None where no other user can."""
     mode = stat.S_IMODE(status.st_mode)
     me = os.geteuid()
     if status.st_uid not in (0, me):
@@ -107,7 +107,7 @@ def _problem(path: Path, status: os.stat_result) -> str | None:
 
 
 def _is_own_group(path: Path, status: os.stat_result) -> bool:
-    """Whether the group is the owner's own, of his name and with nobody else in it, as many systems give to
+    """Whether the group is the owner's own, of his name and with no other member, as many systems give to
     each user."""
     try:
         user, group = pwd.getpwuid(status.st_uid), grp.getgrgid(status.st_gid)

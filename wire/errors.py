@@ -3,7 +3,7 @@
 WireError
 ├── FrameError               bytes that are no valid frame; carries the RejectCode a daemon answers with
 ├── SessionError             the client's side of a conversation that failed
-│   ├── ConnectFailed        nobody listens there, or the socket may not be opened
+│   ├── ConnectFailed        no daemon listens there, or the socket may not be opened
 │   ├── Rejected             the daemon said Reject: code and reason
 │   ├── NoSharedMemory       this machine or this connection cannot have it; a stream it can
 │   ├── SessionClosed        the daemon closed the connection; says how many requests were unanswered

@@ -32,7 +32,7 @@ _INSTRUMENT_HALF: Final = 10  # u32 column of instrument_id in a response
 _GENERATION_HALF: Final = 11  # u32 column of model_generation
 _REQUEST_INSTRUMENT_HALF: Final = 2 * REQUEST_INSTRUMENT_WORD
 _STATUS_COLUMN: Final = 26  # u16 column of status
-_LONE: Final = struct.Struct("<QQQQQQ")
+_SINGLE: Final = struct.Struct("<QQQQQQ")
 
 StatusArray = npt.NDArray[np.uint16]
 
@@ -51,8 +51,8 @@ class ResponseOutbox:
     __slots__ = (
         "_floats",
         "_halves",
-        "_lone_outputs",
         "_quarters",
+        "_single_outputs",
         "_storage",
         "_words",
         "all_ok",
@@ -78,12 +78,12 @@ class ResponseOutbox:
         self._words[:, 0] = self.header
         self.bytes = self._storage.data
         self.lone = self.bytes[: self.frame_bytes]
-        self._lone_outputs = self.bytes[RESPONSE_OUTPUTS_OFFSET : RESPONSE_OUTPUTS_OFFSET + 4 * outputs]
+        self._single_outputs = self.bytes[RESPONSE_OUTPUTS_OFFSET : RESPONSE_OUTPUTS_OFFSET + 4 * outputs]
         self.all_ok = True
         self._halves[:, _GENERATION_HALF] = model_generation
         self.generation_word = model_generation << 32
 
-    def encode_lone(
+    def encode_single(
         self,
         sequence: int,
         client_time_ns: int,
@@ -94,7 +94,7 @@ class ResponseOutbox:
         outputs: memoryview,
     ) -> None:
         """One OK answer into `lone`. `outputs` are its 4 * m bytes; `outcome` is layout.outcome_word()."""
-        _LONE.pack_into(
+        _SINGLE.pack_into(
             self.bytes,
             8,
             sequence,
@@ -104,7 +104,7 @@ class ResponseOutbox:
             instrument_id | self.generation_word,
             outcome,
         )
-        self._lone_outputs[:] = outputs
+        self._single_outputs[:] = outputs
 
     def encode(
         self,

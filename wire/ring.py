@@ -15,9 +15,9 @@ Why this may be done in Python, on x86-64 (`why_not_here` says where it may not)
   more.
 - It may let a load overtake an older store. That matters in one place, before sleeping. A consumer sets its
   flag and then looks at the head once more; a producer publishes its head and then looks at the flag. If both
-  stores were still on their way when both loads were done, the consumer would sleep on a frame that nobody
-  rings for. Between store and load both sides therefore need a full fence. Python has none, but an
-  uncontended lock is taken with a locked instruction (`lock cmpxchg`, in glibc's sem_trywait), and on x86-64
+  stores were still on their way when both loads were done, the consumer would sleep on a frame without a
+  doorbell. Between store and load both sides therefore need a full fence. Python has none, but an uncontended
+  lock is taken with a locked instruction (`lock cmpxchg`, in glibc's sem_trywait), and on x86-64
   a locked instruction is a full fence: see `make_fence`. The frame is visible before the fence and does not
       wait for it.
 """
@@ -201,7 +201,7 @@ class _Ring:
         return view
 
     def release(self) -> None:
-        """Let go of the memory, whoever may still hold on to this, as a traceback does; nothing is called
+        """Let go of the memory, even while a traceback still holds on to this; nothing is called
         after it."""
         del self.words, self.flags, self._bytes, self._slots, self._rows
 
@@ -211,7 +211,7 @@ class RingProducer(_Ring):
 
     Attributes:
         published: frames published since the start.
-        tail_seen: of those, how many the consumer had taken when somebody last looked.
+        tail_seen: of those, how many the consumer had taken at the last look.
     """
 
     __slots__ = ("published", "tail_seen")

@@ -70,8 +70,8 @@ something, for example a C++ compiler.""",
 def main(as_json: bool, **options: object) -> None:
     """Measure what silent connections cost those that talk, and how evenly all are served when all talk.
 
-    Bars: p99 of the few at most 1.3 times as long among silent ones as alone, and nobody served more than
-    twice as often as anybody else.
+    Bars: p99 of the few at most 1.3 times as long among silent ones as alone, and no connection served more
+    than twice as often as another.
     """
     try:
         found = _measure(options, quiet=as_json)
@@ -113,7 +113,7 @@ def asked_of(
     """The options as what to measure.
 
     Raises:
-        BadRequest: nobody would be left to keep silent.
+        BadRequest: no connection would be left to keep silent.
     """
     from sigd.bench.connections import Asked
     from sigd.bench.daemon_process import ServeOptions
@@ -122,7 +122,7 @@ def asked_of(
 
     if talking >= connections:
         raise BadRequest(
-            f"--talking {talking} of --connections {connections} leaves nobody silent: choose fewer"
+            f"--talking {talking} of --connections {connections} leaves none silent: choose fewer"
         )
     daemon_cpu, client_cpu = choose_cores(allowed_cpus())
     return Asked(

@@ -51,7 +51,7 @@ class SocketChannel:
             self._socket.connect(path)
         except OSError as error:
             self._socket.close()
-            raise PeerFailed(f"nobody answers at {path}: {error}") from error
+            raise PeerFailed(f"no daemon answers at {path}: {error}") from error
 
     def open(self, number: int, hello: bytes) -> bytes:
         """Say Hello and return the Welcome frame. Raises BrokenContract where none comes."""

@@ -1,4 +1,4 @@
-"""What a load generator is asked for and what it hands back: the seam between the rig and whoever sends.
+"""What a load generator is asked for and what it hands back: the seam between the rig and the sender.
 
 A generator takes a `LoadPlan`, verifies every reply and returns a `Measurement`. There are two: `load_native`
 (a C++ process) and `load_python` (for machines without a compiler).
@@ -243,5 +243,5 @@ class LoadGenerator(Protocol):
         A peer that breaks the contract or loses replies is a finding, not an error: see `Measurement`.
 
         Raises:
-            PeerFailed: nobody listens at the socket, or the generator itself could not run.
+            PeerFailed: no daemon listens at the socket, or the generator itself could not run.
         """

@@ -14,8 +14,8 @@ def plan_for(socket_path: str, hello: Hello) -> tuple[LoadPlan, Welcome]:
     """A closed loop with one request unanswered, and what the daemon grants.
 
     Raises:
-        ConnectFailed: nobody listens there.
-        PeerFailed: somebody does, but gives no Welcome.
+        ConnectFailed: no daemon listens there.
+        PeerFailed: a process listens, but gives no Welcome.
     """
     welcome = ask_welcome(socket_path, hello)
     plan = LoadPlan(

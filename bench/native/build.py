@@ -59,7 +59,8 @@ def build() -> NativePrograms:
     if all(os.access(programs.path(name), os.X_OK) for name in PROGRAMS):
         return programs
     directory.parent.mkdir(parents=True, exist_ok=True)
-    # Built aside and renamed, so that nobody ever meets half a build; whoever comes second finds the first's.
+    # Built aside and renamed, so that no process ever meets half a build; the second to come finds the
+    # first's.
     aside = Path(tempfile.mkdtemp(prefix="build-", dir=directory.parent))
     try:
         for name in PROGRAMS:

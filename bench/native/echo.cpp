@@ -125,7 +125,7 @@ int main(int argc, char** argv) {
     bool served = false;
     std::uint32_t turns = 0;
     while (!served || !peers.empty()) {
-        // Looking for newcomers costs a system call, so it is done rarely once there is somebody to serve.
+        // Looking for newcomers costs a system call, so it is done rarely once a client is there.
         if (peers.empty() || (++turns & 0x3FF) == 0) {
             const int fd = accept4(listener, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
             if (fd >= 0) {

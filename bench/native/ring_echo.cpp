@@ -1,6 +1,6 @@
 // The floor of shared memory: answers every request in the rings of a region, and does nothing else. One thread that
 // spins, as the load generator does at the other end. What the contract asks of a daemon is all that it does: it copies
-// the request out of its slot (no model runs on features that nobody has fetched), frees the slot, writes the answer into
+// the request out of its slot (no model runs on features that were not fetched), frees the slot, writes the answer into
 // a slot of its own and publishes it.
 //
 //     ring_echo SOCKET OUTPUTS CPU        serves until its last client has gone
@@ -101,7 +101,7 @@ private:
         if (sendmsg(socket_.get(), &message, MSG_NOSIGNAL) != sizeof welcome) die("cannot send the Welcome");
     }
 
-    // The slots were made of zeros, and nobody writes the outputs: zeros they stay.
+    // The slots were made of zeros, and no one writes the outputs: zeros they stay.
     void answer() {
         const auto request = load<wire::SignalRequestHead>(request_.data());
         wire::SignalResponseHead head{};

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class _Greeter:
-    """The peer of a session whose socket nobody uses: it keeps the region that comes with the Welcome."""
+    """The peer of a session whose socket is not used: it keeps the region that comes with the Welcome."""
 
     region: Region
 

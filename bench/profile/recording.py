@@ -154,7 +154,7 @@ def _compare(
     measured: list[list[Percentiles]] = []
     for round_number in range(rounds + 1):
         took = [Percentiles(0, 0)] * len(setups)
-        # Who begins changes: whoever comes later finds warmer caches.
+        # The order changes: the later one finds warmer caches.
         for place in range(len(setups)):
             which = (place + round_number) % len(setups)
             setups[which].before_a_round()

@@ -105,7 +105,7 @@ def lone_path(session: Session, batcher: Batcher, clock: Callable[[], int]) -> L
     model_input = backend.inputs[:1].data.cast("B")
     model_output = backend.outputs[:1].data.cast("B")
     output_floats = backend.outputs[0].data
-    encode, frame, send = outbox.encode_lone, outbox.lone, session.send_answers
+    encode, frame, send = outbox.encode_single, outbox.lone, session.send_answers
     counters = batcher.counters
     total_counts, queue_counts, model_counts = (
         counters.total.quick,

@@ -76,7 +76,7 @@ def build_engine(
 
     Args:
         request: what to build.
-        progress: told how far it is; None tells nobody.
+        progress: told how far it is; None for no progress.
         machine: what there is to build with; None looks.
 
     Returns:
@@ -141,7 +141,7 @@ def _rows(request: BuildRequest, spec: ModelSpec) -> Float32Array:
 
 
 def _converted(file: OnnxFile, job: Job, rows: Float32Array) -> ModelProto:
-    """The graph in the precision that was asked for, every node named, so that whoever refuses one can name
+    """The graph in the precision that was asked for, every node named, so that a refusal can name
     it."""
     request, spec = job.request, job.spec
     if request.precision == "fp16":

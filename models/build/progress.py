@@ -1,4 +1,4 @@
-"""How far a build is, told to whoever watches, and how it is told to stop."""
+"""How far a build is, told to the watcher, and how it is told to stop."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 class BuildProgress(Protocol):
-    """Somebody who watches. Phases nest and finish in reverse order; calls may come from any thread, one at a
-    time."""
+    """A watcher of progress. Phases nest and finish in reverse order; calls may come from any thread, one at
+    a time."""
 
     def phase_started(self, name: str, parent: str | None, steps: int) -> None:
         """A phase of that many steps begins, inside `parent`."""
@@ -26,7 +26,7 @@ class BuildProgress(Protocol):
 
 
 class Unwatched:
-    """Nobody watches."""
+    """No watcher."""
 
     def phase_started(self, name: str, parent: str | None, steps: int) -> None:
         """Nothing."""

@@ -251,7 +251,7 @@ class Gpu:
         )
 
     def memory(self) -> tuple[int, int]:
-        """Bytes free and in all on the GPU, whoever holds the rest."""
+        """Bytes free and in all on the GPU, other processes hold the rest."""
         free, total = self.run(self.pycuda.mem_get_info)
         return free, total
 
@@ -291,7 +291,7 @@ class Gpu:
         # Not CU_CTX_MAP_HOST: every context maps host memory, and here drivers refuse that flag.
         spinning = int(self.driver.CUctx_flags.CU_CTX_SCHED_SPIN)
         (code,) = self.driver.cuDevicePrimaryCtxSetFlags(self.facts.index, spinning)
-        # Where somebody else in this process has the context already it stays as it is.
+        # Where other code in this process has the context already it stays as it is.
         if code and int(code) != _PRIMARY_CONTEXT_ACTIVE:
             raise self._unavailable(self.error_name(code))
         try:

@@ -1,4 +1,5 @@
-"""The memory of a GPU: how much there is, and who holds it, in words for whoever has to free some."""
+"""The memory of a GPU: how much there is, and who holds it, in words for the operator who has to free
+some."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ class Lane:
         self._gpu.checked("cuMemcpyDtoHAsync", answer)
 
     def close(self, executables: Iterable[Any]) -> None:
-        """Destroy these graphs, the streams and the event; nobody else may hold them any more."""
+        """Destroy these graphs, the streams and the event; no other object may hold them any more."""
         gpu, driver = self._gpu, self._gpu.driver
         for executable in executables:
             gpu.checked("cuGraphExecDestroy", driver.cuGraphExecDestroy(executable))
@@ -126,7 +126,7 @@ def mapped_address(gpu: Gpu, array: Float32Array) -> int:
 
 
 def free_pinned(gpu: Gpu, array: Float32Array) -> None:
-    """Free an array of `pinned_rows`, whoever still holds it. Inside `Gpu.run`."""
+    """Free an array of `pinned_rows`, even while views of it exist. Inside `Gpu.run`."""
     gpu.checked("cuMemFreeHost", gpu.driver.cuMemFreeHost(array.ctypes.data))
 
 

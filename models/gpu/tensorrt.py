@@ -374,7 +374,7 @@ class TensorRtBackend:
 
 
 class _Opened:
-    """An engine and the GPU that it is on. Closed with the last that holds it, where nobody closed it
+    """An engine and the GPU that it is on. Closed with the last that holds it, where it was not closed
     before."""
 
     def __init__(self, gpu: Gpu, prepared: PreparedEngine) -> None:

@@ -38,7 +38,7 @@ class BestQuote(msgspec.Struct, frozen=True, gc=False):
 
 
 class Trade(msgspec.Struct, frozen=True, gc=False):
-    """Somebody took liquidity.
+    """A trader took liquidity.
 
     Attributes:
         receive_ns: when it was received, ns.

@@ -200,7 +200,7 @@ Probabilities of down and of up, and how often they came true:
 
 {_table(("predicted", "predictions", "mean", "came true"), bins)}
 
-Counted from the mid 1 ms after the sample, as somebody who reacts that late would find it, the log-loss is
+Counted from the mid 1 ms after the sample, as a trader who reacts that late would find it, the log-loss is
 {late.log_loss:.4f} and the balanced accuracy {late.balanced_accuracy:.3f}: within a burst part of the move that is
 predicted happens in the next microseconds."""
 

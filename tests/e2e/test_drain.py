@@ -61,7 +61,7 @@ def test_two_who_ask_get_the_same_answer(start_daemon: StartDaemon, models: Mode
             thread.start()
         for thread in asking:
             thread.join()
-    # The second may come when nobody listens there any more.
+    # The second may come when no daemon listens there any more.
     assert sorted(each.returncode for each in done) in ([0, 0], [0, 3])
     assert json.loads(min(done, key=lambda each: each.returncode).stdout) == {"exit_code": 0}
     assert daemon.process.wait(60) == 0

@@ -66,7 +66,7 @@ class Found:
 
     @property
     def harmless(self) -> bool:
-        """Nobody stalled, nothing leaked, and the daemon ended in order."""
+        """No client stalled, nothing leaked, and the daemon ended in order."""
         return not self.stalls and (self.leaked_descriptors, self.leaked_mappings, self.exit_code) == (
             0,
             0,

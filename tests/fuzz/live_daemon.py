@@ -128,7 +128,7 @@ class LiveDaemon:
             left = (status.connections_open, status.models[0].pending_rows)
             if left == (1, 0):
                 return
-            demand(time.monotonic() < deadline_s, f"connections and rows that nobody owns: {left}")
+            demand(time.monotonic() < deadline_s, f"connections and rows without an owner: {left}")
             time.sleep(0.01)
 
     def _stop(self) -> None:

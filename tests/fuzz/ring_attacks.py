@@ -68,7 +68,7 @@ class Attacker:
 
     def request(self, sequence: int = 1) -> bytes:
         """A request that is right."""
-        return bytes(self._outbox.encode_lone([0.25] * self.welcome.features, sequence, 0, 0, 0))
+        return bytes(self._outbox.encode_single([0.25] * self.welcome.features, sequence, 0, 0, 0))
 
     def publish(self, frame: bytes) -> None:
         """Into the next slot, whatever it is; and the bell is rung."""
@@ -85,7 +85,7 @@ class Attacker:
         os.eventfd_write(self.request_bell, 1)
 
     def write_word(self, field: str, value: int) -> None:
-        """One of the first page's words, whoever it belongs to."""
+        """One of the first page's words, of either side."""
         self.view[OFFSETS[field] : OFFSETS[field] + 8] = struct.pack("<Q", value)
 
     def answers(self, count: int) -> None:
@@ -201,7 +201,7 @@ def _bell_storm(peer: Attacker, _draw: random.Random) -> None:
 
 
 def _bells_past_their_last_number(peer: Attacker, _draw: random.Random) -> None:
-    """Only the kernel can add that much: then whoever waits for the bell is told of an error, once."""
+    """Only the kernel can add that much: then a waiter for the bell is told of an error, once."""
     peer.publish(peer.request())
     peer.answers(1)
     with BellRinger() as ringer:

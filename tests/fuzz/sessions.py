@@ -154,7 +154,7 @@ class SessionRig:
         self._asked = 0
 
     def tick(self) -> int:
-        """The clock: it moves whenever somebody looks."""
+        """The clock: it moves at each look."""
         self._now_ns += 1
         return self._now_ns
 
@@ -217,7 +217,7 @@ class SessionRig:
 
     def _neighbour_asks(self) -> None:
         values = np.full(self.served.features, self._asked % 1000, np.float32)
-        request = bytes(self._requests.encode_lone(values, self._asked, self._asked, 0, 7))
+        request = bytes(self._requests.encode_single(values, self._asked, self._asked, 0, 7))
         self._asked += 1
         self._neighbour_asked += request
         demand(not self._neighbour.deliver(request), "the neighbour is not read")

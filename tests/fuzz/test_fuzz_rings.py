@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(bool(why_not_here()), reason=why_not_here())
 
 
 @pytest.mark.parametrize("idle", ["spin", "backoff", "block"])
-def test_a_hostile_client_harms_nobody_else(models: ModelMaker, idle: str) -> None:
+def test_a_hostile_client_harms_no_other(models: ModelMaker, idle: str) -> None:
     rounds = 3
     found = run(rounds * len(ATTACKS), idle, seed=7, model=models.mlp(features=8, outputs=3))
     assert found.harmless, found.stalls

@@ -82,5 +82,5 @@ def test_what_cannot_be_had_is_named_and_takes_nothing_with_it(tmp_path: Path, p
     assert said == "not installed: cmake prometheus; the tests that need it will say so\n"
 
 
-def test_whoever_is_not_root_installs_nothing(tmp_path: Path) -> None:
+def test_without_root_nothing_is_installed(tmp_path: Path) -> None:
     assert begun(tmp_path, 1000) == ([], "")

@@ -331,7 +331,7 @@ def test_a_start_that_fails_says_why_and_opens_no_socket(
     assert not daemon.socket.exists()
 
 
-def test_nobody_answers_once_the_device_is_dead(start: Start) -> None:
+def test_no_answer_once_the_device_is_dead(start: Start) -> None:
     """A client that comes after the fault finds no socket, and is not left waiting."""
     daemon = start()
     client = connect(daemon.socket, timeout_s=PATIENCE_S)
@@ -359,7 +359,7 @@ def test_an_idle_gpu_is_kept_warm_where_that_is_asked_for(start: Start) -> None:
     assert set(load.statuses) == {Status.OK}
 
 
-def test_a_device_that_dies_while_nobody_asks_ends_the_daemon_that_keeps_it_warm(start: Start) -> None:
+def test_a_device_that_dies_while_idle_ends_the_daemon_that_keeps_it_warm(start: Start) -> None:
     daemon = start("--keep-warm-us", "500")
     daemon.control.kernel_fault = 700
     assert daemon.ended() == 1

@@ -71,7 +71,7 @@ def test_a_gpu_that_is_not_there_is_refused(control: Any) -> None:
 
 
 @pytest.mark.parametrize(("setting", "eager"), [(None, 1), ("LAZY", 0)])
-def test_kernels_are_loaded_eagerly_unless_somebody_set_it(setting: str | None, eager: int) -> None:
+def test_kernels_are_loaded_eagerly_unless_it_was_set(setting: str | None, eager: int) -> None:
     variables = {name: value for name, value in os.environ.items() if name != "CUDA_MODULE_LOADING"}
     if setting:
         variables["CUDA_MODULE_LOADING"] = setting

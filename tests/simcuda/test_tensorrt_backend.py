@@ -159,14 +159,14 @@ def test_mapped_rows_are_read_and_written_in_place(
 # -- keeping warm ----------------------------------------------------------------------------------------
 
 
-def test_an_idle_gpu_is_left_alone_unless_asked(open_engine: Open, control: Any) -> None:
+def test_an_idle_gpu_is_not_touched_unless_asked(open_engine: Open, control: Any) -> None:
     backend = open_engine()
     before = control.all_calls()
     backend.keep_warm()
     assert calls_made(control, before) == {}
 
 
-def test_keeping_warm_runs_a_batch_that_touches_nobodys_rows(
+def test_keeping_warm_runs_a_batch_that_touches_no_clients_rows(
     open_engine: Open, control: Any, run_batch: RunBatch
 ) -> None:
     backend = open_engine(keep_warm_us=1)
@@ -239,7 +239,7 @@ def test_a_context_that_is_found_dead_at_submit_is_fatal(open_engine: Open, cont
 def test_an_event_that_cannot_be_recorded_is_fatal_whatever_the_reason(
     open_engine: Open, control: Any
 ) -> None:
-    """The batch has been started, and nobody would learn when it ends."""
+    """The batch has been started, and no one would learn when it ends."""
     backend = open_engine()
     control.fail("cuEventRecord", 2)
     with pytest.raises(BackendFailed) as failure:

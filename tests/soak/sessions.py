@@ -59,7 +59,7 @@ class Look:
 
 
 def held_by(pid: int) -> Held:
-    """Asked of the kernel. Whoever asked for the status may still be on the way out: the fewest of a few
+    """Asked of the kernel. The client that asked for the status may still be leaving: the fewest of a few
     looks count."""
     process = Path("/proc", str(pid))
     descriptors = []

@@ -67,10 +67,10 @@ def test_its_state_is_told_and_kept_up(machine: Machine) -> None:
 def test_who_may_connect(machine: Machine) -> None:
     machine.start_sigd()
     machine.run("useradd", "--groups=sigd", "engine")
-    machine.run("useradd", "stranger")
+    machine.run("useradd", "outsider")
     python = (PYTHON, "-")
     assert machine.run("runuser", "-u", "engine", "--", *python, stdin=ENGINE).stdout == "0\n"
-    done = machine.run("runuser", "-u", "stranger", "--", *python, check=False, stdin=ENGINE)
+    done = machine.run("runuser", "-u", "outsider", "--", *python, check=False, stdin=ENGINE)
     assert "Permission denied" in done.stderr
     done = machine.run("runuser", "-u", "engine", "--", COMMAND, "status", check=False)
     assert (done.returncode, "may not be asked by user" in done.stderr) == (3, True), (
@@ -101,7 +101,7 @@ def test_a_drain_may_take_longer_than_the_unit_foresees(machine: Machine) -> Non
         machine.run("systemctl", "stop", "--no-block", "sigd.service")
         machine.until("sigd.service", "StatusText", ["draining"])
         machine.until("sigd.service", "ActiveState", ["inactive", "failed"])
-    assert time.monotonic() - begun_s > 2.5, "nobody was waited for: this shows nothing"
+    assert time.monotonic() - begun_s > 2.5, "no client was waited for: this shows nothing"
     assert machine.show("sigd.service", "Result") == "success"
 
 
@@ -150,7 +150,7 @@ def test_nothing_is_left_but_what_is_the_operators_own(machine: Machine) -> None
     assert machine.show("sigd.service", "LoadState") == "not-found"
 
 
-def test_a_wrong_configuration_is_told_and_not_tried_again_before_somebody_comes(machine: Machine) -> None:
+def test_a_wrong_configuration_is_told_and_not_tried_again_before_a_client_comes(machine: Machine) -> None:
     machine.write("/etc/sigd/sigd.toml", 'idle = "doze"\n')
     done = machine.run(COMMAND, "install-service", "--enable", check=False)
     assert done.returncode == 3, done

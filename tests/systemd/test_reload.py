@@ -59,7 +59,7 @@ def validator_of(machine: Machine) -> int:
     return pid
 
 
-def test_reloaded_under_load_nobody_notices(machine: Machine, engines: list[Engine]) -> None:
+def test_reloaded_under_load_no_client_notices(machine: Machine, engines: list[Engine]) -> None:
     pid = machine.daemon_pid()
     for _ in range(3):
         machine.run("systemctl", "reload", "sigd.service")
@@ -194,7 +194,7 @@ def test_drained_under_load_it_ends_well_and_the_next_engine_starts_it(
     assert not [message for priority, message in messages(machine) if priority <= 4]
 
 
-def test_drained_with_nobody_there_it_stays_away(machine: Machine) -> None:
+def test_drained_without_clients_it_stays_away(machine: Machine) -> None:
     machine.start_sigd()
     machine.run(COMMAND, "drain")
     machine.until("sigd.service", "ActiveState", ["inactive"])

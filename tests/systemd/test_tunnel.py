@@ -72,10 +72,10 @@ def test_it_is_started_when_the_socket_is_there(ends: Machine) -> None:
 def test_its_group_may_connect(ends: Machine) -> None:
     ends.run("systemctl", "start", TUNNEL)
     ends.run("useradd", "--groups=sigd", "engine")
-    ends.run("useradd", "stranger")
+    ends.run("useradd", "outsider")
     python = (PYTHON, "-")
     assert ends.run("runuser", "-u", "engine", "--", *python, stdin=ENGINE).stdout == "0\n"
-    done = ends.run("runuser", "-u", "stranger", "--", *python, check=False, stdin=ENGINE)
+    done = ends.run("runuser", "-u", "outsider", "--", *python, check=False, stdin=ENGINE)
     assert "Permission denied" in done.stderr
 
 
@@ -141,7 +141,7 @@ def test_a_daemon_that_sees_sshd_refuses_shared_memory_itself(ends: Machine) -> 
 
 
 def test_a_daemon_that_is_not_there_is_waited_for(ends: Machine) -> None:
-    """The socket is systemd's, so whoever comes through the tunnel waits in it, and is what starts the
+    """The socket is systemd's, so a client that comes through the tunnel waits in it, and is what starts the
     daemon."""
     ends.run("systemctl", "start", TUNNEL)
     ends.run("systemctl", "stop", "sigd.service")

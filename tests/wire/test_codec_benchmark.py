@@ -31,7 +31,7 @@ def test_answer_one_alone(benchmark: BenchmarkFixture) -> None:
     outbox = ResponseOutbox(OUTPUTS, 64, 1)
     outputs = np.ones(OUTPUTS, np.float32).data.cast("B")
     outcome = outcome_word(5_000, Status.OK, 1)
-    benchmark(outbox.encode_lone, 1, 2, 3, 4, 5, outcome, outputs)
+    benchmark(outbox.encode_single, 1, 2, 3, 4, 5, outcome, outputs)
 
 
 @pytest.mark.parametrize("rows", ROWS)
@@ -58,7 +58,7 @@ def test_client_writes_requests(benchmark: BenchmarkFixture, rows: int) -> None:
     outbox = RequestOutbox(FEATURES)
     features = np.ones((rows, FEATURES), np.float32)
     if rows == 1:
-        benchmark(outbox.encode_lone, features[0], 1, 2, 3, 4)
+        benchmark(outbox.encode_single, features[0], 1, 2, 3, 4)
     else:
         columns = outbox.as_columns(rows, np.arange(rows), 2, 3, 4)
         benchmark(outbox.encode, features, columns)
@@ -67,7 +67,9 @@ def test_client_writes_requests(benchmark: BenchmarkFixture, rows: int) -> None:
 @pytest.mark.parametrize("rows", ROWS)
 def test_client_reads_responses(benchmark: BenchmarkFixture, rows: int) -> None:
     outbox = ResponseOutbox(OUTPUTS, 64, 1)
-    outbox.encode_lone(1, 2, 3, 4, 5, outcome_word(5_000, 0, 1), np.ones(OUTPUTS, np.float32).data.cast("B"))
+    outbox.encode_single(
+        1, 2, 3, 4, 5, outcome_word(5_000, 0, 1), np.ones(OUTPUTS, np.float32).data.cast("B")
+    )
     frames = rows * bytes(outbox.lone)
     inbox = ResponseInbox(OUTPUTS)
 

@@ -155,7 +155,7 @@ def test_every_row_is_what_the_contract_says(
     infer_ns=st.integers(0, 2**40),
     generation=u32,
 )
-def test_a_lone_answer_is_the_same_bytes_as_a_batch_of_one(
+def test_a_single_answer_is_the_same_bytes_as_a_batch_of_one(
     request_frame: MakeFrame,
     request: Request,
     outputs: list[float],
@@ -166,7 +166,7 @@ def test_a_lone_answer_is_the_same_bytes_as_a_batch_of_one(
 ) -> None:
     row = np.array(outputs, np.float32)
     lone, batch = (ResponseOutbox(len(row), 1, generation) for _ in range(2))
-    lone.encode_lone(
+    lone.encode_single(
         request["sequence"],
         request["client_time_ns"],
         receive_ns,
@@ -196,7 +196,7 @@ def test_a_lone_answer_is_the_same_bytes_as_a_batch_of_one(
     )
 
 
-def test_a_lone_answer_after_a_mixed_batch_is_clean(request_frame: MakeFrame) -> None:
+def test_a_single_answer_after_a_mixed_batch_is_clean(request_frame: MakeFrame) -> None:
     outbox = ResponseOutbox(3, ROWS_MAX, 1)
     requests = [{"sequence": 1, "client_time_ns": 2, "instrument_id": 3}] * 2
     statuses = np.array([Status.BUSY, Status.OK], np.uint16)
@@ -204,7 +204,7 @@ def test_a_lone_answer_after_a_mixed_batch_is_clean(request_frame: MakeFrame) ->
     outbox.encode(
         pending(request_frame, requests), row, statuses, send_time_ns=SEND_NS, infer_ns=9, batch_rows=1
     )
-    outbox.encode_lone(1, 2, 77, SEND_NS, 3, outcome_word(5, 0, 1), row[0].data.cast("B"))
+    outbox.encode_single(1, 2, 77, SEND_NS, 3, outcome_word(5, 0, 1), row[0].data.cast("B"))
     assert bytes(outbox.lone) == response_frame(
         requests[0], row[0], status=0, infer_ns=5, batch_rows=1, generation=1
     )
@@ -245,7 +245,7 @@ def test_every_answer_names_the_generation(request_frame: MakeFrame) -> None:
     dtype = frame_dtype(SIGNAL_RESPONSE, outputs=1)
     sent = outbox.encode(words, ones, None, send_time_ns=1, infer_ns=1, batch_rows=ROWS_MAX)
     assert set(np.frombuffer(sent, dtype)["model_generation"].tolist()) == {2}
-    outbox.encode_lone(1, 2, 3, 4, 5, outcome_word(6, 0, 1), memoryview(bytes(4)))
+    outbox.encode_single(1, 2, 3, 4, 5, outcome_word(6, 0, 1), memoryview(bytes(4)))
     assert np.frombuffer(outbox.lone, dtype)["model_generation"] == 2
 
 

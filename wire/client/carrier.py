@@ -8,7 +8,7 @@ from typing import Final, Protocol
 from sigd.wire.framer import Frame
 
 POLL_S_MAX: Final = 60.0
-"""poll() has no infinity; whoever waits longer asks again."""
+"""poll() has no infinity; a longer wait asks again."""
 
 
 class Carrier(Protocol):

@@ -67,7 +67,7 @@ def connect(
             interpreter's other threads held up.
 
     Raises:
-        ConnectFailed: nobody listens there, or the socket may not be opened.
+        ConnectFailed: no daemon listens there, or the socket may not be opened.
         Rejected: the daemon refused: code and reason.
         NoSharedMemory: asked for, and not to be had from here: connect without it.
         SessionClosed, ReceiveTimeout, ProtocolBroken: the daemon did not answer Hello as the contract says.
@@ -172,7 +172,7 @@ class Client:
             sequence = self._unanswered.next_sequence
         if client_time_ns is None:
             client_time_ns = time.monotonic_ns()
-        frame = self._outbox.encode_lone(features, sequence, client_time_ns, deadline_ns, instrument_id)
+        frame = self._outbox.encode_single(features, sequence, client_time_ns, deadline_ns, instrument_id)
         self._unanswered.append(sequence)
         self._exchange.transmit(self._offer_requests, frame)
         return sequence
@@ -223,7 +223,7 @@ class Client:
         Raises:
             ReceiveTimeout: it did not come in time; it may still come.
             Rejected, SessionClosed: the session has ended, and all answers that came before were taken.
-            ProtocolBroken: an answer that nobody asked for, in the wrong order, or no valid frame.
+            ProtocolBroken: an answer without a request, in the wrong order, or no valid frame.
         """
         if not self._inbox.rows:
             self._wait_for_rows(1, timeout_s)

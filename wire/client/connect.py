@@ -84,7 +84,7 @@ def _explain(error: OSError) -> str:
     if isinstance(error, FileNotFoundError):
         return "there is no such socket; start the daemon (sigd serve) or check the path"
     if isinstance(error, ConnectionRefusedError):
-        return "nobody listens on it; start the daemon (sigd serve)"
+        return "no daemon listens on it; start the daemon (sigd serve)"
     if isinstance(error, PermissionError):
         return "permission denied; join the group that owns the socket"
     if isinstance(error, BlockingIOError):
@@ -109,7 +109,8 @@ def _exchange(
     connection: socket.socket, hello: Hello, deadline_s: float, passed: _Passed
 ) -> tuple[Welcome, bytes]:
     framer = Framer()
-    # What nobody asked for is not taken in: the kernel closes descriptors that a plain read leaves behind.
+    # Descriptors that were not asked for are not taken in: the kernel closes descriptors that a plain read
+    # leaves behind.
     receive = connection.recv_into if hello.transport == Transport.STREAM else passed.receiver(connection)
     try:
         connection.settimeout(_left_s(deadline_s))

@@ -1,5 +1,5 @@
-"""A client's session under way: frames go out and come in through its carrier, and whoever must wait waits
-here."""
+"""A client's session under way: frames go out and come in through its carrier, and a caller that must wait
+waits here."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ _COLUMNS: Final = (
     ("deadline_ns", 2**64 - 1),
     ("instrument_id", 2**32 - 1),
 )
-_LONE: Final = struct.Struct("<QQQI")
+_SINGLE: Final = struct.Struct("<QQQI")
 _BATCH_BYTES_MAX: Final = 1 << 20
 
 
@@ -48,9 +48,9 @@ class RequestOutbox:
         self.features = features
         self.frame_bytes = request_frame_bytes(features)
         self.rows_max = max(1, _BATCH_BYTES_MAX // self.frame_bytes)
-        self._lone = self._prepare(1)
-        self._lone_bytes = self._lone.data.cast("B")
-        self._lone_features = self._feature_columns(self._lone)[0]
+        self._single = self._prepare(1)
+        self._single_bytes = self._single.data.cast("B")
+        self._single_features = self._feature_columns(self._single)[0]
         self._rows = self._prepare(1)
 
     def _prepare(self, rows: int) -> WordArray:
@@ -62,7 +62,7 @@ class RequestOutbox:
         first = REQUEST_FEATURES_OFFSET // 4
         return words.view(np.float32)[:, first : first + self.features]
 
-    def encode_lone(
+    def encode_single(
         self,
         features: npt.ArrayLike,
         sequence: int,
@@ -82,14 +82,14 @@ class RequestOutbox:
         if row.shape != (self.features,):
             row = self._flatten(row, rows=None)
         try:
-            _LONE.pack_into(self._lone_bytes, 8, sequence, client_time_ns, deadline_ns, instrument_id)
+            _SINGLE.pack_into(self._single_bytes, 8, sequence, client_time_ns, deadline_ns, instrument_id)
         except (struct.error, TypeError) as error:
             self.as_columns(1, sequence, client_time_ns, deadline_ns, instrument_id)
             raise ShapeError(
                 f"sequence, times and instrument_id: {error}, expected one number each"
             ) from error
-        self._lone_features[:] = row
-        return self._lone_bytes
+        self._single_features[:] = row
+        return self._single_bytes
 
     def as_rows(self, features: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """The features as float32, shape (k, n).

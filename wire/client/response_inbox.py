@@ -5,7 +5,7 @@ not looked at yet, then free space:
 
     0 <= head <= head + rows * frame_bytes <= tail <= capacity
 
-Control frames are handed out as soon as they are met, ahead of answers that nobody took yet: a Goodbye or
+Control frames are handed out as soon as they are met, ahead of answers that are not taken yet: a Goodbye or
 Reject should be known early. A longer answer of a newer daemon is cut to the known part, so that all rows
 have one stride.
 """
@@ -84,7 +84,7 @@ class ResponseInbox:
         self._words = self._bytes.cast("Q")
 
     def writable(self) -> memoryview:
-        """Where the next bytes belong; never empty: the buffer grows with the answers that nobody takes."""
+        """Where the next bytes belong; never empty: the buffer grows with the answers that are not taken."""
         if self._head == self._tail:
             self._head = self._tail = 0
         elif len(self._bytes) - self._tail < FRAME_BYTES_MAX:

@@ -28,7 +28,7 @@ from sigd.wire.region import read_header, violation
 from sigd.wire.ring import Region
 
 _LOOKS_PER_SOCKET_LOOK: Final = 16
-"""Empty looks at the ring that nobody waited between, as of a caller who polls, until the socket's turn
+"""Empty looks at the ring without a wait between them, as of a caller that polls, until the socket's turn
 comes."""
 _LOOKS_PER_SPIN: Final = 1024
 """Looks in a row where `wait` spins; the socket's turn comes after them, every 30 us or so."""

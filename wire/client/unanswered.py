@@ -45,7 +45,7 @@ class Unanswered:
     def answer(self, sequence: int) -> None:
         """An answer came. Raises ProtocolBroken where it is not the oldest request's."""
         if not self._sequences:
-            raise ProtocolBroken(f"the daemon answered sequence {sequence}, which nobody asked")
+            raise ProtocolBroken(f"the daemon answered sequence {sequence}, which was not asked")
         expected = self._sequences.popleft()
         if sequence != expected:
             raise ProtocolBroken(f"the daemon answered sequence {sequence}, expected {expected}")

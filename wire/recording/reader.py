@@ -195,7 +195,7 @@ class Recording:
             position = start
             for found in _read_segment(segment, start):
                 yield found
-                # After damage nobody knows where the stream goes on.
+                # After damage it is unknown where the stream goes on.
                 position = -1 if isinstance(found, Damage) else found.end
         for piece in rest:
             if piece.end > position:

@@ -1,4 +1,4 @@
-/* The rest of what PyCUDA's extension links. sigd calls none of it; whoever does is told so, and gets "not supported". */
+/* The rest of what PyCUDA's extension links. sigd calls none of it; a caller is told so, and gets "not supported". */
 #include <stdio.h>
 
 #define EXPORT __attribute__((visibility("default")))

@@ -38,11 +38,11 @@ def test_nothing_there(tmp_path: Path) -> None:
         connect(tmp_path / "none.sock")
 
 
-def test_nobody_listens(tmp_path: Path) -> None:
+def test_no_daemon_listens(tmp_path: Path) -> None:
     path = tmp_path / "stale.sock"
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(path))
-    with pytest.raises(ConnectFailed, match="nobody listens on it"):
+    with pytest.raises(ConnectFailed, match="no daemon listens on it"):
         connect(path)
 
 

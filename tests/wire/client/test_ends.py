@@ -89,12 +89,12 @@ def test_sending_to_a_daemon_that_closed(dial: Dial) -> None:
         assert client.receive().sequence == 0
 
 
-def test_an_answer_that_nobody_asked_for(dial: Dial) -> None:
+def test_answer_without_a_request(dial: Dial) -> None:
     def scene(line: Line) -> None:
         line.greet()
         line.send(answer(0))
 
-    with dial(scene) as client, pytest.raises(ProtocolBroken, match="0, which nobody asked"):
+    with dial(scene) as client, pytest.raises(ProtocolBroken, match="0, which was not asked"):
         client.receive_many()
 
 

@@ -24,7 +24,7 @@ def row(features: int, seed: int) -> np.ndarray[tuple[int], np.dtype[np.float32]
 
 
 @given(st.integers(1, 9), st.lists(st.tuples(u64, u64, u64, u32), max_size=5))
-def test_lone_and_many_are_the_contracts_bytes(
+def test_single_and_many_are_the_contracts_bytes(
     request_frame: MakeFrame, features: int, numbers: list[tuple[int, int, int, int]]
 ) -> None:
     rows = np.array([row(features, seed) for seed in range(len(numbers))], np.float32).reshape(-1, features)
@@ -33,7 +33,7 @@ def test_lone_and_many_are_the_contracts_bytes(
         for values, (a, b, c, d) in zip(rows, numbers, strict=True)
     ]
     outbox = RequestOutbox(features)
-    lone = [bytes(outbox.encode_lone(values, *four)) for values, four in zip(rows, numbers, strict=True)]
+    lone = [bytes(outbox.encode_single(values, *four)) for values, four in zip(rows, numbers, strict=True)]
     assert lone == expected
     columns = outbox.as_columns(len(rows), *np.array(numbers, np.uint64).reshape(-1, 4).T)
     assert bytes(outbox.encode(outbox.as_rows(rows), columns)) == b"".join(expected)
@@ -72,14 +72,14 @@ def test_fewer_rows_after_more_leave_nothing_behind(request_frame: MakeFrame) ->
 def test_what_converts_to_a_row(request_frame: MakeFrame, values: Any) -> None:
     expected = request_frame(np.array([1, 2, 3, 4], np.float32))
     outbox = RequestOutbox(4)
-    assert bytes(outbox.encode_lone(values, 0, 0, 0, 0)) == expected
+    assert bytes(outbox.encode_single(values, 0, 0, 0, 0)) == expected
     batch = outbox.as_rows([values, values])
     assert bytes(outbox.encode(batch, outbox.as_columns(2, 0, 0, 0, 0))) == 2 * expected
 
 
 def test_axes_are_flattened_in_c_order() -> None:
     fortran = np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3))
-    frame = RequestOutbox(6).encode_lone(fortran, 0, 0, 0, 0)
+    frame = RequestOutbox(6).encode_single(fortran, 0, 0, 0, 0)
     assert np.frombuffer(frame, np.float32, 6, 40).tolist() == [0, 1, 2, 3, 4, 5]
     rows = RequestOutbox(6).as_rows(np.stack([fortran, fortran + 6]))
     assert rows.tolist() == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
@@ -90,7 +90,7 @@ def test_axes_are_flattened_in_c_order() -> None:
 )
 def test_a_row_of_another_shape(values: Any, shape: str) -> None:
     with pytest.raises(ShapeError, match=rf"features of shape {shape}, expected \(4,\)"):
-        RequestOutbox(4).encode_lone(values, 0, 0, 0, 0)
+        RequestOutbox(4).encode_single(values, 0, 0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_rows_of_another_shape(values: Any, expected: str) -> None:
 def test_one_feature_is_a_row_of_one() -> None:
     outbox = RequestOutbox(1)
     with pytest.raises(ShapeError, match=r"\(\), expected \(1,\)"):
-        outbox.encode_lone(5.0, 0, 0, 0, 0)
+        outbox.encode_single(5.0, 0, 0, 0, 0)
     with pytest.raises(ShapeError, match=r"\(4,\), expected \(4, 1\)"):
         outbox.as_rows(np.zeros(4))
     assert outbox.as_rows(np.zeros((4, 1))).shape == (4, 1)
@@ -127,21 +127,21 @@ def test_one_feature_is_a_row_of_one() -> None:
 )
 def test_numbers_that_their_field_cannot_hold(position: int, name: str, largest: int) -> None:
     outbox = RequestOutbox(4)
-    before = bytes(outbox.encode_lone([1, 2, 3, 4], 9, 9, 9, 9))
+    before = bytes(outbox.encode_single([1, 2, 3, 4], 9, 9, 9, 9))
     for value in (-1, largest + 1, 1.5):
         numbers: list[Any] = [0, 0, 0, 0]
         numbers[position] = value
         with pytest.raises(ShapeError, match=rf"{name} of .*, expected whole numbers within 0\.\.{largest}"):
-            outbox.encode_lone([5, 6, 7, 8], *numbers)
+            outbox.encode_single([5, 6, 7, 8], *numbers)
         numbers[position] = [0, value]
         with pytest.raises(ShapeError, match=rf"{name} of .*, expected whole numbers within 0\.\.{largest}"):
             outbox.as_columns(2, *numbers)
-    assert bytes(outbox.encode_lone([1, 2, 3, 4], 9, 9, 9, 9)) == before
+    assert bytes(outbox.encode_single([1, 2, 3, 4], 9, 9, 9, 9)) == before
 
 
 def test_a_row_of_numbers_where_one_is_expected() -> None:
     with pytest.raises(ShapeError, match="expected one number each"):
-        RequestOutbox(4).encode_lone([1, 2, 3, 4], np.array([7]), 0, 0, 0)  # type: ignore[arg-type]
+        RequestOutbox(4).encode_single([1, 2, 3, 4], np.array([7]), 0, 0, 0)  # type: ignore[arg-type]
 
 
 def test_a_column_of_another_length() -> None:
@@ -158,4 +158,4 @@ def test_features_that_no_frame_carries(features: int) -> None:
 def test_the_largest_request_goes_alone() -> None:
     outbox = RequestOutbox(16_373)
     assert outbox.rows_max >= 1
-    assert len(outbox.encode_lone(np.zeros(16_373), 0, 0, 0, 0)) == 65_536
+    assert len(outbox.encode_single(np.zeros(16_373), 0, 0, 0, 0)) == 65_536

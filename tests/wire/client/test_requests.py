@@ -80,7 +80,7 @@ def test_many_at_once(dial: Dial) -> None:
         assert client.send(ROW) == 4002, "sequences count on from the last"
 
 
-def test_lone_and_many_share_one_book(dial: Dial) -> None:
+def test_single_and_many_share_one_book(dial: Dial) -> None:
     with dial(Line.echo) as client:
         client.send(ROW)
         assert client.send_many(np.ones((3, FEATURES))).tolist() == [1, 2, 3]
@@ -115,7 +115,8 @@ def test_what_has_come_so_far(dial: Dial) -> None:
 
 
 def test_more_than_all_buffers_hold(dial: Dial) -> None:
-    """The daemon stops reading while nobody reads its answers: who only sends would wait for ever."""
+    """The daemon stops reading while its answers are not read: a client that only sends would wait for
+    ever."""
     rows = np.arange(60_000 * FEATURES, dtype=np.float32).reshape(-1, FEATURES)
     with dial(Line.echo) as client:
         client.send_many(rows)

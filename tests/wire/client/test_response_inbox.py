@@ -159,7 +159,7 @@ def test_longer_answers_are_cut_to_the_known_part() -> None:
     assert taken["outputs"].tolist() == [[n, n + 1, n + 2] for n in range(9)]
 
 
-def test_a_control_frame_comes_ahead_of_answers_that_nobody_took() -> None:
+def test_a_control_frame_comes_ahead_of_answers_not_taken() -> None:
     inbox = ResponseInbox(1)
     feed(inbox, response_frame(1, 1) + Goodbye(1).encode() + response_frame(2, 1) + Heartbeat(7).encode())
     goodbye, heartbeat = inbox.scan(), inbox.scan()
@@ -198,7 +198,7 @@ def test_a_wrong_header_harms_no_answer_before_it(
     outputs=st.sampled_from([1, 5_000, 16_370]),
     steps=st.lists(st.tuples(st.booleans(), st.integers(1, 300_000)), max_size=60),
 )
-def test_answers_that_nobody_takes_are_kept(outputs: int, steps: list[tuple[bool, int]]) -> None:
+def test_answers_not_taken_are_kept(outputs: int, steps: list[tuple[bool, int]]) -> None:
     """Any mixture of arriving and taking: nothing is lost, and there is always room for more."""
     inbox = ResponseInbox(outputs)
     wire = bytearray()

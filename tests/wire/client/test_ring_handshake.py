@@ -214,5 +214,5 @@ def test_nothing_of_it_can_be_left_out(
     stuck = explorer.stuck()
     assert stuck
     for state in stuck:
-        assert explorer._next(1, state).kind == "sleep", "asleep, and nobody rings"
+        assert explorer._next(1, state).kind == "sleep", "asleep, and no doorbell rings"
         assert dict(state.memory)["words", REGION.requests_in().head_word] == FRAMES

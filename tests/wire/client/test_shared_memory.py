@@ -217,7 +217,7 @@ def test_a_daemon_is_rung_for_where_it_sleeps_and_only_there(dial: Dial) -> None
         client.send(ROW)
 
 
-def test_a_doorbell_that_is_full_stops_nobody(dial: Dial) -> None:
+def test_a_doorbell_that_is_full_stops_no_client(dial: Dial) -> None:
     """A daemon that does not take its rings, and took O_NONBLOCK off before it passed them."""
 
     def scene(line: RingLine) -> None:
@@ -699,7 +699,7 @@ def test_many_sessions_leave_no_descriptor_and_no_mapping(
     assert mapped_regions() == 0
 
 
-def test_an_error_that_somebody_keeps_does_not_keep_the_memory(dial: Dial) -> None:
+def test_an_error_that_is_kept_does_not_keep_the_memory(dial: Dial) -> None:
     """Its traceback holds on to the frames that it came through, and they to the rings."""
     with dial(_hang_up) as client, pytest.raises(SessionClosed) as caught:
         client.send_many(np.ones((SLOTS + 1, FEATURES)))

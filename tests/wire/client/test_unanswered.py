@@ -35,10 +35,10 @@ def test_an_answer_out_of_order() -> None:
         book.answer(7)
 
 
-def test_an_answer_that_nobody_asked_for() -> None:
+def test_answer_without_a_request() -> None:
     book = Unanswered()
     book.append(5)
-    with pytest.raises(ProtocolBroken, match="answered sequence 9, which nobody asked"):
+    with pytest.raises(ProtocolBroken, match="answered sequence 9, which was not asked"):
         book.answer_many(np.array([5, 9], np.uint64))
 
 

@@ -26,7 +26,7 @@ std::uint64_t wait_for_frames(Consumer& frames, int bell) {
         if (looks % 8 != 7) continue;
         if (frames.may_sleep()) {
             pollfd watched{bell, POLLIN, 0};
-            if (poll(&watched, 1, 20'000) == 0) std::abort();  // nobody rang
+            if (poll(&watched, 1, 20'000) == 0) std::abort();  // no doorbell rang
             eventfd_t rings = 0;
             if (eventfd_read(bell, &rings) != 0) std::abort();
         }

@@ -78,12 +78,12 @@ def test_slots_that_no_ring_has(cpp_client: CppClient, shown_daemon: ShownDaemon
     assert found == "invalid_argument | ring_slots is 12, expected a power of two"
 
 
-def test_nobody_there(cpp_client: CppClient, shown_daemon: ShownDaemon) -> None:
+def test_no_daemon_there(cpp_client: CppClient, shown_daemon: ShownDaemon) -> None:
     assert cpp_client.do("connect path=/no/such/socket").startswith(
         "connect_failed | /no/such/socket: there is no such socket; start the daemon"
     )
     shown_daemon.close()
-    assert "nobody listens on it; start the daemon" in cpp_client.do(f"connect path={shown_daemon.path}")
+    assert "no daemon listens on it; start the daemon" in cpp_client.do(f"connect path={shown_daemon.path}")
     assert cpp_client.do("send") == "connect_failed | " + cpp_client.do("poll").split(" | ")[1]
     assert cpp_client.do("state").startswith("connect_failed")
 
@@ -389,7 +389,7 @@ def test_heartbeats(cpp_client: CppClient, shown_daemon: ShownDaemon) -> None:
     assert "beats=1 clock=2000000" in cpp_client.do("state")
 
 
-def test_heartbeats_that_nobody_reads_do_not_pile_up(
+def test_heartbeats_that_are_not_read_do_not_pile_up(
     cpp_client: CppClient, shown_daemon: ShownDaemon
 ) -> None:
     open_session(cpp_client, shown_daemon)

@@ -22,7 +22,7 @@ HEADERS = "".join(path.read_text("utf-8") for path in sorted(include_dir().rglob
 
 
 def with_include(block: str) -> str:
-    """A block as whoever copies it compiles it."""
+    """A block as a reader who copies it compiles it."""
     return block if INCLUDE in block else INCLUDE + block
 
 

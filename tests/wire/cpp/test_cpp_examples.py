@@ -104,7 +104,7 @@ def test_a_soak_over_daemons_that_are_killed(
     assert tally["ok"] + tally["draining"] == tally["answered"]
 
 
-def test_a_soak_that_finds_nobody(cpp: CppBuilder) -> None:
+def test_a_soak_that_finds_no_daemon(cpp: CppBuilder) -> None:
     program = cpp.build(EXAMPLES / "soak.cpp", "-O2")
     done = run(program, "/no/such/socket", "--patience", "0")
     assert done.returncode == 1

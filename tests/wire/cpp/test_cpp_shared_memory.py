@@ -368,7 +368,7 @@ def test_a_client_comes_back_over_either_transport(cpp_client: CppClient, shown_
     assert taken(shown_daemon.region.requests_in())["sequence"].tolist() == [2]
 
 
-def test_whoever_polls_seldom_notices_the_end_as_soon(
+def test_client_that_polls_seldom_notices_the_end_as_soon(
     cpp_client: CppClient, shown_daemon: ShownDaemon
 ) -> None:
     open_session(cpp_client, shown_daemon)
@@ -484,9 +484,7 @@ def test_a_stream_where_memory_was_asked_for(cpp_client: CppClient, shown_daemon
     assert "asked for transport 1, the daemon granted 0" in cpp_client.hear()
 
 
-def test_descriptors_that_nobody_asked_for_are_closed(
-    cpp_client: CppClient, shown_daemon: ShownDaemon
-) -> None:
+def test_descriptors_not_asked_for_are_closed(cpp_client: CppClient, shown_daemon: ShownDaemon) -> None:
     cpp_client.tell(f"connect path={shown_daemon.path}")
     shown_daemon.accept()
     inside, outside = os.pipe()

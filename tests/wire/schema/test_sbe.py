@@ -158,7 +158,7 @@ def decoder() -> Any:
 
 def request_frame() -> bytes:
     row = np.arange(10, 10 + FEATURES, dtype=np.float32)
-    return bytes(RequestOutbox(FEATURES).encode_lone(row, 2**64 - 1, 2**63, 12_345, 2**32 - 1))
+    return bytes(RequestOutbox(FEATURES).encode_single(row, 2**64 - 1, 2**63, 12_345, 2**32 - 1))
 
 
 class TestOtherDecoder:
@@ -231,7 +231,7 @@ class TestOtherDecoder:
         }
 
     def test_a_request_without_a_deadline(self, decoder: Any) -> None:
-        frame = RequestOutbox(FEATURES).encode_lone(np.zeros(FEATURES), 1, 2, 0, 3)
+        frame = RequestOutbox(FEATURES).encode_single(np.zeros(FEATURES), 1, 2, 0, 3)
         assert decoder.decode(bytes(frame)).value["deadline_ns"] is None
 
     @pytest.mark.parametrize("status", Status)

@@ -42,8 +42,8 @@ class Kernel:
 
 
 class Launch:
-    """A kernel with its arguments: what a graph keeps of an `execute_async_v3`. Lives as long as whoever
-    queued it."""
+    """A kernel with its arguments: what a graph keeps of an `execute_async_v3`. Lives as long as the object
+    that queued it."""
 
     def __init__(
         self, kernel: Kernel, source: int, in_shape: tuple[int, ...], target: int, out_shape: tuple[int, ...]
@@ -53,7 +53,7 @@ class Launch:
                 with _device_float_environment():
                     memory_at(target, out_shape)[:] = kernel.run(memory_at(source, in_shape))
             except Exception:  # noqa: BLE001
-                # A kernel has nobody to tell: what it does wrong kills the context.
+                # A kernel cannot report an error: a fault kills the context.
                 simcuda_control.loaded().sticky = _ILLEGAL_ADDRESS
 
         nothing = os.environ.get(NOTHING)

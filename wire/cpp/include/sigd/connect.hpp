@@ -115,7 +115,7 @@ private:
     static const char* hint(int system) noexcept {
         switch (system) {
             case ENOENT: return "there is no such socket; start the daemon (sigd serve) or check the path";
-            case ECONNREFUSED: return "nobody listens on it; start the daemon (sigd serve)";
+            case ECONNREFUSED: return "no daemon listens on it; start the daemon (sigd serve)";
             case EACCES: return "permission denied; join the group that owns the socket";
             default: return std::strerror(system);
         }

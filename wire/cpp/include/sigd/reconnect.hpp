@@ -63,7 +63,7 @@ inline bool is_permanent(const Error& error) noexcept {
     }
 }
 
-// A client that comes back. Whoever keeps account reads the client's unanswered requests when a session has ended, and
+// A client that comes back. An engine that keeps account reads the client's unanswered requests when a session has ended, and
 // only then asks for the next one.
 class Reconnector {
 public:
@@ -88,7 +88,7 @@ public:
         return nullptr;
     }
 
-    // Tries again, at once, whatever there was: somebody has changed something.
+    // Tries again, at once, whatever the pause was: the caller knows that something changed.
     void reset() noexcept {
         given_up_ = Errc::none;
         opened_ns_ = not_before_ns_ = 0;

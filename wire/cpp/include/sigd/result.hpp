@@ -20,7 +20,7 @@ enum class [[nodiscard]] Errc : std::uint8_t {
     not_connected,     // connect() first
     closing,           // nothing more can be sent, after a Goodbye of this side or where the daemon takes no more;
                        // poll() has the answers that are left, then the reason
-    connect_failed,    // over: nobody listens there, or the socket may not be opened
+    connect_failed,    // over: no daemon listens there, or the socket may not be opened
     timed_out,         // over: the daemon did not answer Hello in time
     rejected,          // over: the daemon said why, see Error::reject and Error::text
     finished,          // over: a Goodbye was said, and every request was answered

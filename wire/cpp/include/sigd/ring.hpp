@@ -7,7 +7,7 @@
 // head and then looks at the flag. These four accesses are sequentially consistent: in their one total order either
 // the look at the head comes after the publication, and the consumer stays awake, or the look at the flag comes after
 // the flag was set, and the producer rings. With less than that both stores may still be on their way to memory when
-// both loads are done (x86-64 does this), and the consumer would sleep on a frame that nobody rings for.
+// both loads are done (x86-64 does this), and the consumer would sleep on a frame without a doorbell.
 #pragma once
 
 #include <atomic>
