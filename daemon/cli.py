@@ -27,6 +27,7 @@ COMMANDS: Final = {
         "Stop a running daemon, with everything accepted answered.",
     ),
     "status": ("sigd.daemon.commands.status:status", "Counters and latencies of a running daemon."),
+    "gate": ("sigd.daemon.commands.gate:gate", "Watch a running daemon for a while: is it healthy?"),
     "top": ("sigd.daemon.commands.top:top", "Watch a running daemon."),
     "schema": ("sigd.daemon.commands.schema:schema", "Print the SBE schema of the wire."),
     "build-engine": ("sigd.daemon.commands.build_engine:build_engine", "Build a model file into an engine."),

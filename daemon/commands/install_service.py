@@ -15,12 +15,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
+import msgspec
 
 import sigd
 from sigd.daemon.errors import MissingDependency, UsageError
 from sigd.daemon.install.install import (
     install,
     of_others,
+    place_of,
+    plan,
     refuse_another_user,
     refuse_changed,
     start_commands,
@@ -61,6 +64,12 @@ Examples:
     "--force", is_flag=True, help="Also files that somebody has changed, but never the configuration."
 )
 @click.option("--dry-run", is_flag=True, help="Show what would be written, and do nothing.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="What was done with each file, or with --dry-run would be, as JSON.",
+)
 def install_service(
     user: str,
     prefix: Path,
@@ -72,6 +81,7 @@ def install_service(
     removing: bool,
     force: bool,
     dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Write the units that let systemd run this installation of sigd, with an example configuration.
 
@@ -79,6 +89,8 @@ def install_service(
     """
     if prefix != _ROOT and enable:
         raise UsageError("--enable starts it on this machine: it goes without --prefix")
+    if as_json and (enable or removing):
+        raise UsageError("--json tells what is written: it goes without --enable and --uninstall")
     target = Target(_command(), user, _group_of(user), instance, realtime, gpu, metrics)
     if removing:
         if enable:
@@ -87,6 +99,13 @@ def install_service(
         return
     refuse_another_user(target, files(target), prefix)
     _check_reach(target, fatal=prefix == _ROOT and not dry_run)
+    if as_json:
+        planned = plan(files(target), prefix, force=force)
+        done = [{"path": str(place_of(file, prefix)), "action": action.value} for file, action in planned]
+        if not dry_run:
+            install(files(target), prefix, force=force, say=lambda _: None)
+        click.echo(msgspec.json.format(msgspec.json.encode({"files": done})).decode())
+        return
     if dry_run:
         for file in files(target):
             click.echo(f"==> {prefix / file.path.lstrip('/')}\n{file.content}")

@@ -87,6 +87,35 @@ def refuse_changed(files: Sequence[File], root: Path) -> None:
         )
 
 
+class Action(Enum):
+    """What an installation does with a file."""
+
+    UNCHANGED = "unchanged"
+    KEPT = "kept"
+    WROTE = "wrote"
+    REPLACED = "replaced"
+
+
+def plan(files: Sequence[File], root: Path, *, force: bool) -> list[tuple[File, Action]]:
+    """What `install` would do with each file.
+
+    Raises:
+        UsageError: one was changed by somebody, and `force` is not given.
+        MissingDependency: one cannot be read.
+    """
+    if not force:
+        refuse_changed(files, root)
+    return [(file, _action(file, look(place_of(file, root), file.content))) for file in files]
+
+
+def _action(file: File, found: Found) -> Action:
+    if found is Found.SAME:
+        return Action.UNCHANGED
+    if file.configuration and found is Found.CHANGED:
+        return Action.KEPT
+    return Action.WROTE if found is Found.NOTHING else Action.REPLACED
+
+
 def install(files: Sequence[File], root: Path, *, force: bool, say: Callable[[str], None]) -> None:
     """Write `files` below `root`; nothing at all where one of them would lose a change.
 
@@ -94,18 +123,11 @@ def install(files: Sequence[File], root: Path, *, force: bool, say: Callable[[st
         UsageError: one was changed by somebody.
         MissingDependency: one cannot be written.
     """
-    found = {file: look(place_of(file, root), file.content) for file in files}
-    if not force:
-        refuse_changed(files, root)
-    for file in files:
+    for file, action in plan(files, root, force=force):
         path = place_of(file, root)
-        if found[file] is Found.SAME:
-            say(f"unchanged  {path}")
-        elif file.configuration and found[file] is Found.CHANGED:
-            say(f"kept       {path} (yours)")
-        else:
+        if action in (Action.WROTE, Action.REPLACED):
             _write(path, marked(file.content))
-            say(f"{'wrote' if found[file] is Found.NOTHING else 'replaced':10} {path}")
+        say(f"{action.value:10} {path}{' (yours)' if action is Action.KEPT else ''}")
 
 
 def uninstall(files: Sequence[File], root: Path, *, force: bool, say: Callable[[str], None]) -> None:
