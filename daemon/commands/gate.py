@@ -11,9 +11,8 @@ import msgspec
 
 from sigd.daemon.admin.client import ask_status
 from sigd.daemon.admin.gate import Bounds, ShadowBounds, Verdict, find_early, judge
-from sigd.daemon.cli import EXIT_CHECK_FAILED
 from sigd.daemon.config.config import admin_path_of, running_socket_path
-from sigd.daemon.errors import UsageError
+from sigd.daemon.errors import EXIT_CHECK_FAILED, UsageError
 
 LOOK_EVERY_S = 1.0
 """How often it looks for what is red already."""
