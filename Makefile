@@ -9,7 +9,7 @@ SIGD := $(BIN)/sigd
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-simcuda test-gpu test-cuda test-rtx test-systemd check format lint types imports bench bench-connections bench-observe bench-reload bench-tunnel profile fuzz soak soak-sessions train lock wheel clean
+.PHONY: help demo test test-fast test-simcuda test-gpu test-cuda test-rtx test-systemd check format lint types imports bench bench-connections bench-observe bench-reload bench-tunnel profile fuzz soak soak-sessions train lock wheel deb clean
 
 help:  ## this list
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,7 +35,7 @@ test-cuda: $(VENV)/.dev  ## the same without TensorRT, with kernels of our own i
 test-rtx: $(VENV)/.dev build/rtx/.ready  ## the real TensorRT-RTX builder, on the CPU (fetches 95 MB, once)
 	PYTHONPATH=build/rtx/site $(BIN)/pytest tests/rtx
 
-test-systemd: $(VENV)/.dev  ## as root: the units on a machine with systemd, booted for each test (the first time: a minute more; SUITE=trixie)
+test-systemd: $(VENV)/.fleet  ## as root: the units on a machine with systemd, booted for each test (the first time: a minute more; SUITE=trixie)
 	$(BIN)/python tests/systemd/prepare.py $(if $(SUITE),--suite $(SUITE)) -- $(BIN)/pytest -m systemd tests/systemd
 
 check: $(VENV)/.dev lint types imports test  ## format, lint, types, import contracts, tests
@@ -93,10 +93,14 @@ lock:  ## write requirements/*.lock anew (needs uv)
 	$(LOCK) pyproject.toml --output-file requirements/base.lock
 	$(LOCK) pyproject.toml --extra dev --output-file requirements/dev.lock
 	$(LOCK) requirements/build.in --output-file requirements/build.lock
+	$(LOCK) requirements/fleet.in --output-file requirements/fleet.lock
 
 wheel: $(VENV)/.dev  ## build the wheel into dist/
 	rm -rf dist
 	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
+
+deb: wheel  ## build a Debian package into dist/ (needs debhelper and python3-venv)
+	systemd/deb/build
 
 clean:  ## remove what these targets made
 	rm -rf $(VENV) dist build out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
@@ -121,6 +125,11 @@ $(VENV)/.base: requirements/base.lock requirements/build.lock pyproject.toml | $
 $(VENV)/.dev: requirements/dev.lock $(VENV)/.base
 	@echo "installing what requirements/dev.lock names"
 	@$(PIP) install --require-hashes -r requirements/dev.lock
+	@touch $@
+
+$(VENV)/.fleet: requirements/fleet.lock $(VENV)/.dev
+	@echo "installing what requirements/fleet.lock names"
+	@$(PIP) install --require-hashes -r requirements/fleet.lock
 	@touch $@
 
 # On its own the index's default build of PyTorch may bring gigabytes of CUDA; for the small one give TORCH_INDEX the

@@ -10,11 +10,20 @@ from pathlib import Path
 import pytest
 from tests.systemd.engine import Engine, started_engines, stop_engines
 from tests.systemd.machine import Machine
-from tests.systemd.prepare import Missing, install_sigd
+from tests.systemd.prepare import Missing, build_wheel, install_sigd
 
 
 @pytest.fixture(scope="session")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of these sources."""
+    try:
+        return build_wheel(tmp_path_factory.mktemp("wheel"))
+    except Missing as error:
+        pytest.fail(str(error))
+
+
+@pytest.fixture(scope="session")
+def root(request: pytest.FixtureRequest) -> Path:
     """What is booted, with the wheel of these sources installed."""
     prepared = os.environ.get("SIGD_SYSTEMD_ROOT")
     if prepared is None:
@@ -22,7 +31,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "needs a machine to boot: `sudo make test-systemd` prepares it (debootstrap, systemd-container)"
         )
     try:
-        install_sigd(Path(prepared), tmp_path_factory.mktemp("wheel"))
+        install_sigd(Path(prepared), request.getfixturevalue("wheel"))
     except Missing as error:
         pytest.fail(str(error))
     return Path(prepared)

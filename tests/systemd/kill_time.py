@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from tests.systemd.engine import kill_and_wait_for_all, started_engines, stop_engines
 from tests.systemd.machine import Machine
-from tests.systemd.prepare import Missing, install_sigd, prepare
+from tests.systemd.prepare import Missing, build_wheel, install_sigd, prepare
 
 
 def main() -> int:
@@ -39,7 +39,7 @@ def main() -> int:
         console.mkdir()
         try:
             root = prepare(arguments.suite)
-            install_sigd(root, wheel)
+            install_sigd(root, build_wheel(wheel))
         except Missing as error:
             print(f"kill_time: {error}", file=sys.stderr)
             return 3

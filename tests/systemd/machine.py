@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -29,9 +30,11 @@ class Machine:
 
     Attributes:
         here: the machine's files as they are seen from outside, its sockets among them.
+        leader: its first process, as it is numbered outside; 0 before it is booted.
     """
 
     here: Path
+    leader: int
 
     def __init__(self, root: Path, folder: Path, *options: str) -> None:
         """
@@ -43,7 +46,7 @@ class Machine:
         self._root = root
         self._folder = folder
         self._options = options
-        self._leader = 0
+        self.leader = 0
 
     def __enter__(self) -> Self:
         told = self._folder / "notify"
@@ -76,31 +79,38 @@ class Machine:
                 except TimeoutError:
                     self._nspawn.kill()
                     raise AssertionError(f"it did not boot: {console.read_text()}") from None
-        (self._leader,) = {
+        (self.leader,) = {
             int(line.partition("=")[2])
             for line in said.splitlines()
             if line.startswith("X_NSPAWN_LEADER_PID=")
         }
-        self.here = Path(f"/proc/{self._leader}/root")
+        self.here = Path(f"/proc/{self.leader}/root")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # SIGRTMIN+4: power off.
-        os.kill(self._leader, signal.SIGRTMIN + 4)
+        with suppress(ProcessLookupError):
+            os.kill(self.leader, signal.SIGRTMIN + 4)
         try:
             self._nspawn.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             self._nspawn.kill()
             self._nspawn.wait()
 
+    def vanish(self) -> None:
+        """As when the power fails: nothing is said, nothing is kept."""
+        self._nspawn.kill()
+        os.kill(self.leader, signal.SIGKILL)
+        self._nspawn.wait()
+
     # -- as its operator ---------------------------------------------------------------------------------
 
     def run(self, *command: str, check: bool = True, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """Run a command in it as root."""
         done = subprocess.run(
-            ["nsenter", f"--target={self._leader}", "--all", "--", *command],
+            ["nsenter", f"--target={self.leader}", "--all", "--", *command],
             input=stdin,
             capture_output=True,
             text=True,

@@ -86,25 +86,51 @@ def prepare(suite: str) -> Path:
     return root
 
 
-def install_sigd(root: Path, folder: Path) -> None:
-    """Install the wheel of these sources there, as an operator would.
-
-    Args:
-        folder: an empty one, for the wheel.
+def build_wheel(folder: Path) -> Path:
+    """Build the wheel of these sources into `folder`, which is empty.
 
     Raises:
-        Missing: it cannot be built or installed.
+        Missing: it cannot be built.
     """
     _run(
         *(sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "wheel", "--no-deps"),
         *("--no-build-isolation", "--wheel-dir", str(folder), str(ROOT)),
     )
     (wheel,) = folder.iterdir()
+    return wheel
+
+
+def install_sigd(root: Path, wheel: Path) -> None:
+    """Install the wheel there, as an operator would.
+
+    Raises:
+        Missing: it cannot be installed.
+    """
     pip(
         root,
         *("install", "--no-deps", "--force-reinstall", f"/mnt/{wheel.name}"),
         binds=[f"--bind-ro={wheel}:/mnt/{wheel.name}"],
     )
+
+
+def download_wheels(root: Path) -> Path:
+    """The wheels that requirements/base.lock names, for the root's Python, in a folder beside it; fetched once.
+
+    Raises:
+        Missing: one cannot be fetched.
+    """
+    folder = root.with_name(f"{root.name}-wheels")
+    if not folder.exists():
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as made:
+            fetched = Path(made) / "wheels"
+            fetched.mkdir()
+            pip(
+                root,
+                *("download", "--require-hashes", "-r", "/mnt/base.lock", "--dest", "/mnt/wheels"),
+                binds=[f"--bind-ro={LOCK}:/mnt/base.lock", f"--bind={fetched}:/mnt/wheels"],
+            )
+            fetched.rename(folder)
+    return folder
 
 
 def pip(root: Path, *arguments: str, binds: Sequence[str] = ()) -> None:
