@@ -21,6 +21,10 @@ COMMANDS: Final = {
         "sigd.bench.commands.replay:replay",
         "Run a market capture, or what a daemon recorded, once more.",
     ),
+    "backfill": (
+        "sigd.bench.commands.backfill:backfill",
+        "Score captures of many instruments and days into Parquet.",
+    ),
     "reload": ("sigd.daemon.commands.reload:reload", "Serve another model file; clients stay connected."),
     "drain": (
         "sigd.daemon.commands.drain:drain",

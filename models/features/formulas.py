@@ -138,6 +138,16 @@ def activity_row(
     )
 
 
+def knows_enough(book: OrderBook) -> bool:
+    """Whether the book's last snapshot covers all that `book_row` looks at."""
+    bids, asks = book.bids, book.asks
+    if not (book.synchronised and bids and asks):
+        return False
+    twice_mid = bids.best_price_e8() + asks.best_price_e8()
+    distance = twice_mid * 5 // 20_000
+    return all(side.knows(20, distance, twice_mid // 2) for side in (bids, asks))
+
+
 def book_row(book: OrderBook) -> Row:
     """The seven features of the L2 book; all 0 where a side has fewer than two levels."""
     bids, asks = book.bids.best(20), book.asks.best(20)

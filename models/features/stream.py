@@ -26,6 +26,7 @@ from sigd.models.features.formulas import (
     activity_row,
     age,
     book_row,
+    knows_enough,
     order_flow_row,
     return_row,
     touch_row,
@@ -72,6 +73,7 @@ class FeatureStream:
         self.events_ignored = 0
         self._buffer = self.features.data
         self._warmup_ns = warmup_ns
+        self._begun_ns = _NEVER_NS
         self._warm_at_ns = _NEVER_NS
         self._now_ns = 0
         self._book = OrderBook()
@@ -82,6 +84,7 @@ class FeatureStream:
         self._trade: Trade | None = None
         self._since_quote_ns = 0
         self._since_trade_ns = 0
+        self._trade_aged = False
         self._mid_move_sign = 0
         self._mid_move_ns = 0
         # Each entry begins with its time. Quotes: number, e, |e|, qb - qa, qb + qa.
@@ -96,6 +99,27 @@ class FeatureStream:
     def warm(self) -> bool:
         """Whether a quote or trade received now would be a sample."""
         return self._book_ready and self._now_ns >= self._warm_at_ns
+
+    @property
+    def converged(self) -> bool:
+        """Whether a stream of the same market that began earlier, with the same tick, would have given the last sample too,
+        to the bit. True once all windows are full, a trade lies before the last event, the mid has moved and the
+        features of the book lie within what its snapshot covered."""
+        return (
+            self._trade_aged
+            and self._mid_move_sign != 0
+            and self._now_ns >= self._begun_ns + WINDOWS_NS[-1]
+            and knows_enough(self._book)
+        )
+
+    def __getstate__(self) -> dict[str, object]:
+        state = self.__dict__.copy()
+        del state["_buffer"]
+        return state
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._buffer = self.features.data
 
     def on_event(self, event: MarketEvent) -> bool:
         """Take one event in; events come in the order they were received.
@@ -153,6 +177,7 @@ class FeatureStream:
         self._since_quote_ns = now_ns - before.receive_ns
         if self._trade is not None:
             self._since_trade_ns = now_ns - self._trade.receive_ns
+            self._trade_aged = True
         _, twice_mid_before, squares, rises = self._mids.newest
         if twice_mid != twice_mid_before:
             move = twice_mid - twice_mid_before
@@ -165,6 +190,7 @@ class FeatureStream:
 
     def _begin(self, now_ns: int, twice_mid: int) -> None:
         """The first quote is where all windows begin; it is counted in none of them."""
+        self._begun_ns = now_ns
         self._warm_at_ns = now_ns + self._warmup_ns
         self._mids = WindowLog(WINDOWS_NS, (now_ns, twice_mid, 0, 0))
         self._mid_move_ns = now_ns
@@ -179,6 +205,7 @@ class FeatureStream:
             self._since_quote_ns = now_ns - self._quote.receive_ns
         if self._trade is not None:
             self._since_trade_ns = now_ns - self._trade.receive_ns
+            self._trade_aged = True
         self._trade = trade
         _, trades, signs, signed, volume, notional = self._trades.newest
         self._trades.append(

@@ -23,13 +23,14 @@ class BookSide:
     """One side of the book. Ranks are prices times `direction`, so that rank order is best first on both
     sides."""
 
-    __slots__ = ("_direction", "_ranks", "_sizes")
+    __slots__ = ("_direction", "_known_rank", "_ranks", "_sizes")
 
     def __init__(self, direction: int) -> None:
         """`direction` is +1 for asks (lowest is best), -1 for bids."""
         self._direction = direction
         self._ranks: list[int] = []
         self._sizes: dict[int, int] = {}
+        self._known_rank = 0
 
     def __len__(self) -> int:
         return len(self._ranks)
@@ -43,6 +44,14 @@ class BookSide:
         """Take these levels in place of what was there."""
         self._sizes = {price * self._direction: size for price, size in levels if size}
         self._ranks = sorted(self._sizes)
+        self._known_rank = self._ranks[-1] if self._ranks else 0
+
+    def knows(self, count: int, distance_e8: int, origin_e8: int) -> bool:
+        """Whether the best `count` levels and all within `distance_e8` of the price `origin_e8` lie within what the last
+        snapshot covered. Beyond its last level there may be levels that no diff has named since."""
+        if len(self._ranks) < count:
+            return False
+        return max(self._ranks[count - 1], origin_e8 * self._direction + distance_e8) <= self._known_rank
 
     def apply(self, levels: tuple[Level, ...]) -> None:
         """Set each level to its new size; 0 removes it. Removing a level that is not there is no fault: the
