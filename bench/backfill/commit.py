@@ -1,7 +1,8 @@
 """Writes a file exactly once: finished and on disk under another name first, then linked to its own.
 
-A link fails where the name exists, so the first writer wins whoever else tries. The same work gives the same bytes; a
-second writer with other bytes has found a fault, which is reported and never resolved by overwriting.
+A link fails where the name exists, so the first writer wins whoever else tries. The same work gives the same
+bytes; a second writer with other bytes has found a fault, which is reported and never resolved by
+overwriting.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from pathlib import Path
 from typing import Final
 
 TEMPORARY: Final = ".tmp"
-"""The directory of unfinished files, in the output directory: readers of Parquet pass over names with a dot."""
+"""The directory of unfinished files, in the output directory: readers of Parquet pass over names with a
+dot."""
 _BLOCK_BYTES: Final = 1 << 20
 
 
@@ -52,8 +54,8 @@ def commit(path: Path, final: Path) -> str:
         existing = sha256_of(final)
         if existing != digest:
             raise NotTheSame(
-                f"{final} exists with sha256 {existing}, the same work now gave {digest}: one of the two is wrong;"
-                " move the file away to have it written anew"
+                f"{final} exists with sha256 {existing}, the same work now gave {digest}: one of the two is"
+                " wrong; move the file away to have it written anew"
             ) from None
         return digest
     _sync_directory(final.parent)

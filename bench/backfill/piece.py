@@ -1,6 +1,7 @@
 """Scores one piece in whatever process it is given to, and commits its file.
 
-What is wrong with an input comes back as a failed outcome, so that no engine runs it again and the others finish.
+What is wrong with an input comes back as a failed outcome, so that no engine runs it again and the others
+finish.
 """
 
 from __future__ import annotations
@@ -114,8 +115,8 @@ def _run(job: Job, piece: Piece) -> Outcome:
                 table.write(columns)
             if stream.book_breaks and not job.allow_gaps:
                 raise _Refused(
-                    f"{source}: depth messages are missing, the book broke {stream.book_breaks} times and rows with it;"
-                    ' to keep the rows that there are set gaps = "allow" in the plan'
+                    f"{source}: depth messages are missing, the book broke {stream.book_breaks} times, rows are"
+                    ' missing too; to keep the rows that there are set gaps = "allow" in the plan'
                 )
             after = source.stat()
             if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
@@ -161,7 +162,8 @@ def _found(job: Job, piece: Piece, final: Path, mtime_ns: int) -> Outcome:
 
 
 def _open(job: Job) -> Backend:
-    """The model, open for the life of this process, after a check that it works here as it does for the others."""
+    """The model, open for the life of this process, after a check that it works here as it does for the
+    others."""
     key = (job.stamp.sha256, job.model)
     backend = _backends.get(key)
     if backend is None:
@@ -171,27 +173,29 @@ def _open(job: Job) -> Backend:
         )
         if differences := here.differences(job.stamp):
             raise _Refused(
-                "this worker is not like the process that started the run (worker, run): " + "; ".join(differences)
+                "this worker is not like the process that started the run (worker, run): "
+                + "; ".join(differences)
             )
         if backend.spec.features != FEATURE_COUNT:
-            raise _Refused(f"{job.model} takes {backend.spec.features} features, a market gives {FEATURE_COUNT}")
+            raise _Refused(
+                f"{job.model} takes {backend.spec.features} features, a market gives {FEATURE_COUNT}"
+            )
         _backends[key] = backend
     return backend
 
 
 def _begin(job: Job, piece: Piece) -> tuple[FeatureStream, str]:
     """The stream that a piece begins with, and how it begins."""
-    if not piece.before:
-        return FeatureStream(tick_size_e8=piece.tick_e8), FIRST
-    if job.state == "converge":
-        return FeatureStream(tick_size_e8=piece.tick_e8), CONVERGED
+    if not piece.before or job.state == "converge":
+        stream = FeatureStream(tick_size_e8=piece.tick_e8, snapshot_levels=piece.snapshot_levels)
+        return stream, CONVERGED if piece.before else FIRST
     path = job.state_file(piece.before)
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         raise _Refused(
-            f"the state after {piece.before} is not at {path}: it is written with that piece; move away that piece's file"
-            " and those after it to have them written anew"
+            f"the state after {piece.before} is not at {path}: it is written with that piece; move that"
+            " piece's file away and those after it to have them written anew"
         ) from None
     stream = pickle.loads(content)
     assert isinstance(stream, FeatureStream)
@@ -215,7 +219,8 @@ class _Counted(Iterator[MarketEvent]):
 def rows_of_events(
     events: Iterable[MarketEvent], stream: FeatureStream, *, converged_only: bool = False
 ) -> Iterator[Rows]:
-    """The samples of a market. `converged_only`: leave out those that a stream which began earlier may give otherwise."""
+    """The samples of a market. `converged_only`: leave out those that a stream which began earlier may give
+    otherwise."""
     features = np.empty((_ROWS_TOGETHER, FEATURE_COUNT), np.float32)
     times: list[int] = []
     mids: list[float] = []

@@ -12,6 +12,8 @@
     symbols = ["btcusdt", "ethusdt"]
     dates = "2024-08-08..2024-08-31"           # or a list
     ticks = { btcusdt = "0.1" }                # default: from the first snapshot of the symbol's first file
+    snapshot_levels = 1000                     # a snapshot's side with fewer levels is whole; default: not
+    known
 
 One symbol and date is one piece: one output file. The pieces of a symbol are in the order of `dates`.
 """
@@ -45,6 +47,7 @@ class Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     dates: list[str] | str
     format: Format = "capture"
     ticks: dict[str, str] = {}
+    snapshot_levels: int = 0
 
 
 class PlanFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -65,6 +68,7 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         before: the id of the symbol's piece before this one; "" for its first.
         tick_e8: the price step in 1e-8; 0 where the plan does not give it.
+        snapshot_levels: how many levels a side of a snapshot has at most; 0 where the plan does not say.
     """
 
     symbol: str
@@ -73,6 +77,7 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     before: str = ""
     tick_e8: int = 0
+    snapshot_levels: int = 0
 
     @property
     def id(self) -> str:
@@ -149,7 +154,8 @@ def _pieces_of(plan: Path, entry: Input) -> list[list[Piece]]:
                 )
         if len(names) > 1 and f"{{{what}}}" not in entry.path:
             raise BadRequest(
-                f"{plan}: the path {entry.path!r} is the same for {len(names)} {what}s, expected {{{what}}} in it"
+                f"{plan}: the path {entry.path!r} is the same for {len(names)} {what}s,"
+                f" expected {{{what}}} in it"
             )
     for symbol in entry.ticks:
         if symbol not in entry.symbols:
@@ -167,6 +173,7 @@ def _pieces_of(plan: Path, entry: Input) -> list[list[Piece]]:
                 path=str((plan.parent / name).absolute()),
                 before=before,
                 tick_e8=_tick_e8(plan, symbol, entry.ticks.get(symbol)),
+                snapshot_levels=entry.snapshot_levels,
             )
             pieces.append(piece)
             before = piece.id

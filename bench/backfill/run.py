@@ -24,6 +24,7 @@ class Progress:
         found: that earlier runs had committed.
         done: committed by this run.
         events, rows: of those.
+        empty: those of them without a row.
         failed: the reason by the piece's id.
         elapsed_s: since the first piece was given out.
     """
@@ -33,6 +34,7 @@ class Progress:
     done: int = 0
     events: int = 0
     rows: int = 0
+    empty: int = 0
     failed: dict[str, str] = field(default_factory=dict)
     elapsed_s: float = 0.0
 
@@ -99,6 +101,7 @@ def _take(
         progress.done += 1
         progress.events += outcome.events
         progress.rows += outcome.rows
+        progress.empty += outcome.rows == 0
         if following is not None:
             ready.appendleft(following)
         return

@@ -1,7 +1,8 @@
-"""Rows of features through the model, in the order of time, into a table of what was said and what the market then did.
+"""Rows of features through the model, in the order of time, into a table of what was said and what the market
+then did.
 
-A row's outcome is known only when the horizon has passed, so rows wait for it; the table goes on in groups of a fixed
-number of rows, which makes its bytes independent of how the events came in.
+A row's outcome is known only when the horizon has passed, so rows wait for it; the table goes on in groups of
+a fixed number of rows, which makes its bytes independent of how the events came in.
 """
 
 from __future__ import annotations
@@ -44,10 +45,16 @@ class Scored(NamedTuple):
     status: npt.NDArray[np.uint16]
     outputs: Float32Array
 
+    def part(self, first: int, end: int | None = None) -> Scored:
+        """Views of the rows from `first` up to `end`."""
+        return Scored(
+            self.receive_ns[first:end], self.mid[first:end], self.status[first:end], self.outputs[first:end]
+        )
+
 
 def score(backend: Backend, rows: Rows) -> Scored:
-    """Run rows in batches, with the statuses that a daemon gives: BAD_INPUT for features that are no numbers, MODEL_ERROR
-    for such outputs; outputs are NaN unless the status is OK.
+    """Run rows in batches, with the statuses that a daemon gives: BAD_INPUT for features that are no numbers,
+    MODEL_ERROR for such outputs; outputs are NaN unless the status is OK.
 
     Raises:
         BackendFailed: the model failed on a batch.
@@ -114,12 +121,19 @@ class Outcomes:
 
     def _joined(self) -> Scored:
         if len(self._parts) > 1:
-            self._parts = [Scored(*(np.concatenate(arrays) for arrays in zip(*self._parts, strict=True)))]
+            self._parts = [
+                Scored(
+                    np.concatenate([part.receive_ns for part in self._parts]),
+                    np.concatenate([part.mid for part in self._parts]),
+                    np.concatenate([part.status for part in self._parts]),
+                    np.concatenate([part.outputs for part in self._parts]),
+                )
+            ]
         return self._parts[0]
 
     def _take(self, whole: Scored, count: int) -> Columns:
-        taken = Scored(*(array[:count] for array in whole))
-        self._parts = [Scored(*(array[count:] for array in whole))]
+        taken = whole.part(0, count)
+        self._parts = [whole.part(count)]
         self._waiting -= count
         self.rows += count
         self.by_status += np.bincount(taken.status, minlength=len(Status))

@@ -1,4 +1,5 @@
-"""From a plan to what its workers are told: the model's stamp, the question to the market, each symbol's tick."""
+"""From a plan to what its workers are told: the model's stamp, the question to the market, each symbol's
+tick."""
 
 from __future__ import annotations
 
@@ -60,8 +61,8 @@ def job_of(plan: Plan, out: Path) -> Job:
 
 
 def with_ticks(pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
-    """The pieces, each with its symbol's tick: the plan's, or that of the first snapshot of the symbol's first file. Where that
-    file cannot be read it stays 0, and its pieces will say why."""
+    """The pieces, each with its symbol's tick: the plan's, or that of the first snapshot of the symbol's
+    first file. Where that file cannot be read it stays 0, and its pieces will say why."""
     ticks: dict[str, int] = {}
     for piece in pieces:
         if piece.symbol not in ticks:

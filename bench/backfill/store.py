@@ -1,10 +1,10 @@
 """The output directory: who may write to it, under which stamp, and what is committed in it.
 
-    DIR/_manifest.json                          the stamp, written by the first run
-    DIR/_pieces.jsonl                           one line for each committed piece: rows, digests, input
-    DIR/symbol=S/date=D/S-D.parquet             the pieces
-    DIR/_state/S-D.state                        the features' state after a piece, where pieces hand it over
-    DIR/.tmp                                    unfinished files, while a run goes on
+DIR/_manifest.json                          the stamp, written by the first run
+DIR/_pieces.jsonl                           one line for each committed piece: rows, digests, input
+DIR/symbol=S/date=D/S-D.parquet             the pieces
+DIR/_state/S-D.state                        the features' state after a piece, where pieces hand it over
+DIR/.tmp                                    unfinished files, while a run goes on
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ class Store:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._lock)
-            raise BadRequest(f"{out}: another backfill writes there; wait for it or give another --out") from None
+            raise BadRequest(
+                f"{out}: another backfill writes there; wait for it or give another --out"
+            ) from None
 
     def __enter__(self) -> Self:
         self._clear_temporary()

@@ -88,7 +88,7 @@ def writing(path: Path, instrument: str, outputs: int) -> Iterator[Writer]:
         try:
             writer.abandon()
         except OSError:
-            pass  # The disk that refused the rows may refuse the end of the file too; the first error is the one to tell.
+            pass  # The disk that refused the rows may refuse the end of the file too; the first error is told.
         raise
 
 
@@ -133,5 +133,7 @@ def require_pyarrow() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise MissingDependency("a backfill writes Parquet, which needs pyarrow: pip install 'sigd[backfill]'") from None
+        raise MissingDependency(
+            "a backfill writes Parquet, which needs pyarrow: pip install 'sigd[backfill]'"
+        ) from None
     return pyarrow, pyarrow.parquet

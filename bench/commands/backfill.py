@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from sigd.bench.errors import BadRequest, BenchError
+from sigd.bench.errors import BenchError
 
 if TYPE_CHECKING:
     from sigd.bench.backfill.run import Progress
@@ -39,8 +39,8 @@ Examples:
   sigd backfill plan.toml --out scored --json
 
 \b
-The same command goes on where it was stopped. Exit codes: 0 done; 1 a piece failed; 2 wrong usage or input; 3 the environment
-lacks something; 130 stopped by Ctrl-C or SIGTERM."""
+The same command goes on where it was stopped. Exit codes: 0 done; 1 a piece failed; 2 wrong usage or input; 3
+the environment lacks something; 130 stopped by Ctrl-C or SIGTERM."""
 )
 @click.argument("plan", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option(
@@ -53,8 +53,8 @@ lacks something; 130 stopped by Ctrl-C or SIGTERM."""
 def backfill(plan: Path, out: Path, workers: int | None, as_json: bool) -> None:
     """Score captures of many instruments and days with the features and the model of a live daemon.
 
-    Each instrument and date of PLAN becomes one Parquet file under DIR, written once: time, instrument, outputs, status,
-    and what the market then did.
+    Each instrument and date of PLAN becomes one Parquet file under DIR, written once: time, instrument,
+    outputs, status, and what the market then did.
     """
     try:
         with _interruptible():
@@ -103,6 +103,7 @@ def _report(progress: Progress, digest: str, out: Path, as_json: bool) -> None:
             "failed": progress.failed,
             "events": progress.events,
             "rows": progress.rows,
+            "empty": progress.empty,
             "elapsed_s": progress.elapsed_s,
             "events_per_s": progress.events_per_s,
             "sha256": digest,
@@ -119,6 +120,10 @@ def _report(progress: Progress, digest: str, out: Path, as_json: bool) -> None:
         click.echo(
             f"{progress.events:,} events, {progress.rows:,} rows in {progress.elapsed_s:.1f} s:"
             f" {progress.events_per_s:,.0f} events/s"
+        )
+    if progress.empty:
+        click.echo(
+            f"{progress.empty:,} of them have no row: their features never became exact, see docs/backfill.md"
         )
     click.echo(f"sha256 of all of them: {digest}")
 

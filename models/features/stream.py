@@ -57,7 +57,9 @@ class FeatureStream:
             above 0.
     """
 
-    def __init__(self, *, tick_size_e8: int = 0, warmup_ns: int = WINDOWS_NS[-1]) -> None:
+    def __init__(
+        self, *, tick_size_e8: int = 0, warmup_ns: int = WINDOWS_NS[-1], snapshot_levels: int = 0
+    ) -> None:
         """
         Args:
             tick_size_e8: the price step in units of 1e-8. 0: taken from the first depth snapshot, as the
@@ -76,7 +78,7 @@ class FeatureStream:
         self._begun_ns = _NEVER_NS
         self._warm_at_ns = _NEVER_NS
         self._now_ns = 0
-        self._book = OrderBook()
+        self._book = OrderBook(snapshot_levels)
         self._book_ready = False
         self._book_row: Row = NO_BOOK
         self._depth_ns = 0
@@ -102,9 +104,9 @@ class FeatureStream:
 
     @property
     def converged(self) -> bool:
-        """Whether a stream of the same market that began earlier, with the same tick, would have given the last sample too,
-        to the bit. True once all windows are full, a trade lies before the last event, the mid has moved and the
-        features of the book lie within what its snapshot covered."""
+        """Whether a stream of the same market that began earlier, with the same tick, would have given the
+        last sample too, to the bit. True once all windows are full, a trade lies before the last event, the
+        mid has moved and the features of the book lie within what its snapshot covered."""
         return (
             self._trade_aged
             and self._mid_move_sign != 0

@@ -30,7 +30,7 @@ class BookSide:
         self._direction = direction
         self._ranks: list[int] = []
         self._sizes: dict[int, int] = {}
-        self._known_rank = 0
+        self._known_rank: int | None = 0
 
     def __len__(self) -> int:
         return len(self._ranks)
@@ -40,15 +40,18 @@ class BookSide:
         self._ranks.clear()
         self._sizes.clear()
 
-    def replace(self, levels: tuple[Level, ...]) -> None:
-        """Take these levels in place of what was there."""
+    def replace(self, levels: tuple[Level, ...], *, whole: bool) -> None:
+        """Take these levels in place of what was there. `whole`: there are no others behind them."""
         self._sizes = {price * self._direction: size for price, size in levels if size}
         self._ranks = sorted(self._sizes)
-        self._known_rank = self._ranks[-1] if self._ranks else 0
+        self._known_rank = None if whole else self._ranks[-1] if self._ranks else 0
 
     def knows(self, count: int, distance_e8: int, origin_e8: int) -> bool:
-        """Whether the best `count` levels and all within `distance_e8` of the price `origin_e8` lie within what the last
-        snapshot covered. Beyond its last level there may be levels that no diff has named since."""
+        """Whether the best `count` levels and all within `distance_e8` of the price `origin_e8` lie within
+        what the last snapshot covered. Behind its last level there may be others that no diff has named
+        since."""
+        if self._known_rank is None:
+            return True
         if len(self._ranks) < count:
             return False
         return max(self._ranks[count - 1], origin_e8 * self._direction + distance_e8) <= self._known_rank
@@ -90,14 +93,17 @@ class OrderBook:
         update_id: the exchange's update at which the book stands.
     """
 
-    __slots__ = ("_at_snapshot", "_kept", "asks", "bids", "synchronised", "update_id")
+    __slots__ = ("_at_snapshot", "_kept", "_snapshot_levels", "asks", "bids", "synchronised", "update_id")
 
-    def __init__(self) -> None:
+    def __init__(self, snapshot_levels: int = 0) -> None:
+        """`snapshot_levels`: how many levels a snapshot has at most; a side of one with fewer is known to be
+        whole. 0: it is never known."""
         self.bids = BookSide(-1)
         self.asks = BookSide(+1)
         self.synchronised = False
         self.update_id = 0
         self._at_snapshot = False
+        self._snapshot_levels = snapshot_levels
         self._kept: deque[DepthDiff] = deque(maxlen=DIFFS_KEPT_MAX)
 
     def on_snapshot(self, snapshot: DepthSnapshot) -> None:
@@ -110,8 +116,8 @@ class OrderBook:
         """
         if self.synchronised and snapshot.last_update_id <= self.update_id:
             return
-        self.bids.replace(snapshot.bids)
-        self.asks.replace(snapshot.asks)
+        self.bids.replace(snapshot.bids, whole=len(snapshot.bids) < self._snapshot_levels)
+        self.asks.replace(snapshot.asks, whole=len(snapshot.asks) < self._snapshot_levels)
         self.update_id = snapshot.last_update_id
         self.synchronised = True
         self._at_snapshot = True

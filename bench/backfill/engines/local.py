@@ -1,12 +1,11 @@
 """Pieces in processes of this machine: pipes to each, nothing that listens.
 
-A worker that dies is replaced and its piece runs again; a piece that has lost many workers is failed, since it is
-likelier to be their death than its victim.
+A worker that dies is replaced and its piece runs again; a piece that has lost many workers is failed, since
+it is likelier to be their death than its victim.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import selectors
 import signal
@@ -23,8 +22,6 @@ from sigd.bench.backfill.plan import Piece
 DEATHS_MAX: Final = 10
 """How many workers may die over a piece before it is failed."""
 _STOP_TIMEOUT_S: Final = 10.0
-_PR_SET_PDEATHSIG: Final = 1
-_prctl = ctypes.CDLL(None).prctl  # looked up here: little may be done between fork and exec
 
 
 @dataclass(slots=True)
@@ -90,20 +87,12 @@ class LocalEngine:
                 return  # It has died; `wait` sees it and the piece runs again.
 
     def _start(self) -> _Worker:
-        driver = os.getpid()
-
-        def die_with_driver() -> None:
-            _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != driver:  # It has died before the line above.
-                os._exit(1)
-
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "sigd.bench.backfill.engines.worker"],
+            [sys.executable, "-P", "-m", "sigd.bench.backfill.engines.worker", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             # A group of its own: Ctrl-C is for the driver, which ends the workers.
             process_group=0,
-            preexec_fn=die_with_driver,
         )
         assert process.stdin is not None
         assert process.stdout is not None
@@ -131,7 +120,8 @@ class LocalEngine:
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         return Outcome(
             piece=piece.id,
-            error=f"{deaths} workers ended over it, the last {how}: is there enough memory for so many workers?",
+            error=f"{deaths} workers ended over it, the last {how}: is there enough memory for"
+            f" {self._workers_max} workers?",
         )
 
     def _reap(self, worker: _Worker) -> int:

@@ -1,4 +1,5 @@
-"""What the driver and a worker process tell each other over pipes: MessagePack, each message after its length."""
+"""What the driver and a worker process tell each other over pipes: MessagePack, each message after its
+length."""
 
 from __future__ import annotations
 
