@@ -115,8 +115,8 @@ def _run(job: Job, piece: Piece) -> Outcome:
                 table.write(columns)
             if stream.book_breaks and not job.allow_gaps:
                 raise _Refused(
-                    f"{source}: depth messages are missing, the book broke {stream.book_breaks} times, rows are"
-                    ' missing too; to keep the rows that there are set gaps = "allow" in the plan'
+                    f"{source}: depth messages are missing, the book broke {stream.book_breaks} times,"
+                    ' rows are missing too; to keep the rows that there are set gaps = "allow" in the plan'
                 )
             after = source.stat()
             if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):

@@ -88,7 +88,7 @@ def writing(path: Path, instrument: str, outputs: int) -> Iterator[Writer]:
         try:
             writer.abandon()
         except OSError:
-            pass  # The disk that refused the rows may refuse the end of the file too; the first error is told.
+            pass  # The disk that refused the rows may refuse the end of the file too.
         raise
 
 
