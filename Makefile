@@ -9,7 +9,7 @@ SIGD := $(BIN)/sigd
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-simcuda test-gpu test-cuda test-rtx test-systemd check format lint types imports bench bench-connections bench-observe bench-reload bench-tunnel profile fuzz soak soak-sessions train lock wheel deb clean
+.PHONY: help demo test test-all pages test-simcuda test-gpu test-cuda test-rtx test-systemd check format lint types imports bench bench-connections bench-observe bench-reload bench-tunnel profile fuzz soak soak-sessions train lock wheel deb clean
 
 help:  ## this list
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,11 +17,14 @@ help:  ## this list
 demo: $(VENV)/.base  ## start a daemon, feed it a synthetic market, see signals and latencies
 	@$(SIGD) demo
 
-test: $(VENV)/.dev  ## all tests that need no GPU
+test: $(VENV)/.dev  ## the tests that take seconds
+	$(BIN)/pytest -m "not slow"
+
+test-all: $(VENV)/.dev  ## all tests that need no GPU
 	$(BIN)/pytest
 
-test-fast: $(VENV)/.dev  ## the tests that take no more than a few seconds
-	$(BIN)/pytest -m "not slow"
+pages: $(VENV)/.dev  ## write what README and docs/benchmarks.md show of docs/benchmarks.json
+	$(BIN)/python -m tests.pages
 
 test-simcuda: $(VENV)/.dev  ## the tests of the GPU path, on a simulated CUDA driver (the first time: two minutes more)
 	SIGD_GPU_QUICK=1 $(BIN)/python tests/simcuda/prepare.py -- $(BIN)/pytest tests/simcuda tests/gpu tests/conformance -k "simcuda or gpu or tensorrt"
