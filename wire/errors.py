@@ -8,6 +8,7 @@ WireError
 │   ├── NoSharedMemory       this machine or this connection cannot have it; a stream it can
 │   ├── SessionClosed        the daemon closed the connection; says how many requests were unanswered
 │   ├── ReceiveTimeout       no answer within the time given
+│   ├── UsedAfterFork        the client belongs to the process that opened it; this is its child
 │   └── ProtocolBroken       the daemon answered something that the contract does not allow
 ├── ShapeError               the caller's array or number does not fit what was agreed in Welcome
 ├── NoRecording              there is no recording where one was looked for
@@ -77,6 +78,10 @@ class SessionClosed(SessionError):
 
 class ReceiveTimeout(SessionError):
     """No answer came within the time given; the session is still open and the answer may still come."""
+
+
+class UsedAfterFork(SessionError):
+    """The client was opened before fork(), and this process is the child: its session is the parent's."""
 
 
 class ProtocolBroken(SessionError):

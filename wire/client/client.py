@@ -7,7 +7,8 @@ memory.
 Requests may be pipelined: any number of `send` before the first `receive`; answers come in the order of the
 requests and each is checked to echo the sequence of the request that it answers. While a send waits for room
 the answers are read and kept, so that a client and a daemon that both wait for room cannot lock each other
-up. All that holds for both transports. Not thread-safe: one client, one thread.
+up. All that holds for both transports. Not thread-safe: one client, one thread. After fork() the parent alone
+may use it: in the child each call raises UsedAfterFork, and a child that needs a session connects anew.
 """
 
 from __future__ import annotations

@@ -8,7 +8,14 @@ from collections.abc import Callable
 from sigd.wire import fields
 from sigd.wire.client.response_inbox import ResponseInbox
 from sigd.wire.client.unanswered import Unanswered
-from sigd.wire.errors import FrameError, ProtocolBroken, Rejected, SessionClosed, SessionError
+from sigd.wire.errors import (
+    FrameError,
+    ProtocolBroken,
+    Rejected,
+    SessionClosed,
+    SessionError,
+    UsedAfterFork,
+)
 from sigd.wire.framer import Frame
 from sigd.wire.messages import Goodbye, Heartbeat, Reject
 from sigd.wire.status import RejectCode
@@ -68,6 +75,16 @@ class Conversation:
             self.broken(f"the daemon broke the rules of shared memory: {error.reason}")
         else:
             self.broken(f"the daemon sent bytes that are no valid frame: {error.reason}")
+
+    def forked(self, parent_pid: int) -> None:
+        """This process is a child of the one that opened the session: answers that wait here are the
+        parent's."""
+        self.inbox.take(self.inbox.rows)
+        self._ended(
+            lambda _: UsedAfterFork(
+                f"this client was opened by process {parent_pid} before fork(), which uses it on: connect anew in this process"
+            )
+        )
 
     def _ended(self, end: Callable[[int], SessionError]) -> None:
         self._end = end

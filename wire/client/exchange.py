@@ -4,7 +4,9 @@ waits here."""
 from __future__ import annotations
 
 import contextlib
+import os
 import time
+import weakref
 from collections.abc import Callable
 from typing import Final
 
@@ -30,6 +32,8 @@ class Exchange:
         self.carrier = carrier
         self.talk = talk
         self._timeout_s = timeout_s
+        self._pid = os.getpid()
+        _exchanges.add(self)
         self._hear()
 
     def deadline_s(self, timeout_s: float | None) -> float:
@@ -97,6 +101,13 @@ class Exchange:
             self.talk.closed("this client was closed")
         self.carrier.close()
 
+    def forked(self) -> None:
+        """In the child after fork(): two processes on one session would take each other's answers. Lets go of
+        the descriptors and the memory; the parent's stay as they are."""
+        if not self.talk.over:
+            self.talk.forked(self._pid)
+        self.carrier.close()
+
     def _transmit_rest(self, offer: Callable[[Frames], int], left: memoryview) -> None:
         """There is no room: read while waiting for some, or two sides that only write would wait for ever."""
         talk = self.talk
@@ -143,3 +154,14 @@ class Exchange:
                 talk.act(frame)
         except FrameError as error:
             talk.no_frame(error)
+
+
+_exchanges: Final[weakref.WeakSet[Exchange]] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    for exchange in list(_exchanges):
+        exchange.forked()
+
+
+os.register_at_fork(after_in_child=_forked)
