@@ -33,6 +33,8 @@ from sigd.wire.messages import Hello, Welcome
 from sigd.wire.region import RING_SLOTS_MAX
 from sigd.wire.status import Transport
 
+SCHEDULED_MAX = 50_000_000
+"""Requests in a schedule; each takes about 40 bytes of memory before the first is sent."""
 _HICCUP_SECONDS = 1.0
 _BATCH_ROWS_MAX = 64
 _BARE_SHARE = 0.15
@@ -273,11 +275,24 @@ def _part(settings: Settings, base: LoadPlan, part: int, parts: int) -> LoadPlan
     if count is not None:
         # A little longer than it takes on average, then cut to the number asked for.
         duration_s = (count + 10 * count**0.5 + 10) / settings.rate_hz
+    _check_scheduled(settings.rate_hz, duration_s)
     if settings.arrivals == "poisson":
         offsets = schedule.poisson(settings.rate_hz, duration_s, seed)
     else:
         offsets = schedule.constant(settings.rate_hz, duration_s)
     return replace(base, intended_ns=schedule.with_warmup(offsets[:count], base.warmup_ns), seed=seed)
+
+
+def _check_scheduled(rate_hz: float, duration_s: float) -> None:
+    """
+    Raises:
+        BadRequest: the schedule would have more send times than a run keeps.
+    """
+    if rate_hz * duration_s > SCHEDULED_MAX:
+        raise BadRequest(
+            f"--rate {rate_hz:g} for {duration_s:.3g} s would send {rate_hz * duration_s:.3g} requests, expected"
+            f" {SCHEDULED_MAX:,} at most: choose a lower --rate or a shorter --duration"
+        )
 
 
 def _capture_plan(settings: Settings, base: LoadPlan, features: int, say: Say) -> LoadPlan:

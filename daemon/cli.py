@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
+import traceback
+from contextlib import suppress
 from typing import Final
 
 import click
 
 from sigd import __version__
-from sigd.daemon.errors import EXIT_CHECK_FAILED, EXIT_ENVIRONMENT, EXIT_USAGE
+from sigd.daemon.errors import EXIT_BUG, EXIT_CHECK_FAILED, EXIT_ENVIRONMENT, EXIT_USAGE
 from sigd.daemon.lazy_group import LazyGroup
 
 COMMANDS: Final = {
@@ -51,6 +54,18 @@ COMMANDS: Final = {
 no module of sigd.daemon imports them, so a serving process never loads them."""
 
 
+_CURES: Final = {
+    errno.ENOSPC: "the disk is full: make room, or write elsewhere",
+    errno.EDQUOT: "the disk quota is used up: make room, or write elsewhere",
+    errno.EROFS: "the file system is read-only: name a folder that can be written to",
+    errno.EACCES: "the user who runs this may not: run it as another user, or change the mode",
+    errno.EMFILE: "raise the limit of open files: ulimit -n",
+    errno.ENFILE: "the machine has too many files open",
+    errno.ENOMEM: "memory ran out: free some, or ask for less",
+}
+"""What to do about an error of the operating system that no command has words of its own for."""
+
+
 @click.group(
     cls=LazyGroup,
     table=COMMANDS,
@@ -71,7 +86,12 @@ def main() -> None:
     from sigd.wire.errors import ConnectFailed, WireError
 
     try:
-        cli()
+        try:
+            cli()
+        finally:
+            # What is still buffered is written here, where a full disk is an error with a name.
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except DaemonError as error:
         _end(error, error.exit_code)
     except (BackendUnavailable, ConnectFailed) as error:
@@ -88,16 +108,67 @@ def main() -> None:
         _end(error, EXIT_USAGE)
     except WireError as error:
         _end(error, EXIT_CHECK_FAILED)
+    except BrokenPipeError:
+        # The reader of a pipe has seen enough, as `head` does.
+        _discard_output()
+        sys.exit(EXIT_CHECK_FAILED)
+    except OSError as error:
+        _discard_output()
+        _end(_of_the_machine(error), EXIT_ENVIRONMENT)
+    except MemoryError as error:
+        _end(
+            f"memory ran out{f': {error}' if str(error) else ''}; free some, or ask for less",
+            EXIT_ENVIRONMENT,
+        )
+    except Exception as error:  # noqa: BLE001  whatever it is, the user is told whose fault it is
+        _tell_bug(error)
+        sys.exit(EXIT_BUG)
 
 
-def _end(error: Exception, exit_code: int) -> None:
+def _tell_bug(error: Exception) -> None:
+    """The traceback, which a report needs, and whose fault it is."""
+    words = f"this is a bug of sigd {__version__}, not of your input: please report it with the command and these lines"
+    from sigd.daemon.runtime.logs import is_logging
+
+    if is_logging():
+        logging.getLogger(__name__).critical(words, exc_info=error)
+        return
+    with suppress(OSError):
+        traceback.print_exception(error)
+    _complain(words)
+
+
+def _of_the_machine(error: OSError) -> str:
+    """An error of the operating system in a sentence."""
+    where = f"{error.filename}: " if error.filename is not None else ""
+    cure = _CURES.get(error.errno or 0, "")
+    return f"{where}{error.strerror or error}{f': {cure}' if cure else ''}"
+
+
+def _discard_output() -> None:
+    """Standard output cannot be written to; what is buffered would fail once more at the exit."""
+    with suppress(OSError, ValueError, AttributeError):
+        discarding = os.open(os.devnull, os.O_WRONLY)
+        try:
+            sys.stdout.flush()
+        except OSError:
+            os.dup2(discarding, sys.stdout.fileno())
+        os.close(discarding)
+
+
+def _end(error: Exception | str, exit_code: int) -> None:
     _complain(error)
     sys.exit(exit_code)
 
 
-def _complain(error: Exception) -> None:
-    """The journal is told that it is an error, in the form that it takes off again."""
-    from sigd.daemon.runtime.logs import STANDARD_ERROR, journal_reads, priority
+def _complain(error: Exception | str) -> None:
+    """A daemon that logs says it in its log; a command says it in plain words."""
+    from sigd.daemon.runtime.logs import STANDARD_ERROR, is_logging, journal_reads, priority
 
+    if is_logging():
+        logging.getLogger(__name__).error("%s", error)
+        return
+    # The journal is told that it is an error, in the form that it takes off again.
     mark = f"<{priority(logging.ERROR)}>" if journal_reads(STANDARD_ERROR, os.environ) else ""
-    click.echo(f"{mark}sigd: {error}", err=True)
+    with suppress(OSError):
+        click.echo(f"{mark}sigd: {error}", err=True)

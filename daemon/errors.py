@@ -14,6 +14,8 @@ from typing import Final
 EXIT_CHECK_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_ENVIRONMENT: Final = 3
+EXIT_BUG: Final = 70
+"""An error that sigd should not have made: EX_SOFTWARE of sysexits.h."""
 
 
 class DaemonError(Exception):

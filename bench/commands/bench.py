@@ -13,6 +13,8 @@ from click.core import ParameterSource
 
 from sigd.bench.commands.options import idle_option, transport_of, transport_option
 from sigd.bench.errors import BadRequest, BenchError
+from sigd.bench.files import write_whole
+from sigd.daemon.config.flags import FiniteRange
 from sigd.daemon.lazy_group import LazyGroup
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ are then named NAME.FAIL.json and NAME.FAIL.hgrm; 2 wrong usage or input; 3 the 
 )
 @click.option(
     "--budget-us",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     default=100.0,
     show_default=True,
     help="What p99 is held to.",
@@ -70,9 +72,7 @@ are then named NAME.FAIL.json and NAME.FAIL.hgrm; 2 wrong usage or input; 3 the 
 )
 @idle_option("Idle strategy of the daemon that is started.  [default: the daemon's own]", None)
 @transport_option("How requests travel: stream, also called uds, is the Unix socket; shm is shared memory.")
-@click.option(
-    "--rate", type=click.FloatRange(0, min_open=True), help="Open loop, requests/s.  [default: 10000]"
-)
+@click.option("--rate", type=FiniteRange(0, min_open=True), help="Open loop, requests/s.  [default: 10000]")
 @click.option(
     "--arrivals", type=click.Choice(["poisson", "constant"]), help="With --rate.  [default: poisson]"
 )
@@ -81,7 +81,7 @@ are then named NAME.FAIL.json and NAME.FAIL.hgrm; 2 wrong usage or input; 3 the 
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Open loop with the arrivals and the features of a market capture.",
 )
-@click.option("--speed", type=click.FloatRange(0, min_open=True), help="Of the capture.  [default: 1]")
+@click.option("--speed", type=FiniteRange(0, min_open=True), help="Of the capture.  [default: 1]")
 @click.option("--closed-loop", is_flag=True, help="Send as soon as an answer makes room.")
 @click.option(
     "--connections", type=click.IntRange(1, 1024), default=1, show_default=True, help="Clients at a time."
@@ -94,11 +94,11 @@ are then named NAME.FAIL.json and NAME.FAIL.hgrm; 2 wrong usage or input; 3 the 
 )
 @click.option(
     "--duration",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     help="Seconds.  [default: 10; a capture: all of it]",
 )
 @click.option("--requests", type=click.IntRange(min=1), help="Measure this many requests instead.")
-@click.option("--warmup", type=click.FloatRange(0), default=1.0, show_default=True, help="Seconds.")
+@click.option("--warmup", type=FiniteRange(0), default=1.0, show_default=True, help="Seconds.")
 @click.option("--floor", is_flag=True, help="Measure the machine's own floor in turns, and print the ratios.")
 @click.option(
     "--client",
@@ -265,5 +265,5 @@ def _check_writable(*files: Path | None) -> None:
 
 
 def _write(file: Path, content: bytes, console: Console) -> None:
-    file.write_bytes(content)
+    write_whole(file, content)
     console.print(f"wrote    {file}")

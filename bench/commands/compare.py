@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from sigd.bench.errors import BadRequest, BenchError
+from sigd.bench.files import write_whole
+from sigd.daemon.config.flags import FiniteRange
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,7 +56,7 @@ Examples:
 )
 @click.option(
     "--agreement-min",
-    type=click.FloatRange(0, 1),
+    type=FiniteRange(0, 1),
     help="Exit 1 where labels agree for fewer rows (0.999: 99.9%).",
 )
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw errors and times into an SVG.")
@@ -147,10 +149,7 @@ def _open(path: Path, name: str, batch_rows: int) -> Backend:
 def _draw(path: Path, comparison: Comparison, samples: Samples) -> None:
     from sigd.bench.comparison_plot import svg
 
-    try:
-        path.write_text(svg(comparison, samples))
-    except OSError as error:
-        raise BadRequest(f"{path}: cannot be written: {error.strerror or error}") from error
+    write_whole(path, svg(comparison, samples).encode())
 
 
 def _show(console: Console, comparison: Comparison, samples: Samples) -> None:

@@ -9,6 +9,7 @@ import click
 
 from sigd.bench.commands.options import idle_option, transport_of, transport_option
 from sigd.bench.errors import BenchError
+from sigd.daemon.config.flags import FiniteRange
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,7 +51,7 @@ something, for example a C++ compiler.""",
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Of the first part.")
 @click.option(
     "--seconds",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     default=2.0,
     show_default=True,
     help="For each turn of a round.",

@@ -19,6 +19,7 @@ from sigd.bench.errors import BadRequest
 from sigd.bench.market.demo import WARMUP_NS, DemoState, run_demo
 from sigd.bench.market.synthetic import SyntheticMarket
 from sigd.bench.pinning import allowed_cpus, choose_cores, pinned
+from sigd.daemon.config.flags import FiniteRange
 from sigd.models.features.catalogue import FEATURE_COUNT
 from sigd.models.market.capture import read_capture
 from sigd.models.market.errors import MarketError
@@ -43,7 +44,7 @@ Examples:
 @click.option(
     "--duration",
     "duration_s",
-    type=click.FloatRange(1, 3600),
+    type=FiniteRange(1, 3600),
     default=10.0,
     show_default=True,
     help="Seconds.",
@@ -57,7 +58,7 @@ Examples:
 @click.option("--seed", type=int, default=7, show_default=True, help="Of the synthetic market.")
 @click.option(
     "--budget-us",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     default=100.0,
     show_default=True,
     help="For p99.",

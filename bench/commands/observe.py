@@ -10,6 +10,7 @@ import click
 
 from sigd.bench.commands.options import idle_option, transport_of, transport_option
 from sigd.bench.errors import BenchError
+from sigd.daemon.config.flags import FiniteRange
 
 if TYPE_CHECKING:
     from sigd.bench.observe import Asked, Found
@@ -31,7 +32,7 @@ environment lacks something, for example a C++ compiler.""",
 @click.option("--rounds", type=click.IntRange(1), default=10, show_default=True, help="Of two turns each.")
 @click.option(
     "--seconds",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     default=0.5,
     show_default=True,
     help="For each turn.",

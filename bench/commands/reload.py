@@ -10,6 +10,7 @@ import click
 
 from sigd.bench.commands.options import idle_option, transport_of, transport_option
 from sigd.bench.errors import BenchError
+from sigd.daemon.config.flags import FiniteRange
 
 if TYPE_CHECKING:
     from sigd.bench.reload import Asked, Found
@@ -31,7 +32,7 @@ something, for example a C++ compiler.""",
 @click.option("--reloads", type=click.IntRange(1), default=100, show_default=True, help="All together.")
 @click.option(
     "--rate",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     default=10_000.0,
     show_default=True,
     help="Requests a second, Poisson arrivals.",

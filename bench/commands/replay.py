@@ -10,6 +10,7 @@ import click
 from click.core import ParameterSource
 
 from sigd.bench.errors import BadRequest, BenchError
+from sigd.daemon.config.flags import FiniteRange
 from sigd.wire.recording.reader import is_recording
 
 OF_CAPTURES: Final = ("speed", "out", "socket", "horizon_ms", "flat_bps")
@@ -68,16 +69,16 @@ recording is not what it was, or further away than --tolerance; 2 wrong usage or
 @click.option("--socket", help="Of a capture: a running daemon's socket.  [default: start one]")
 @click.option(
     "--horizon-ms",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     help="Of a capture: when to look at what the market did.",
 )
 @click.option(
-    "--flat-bps", type=click.FloatRange(min=0), help="Of a capture: moves up to this size count as flat."
+    "--flat-bps", type=FiniteRange(min=0), help="Of a capture: moves up to this size count as flat."
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Of a recording: run no more requests than this.")
 @click.option(
     "--tolerance",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     help="Of a recording: how far away an output may be.  [default: the same model must give the same bits]",
 )
 @click.option("--salvage", is_flag=True, help="Of a recording that is damaged: run what of it is whole.")

@@ -17,6 +17,7 @@ from sigd.bench.errors import BenchError
 from sigd.bench.loopback_ssh import OwnSshd, OwnTunnel
 from sigd.bench.rig import run
 from sigd.bench.tunnel import WAYS, Found, compare, table_of
+from sigd.daemon.config.flags import FiniteRange
 
 
 @click.command(
@@ -34,7 +35,7 @@ Exit codes: 0 done; 1 a run is not valid (replies lost, rate missed, contract br
 @click.option(
     "--duration",
     "duration_s",
-    type=click.FloatRange(0.1, 600),
+    type=FiniteRange(0.1, 600),
     default=3.0,
     show_default=True,
     help="Seconds a run.",
@@ -42,7 +43,7 @@ Exit codes: 0 done; 1 a run is not valid (replies lost, rate missed, contract br
 @click.option(
     "--rate",
     "rate_hz",
-    type=click.FloatRange(1),
+    type=FiniteRange(1),
     default=1_000.0,
     show_default=True,
     help="Requests/s of the open loop.",

@@ -58,9 +58,14 @@ def build() -> NativePrograms:
     programs = NativePrograms(directory, compiler, version, FLAGS)
     if all(os.access(programs.path(name), os.X_OK) for name in PROGRAMS):
         return programs
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    # Built aside and renamed, so that no process ever meets half a build; the second to come finds the
-    # first's.
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MissingDependency(
+            f"{directory.parent} cannot be made for the programs of the measurement: {error.strerror}; name a folder"
+            " that you can write to in SIGD_CACHE, or measure with --client python and without --floor"
+        ) from error
+    # Built aside and renamed: no process meets half a build, and the second to come finds the first's.
     aside = Path(tempfile.mkdtemp(prefix="build-", dir=directory.parent))
     try:
         for name in PROGRAMS:

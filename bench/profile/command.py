@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sigd.daemon.config.flags import FiniteRange
+
 if TYPE_CHECKING:
     from sigd.bench.profile.times import Times
 
@@ -32,7 +34,7 @@ Exit codes: 0 done; 2 wrong usage or input; 3 the environment lacks something.""
     "--rows", type=click.IntRange(1, 4096), default=64, show_default=True, help="Requests together in a tick."
 )
 @click.option(
-    "--seconds", type=click.FloatRange(0), default=0.2, show_default=True, help="For each stage of each load."
+    "--seconds", type=FiniteRange(0), default=0.2, show_default=True, help="For each stage of each load."
 )
 @click.option("--cpu", type=click.IntRange(min=0), help="The core to run on.")
 @click.option("--json", "as_json", is_flag=True, help="Print the medians as JSON.")

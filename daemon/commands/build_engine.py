@@ -13,6 +13,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from sigd.daemon.config.flags import FiniteRange
 from sigd.daemon.errors import MissingDependency, UsageError
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ Examples:
 )
 @click.option(
     "--agreement-min",
-    type=click.FloatRange(0, 1),
+    type=FiniteRange(0, 1),
     help="Write nothing, and exit 1, where labels agree with the oracle's for fewer rows (0.99: 99%).",
 )
 @click.option(

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from sigd.daemon.config.flags import FiniteRange
 from sigd.daemon.doctor import expect, hiccups
 from sigd.daemon.doctor.examination import examine_cards, examine_host
 from sigd.daemon.doctor.host import Host, choose_cpu, format_cpus
@@ -39,7 +40,7 @@ Examples:
 @click.option(
     "--hiccups",
     "hiccup_seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     metavar="SECONDS",
     help="Spin on the core for so long and count how often it is taken away.",
 )

@@ -15,6 +15,7 @@ from rich.live import Live
 from sigd.daemon.admin.client import ask_status
 from sigd.daemon.admin.messages import Status
 from sigd.daemon.config.config import admin_path_of, running_socket_path
+from sigd.daemon.config.flags import FiniteRange
 from sigd.daemon.errors import MissingDependency
 from sigd.daemon.top.interval import Interval, between
 from sigd.daemon.top.keys import Keys
@@ -38,7 +39,7 @@ Examples:
 @click.option(
     "--interval",
     "every_s",
-    type=click.FloatRange(0.1, 3600),
+    type=FiniteRange(0.1, 3600),
     default=1.0,
     show_default=True,
     help="Seconds between two looks.",

@@ -1,14 +1,13 @@
 """The log on standard error: words for a person, priorities for the journal, or JSON for a collector of logs.
 
-    text     sigd WARNING client 'engine' did not read its answers ...
+    text     2026-01-31T09:30:00.123456Z sigd WARNING client 'engine' did not read its answers ...
     journal  <4>client 'engine' did not read its answers ...             see sd-daemon(3)
     json     {"time":"2026-01-31T09:30:00.123456Z","level":"warning","logger":"sigd.daemon.transport.connections","message":...}
 
 A client chooses words that end up here, so no character of a message may begin a new line or move a
 terminal's cursor; what follows a message (a traceback) is indented. Of one message a few come through, then
-only their number: a client that fails a thousand times a second fills no disk. And whoever holds the other
-    end of standard error may have stopped
-to read: the loop does not wait for him; what he missed is counted and said later.
+only their number: a client that fails a thousand times a second fills no disk. The reader of standard error
+may have stopped to read: the loop does not wait for it; messages that it missed are counted, and the log says so later.
 """
 
 from __future__ import annotations
@@ -16,13 +15,11 @@ from __future__ import annotations
 import logging
 import os
 import select
-import sys
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import monotonic_ns
-from types import TracebackType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
@@ -77,10 +74,14 @@ class Entry(NamedTuple):
     trace: tuple[str, ...] = ()
 
 
+def _utc(created_s: float) -> str:
+    return datetime.fromtimestamp(created_s, UTC).isoformat(timespec="microseconds")[:-6] + "Z"
+
+
 def _as_text(entry: Entry) -> str:
     return "".join(
         (
-            f"sigd {logging.getLevelName(entry.level)} {entry.message}\n",
+            f"{_utc(entry.created_s)} sigd {logging.getLevelName(entry.level)} {entry.message}\n",
             *(f"  {line}\n" for line in entry.trace),
         )
     )
@@ -94,7 +95,7 @@ def _as_journal(entry: Entry) -> str:
 
 def _as_json(entry: Entry) -> str:
     fields = {
-        "time": datetime.fromtimestamp(entry.created_s, UTC).isoformat(timespec="microseconds")[:-6] + "Z",
+        "time": _utc(entry.created_s),
         "level": logging.getLevelName(entry.level).lower(),
         "logger": entry.logger,
         "message": entry.message,
@@ -253,7 +254,7 @@ class Overdue:
 
 
 def start_logging(level: int, asked: LogFormat, environ: Mapping[str, str]) -> None:
-    """Log to standard error from now on, Python's warnings and an error that ends the process too.
+    """Log to standard error from now on, Python's warnings too.
 
     Raises:
         UsageError: SIGD_LOG names no format.
@@ -261,7 +262,11 @@ def start_logging(level: int, asked: LogFormat, environ: Mapping[str, str]) -> N
     chosen = choose(asked, environ, STANDARD_ERROR)
     logging.basicConfig(level=level, handlers=[LineHandler(STANDARD_ERROR, chosen)], force=True)
     logging.captureWarnings(True)
-    sys.excepthook = _log_uncaught
+
+
+def is_logging() -> bool:
+    """Whether `start_logging` was called in this process."""
+    return any(isinstance(handler, LineHandler) for handler in logging.getLogger().handlers)
 
 
 def choose(asked: LogFormat, environ: Mapping[str, str], descriptor: int) -> LogFormat:
@@ -323,10 +328,3 @@ def _entry(record: logging.LogRecord) -> Entry:
         printable(record.getMessage()),
         tuple(trace),
     )
-
-
-def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    if issubclass(kind, KeyboardInterrupt):
-        sys.__excepthook__(kind, error, trace)
-        return
-    log.critical("an error of the daemon itself ends it", exc_info=(kind, error, trace))

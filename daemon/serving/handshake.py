@@ -56,13 +56,8 @@ class Terms:
         )
 
 
-def agree(first: Frame, find_model: Callable[[str], Batcher | None], *, rings_offered: bool) -> Terms:
-    """The terms for what is asked.
-
-    Args:
-        first: the first frame of a client, which must be a Hello.
-        find_model: gives the batcher that serves a model's name, "" being the default, or None.
-        rings_offered: whether shared memory may be had.
+def read_hello(first: Frame) -> Hello:
+    """What a client asks for with its first frame.
 
     Raises:
         FrameError: with the code that refuses it.
@@ -72,7 +67,19 @@ def agree(first: Frame, find_model: Callable[[str], Batcher | None], *, rings_of
             RejectCode.UNEXPECTED_TEMPLATE,
             f"template {first.header.template_id} came first, expected Hello (1)",
         )
-    hello = Hello.decode(first.block)
+    return Hello.decode(first.block)
+
+
+def agree(hello: Hello, find_model: Callable[[str], Batcher | None], *, rings_offered: bool) -> Terms:
+    """The terms for what is asked.
+
+    Args:
+        find_model: gives the batcher that serves a model's name, "" being the default, or None.
+        rings_offered: whether shared memory may be had.
+
+    Raises:
+        FrameError: with the code that refuses it.
+    """
     batcher = find_model(hello.model_name)
     if batcher is None:
         default = find_model("")

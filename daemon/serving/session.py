@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from sigd.daemon.config.limits import FEW_ROWS
 from sigd.daemon.serving.fast_path import LonePath, lone_few, lone_path, never
-from sigd.daemon.serving.handshake import Terms, agree
+from sigd.daemon.serving.handshake import Terms, agree, read_hello
 from sigd.daemon.serving.row_statuses import Marks
 from sigd.daemon.serving.state import State
 from sigd.wire import fields
@@ -81,6 +81,7 @@ class Session:
         "outbox",
         "peer",
         "queued",
+        "reject_reason",
         "rejected",
         "send_answers",
         "state",
@@ -118,6 +119,7 @@ class Session:
         self._yielded = False
         self.state = State.HELLO
         self.rejected: RejectCode | None = None
+        self.reject_reason = ""
         self.queued = False
         self.in_batch_rows = 0
         self.conflate = False
@@ -206,7 +208,7 @@ class Session:
         """Say why and close."""
         if self.state is not State.CLOSED:
             self._counters.rejects[code] += 1
-            self.rejected = code
+            self.rejected, self.reject_reason = code, reason
             self.peer.send(Reject(code, reason).encode())
             self._close()
 
@@ -295,7 +297,10 @@ class Session:
             frame = framer.next_frame()
             if frame is None:
                 return
-            terms = agree(frame, self._find_model, rings_offered=self._open_rings is not None)
+            hello = read_hello(frame)
+            # The log names the client also where it is refused.
+            self.client_name = hello.client_name
+            terms = agree(hello, self._find_model, rings_offered=self._open_rings is not None)
             self._open(terms)
         except FrameError as error:
             self.reject(error.code, error.reason)

@@ -144,11 +144,13 @@ class Clients:
         return False
 
     def _refuse(self, connection: StreamProtocol, code: RejectCode, reason: str) -> None:
-        log.warning("a connection from process %d is refused: %s", connection.credentials.pid, reason)
+        said = reason
         if len(reason) > REASON_BYTES_MAX:
             # Cut by itself it could end in the first digits of a number.
-            reason = fit_utf8(reason, REASON_BYTES_MAX - 3).decode() + "..."
-        connection.session.reject(code, reason)
+            said = fit_utf8(reason, REASON_BYTES_MAX - 3).decode() + "..."
+        connection.session.reject(code, said)
+        # The log has room for all of it.
+        connection.session.reject_reason = reason
 
     def _check_hello(self, connection: StreamProtocol) -> None:
         self._silent.pop(connection, None)
@@ -159,8 +161,19 @@ class Clients:
 
     def _closed(self, connection: StreamProtocol) -> None:
         self._leave(connection)
-        if connection.session.rejected is not None:
-            self._counters.count_user_reject(connection.session.rejected, connection.credentials.uid)
+        session = connection.session
+        if session.rejected is not None:
+            peer = connection.credentials
+            self._counters.count_user_reject(session.rejected, peer.uid)
+            log.warning(
+                "rejected client %r of uid %d, process %d: %s (%d): %s",
+                session.client_name,
+                peer.uid,
+                peer.pid,
+                session.rejected.name,
+                session.rejected,
+                session.reject_reason,
+            )
         if connection.cut_off:
             self._counters.slow_readers += 1
             log.warning(

@@ -3,7 +3,9 @@ told."""
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
 import subprocess
 import sys
 from typing import Any
@@ -109,6 +111,9 @@ def test_wrong_usage_ends_with_2(arguments: list[str]) -> None:
         (ConnectFailed("why"), 3),
         (SessionClosed("why"), 1),
         (Rejected(5, "why"), 1),
+        (OSError(errno.ENOSPC, "No space left on device: why", "/full/a.json"), 3),
+        (OSError(errno.EROFS, "why"), 3),
+        (MemoryError("why"), 3),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
@@ -128,6 +133,65 @@ def test_an_error_ends_with_its_reason_and_its_code(
     assert "why" in said.err
     assert "Traceback" not in said.err
     assert said.out == ""
+
+
+def test_bug_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(**_: Any) -> None:
+        raise LookupError("why")
+
+    monkeypatch.setattr(LazyGroup, "get_command", lambda *_: click.Command("x", callback=fail))
+    monkeypatch.setattr(sys, "argv", ["sigd", "x"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 70
+    said = capsys.readouterr().err
+    assert "LookupError: why" in said
+    assert said.splitlines()[-1].startswith(f"sigd: this is a bug of sigd {__version__}, not of your input")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["schema", "--format", "cpp"], ["doctor", "--json"]])
+def test_full_standard_output_ends_with_3_and_a_sentence(arguments: list[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "sigd.daemon", *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 3, done.stderr
+    assert done.stderr == "sigd: No space left on device: the disk is full: make room, or write elsewhere\n"
+
+
+def test_reader_that_has_seen_enough_is_no_error() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "sigd.daemon", "--help"],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writing)
+    assert done.returncode == 1
+    assert done.stderr == ""
+
+
+def test_no_number_of_a_flag_may_be_infinite_or_nan() -> None:
+    """click.FloatRange takes both, so no command may use it."""
+    checked = 0
+    for name in COMMANDS:
+        group = command_of(name)
+        commands = [group, *(group.commands.values() if isinstance(group, click.Group) else ())]
+        for parameter in (each for command in commands for each in command.params):
+            kind: click.ParamType[Any] = parameter.type
+            if isinstance(kind, (click.FloatRange, click.types.FloatParamType)):
+                checked += 1
+                for value in ("inf", "nan", "-inf"):
+                    with pytest.raises(click.BadParameter):
+                        click.ParamType.__call__(kind, value, parameter)
+    assert checked > 10
 
 
 def test_python_dash_m_is_the_same_program() -> None:

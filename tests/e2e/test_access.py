@@ -112,7 +112,7 @@ def test_users_and_members_of_groups_are_served_and_nobody_else(
         assert refused.reason == f"uid {uid} refused; expected user {ENGINE} or group {TRADERS}"
     status = daemon.until(lambda status: status.connections_open == 0)
     assert status.rejects == {"NOT_AUTHORISED": 3}
-    assert f"is refused: uid {STRANGER} refused; expected user {ENGINE}" in daemon.said()
+    assert f"NOT_AUTHORISED (7): uid {STRANGER} refused; expected user {ENGINE}" in daemon.said()
 
 
 @needs_root

@@ -248,4 +248,4 @@ def test_the_journal_is_told_that_an_error_is_one() -> None:
             subprocess.run(command, stderr=theirs.fileno(), env=environ, check=False, timeout=60).returncode
             == 2
         )
-        assert ours.recv(4096).startswith(b"<3>sigd: ")
+        assert ours.recv(4096).startswith(b"<3>none.onnx: no such file")

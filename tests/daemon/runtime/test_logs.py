@@ -8,6 +8,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from sigd.daemon.errors import UsageError
 from sigd.daemon.runtime import logs
 from sigd.daemon.runtime.logs import BURST, INTERVAL_NS, KINDS_MAX, Entry, LineHandler, Overdue, RateLimit
 
+TIME = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z (?=sigd )")
 CUT_OFF = "client %r did not read its answers"
 
 
@@ -38,7 +40,7 @@ class Pipe:
         self.logger.setLevel(logging.DEBUG)
 
     def lines(self) -> list[str]:
-        """What has come since."""
+        """What has come since; of a text log, without the times."""
         os.set_blocking(self.reading, False)
         text = b""
         try:
@@ -47,7 +49,7 @@ class Pipe:
         except BlockingIOError:
             pass
         assert text == b"" or text.endswith(b"\n")
-        return text.decode().splitlines()
+        return [TIME.sub("", line) for line in text.decode().splitlines()]
 
 
 @pytest.fixture
@@ -277,17 +279,20 @@ def test_who_decides_on_the_format() -> None:
 
 PROGRAM = """
 import logging, os, sys, warnings
+import click
+from sigd.daemon import cli
 from sigd.daemon.config.choices import LogFormat; from sigd.daemon.runtime.logs import start_logging
 start_logging(logging.INFO, LogFormat(sys.argv[1]), os.environ)
 logging.getLogger("sigd").debug("not asked for")
 warnings.warn("old ways")
-raise RuntimeError("it ends")
+def fail(*_): raise RuntimeError("it ends")
+cli.LazyGroup.get_command = fail
+sys.argv = ["sigd", "serve"]
+cli.main()
 """
 
 
-@pytest.mark.parametrize(
-    ("log_format", "starts"), [("text", "sigd "), ("journal", "<"), ("json", '{"time":')]
-)
+@pytest.mark.parametrize(("log_format", "starts"), [("text", "2"), ("journal", "<"), ("json", '{"time":')])
 def test_warnings_and_the_last_error_are_part_of_the_log(
     log_format: str, starts: str, tmp_path: Path
 ) -> None:
@@ -300,8 +305,19 @@ def test_warnings_and_the_last_error_are_part_of_the_log(
         timeout=60,
         check=False,
     )
-    assert done.returncode == 1
+    assert done.returncode == 70
     assert "old ways" in done.stderr
     assert "RuntimeError: it ends" in done.stderr
     assert "not asked for" not in done.stderr
     assert all(line.startswith((starts, "  ")) for line in done.stderr.splitlines()), done.stderr
+
+
+def test_text_log_has_the_time_and_the_journal_has_none(pipe: Callable[[LogFormat], Pipe]) -> None:
+    """The journal stamps each line itself."""
+    for log_format, expected in (
+        (LogFormat.TEXT, r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z sigd WARNING at last\n"),
+        (LogFormat.JOURNAL, r"<4>at last\n"),
+    ):
+        log = pipe(log_format)
+        log.logger.warning("at last")
+        assert re.fullmatch(expected, os.read(log.reading, 4096).decode())

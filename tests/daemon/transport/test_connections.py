@@ -42,10 +42,10 @@ class Place:
         """A connection of that user which says nothing."""
         return (await self._connect(uid))[0]
 
-    async def hello(self, uid: int) -> asyncio.StreamReader:
+    async def hello(self, uid: int, hello: Hello | None = None) -> asyncio.StreamReader:
         """One that says Hello, and has got its answer."""
         reader, writer = await self._connect(uid)
-        writer.write(Hello().encode())
+        writer.write((hello or Hello()).encode())
         return reader
 
     async def everybody_leaves(self) -> None:
@@ -117,7 +117,20 @@ def test_one_too_many_of_a_user_is_told_so_and_others_are_served(
         assert place.counters.connections_open == 3
 
     play(scene, connections_per_user_max=2)
-    assert f"process 77 is refused: 2 clients of uid {ALICE}" in caplog.text
+    assert f"process 77: TOO_MANY_CONNECTIONS (8): 2 clients of uid {ALICE}" in caplog.text
+
+
+def test_reject_is_logged_with_user_process_client_and_reason(
+    play: Play, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scene(place: Place) -> None:
+        reader = await place.hello(ALICE, Hello(client_name="maker", model_name="none"))
+        assert (await reject(reader)).code == RejectCode.UNKNOWN_MODEL
+
+    play(scene)
+    assert caplog.messages == [
+        f"rejected client 'maker' of uid {ALICE}, process 77: UNKNOWN_MODEL (5): 'fake' is served, not 'none'"
+    ]
 
 
 def test_a_place_that_is_given_back_can_be_had_again(play: Play) -> None:
