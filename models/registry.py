@@ -7,7 +7,7 @@ that nothing here needs a package that only another backend does.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sigd.models.accuracy import check_golden
@@ -15,8 +15,10 @@ from sigd.models.backend import Backend
 from sigd.models.engine import ENGINE_SUFFIX, check_engine, cpu_environment, read_manifest
 from sigd.models.errors import BackendUnavailable, ModelRefused
 from sigd.models.gpu.options import DEFAULT_GPU_OPTIONS, GpuOptions
-from sigd.models.independence import check_rows_independent
+from sigd.models.independence import check_answers_differ, check_rows_independent
 from sigd.models.manifest import RuntimeName
+from sigd.models.onnx.batch_axis import batch_spanning
+from sigd.models.onnx.file import read_onnx
 from sigd.models.spec import read_spec
 
 AUTO = "auto"
@@ -54,6 +56,7 @@ def _onnxruntime(path: Path, options: BackendOptions) -> Backend:
 
     if path.suffix == ENGINE_SUFFIX:
         spec = check_engine(path, environment=cpu_environment(), name=options.name)
+        spec = replace(spec, across_batch=batch_spanning(read_onnx(path, spec.sha256).model))
     else:
         spec = read_spec(path, options.name)
     return OnnxRuntimeBackend(spec, options.batch_rows_max, options.intra_op_threads)
@@ -75,7 +78,9 @@ def _echo(path: Path, options: BackendOptions) -> Backend:
     from sigd.models.echo import EchoBackend
 
     # Under the model's own name a client could take it for the model.
-    return EchoBackend(read_spec(path, options.name or "echo"), options.batch_rows_max)
+    # It runs no model, so nothing of the model's can mix rows.
+    spec = replace(read_spec(path, options.name or "echo"), across_batch=())
+    return EchoBackend(spec, options.batch_rows_max)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +151,13 @@ def open_backend(
 def _opened(made: Backend) -> Backend:
     try:
         made.open()
+        real_rows = None
         if made.spec.path.suffix == ENGINE_SUFFIX:
-            check_golden(made, read_manifest(made.spec.path))
-        check_rows_independent(made)
+            manifest = read_manifest(made.spec.path)
+            check_golden(made, manifest)
+            real_rows = manifest.golden.feature_rows()
+        check_rows_independent(made, real_rows)
+        check_answers_differ(made)
     except BaseException:
         made.close()
         raise

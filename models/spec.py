@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sigd.models.errors import ModelRefused
+from sigd.models.onnx.batch_axis import batch_spanning
 from sigd.models.onnx.file import OnnxFile, read_onnx
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class ModelSpec:
         batch_rows: None where any batch runs; k where the file fixes it to k rows. A fixed batch always runs
             whole: fewer rows cost the same time as k, and never more than k run together.
         opset: version of the standard operators; None where the file does not say (a built engine).
+        across_batch: the nodes that work across the batch by their definition, for messages; see
+            `sigd.models.onnx.batch_axis`.
     """
 
     name: str
@@ -59,6 +62,7 @@ class ModelSpec:
     output_dims: tuple[int, ...]
     batch_rows: int | None
     opset: int | None
+    across_batch: tuple[str, ...] = ()
 
 
 def read_spec(path: Path | str, name: str | None = None) -> ModelSpec:
@@ -118,6 +122,7 @@ def spec_of(file: OnnxFile, name: str) -> ModelSpec:
         output_dims=output_row,
         batch_rows=batch_rows,
         opset=_opset(file.model),
+        across_batch=batch_spanning(file.model),
     )
 
 

@@ -28,7 +28,7 @@ from sigd.models.build.runtimes import Machine, choose_runtime, load, this_machi
 from sigd.models.denormals import float_environment_kept
 from sigd.models.engine import publish_engine, stage_engine, stage_file, staging_folder, write_whole
 from sigd.models.errors import BackendUnavailable, ModelError, ModelRefused
-from sigd.models.independence import check_rows_independent
+from sigd.models.independence import check_answers_differ, check_rows_independent
 from sigd.models.manifest import NOT_MEASURED, Accuracy, Manifest
 from sigd.models.onnx.file import OnnxFile, read_onnx
 from sigd.models.oracle import OracleBackend
@@ -198,10 +198,17 @@ def _sample(job: Job, rows: Float32Array) -> _Sample:
     oracle = OracleBackend(job.spec, min(_ORACLE_BATCH_ROWS, len(rows), batch_rows_max))
     oracle.open()
     try:
-        check_rows_independent(oracle)
+        check_rows_independent(oracle, rows)
+        check_answers_differ(oracle)
         answers = _answers_in_time(oracle, rows)
     finally:
         oracle.close()
+    if not np.isfinite(answers).any():
+        raise ModelRefused(
+            f"{job.spec.path}: the model itself answers NaN or infinity to all of {len(answers)} rows, expected numbers:"
+            " there is nothing that an engine could be measured by. Give rows that it will really see with --calibration,"
+            " or look for a square root, a logarithm or a division that leaves its domain"
+        )
     return _Sample(rows[: len(answers)], answers, oracle.batch_rows_max)
 
 
@@ -265,6 +272,7 @@ def _accuracy(staged: Path, manifest: Manifest, sample: _Sample) -> Accuracy | L
         return NOT_MEASURED
     try:
         backend.open()
+        check_rows_independent(backend, sample.rows)
         answers = run_rows(backend, sample.rows)
     finally:
         backend.close()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from sigd.models.backend import buckets
@@ -173,7 +173,13 @@ def test_any_small_network_agrees_with_the_oracle(
     seed: int,
 ) -> None:
     path = models.mlp(features, hidden, outputs, seed)
-    backend, oracle = open_model(path, batch_rows_max), open_model(path, batch_rows_max, backend="oracle")
+    try:
+        backend = open_model(path, batch_rows_max)
+    except ModelRefused as refusal:
+        # A narrow layer whose ReLUs are all dead.
+        assume("one answer to" not in str(refusal))
+        raise
+    oracle = open_model(path, batch_rows_max, backend="oracle")
     for rows in range(1, batch_rows_max + 1):
         batch = drawn(rows, features, seed)
         assert_close(answers(backend, batch), answers(oracle, batch))
@@ -298,8 +304,8 @@ def test_a_model_that_mixes_rows_is_refused(open_model: OpenBackend, models: Mod
 def test_a_model_that_mixes_rows_is_served_one_row_at_a_time(
     open_model: OpenBackend, answers: Answers, models: ModelMaker
 ) -> None:
-    backend = open_model(models.mixing(), batch_rows_max=1)
-    assert answers(backend, np.ones((1, 4), np.float32)).tolist() == [[0.0] * 4]
+    backend = open_model(models.bounded_together(), batch_rows_max=1)
+    assert answers(backend, np.ones((1, 4), np.float32)).tolist() == [[-99.0] * 4]
 
 
 def test_a_file_that_changed_since_its_spec_was_read_is_refused(

@@ -165,7 +165,7 @@ def test_rows_that_depend_on_each_other_are_refused_before_anything_is_written(
 def test_rows_that_never_share_a_batch_may_depend_on_each_other(
     models: ModelMaker, build_here: Build, engine: Path
 ) -> None:
-    manifest = build_here(models.mixing(), batches=Batches(rows_max=1))
+    manifest = build_here(models.bounded_together(), batches=Batches(rows_max=1))
     assert isinstance(manifest.accuracy, Accuracy)
     assert manifest.accuracy.max_abs == 0.0
     assert open_backend(engine, batch_rows_max=1).batch_rows_max == 1
