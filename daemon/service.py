@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic_ns
@@ -20,7 +20,7 @@ from sigd.daemon.admin.server import AdminServer
 from sigd.daemon.config.config import Config
 from sigd.daemon.config.models import ModelConfig
 from sigd.daemon.recording.recorder import start_recorder
-from sigd.daemon.recording.tee import joined
+from sigd.daemon.recording.tee import tee
 from sigd.daemon.reload.reloader import Reloader
 from sigd.daemon.reload.validator import Validator
 from sigd.daemon.runtime.child_process import Starter
@@ -153,8 +153,7 @@ class Service:
         if self._validator is not None:
             self._validator.watch(loop)
         self._models = ServedModels(list(map(self._make_batcher, config.models(), self._backends)))
-        rings = RingHost(loop, monotonic_ns, self._models.poll, lambda: self._ticker.wake(), self._counters)
-        self._models.on_poll = rings.batch_with
+        rings = RingHost(loop, monotonic_ns, lambda: self._ticker.wake(), self._counters)
         self._loader = Loader(loop, self._starter.cores)
         reloader = self._make_reloader()
         self._clients = Clients(
@@ -165,6 +164,7 @@ class Service:
             rings.open if config.shared_memory else None,
         )
         self._ticker = self._make_ticker(loop, rings)
+        self._models.on_change = lambda: self._ticker.set_polls(self._polls(rings))
         self._observer = Observer(
             loop,
             config,
@@ -182,7 +182,7 @@ class Service:
         return rings, reloader, operations
 
     async def _close(self, operations: Operations, admin: AdminServer) -> int:
-        """Nobody is served any more; the exit code."""
+        """Give everything back, once no client is served any more; the exit code."""
         # A device that is dead, or busy with what is being loaded, would keep the end waiting; it goes with
         # the process.
         if not self.must_end_now:
@@ -213,7 +213,7 @@ class Service:
             on_fatal=self._die,
             limits=limits,
             linger_ns=model.linger_us * 1000,
-            taps=joined(
+            taps=tee(
                 None if self._recorder is None else self._recorder.taps, self._shadows.taps(backend.spec.name)
             ),
             generation=1 if before is None else before.generation + 1,
@@ -237,13 +237,17 @@ class Service:
         return Ticker(
             loop,
             self._config.idle,
-            rings.poll,
+            self._polls(rings),
             self._models.last_batch_ns,
             monotonic_ns,
             self._config.backoff_spin_us * 1000,
-            self._models.rest,
+            self._models.close_fast_path,
             rings.may_sleep,
         )
+
+    def _polls(self, rings: RingHost) -> tuple[Callable[[], bool], ...]:
+        """What the loop polls in each round: what has come is taken before a batch is filled."""
+        return (rings.poll, *self._models.polls)
 
     def _make_watchdog(self, loop: asyncio.AbstractEventLoop) -> Watchdog:
         notifier = self._notifier
@@ -266,7 +270,7 @@ class Service:
             return 1
         return 0
 
-    # -- what is said ------------------------------------------------------------------------------------
+    # -- what is said
 
     def _say_ready(self) -> None:
         core = "" if self._config.cpu is None else f" cpu={self._config.cpu}"

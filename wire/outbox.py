@@ -60,8 +60,8 @@ class ResponseOutbox:
         "frame_bytes",
         "generation_word",
         "header",
-        "lone",
         "rows_max",
+        "single",
     )
 
     def __init__(self, outputs: int, rows_max: int, model_generation: int) -> None:
@@ -77,7 +77,7 @@ class ResponseOutbox:
         self.header = header_word(fields.SIGNAL_RESPONSE.template_id, self.frame_bytes)
         self._words[:, 0] = self.header
         self.bytes = self._storage.data
-        self.lone = self.bytes[: self.frame_bytes]
+        self.single = self.bytes[: self.frame_bytes]
         self._single_outputs = self.bytes[RESPONSE_OUTPUTS_OFFSET : RESPONSE_OUTPUTS_OFFSET + 4 * outputs]
         self.all_ok = True
         self._halves[:, _GENERATION_HALF] = model_generation
@@ -93,7 +93,7 @@ class ResponseOutbox:
         outcome: int,
         outputs: memoryview,
     ) -> None:
-        """One OK answer into `lone`. `outputs` are its 4 * m bytes; `outcome` is layout.outcome_word()."""
+        """One OK answer into `single`. `outputs` are its 4 * m bytes; `outcome` is layout.outcome_word()."""
         _SINGLE.pack_into(
             self.bytes,
             8,

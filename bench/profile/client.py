@@ -57,7 +57,6 @@ class ServedClient:
     """One client of one daemon, for use until `close()`.
 
     Attributes:
-        host: `host.poll` is what the daemon does in a tick.
         rows_max: the most requests at a time.
     """
 
@@ -68,7 +67,7 @@ class ServedClient:
         counters: ModelCounters | None = None,
         taps: SessionTaps | None = None,
     ) -> None:
-        """`loop` does not run: `host.poll` is called by hand."""
+        """`loop` does not run: `poll` is called by hand."""
         self.batcher = Batcher(
             backend,
             counters or ModelCounters(backend.batch_rows_max),
@@ -77,7 +76,7 @@ class ServedClient:
             on_fatal=_fail,
             taps=taps,
         )
-        self.host = RingHost(loop, monotonic_ns, self.batcher.poll, lambda: None, ClientCounters())
+        self.host = RingHost(loop, monotonic_ns, lambda: None, ClientCounters())
         peer = _Greeter()
         self.session = Session(peer, lambda _: self.batcher, ClientCounters(), self.host.open)
         hello = Hello(transport=Transport.SHARED_MEMORY, client_name="stages").encode()
@@ -87,6 +86,11 @@ class ServedClient:
         self.rows_max = min(backend.batch_rows_max, self.session.in_flight_max)
         self.frames = request_frames(backend.spec.features, self.rows_max)
         self._answers = memoryview(bytearray(self.rows_max * response_frame_bytes(backend.spec.outputs)))
+
+    def poll(self) -> None:
+        """What the daemon does in a tick."""
+        self.host.poll()
+        self.batcher.poll()
 
     def publish(self, rows: int) -> None:
         """Ask."""

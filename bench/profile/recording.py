@@ -40,7 +40,7 @@ class NoCounters(ModelCounters):
 
     __slots__ = ()
 
-    def count_lone(self, total_ns: int, infer_ns: int) -> None:
+    def count_single(self, total_ns: int, infer_ns: int) -> None:
         """Not counted: `slow_ns` stays 0, and everything comes here."""
 
     def count_batch(self, rows: int, infer_ns: int) -> None:
@@ -101,41 +101,41 @@ class Setup:
 
 
 def measure(off: Setup, counting: Setup, recording: Setup, rows: int, rounds: int) -> list[Cost]:
-    """Of a request alone, of one on the full way, of `rows` together."""
+    """Of a request alone, of one on the batch path, of `rows` together."""
     setups = (off, counting, recording)
     rows = min(rows, off.client.rows_max)
     return [
-        _compare("1, alone", setups, _alone, 1, rounds),
-        _compare("1, full way", setups, partial(_together, rows=1), 1, rounds),
+        _compare("1, fast path", setups, _alone, 1, rounds),
+        _compare("1, batch path", setups, partial(_together, rows=1), 1, rounds),
         _compare(f"{rows} together", setups, partial(_together, rows=rows), rows, rounds),
     ]
 
 
 def _alone(client: ServedClient) -> Callable[[], int]:
-    """Has one request answered the shortest way; how long the tick took."""
+    """Has one request answered the fast path; how long the tick took."""
 
     def answer() -> int:
         client.publish(1)
         begin_ns = monotonic_ns()
-        client.host.poll()
+        client.poll()
         end_ns = monotonic_ns()
         client.take(1)
         return end_ns - begin_ns
 
     for _ in range(2):
         answer()
-    assert client.batcher.alone is client.session, "the request goes the full way"
+    assert client.batcher.fast_path_owner is client.session, "the request goes the batch path"
     return answer
 
 
 def _together(client: ServedClient, rows: int) -> Callable[[], int]:
-    """Has requests answered in one tick, the full way; how long it took."""
+    """Has requests answered in one tick, the batch path; how long it took."""
 
     def answer() -> int:
-        client.batcher.rest()
+        client.batcher.close_fast_path()
         client.publish(rows)
         begin_ns = monotonic_ns()
-        client.host.poll()
+        client.poll()
         end_ns = monotonic_ns()
         client.take(rows)
         return end_ns - begin_ns
@@ -180,7 +180,8 @@ Examples:
   python -m sigd.bench.profile.recording --cpu 1 --backend onnxruntime    beside the model as well
 
 \b
-Exit codes: 0 done; 1 counting costs a request alone more than 150 ns; 2 wrong usage or input; 3 the environment lacks something.""",
+Exit codes: 0 done; 1 counting costs a request alone more than 150 ns; 2 wrong usage or input; 3 the
+environment lacks something.""",
 )
 @click.option("--model", type=click.Path(path_type=Path), help="Model file.  [default: the shipped one]")
 @click.option("--backend", default="echo", show_default=True, help="echo runs no model.")
@@ -219,7 +220,7 @@ def table(costs: Sequence[Cost]) -> list[str]:
     lines = [f"{'ns a request':34}{'p50':>8}{'':8}{'times':>7}{'p99':>10}{'':8}{'times':>7}"]
     for cost in costs:
         off = cost.off
-        lines.append(f"{cost.load:12}{'nothing counted':22}{off.p50_ns:8,.0f}{'':15}{off.p99_ns:10,.0f}")
+        lines.append(f"{cost.load:14}{'nothing counted':22}{off.p50_ns:8,.0f}{'':15}{off.p99_ns:10,.0f}")
         for what, more in (("metrics", cost.counting), ("metrics and recorder", cost.recording)):
             columns = "".join(
                 f"{was + longer:{width},.0f}{longer:+8,.0f}{(was + longer) / was:7.3f}"
@@ -228,7 +229,7 @@ def table(costs: Sequence[Cost]) -> list[str]:
                     (10, off.p99_ns, more.p99_ns),
                 )
             )
-            lines.append(f"{'':12}{what:22}{columns}")
+            lines.append(f"{'':14}{what:22}{columns}")
     return lines
 
 

@@ -16,7 +16,7 @@ import msgspec
 from sigd.bench.profile.client import ServedClient
 from sigd.daemon.config.choices import IdleStrategy
 from sigd.daemon.runtime.ticker import Ticker
-from sigd.daemon.serving.admission import screen
+from sigd.daemon.serving.admission import admit_to_batch
 from sigd.daemon.serving.fast_path import never
 from sigd.wire.region import region_layout
 from sigd.wire.ring import Region
@@ -80,9 +80,9 @@ def measure(backend: Backend, rows: int, seconds: float) -> Times:
         try:
             stages = _Stages(client, backend, seconds)
             columns = [stages.together(1), stages.together(min(rows, client.rows_max))]
-            if client.session.lone is not never:
-                columns.insert(0, stages.alone())
-            empty_tick_ns = stages.time(client.host.poll)
+            if client.session.fast_path is not never:
+                columns.insert(0, stages.fast_path())
+            empty_tick_ns = stages.time(client.poll)
         finally:
             client.close()
     finally:
@@ -104,7 +104,7 @@ def _round_ns(loop: asyncio.AbstractEventLoop, seconds: float) -> float:
     ticker = Ticker(
         loop,
         IdleStrategy.SPIN,
-        lambda: next(rounds) < 0,
+        [lambda: next(rounds) < 0],
         lambda: 0,
         monotonic_ns,
         0,
@@ -137,24 +137,22 @@ class _Stages:
         self._responses = (region.responses_out(), region.responses_in())
         self._room = memoryview(bytearray(layout.region_bytes))
 
-    def alone(self) -> Column:
-        """One request at a time, from the only client that asks: the shortest way."""
+    def fast_path(self) -> Column:
+        """One request at a time, from the only client that asks: the fast path."""
         client, backend, session = self._client, self._backend, self._client.session
-        client.batcher.rest()
+        client.batcher.close_fast_path()
         for _ in range(2):
             self._tick(1)
-        assert client.batcher.alone is session, "the request goes the full way"
+        assert client.batcher.fast_path_owner is session, "the request goes the batch path"
         model_ns = self.time(backend.bare_call(1))
-        whole_ns = self.time(
-            client.host.poll, before=partial(client.publish, 1), after=partial(client.take, 1)
-        )
-        assert client.batcher.alone is session, "the request went the full way"
+        whole_ns = self.time(client.poll, before=partial(client.publish, 1), after=partial(client.take, 1))
+        assert client.batcher.fast_path_owner is session, "the request went the batch path"
         # It is one function: of its stages only the model can be called alone.
         stages = {"model": model_ns, BATCHING: whole_ns - model_ns, WHOLE: whole_ns}
-        return Column(title="1, alone", rows=1, stages_ns=stages)
+        return Column(title="1, fast path", rows=1, stages_ns=stages)
 
     def together(self, rows: int) -> Column:
-        """That many requests in one tick, the full way."""
+        """That many requests in one tick, the batch path."""
         client, backend, session, batcher = (
             self._client,
             self._backend,
@@ -166,7 +164,7 @@ class _Stages:
         frames = client.frames[:count_bytes]
 
         def arrive() -> None:
-            batcher.rest()
+            batcher.close_fast_path()
             inbox.writable()[:count_bytes] = frames
 
         def undo() -> None:
@@ -178,7 +176,9 @@ class _Stages:
         stages["admit"] = self.time(partial(session.took, count_bytes, now_ns), before=arrive, after=undo)
         arrive()
         session.took(count_bytes, now_ns)
-        stages["screen"] = self.time(partial(screen, session, rows, backend.inputs, 0, now_ns))
+        stages["admit_to_batch"] = self.time(
+            partial(admit_to_batch, session, rows, backend.inputs, 0, now_ns)
+        )
         stages["model"] = self.time(partial(backend.submit, rows))
         words = inbox.row_words(0, rows)
         encode = partial(
@@ -199,19 +199,21 @@ class _Stages:
         def admit() -> None:
             arrive()
             session.took(count_bytes, now_ns)
-            batcher.rest()
+            batcher.close_fast_path()
 
         batch_ns = self._without_sending(partial(self.time, batcher.poll, before=admit))
-        stages[BATCHING] = batch_ns - sum(stages[name] for name in ("screen", "model", "encode", "count"))
+        stages[BATCHING] = batch_ns - sum(
+            stages[name] for name in ("admit_to_batch", "model", "encode", "count")
+        )
         stages["publish"] = self._publish_ns(session.outbox.bytes[: rows * session.outbox.frame_bytes])
 
         def ask() -> None:
-            batcher.rest()
+            batcher.close_fast_path()
             client.publish(rows)
 
-        whole_ns = self.time(client.host.poll, before=ask, after=partial(client.take, rows))
+        whole_ns = self.time(client.poll, before=ask, after=partial(client.take, rows))
         stages[COLDER] = whole_ns - sum(stages.values())
-        title = f"{rows} together" if rows > 1 else "1, full way"
+        title = f"{rows} together" if rows > 1 else "1, batch path"
         return Column(title=title, rows=rows, stages_ns=stages | {WHOLE: whole_ns})
 
     def time(
@@ -240,7 +242,7 @@ class _Stages:
 
     def _tick(self, rows: int) -> None:
         self._client.publish(rows)
-        self._client.host.poll()
+        self._client.poll()
         self._client.take(rows)
 
     def _take_ns(self, rows: int) -> float:

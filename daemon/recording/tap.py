@@ -91,12 +91,12 @@ class Tap:
         self.introduced_in = -1
         self._room_bytes = ring.record_bytes_max - RECORD.size - size
 
-    def lone(self) -> Record:
+    def fast_path(self) -> Record:
         """For `daemon.serving.fast_path`."""
         ring, inbox, tap = self._ring, self._inbox, self
         memory, words, pack_into = ring.memory, ring.words, _HEADER.pack_into
         header = inbox.header
-        request, response = inbox.bytes[: inbox.frame_bytes], self._outbox.lone
+        request, response = inbox.bytes[: inbox.frame_bytes], self._outbox.single
         request_at, response_at = _HEADER.size, _HEADER.size + len(request)
         record_bytes = response_at + len(response)
         first_word, second_word = self._head_words(record_bytes, 1)
@@ -117,8 +117,8 @@ class Tap:
 
         return record
 
-    def lone_in_ring(self, request: bytearray, outputs: memoryview) -> RecordInRing:
-        """For `daemon.lone_ring`. `request` is its copy of the frame without the padding, `outputs` are the
+    def fast_path_in_ring(self, request: bytearray, outputs: memoryview) -> RecordInRing:
+        """For `daemon.serving.fast_path_ring`. `request` is its copy of the frame without the padding, `outputs` are the
         model's."""
         ring, tap = self._ring, self
         memory, words = ring.memory, ring.words

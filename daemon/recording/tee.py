@@ -10,21 +10,21 @@ if TYPE_CHECKING:
     from sigd.daemon.serving.session import Session
 
 
-class BothTaps:
+class TeeTaps:
     """Makes pairs."""
 
     def __init__(self, one: SessionTaps, other: SessionTaps) -> None:
         self._one = one
         self._other = other
 
-    def open(self, session: Session, *, in_rings: bool) -> BothTap:
+    def open(self, session: Session, *, in_rings: bool) -> TeeTap:
         """As `Taps.open`."""
-        return BothTap(
+        return TeeTap(
             self._one.open(session, in_rings=in_rings), self._other.open(session, in_rings=in_rings)
         )
 
 
-class BothTap:
+class TeeTap:
     """One client."""
 
     __slots__ = ("_one", "_other")
@@ -33,9 +33,9 @@ class BothTap:
         self._one = one
         self._other = other
 
-    def lone(self) -> Record:
-        """As `Tap.lone`."""
-        one, other = self._one.lone(), self._other.lone()
+    def fast_path(self) -> Record:
+        """As `Tap.fast_path`."""
+        one, other = self._one.fast_path(), self._other.fast_path()
 
         def record() -> None:
             one()
@@ -43,9 +43,12 @@ class BothTap:
 
         return record
 
-    def lone_in_ring(self, request: bytearray, outputs: memoryview) -> RecordInRing:
-        """As `Tap.lone_in_ring`."""
-        one, other = self._one.lone_in_ring(request, outputs), self._other.lone_in_ring(request, outputs)
+    def fast_path_in_ring(self, request: bytearray, outputs: memoryview) -> RecordInRing:
+        """As `Tap.fast_path_in_ring`."""
+        one, other = (
+            self._one.fast_path_in_ring(request, outputs),
+            self._other.fast_path_in_ring(request, outputs),
+        )
 
         def record(
             sequence: int,
@@ -66,8 +69,8 @@ class BothTap:
         self._other.record(rows, batch)
 
 
-def joined(one: SessionTaps | None, other: SessionTaps | None) -> SessionTaps | None:
-    """What does the work of both; None where there is none to do."""
+def tee(one: SessionTaps | None, other: SessionTaps | None) -> SessionTaps | None:
+    """One that records with both; None where there is neither."""
     if one is None or other is None:
         return one or other
-    return BothTaps(one, other)
+    return TeeTaps(one, other)

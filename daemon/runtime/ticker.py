@@ -12,19 +12,19 @@ armed under every strategy.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from sigd.daemon.config.choices import IdleStrategy
 
 
 class Ticker:
-    """Calls `poll` once in each round of the loop, for as long as the strategy wants it.
+    """Calls all of `polls` once in each round of the loop, for as long as the strategy wants it.
 
     Args:
-        poll: does what work there is, and says whether there was or is any.
+        polls: each does what work there is, and says whether there was or is any; in this order.
         last_batch_ns: when the last batch ended, on `clock`.
         spin_ns: how long "backoff" spins after that.
-        rest: called when "backoff" stops to spin; whoever has work then calls `wake()`.
+        before_sleep: called when "backoff" stops to spin; what has work for it afterwards calls `wake()`.
         may_sleep: called before the tick stops: from then on what it polls must wake it. False where
             something has come meanwhile, and the tick goes on.
     """
@@ -33,24 +33,23 @@ class Ticker:
         self,
         loop: asyncio.AbstractEventLoop,
         strategy: IdleStrategy,
-        poll: Callable[[], bool],
+        polls: Sequence[Callable[[], bool]],
         last_batch_ns: Callable[[], int],
         clock: Callable[[], int],
         spin_ns: int,
-        rest: Callable[[], None],
+        before_sleep: Callable[[], None],
         may_sleep: Callable[[], bool],
     ) -> None:
         self._call_soon = loop.call_soon
         self._strategy = strategy
-        self._work = self._poll = poll
+        self._polls = self._round = tuple(polls)
         self._last_batch_ns = last_batch_ns
         self._clock = clock
         self._spin_ns = spin_ns
-        self._rest = rest
+        self._before_sleep = before_sleep
         self._may_sleep = may_sleep
         self._armed = False
         self._stopped = False
-        self._tick_always, self._set_poll_always = self._make_tick_always()
 
     def start(self) -> None:
         """Arm the tick where the strategy wants it always."""
@@ -67,56 +66,50 @@ class Ticker:
             self._armed = True
             self._call_soon(self._tick_always if self._strategy is IdleStrategy.SPIN else self._tick)
 
+    def set_polls(self, polls: Sequence[Callable[[], bool]]) -> None:
+        """Poll these from the next round on."""
+        waits = self._round is not self._polls
+        self._polls = tuple(polls)
+        self._round = (self._round[0], *self._polls) if waits else self._polls
+
     def interpose(self, call: Callable[[], None]) -> None:
         """Have the next tick call `call` before it polls: proof that ticks come, which costs the others
         nothing."""
-        poll, set_poll = self._work, self._set_poll
 
-        def poll_once() -> bool:
-            set_poll(poll)
+        def call_once() -> bool:
+            self._round = self._polls
             call()
-            return poll()
+            return False
 
-        set_poll(poll_once)
+        self._round = (call_once, *self._polls)
         self.wake()
 
-    def _set_poll(self, poll: Callable[[], bool]) -> None:
-        self._poll = poll
-        self._set_poll_always(poll)
-
-    def _make_tick_always(self) -> tuple[Callable[[], None], Callable[[Callable[[], bool]], None]]:
-        """The tick of "spin", and what sets whom it polls.
-
-        It runs in every round of the loop, so it is a closure: no attribute is looked up."""
-        call_soon, poll = self._call_soon, self._poll
-
-        def tick() -> None:
-            if not self._stopped:
-                # Armed before the poll: an error in a batch must not stop the ticking.
-                call_soon(tick)
+    def _tick_always(self) -> None:
+        """The tick of "spin"."""
+        if not self._stopped:
+            # Armed before the polls: an error in a batch must not stop the ticking.
+            self._call_soon(self._tick_always)
+            for poll in self._round:
                 poll()
-
-        def set_poll(changed: Callable[[], bool]) -> None:
-            nonlocal poll
-            poll = changed
-
-        return tick, set_poll
 
     def _tick(self) -> None:
         self._armed = False
         if self._stopped:
             return
         try:
-            busy = self._poll()
+            busy = False
+            for poll in self._round:
+                if poll():
+                    busy = True
         except BaseException:
-            # Whoever waits for a batch is not waited for by anybody else.
+            # A session that waits for a batch does not wake the tick again.
             self.wake()
             raise
         if busy or self._spins():
             self.wake()
             return
         if self._strategy is IdleStrategy.BACKOFF:
-            self._rest()
+            self._before_sleep()
         if not self._may_sleep():
             self.wake()
 

@@ -45,14 +45,16 @@ class Segment:
     send_ns: int = 0
 
 
-def screen(session: Session, rows: int, inputs: npt.NDArray[np.float32], first: int, now_ns: int) -> Segment:
+def admit_to_batch(
+    session: Session, rows: int, inputs: npt.NDArray[np.float32], first: int, now_ns: int
+) -> Segment:
     """Copy those of the session's oldest `rows` waiting rows that shall run to `inputs[first:]`.
 
     `inputs` is float32, C order, with at least `rows` rows from `first` on.
     """
     inbox = session.inbox
     words = inbox.row_words(0, rows)
-    statuses = session.marks.statuses(rows) if session.marks else None
+    statuses = session.row_statuses.statuses(rows) if session.row_statuses else None
     deadlines = words[:, REQUEST_DEADLINE_WORD]
     if np.count_nonzero(deadlines):
         passed = (deadlines != 0) & (deadlines < now_ns)
@@ -103,8 +105,8 @@ def _overtaken(session: Session, rows: int, now_ns: int) -> npt.NDArray[np.bool_
     waiting = inbox.row_words(0, inbox.rows)
     deadlines = waiting[:, REQUEST_DEADLINE_WORD]
     runs = (deadlines == 0) | (deadlines >= now_ns)
-    if session.marks:
-        runs &= session.marks.statuses(inbox.rows) == Status.OK
+    if session.row_statuses:
+        runs &= session.row_statuses.statuses(inbox.rows) == Status.OK
     instruments = waiting.view(np.uint32)[:, _INSTRUMENT_HALF].tolist()
     newest = {instruments[row]: row for row in np.flatnonzero(runs).tolist()}
     return np.fromiter((newest.get(instruments[row], -1) > row for row in range(rows)), np.bool_, rows)

@@ -1,10 +1,11 @@
-"""Policy of batching: who is in the next batch, what runs, and who gets which answer. No I/O, and no waiting.
+"""Policy of batching: which rows are in the next batch, what runs, and which answer a row gets. No I/O, and
+no waiting.
 
 Batching is opportunistic: what has arrived while the last batch ran is the next one, at most `batch_rows_max`
-rows, filled in turn from the connections that have something. A lone request never waits for company; where
-nobody else is talking, or the model is so quick that a batch would cost more than it saves, it does not even
-wait for the loop's next round (`daemon.serving.fast_path`). Every row of a connection is answered in its
-order, the rows that do not run (expired, busy, bad input, conflated, draining) among them.
+rows, filled in turn from the sessions that have waiting rows. A single request never waits for company; where
+no other client talks, or the model is so quick that a batch would cost more than it saves, it does not even
+wait for the loop's next round (`daemon.serving.fast_path`). Every row of a session is answered in its order,
+the rows that do not run (expired, busy, bad input, conflated, draining) among them.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from math import inf
 from typing import TYPE_CHECKING, Final
 
 from sigd.daemon.config.limits import DEFAULTS, FEW_ROWS, Limits
-from sigd.daemon.serving.admission import Segment, fail_all, fail_rows_without_a_number, screen
-from sigd.daemon.serving.fast_path import FEW_ROWS_MAX, FEW_RUN_NS_MAX, WAIT_NS_MAX
+from sigd.daemon.serving.admission import Segment, admit_to_batch, fail_all, fail_rows_without_a_number
+from sigd.daemon.serving.fast_path import ONE_BY_ONE_ROWS_MAX, QUICK_RUN_NS_MAX, WAIT_NS_MAX
 from sigd.models.errors import BackendFailed
 
 if TYPE_CHECKING:
@@ -43,10 +44,11 @@ class Batcher:
         batch_rows_max: the backend's.
         pending_rows: requests admitted and not answered, over all sessions.
         last_batch_ns: when the last batch ended, on `clock`.
-        alone: the session whose lone request runs at once (see daemon.lone): the one that had the last batch
-            to itself, while nobody else waits.
-        anyone: whoever asks runs at once, for runs are so short that nobody is kept waiting for long.
-        alone_rows_max: how many of its requests that arrive together run one after the other.
+        fast_path_owner: the session that may use the fast path: it had the last batch to itself, and no row
+            waits.
+        fast_path_open: any session may use the fast path, for runs are so short that none is kept waiting for
+            long.
+        one_by_one_rows_max: how many requests of one session that arrive together run one after the other.
     """
 
     backend: Backend
@@ -93,31 +95,41 @@ class Batcher:
         self._segments: list[Segment] = []
         self._submitted_ns = 0
         self._left_running = False
-        self.alone: Session | None = None
-        self.alone_rows_max = 1
-        self.anyone = False
+        self.fast_path_owner: Session | None = None
+        self.one_by_one_rows_max = 1
+        self.fast_path_open = False
         self._failure_logged_ns = -_FAILURE_LOG_INTERVAL_NS
         self._successor: tuple[Backend, Callable[[Backend], None]] | None = None
         self._take(backend)
 
     # -- the sessions' side
-    # ------------------------------------------------------------------------------------
 
-    def fail_lone(self, session: Session, error: Exception) -> None:
-        """The model's bare call, whose errors are the runtime's own, failed on a request that ran alone."""
-        failure = error if isinstance(error, BackendFailed) else BackendFailed(str(error))
-        self._fail([Segment(session, 1, None, 0, 1)], failure)
+    def may_run_at_once(self, session: Session) -> bool:
+        """Whether the session may use the fast path now."""
+        return self.fast_path_owner is session or (self.fast_path_open and session.serving)
+
+    def fast_path_failed(self, error: Exception) -> None:
+        """A request failed on the fast path. It runs again on the batch path, which says what failed; not
+        where the device cannot be used any more, for which the batch path then fails without it."""
+        self.close_fast_path()
+        if isinstance(error, BackendFailed) and error.fatal:
+            failure = error
+
+            def fail(rows: int) -> bool:
+                raise failure
+
+            self._submit = fail
 
     def adopt(self, session: Session, submitted_ns: int) -> None:
-        """A lone request takes longer than it is waited for: it has gone the full way, and is the batch that
+        """A request takes longer than the fast path waits: it has become a pending row, and is the batch that
         runs.
 
         Where it became something else there (one of many, or broken by a client that writes to its ring
-        meanwhile), the batch runs to its end, and nobody gets its answer.
+        meanwhile), the batch runs to its end, and its answer is thrown away.
         """
-        self.rest()
+        self.close_fast_path()
         self._wake()
-        if session.closed or session.waiting_rows != 1 or session.marks:
+        if session.closed or session.waiting_rows != 1 or session.row_statuses:
             self._left_running = True
             if not session.closed and session.waiting_rows:
                 self.enqueue(session)
@@ -130,8 +142,8 @@ class Batcher:
         self._submitted_ns = submitted_ns
 
     def enqueue(self, session: Session) -> None:
-        """The session has waiting rows: it shall have a part in one of the next batches."""
-        self.rest()
+        """Queue a session that has waiting rows for batching."""
+        self.close_fast_path()
         if not session.queued:
             session.queued = True
             if not self._ready:
@@ -153,15 +165,14 @@ class Batcher:
         if session.queued:
             session.queued = False
             self._ready.remove(session)
-        self.no_longer_alone(session)
+        self.disown_fast_path(session)
 
-    def no_longer_alone(self, session: Session) -> None:
-        """The session's requests go the full way from now on."""
-        if self.alone is session:
-            self.alone = None
+    def disown_fast_path(self, session: Session) -> None:
+        """The session's requests go the batch path from now on."""
+        if self.fast_path_owner is session:
+            self.fast_path_owner = None
 
     # -- the way to another model
-    # ------------------------------------------------------------------------------
 
     @property
     def sessions(self) -> tuple[Session, ...]:
@@ -171,8 +182,8 @@ class Batcher:
     def swap(self, backend: Backend, done: Callable[[Backend], None]) -> None:
         """Serve with another model, of the same shape, from the next batch on.
 
-        Costs the same however many sessions there are, but for letting go of the old model: a session learns
-        its way to the new one when it first has a part in a batch.
+        Costs the same however many sessions there are, but for letting go of the old model: a session gets a
+        fast path to the new one when it first has a part in a batch.
 
         Args:
             backend: open.
@@ -187,7 +198,7 @@ class Batcher:
         assert self._successor is not None
         (backend, done), self._successor = self._successor, None
         old = self.backend
-        self.rest()
+        self.close_fast_path()
         for session in self._sessions:
             session.detach()
         self._take(backend)
@@ -203,16 +214,16 @@ class Batcher:
         self.backend = backend
         self.spec = backend.spec
         self.batch_rows_max = backend.batch_rows_max
-        self._may_be_alone = not self._linger_ns
+        self._fast_path_allowed = not self._linger_ns
         self._submit = backend.submit
 
-    # -- the loop's side ---------------------------------------------------------------------------------
+    # -- the loop's side
 
-    def rest(self) -> None:
-        """The next request goes the full way: what runs at once is too long, or there is a queue, another
-        model, or a loop that sleeps and that the full way wakes."""
-        self.alone = None
-        self.anyone = False
+    def close_fast_path(self) -> None:
+        """The next request goes the batch path: a run takes too long, or rows wait, or another model takes
+        over, or the loop sleeps and has to be woken."""
+        self.fast_path_owner = None
+        self.fast_path_open = False
 
     @property
     def idle(self) -> bool:
@@ -269,7 +280,7 @@ class Batcher:
             try:
                 if session.generation != generation:
                     session.attach()
-                segment = screen(session, take, inputs, rows, now_ns)
+                segment = admit_to_batch(session, take, inputs, rows, now_ns)
             except Exception:  # noqa: BLE001  _give_up() logs it
                 _give_up(session)
                 continue
@@ -289,13 +300,12 @@ class Batcher:
         self._complete(self.clock())
 
     def _pick(self) -> list[tuple[Session, int]]:
-        """Who has a part in the next batch, and how many rows each.
+        """Which sessions have a part in the next batch, and how many rows each.
 
-        In turn, as they became ready. Who has few rows gets them all in; the room that is left goes to the
-        first who
-        have many, as much as fits, for a part costs about 10 us of NumPy calls, whatever its rows: small
-        parts of everybody's in each batch would halve the throughput. Those for whom nothing is left come
-        first next time.
+        In turn, as they became ready. A session with few rows gets all of them in; the room that is left goes
+        to the first sessions with many, as much as fits, for a part costs about 10 us of NumPy calls,
+        whatever its rows: small parts of every session's in each batch would halve the throughput. Those for
+        which no room is left come first next time.
         """
         ready = self._ready
         room = spare = self.batch_rows_max
@@ -339,17 +349,17 @@ class Batcher:
             flat = self.backend.outputs[:rows].reshape(-1)
             if not flat.dot(flat) < inf:
                 fail_rows_without_a_number(self.backend.outputs[:rows], segments)
-        if self._may_be_alone and not self._ready:
-            # A device runs what comes together in one batch at the price of one.
-            quick = infer_ns <= FEW_RUN_NS_MAX and self.backend.synchronous
-            self.anyone = quick
-            self.alone_rows_max = FEW_ROWS_MAX if quick else 1
+        if self._fast_path_allowed and not self._ready:
+            # A device runs what comes together in one batch at the price of one row.
+            quick = infer_ns <= QUICK_RUN_NS_MAX and self.backend.synchronous
+            self.fast_path_open = quick
+            self.one_by_one_rows_max = ONE_BY_ONE_ROWS_MAX if quick else 1
             if (
                 len(segments) == 1
                 and (infer_ns <= WAIT_NS_MAX or self.backend.synchronous)
                 and segments[0].session.serving
             ):
-                self.alone = segments[0].session
+                self.fast_path_owner = segments[0].session
         self.last_batch_ns = end_ns
         self._answer_all(segments, infer_ns, rows)
         if rows:
@@ -417,8 +427,8 @@ class Batcher:
         self._answer_all(segments, 0, sum(segment.live for segment in segments))
         if failure is not None and failure.fatal:
             self._submit = self._refuse
-            self._may_be_alone = False
-            self.rest()
+            self._fast_path_allowed = False
+            self.close_fast_path()
             self._on_fatal(failure)
 
     def _refuse(self, rows: int) -> bool:

@@ -1,10 +1,10 @@
-"""What the daemon counts: of each model outcomes, batches and how long things took; of its clients who came
-and went. Written by the hot path only.
+"""What the daemon counts: of each model outcomes, batches and durations; of its clients how many came and
+went. Only the hot path writes it.
 
 Latencies are counted in two flat tables, 128 ns wide up to 1.05 ms and 131 us wide up to 1.07 s; anything
-longer counts in the last bin. Counting is one shift and one increment; percentiles are worked out by whoever
-asks. Where counting itself is a part of what it counts, below 65 us, single answers go to a list, which costs
-half as much as a typed table, and all that can be worked out from it later is not counted at all.
+longer counts in the last bin. Counting is one shift and one increment; a reader works out percentiles. Where
+counting itself is a part of what it counts, below 65 us, single answers go to a list, which costs half as
+much as a typed table, and all that can be worked out from it later is not counted at all.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ COARSE_SHIFT: Final = 17
 BINS: Final = 1 << 13
 QUICK_BINS: Final = 1 << 9
 USERS_MAX: Final = 32
-"""Whoever can take on many user ids must not make memory, or a scrape, grow with them."""
+"""A client that can take on many user ids must not make memory, or a scrape, grow with them."""
 _OK: Final = int(Status.OK)
 
 Table = npt.NDArray[np.uint64]
@@ -32,7 +32,7 @@ class LatencyCounts:
     """Counts of durations in nanoseconds, in bins of 128 ns, then of 131,072 ns.
 
     Attributes:
-        quick: more counts for the first bins, by whoever counts single durations; see `ModelCounters`.
+        quick: more counts for the first bins, of single durations; see `ModelCounters`.
     """
 
     __slots__ = ("_coarse", "_coarse_table", "_fine", "_fine_table", "_max_ns", "quick")
@@ -139,8 +139,7 @@ class ModelCounters:
         reloads, reloads_refused: reloads after which another file was served, and those after which the old
             one was.
         slow_ns: a request that ran alone and took less counts in the `quick` of all three, and nowhere else.
-            Who is in a hurry (daemon.lone, daemon.lone_ring) does that in place, as a call would cost as much
-            again.
+            The fast path does that in place, as a call would cost as much again.
     """
 
     __slots__ = (
@@ -190,7 +189,7 @@ class ModelCounters:
         """Another model may run larger batches."""
         self._batches_by_rows.extend([0] * (rows_max + 1 - len(self._batches_by_rows)))
 
-    def count_lone(self, total_ns: int, infer_ns: int) -> None:
+    def count_single(self, total_ns: int, infer_ns: int) -> None:
         """Count one OK answer that was a batch of its own."""
         if total_ns < self.slow_ns:
             # An infer time is part of its total, so all three lie in the quick lists.

@@ -1,14 +1,15 @@
-"""The shortest way: a request that arrives alone is run and answered in one function, while nobody else talks
-or, where the model is quick, while nobody waits (docs/decisions/0019).
+"""The fast path of a stream: a request that arrives alone is run and answered in one function
+(docs/decisions/0019).
 
-Everything it needs is at hand as a variable of a closure, made once for each connection: nothing is looked up
-by name for a request, and one Python call deep it goes from arrived bytes to sent bytes. Whatever is unusual
-about a request makes it return False with nothing done, and the request goes the full way (session,
-screening, batcher), whose answers are the same to the bit.
+It is open to the session that had the last batch to itself and, where the model is quick, to every session
+while no row waits. All that it needs is a variable of a closure, made once for each connection: nothing is
+looked up by name for a request. What is unusual about a request makes it return False with nothing done, and
+the request goes the batch path (session, admission, batcher), whose answers are the same to the bit.
 
-A batch on a device is waited for here too, in its place: the device runs one batch at a time, so whoever
+A batch on a device is waited for here too, in place: the device runs one batch at a time, so a request that
 comes meanwhile could not have begun any sooner. Where it takes longer than `WAIT_NS_MAX` the request becomes
-the batcher's, as if it had come the full way, which those after it do until batches are short again.
+the batcher's, as if it had come by the batch path, which the requests after it take until batches are short
+again.
 """
 
 from __future__ import annotations
@@ -34,24 +35,23 @@ if TYPE_CHECKING:
     from sigd.daemon.serving.session import Session
     from sigd.models.backend import Backend
 
-LonePath = Callable[[int, int], bool]
+FastPath = Callable[[int, int], bool]
 """(bytes that arrived, when) -> True where the request has been answered, False where nothing was done."""
 
 FEATURES_MAX: Final = 1024
 OUTPUTS_MAX: Final = 16
 """Past these a loop over single values, here in C and there in Python, costs more than NumPy's fixed
 price."""
-FEW_ROWS_MAX: Final = 3
-FEW_RUN_NS_MAX: Final = 15_000
-"""So many that arrive together are answered sooner one after the other than in one batch, which costs 25 us
-more, where a run
-is no longer than that: docs/decisions/0019."""
+ONE_BY_ONE_ROWS_MAX: Final = 3
+QUICK_RUN_NS_MAX: Final = 15_000
+"""Up to so many rows that arrive together run one by one, where a run takes no longer than that: a batch
+costs 25 us more (docs/decisions/0019)."""
 WAIT_NS_MAX: Final = 250_000
-"""How long the loop waits for a device: several batches of a model that is made for this, and less than
-anybody notices who has not asked for microseconds."""
+"""How long the loop waits for a device: several batches of a model that is made for this, and less than a
+client notices that has not asked for microseconds."""
 UNDER_WAY: Final = object()
 """In place of what a run returns: it has not finished."""
-LONE_OUTCOME: Final = outcome_word(0, Status.OK, 1)
+ONE_ROW_OK: Final = outcome_word(0, Status.OK, 1)
 U32: Final = 0xFFFF_FFFF
 
 
@@ -61,14 +61,14 @@ def never(count_bytes: int, now_ns: int) -> bool:
 
 
 def fits(batcher: Batcher) -> bool:
-    """Whether the shortest way is for this model."""
+    """Whether the model is small enough for the fast path."""
     spec = batcher.spec
     return spec.features <= FEATURES_MAX and spec.outputs <= OUTPUTS_MAX
 
 
-def lone_run(backend: Backend, clock: Callable[[], int]) -> Callable[[], object]:
-    """Runs the first row of the backend's `inputs`: UNDER_WAY where it gave up waiting, whatever else where
-    it has finished.
+def one_row_call(backend: Backend, clock: Callable[[], int]) -> Callable[[], object]:
+    """Runs the first row of the backend's `inputs`. Returns UNDER_WAY where it gave up waiting, anything else
+    where the run has finished.
 
     Raises what the backend's `submit`, `ready` and `bare_call` do.
     """
@@ -89,8 +89,8 @@ def lone_run(backend: Backend, clock: Callable[[], int]) -> Callable[[], object]
     return run
 
 
-def lone_path(session: Session, batcher: Batcher, clock: Callable[[], int]) -> LonePath:
-    """The shortest way of one connection. Its inbox, outbox and way of answers must be those of its whole
+def make_fast_path(session: Session, batcher: Batcher, clock: Callable[[], int]) -> FastPath:
+    """The fast path of one connection. Its inbox, outbox and way of answers must be those of its whole
     life."""
     backend, inbox, outbox = batcher.backend, session.inbox, session.outbox
     if not fits(batcher):
@@ -99,24 +99,25 @@ def lone_path(session: Session, batcher: Batcher, clock: Callable[[], int]) -> L
     features_end = REQUEST_FEATURES_OFFSET + 4 * inbox.features
     features = inbox.bytes[REQUEST_FEATURES_OFFSET:features_end]
     # The highest byte of every feature: sign and upper exponent. In a NaN or an infinity (exponent 255) it is
-    # 0x7F or 0xFF; in a finite number only from 1.7e38 on, which the full way then looks at closely.
+    # 0x7F or 0xFF; in a finite number only from 1.7e38 on, which the batch path then looks at closely.
     high_bytes = slice(REQUEST_FEATURES_OFFSET + 3, features_end, 4)
-    run = lone_run(backend, clock)
+    run = one_row_call(backend, clock)
     model_input = backend.inputs[:1].data.cast("B")
     model_output = backend.outputs[:1].data.cast("B")
     output_floats = backend.outputs[0].data
-    encode, frame, send = outbox.encode_single, outbox.lone, session.send_answers
+    encode, frame, send = outbox.encode_single, outbox.single, session.send_answers
+    may_run = batcher.may_run_at_once
     counters = batcher.counters
     total_counts, queue_counts, model_counts = (
         counters.total.quick,
         counters.queue.quick,
         counters.model.quick,
     )
-    record = None if session.tap is None else session.tap.lone()
+    record = None if session.tap is None else session.tap.fast_path()
 
-    def lone(count_bytes: int, now_ns: int) -> bool:
+    def fast_path(count_bytes: int, now_ns: int) -> bool:
         if (
-            (batcher.alone is not session and not (batcher.anyone and session.serving))
+            not may_run(session)
             or inbox.tail
             or count_bytes != inbox.frame_bytes
             or words[REQUEST_HEADER_WORD] != inbox.header
@@ -130,13 +131,12 @@ def lone_path(session: Session, batcher: Batcher, clock: Callable[[], int]) -> L
         start_ns = clock()
         try:
             if run() is UNDER_WAY:
-                session.take_lone(count_bytes, now_ns)
+                session.admit_one(count_bytes, now_ns)
                 batcher.adopt(session, start_ns)
                 return True
-        except Exception as error:  # noqa: BLE001  whatever it was, the request must be answered
-            session.take_lone(count_bytes, now_ns)
-            batcher.fail_lone(session, error)
-            return True
+        except Exception as error:  # noqa: BLE001  the batch path says what failed
+            batcher.fast_path_failed(error)
+            return False
         end_ns = clock()
         infer_ns = end_ns - start_ns
         if not isfinite(sum(output_floats)) or (deadline_ns and deadline_ns < end_ns) or infer_ns > U32:
@@ -147,12 +147,12 @@ def lone_path(session: Session, batcher: Batcher, clock: Callable[[], int]) -> L
             now_ns,
             end_ns,
             words[REQUEST_INSTRUMENT_WORD] & U32,
-            LONE_OUTCOME | infer_ns,
+            ONE_ROW_OK | infer_ns,
             model_output,
         )
         send(frame)
-        # The answer is under way: what follows costs nobody's latency, as long as it is shorter than a
-        # client's turn.
+        # The answer is under way: what follows delays no client, as long as it is shorter than a client's
+        # turn.
         batcher.last_batch_ns = end_ns
         total_ns = end_ns - now_ns
         if total_ns < counters.slow_ns:
@@ -160,33 +160,33 @@ def lone_path(session: Session, batcher: Batcher, clock: Callable[[], int]) -> L
             queue_counts[total_ns - infer_ns >> FINE_SHIFT] += 1
             model_counts[infer_ns >> FINE_SHIFT] += 1
         else:
-            counters.count_lone(total_ns, infer_ns)
+            counters.count_single(total_ns, infer_ns)
         if record is not None:
             record()
         return True
 
-    return lone
+    return fast_path
 
 
-def lone_few(session: Session, count_bytes: int, now_ns: int) -> int:
-    """Requests that arrived together, and that `session.lone` did not want at once: one after the other, each
-    moved to where it looks for one. Not inside it, or the two would hold each other, and no collector runs
-    here.
+def run_one_by_one(session: Session, count_bytes: int, now_ns: int) -> int:
+    """Runs requests that arrived together, and that `session.fast_path` refused, one after the other: each is
+    moved to where the fast path expects one. Not part of the fast path, or session and path would hold each
+    other, and no collector runs here.
 
-    Returns how many bytes are left at the start of `session.inbox.writable()`, for the full way.
+    Returns how many bytes are left at the start of `session.inbox.writable()`, for the batch path.
     """
     batcher, inbox = session.batcher, session.inbox
     frame_bytes = inbox.frame_bytes
-    rows_max = min(batcher.alone_rows_max, session.in_flight_max)
+    rows_max = min(batcher.one_by_one_rows_max, session.in_flight_max)
     if (
-        (batcher.alone is not session and not (batcher.anyone and session.serving))
-        or inbox.tail
-        or not frame_bytes < count_bytes <= rows_max * frame_bytes
+        not frame_bytes < count_bytes <= rows_max * frame_bytes
         or count_bytes % frame_bytes
+        or inbox.tail
+        or not batcher.may_run_at_once(session)
     ):
         return count_bytes
-    storage, lone = inbox.storage, session.lone
-    while count_bytes and not session.closed and lone(frame_bytes, now_ns):
+    storage, fast_path = inbox.storage, session.fast_path
+    while count_bytes and not session.closed and fast_path(frame_bytes, now_ns):
         count_bytes -= frame_bytes
         if inbox.rows:
             break

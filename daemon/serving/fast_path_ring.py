@@ -1,8 +1,8 @@
-"""The shortest way, see daemon.lone, of a request that comes through a ring: from slot to slot in one
-function.
+"""The fast path, see `daemon.serving.fast_path`, of a request that comes through a ring: from slot to slot in
+one function.
 
-A request is copied out of its slot once, and only the copy is looked at. Whatever is unusual leaves the slot
-as it is, and the request goes the full way, which copies it anew and trusts nothing that was seen here.
+A request is copied out of its slot once, and only the copy is looked at. What is unusual stays in its slot,
+and goes the batch path, which copies it anew and trusts nothing that was seen here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Final
 
 from sigd.daemon.serving.counters import FINE_SHIFT
-from sigd.daemon.serving.fast_path import LONE_OUTCOME, U32, UNDER_WAY, fits, lone_run
+from sigd.daemon.serving.fast_path import ONE_ROW_OK, U32, UNDER_WAY, fits, one_row_call
 from sigd.wire import fields
 from sigd.wire.errors import FrameError
 from sigd.wire.layout import REQUEST_FEATURES_OFFSET, RESPONSE_OUTPUTS_OFFSET, header_word
@@ -34,37 +34,39 @@ assert _RESPONSE.size == RESPONSE_OUTPUTS_OFFSET
 
 _Views = tuple[memoryview, memoryview]
 Found = int
-NOTHING: Final[Found] = 0
+EMPTY: Final[Found] = 0
 """The ring is empty."""
-WAITS: Final[Found] = 1
-"""What was in it has been handed on, and waits for a batch; or it has ended the session."""
+HANDED_OVER: Final[Found] = 1
+"""What was in it waits for a batch, or has ended the session."""
 ANSWERED: Final[Found] = 2
 """What was in it is answered."""
-Look = Callable[[], Found]
+RingPoll = Callable[[], Found]
 """Takes what is in a ring, and says what it found."""
 
 
-def ring_look(
+def make_ring_poll(
     session: Session,
     batcher: Batcher,
     requests: RingConsumer,
     responses: RingProducer,
-    take: Callable[[int], bool],
+    take: Callable[[int, int], bool],
     wake_client: Callable[[], None],
-) -> Look:
-    """One look at a session's ring.
+) -> RingPoll:
+    """Polls a session's ring once.
 
     Args:
-        take: the full way, at a time on the batcher's clock.
+        take: the batch path: (when, how many were seen before that). A request that comes later is left to
+            the next poll, or it would have been received before it was sent.
         wake_client: rings its doorbell.
     """
     clock, words, head_word = batcher.clock, requests.words, requests.head_word
     if not fits(batcher):
 
-        def look() -> Found:
-            return WAITS if words[head_word] != requests.taken and take(clock()) else NOTHING
+        def poll() -> Found:
+            rows = words[head_word] - requests.taken
+            return HANDED_OVER if rows and take(clock(), rows) else EMPTY
 
-        return look
+        return poll
 
     backend, inbox = batcher.backend, session.inbox
     tail_word, answer_head_word, slots = requests.tail_word, responses.head_word, requests.ring_slots
@@ -87,7 +89,7 @@ def ring_look(
         views = response_views[place] = (frame, frame[RESPONSE_OUTPUTS_OFFSET:outputs_end])
         return views
 
-    run = lone_run(backend, clock)
+    run = one_row_call(backend, clock)
     model_input = backend.inputs[:1].data.cast("B")
     model_output = backend.outputs[:1].data.cast("B")
     output_floats = backend.outputs[0].data
@@ -96,13 +98,14 @@ def ring_look(
     high_bytes = slice(REQUEST_FEATURES_OFFSET + 3, None, 4)  # see daemon.serving.fast_path
     unpack, pack, fence = _REQUEST.unpack_from, _RESPONSE.pack_into, responses.fence
     flags, client_sleeping = responses.flags, responses.sleeping
+    may_run = batcher.may_run_at_once
     counters = batcher.counters
     total_counts, queue_counts, model_counts = (
         counters.total.quick,
         counters.queue.quick,
         counters.model.quick,
     )
-    record = None if session.tap is None else session.tap.lone_in_ring(copied, model_output)
+    record = None if session.tap is None else session.tap.fast_path_in_ring(copied, model_output)
 
     def is_full() -> bool:
         """Whether the client has taken none of the answers that fill the ring, or says what cannot be; asked
@@ -110,44 +113,49 @@ def ring_look(
         try:
             return responses.room() == 0
         except FrameError:
-            return True  # the full way meets it too, and says so
+            return True  # the batch path meets it too, and says so
 
     def hand_over(now_ns: int) -> Found:
         """The device takes long: what it runs becomes the batcher's."""
-        waits = take(now_ns)
+        waits = take(now_ns, 1)
         batcher.adopt(session, now_ns)
-        return WAITS if waits else NOTHING
+        return HANDED_OVER if waits else EMPTY
 
-    def look_alone() -> Found:
+    def fast_poll() -> Found:
         taken = requests.taken
         head = words[head_word]
         if head == taken:
-            return NOTHING
+            return EMPTY
         published = responses.published
         if (
-            (head - taken != 1 and (not 0 < head - taken <= min(batcher.alone_rows_max, slots) or is_full()))
-            or (batcher.alone is not session and not (batcher.anyone and session.serving))
+            (
+                head - taken != 1
+                and (not 0 < head - taken <= min(batcher.one_by_one_rows_max, slots) or is_full())
+            )
+            or not may_run(session)
             or inbox.tail
             or (published - responses.tail_seen == slots and is_full())
         ):
-            return WAITS if take(clock()) else NOTHING
+            return HANDED_OVER if take(clock(), head - taken) else EMPTY
         copied[:] = request_views[taken & places] or request_at(taken & places)
         header, sequence, client_time_ns, deadline_ns, instrument = unpack(copied)
         high = copied[high_bytes]
         now_ns = clock()
         if header != request_header or 0x7F in high or 0xFF in high or (deadline_ns and deadline_ns < now_ns):
-            return WAITS if take(now_ns) else NOTHING
+            return HANDED_OVER if take(now_ns, head - taken) else EMPTY
         model_input[:] = features
         try:
             if run() is UNDER_WAY:
                 return hand_over(now_ns)
-        except Exception:  # noqa: BLE001  the full way runs it once more, and says what failed
-            return WAITS if take(now_ns) else NOTHING
+        except Exception as error:  # noqa: BLE001  the batch path says what failed
+            batcher.fast_path_failed(error)
+            return HANDED_OVER if take(now_ns, head - taken) else EMPTY
         end_ns = clock()
         infer_ns = end_ns - now_ns
         if not isfinite(sum(output_floats)) or (deadline_ns and deadline_ns < end_ns) or infer_ns > U32:
-            return WAITS if take(now_ns) else NOTHING
-        # The slot is free before the answer is there: who sees the answer may send the next request at once.
+            return HANDED_OVER if take(now_ns, head - taken) else EMPTY
+        # The slot is free before the answer is there: a client that sees the answer may send the next request
+        # at once.
         requests.taken = words[tail_word] = taken + 1
         frame, part = response_views[published & places] or response_at(published & places)
         pack(
@@ -159,12 +167,11 @@ def ring_look(
             now_ns,
             end_ns,
             instrument & U32 | generation,
-            LONE_OUTCOME | infer_ns,
+            ONE_ROW_OK | infer_ns,
         )
         part[:] = model_output
         responses.published = words[answer_head_word] = published + 1
-        # The answer is there: what follows costs nobody's latency, as long as it is shorter than a client's
-        # turn.
+        # The answer is there: what follows delays no client, as long as it is shorter than a client's turn.
         fence()
         if flags[client_sleeping]:
             wake_client()
@@ -175,9 +182,9 @@ def ring_look(
             queue_counts[0] += 1
             model_counts[infer_ns >> FINE_SHIFT] += 1
         else:
-            counters.count_lone(infer_ns, infer_ns)
+            counters.count_single(infer_ns, infer_ns)
         if record is not None:
-            record(sequence, client_time_ns, now_ns, end_ns, instrument, LONE_OUTCOME | infer_ns)
+            record(sequence, client_time_ns, now_ns, end_ns, instrument, ONE_ROW_OK | infer_ns)
         return ANSWERED
 
-    return look_alone
+    return fast_poll

@@ -1,4 +1,4 @@
-"""The models that are served: by name for whoever says Hello, one after the other for the loop."""
+"""The models that are served: by name for a client's Hello, one after the other for the loop."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ class ServedModels:
     left, and it has its turn in the tick as long.
 
     Attributes:
-        poll: for the tick: lets each model finish and start a batch; True where there is work left or was.
-        on_poll: called with another `poll` that takes its place.
+        on_change: called when `polls` has changed.
     """
 
     def __init__(self, batchers: Sequence[Batcher]) -> None:
@@ -30,34 +29,43 @@ class ServedModels:
             raise UsageError(f"two models have one name among {names}: give each [[model]] a name of its own")
         self._default = batchers[0]
         self._leaving: list[Batcher] = []
-        self.on_poll: Callable[[Callable[[], bool]], None] = lambda poll: None
-        self._set_poll()
+        self.on_change: Callable[[], None] = lambda: None
 
     def __iter__(self) -> Iterator[Batcher]:
         return iter(self._batchers.values())
 
+    @property
+    def polls(self) -> tuple[Callable[[], bool], ...]:
+        """For the tick: each lets a model finish and start a batch; True where there is work left or was."""
+        return tuple(batcher.poll for batcher in self._polled)
+
+    @property
+    def _polled(self) -> tuple[Batcher, ...]:
+        return (*self._batchers.values(), *self._leaving)
+
     def find(self, name: str) -> Batcher | None:
-        """Who serves the model of that name, "" being the default; None where nobody does."""
+        """The batcher of the model of that name, "" being the default; None where there is none."""
         return self._batchers.get(name) if name else self._default
 
     def replace(self, old: Batcher, new: Batcher) -> None:
-        """From now on `new` serves who comes for the model of that name. `old` is polled until `left()`."""
+        """From now on `new` serves clients that come for the model of that name. `old` is polled until
+        `left()`."""
         assert old.name == new.name
         self._batchers[new.name] = new
         if self._default is old:
             self._default = new
         self._leaving.append(old)
-        self._set_poll()
+        self.on_change()
 
     def left(self, old: Batcher) -> None:
-        """Nobody is served by it any more."""
+        """It serves no client any more."""
         self._leaving.remove(old)
-        self._set_poll()
+        self.on_change()
 
-    def rest(self) -> None:
-        """The loop goes to sleep, see `Batcher.rest`."""
+    def close_fast_path(self) -> None:
+        """The loop goes to sleep, see `Batcher.close_fast_path`."""
         for batcher in self._polled:
-            batcher.rest()
+            batcher.close_fast_path()
 
     def last_batch_ns(self) -> int:
         """When the last batch of any model ended."""
@@ -72,16 +80,3 @@ class ServedModels:
         """Give back what all of them hold."""
         for batcher in self._polled:
             batcher.backend.close()
-
-    def _set_poll(self) -> None:
-        self._polled = (*self._batchers.values(), *self._leaving)
-        # With one model the tick polls its batcher itself.
-        self.poll = self._default.poll if len(self._polled) == 1 else self._poll_all
-        self.on_poll(self.poll)
-
-    def _poll_all(self) -> bool:
-        busy = False
-        for batcher in self._polled:
-            if batcher.poll():
-                busy = True
-        return busy

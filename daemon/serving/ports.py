@@ -55,13 +55,14 @@ class Rings(Protocol):
         """The client has been told: hand over what it publishes to `Session.took()`."""
 
     def detach(self) -> None:
-        """Let go of the batcher's model: from now on everything goes the full way."""
+        """Let go of the batcher's model: from now on everything goes the batch path."""
 
     def attach(self) -> None:
-        """Learn the shortest way to the batcher's model."""
+        """Have a fast path to the batcher's model."""
 
-    def take(self, now_ns: int) -> bool:
-        """Hand over what has been published; False where nothing was."""
+    def take(self, now_ns: int, rows_seen: int) -> bool:
+        """Hand over at most `rows_seen` requests that were seen before `now_ns`; False where none was
+        there."""
 
     def send(self, data: memoryview) -> None:
         """Publish answers; there is room for them."""
@@ -87,9 +88,9 @@ their client can write to them."""
 class SessionTap(Protocol):
     """Records one client: called after its answers have been sent, while their bytes are still there."""
 
-    def lone(self) -> Record: ...
+    def fast_path(self) -> Record: ...
 
-    def lone_in_ring(self, request: bytearray, outputs: memoryview) -> RecordInRing: ...
+    def fast_path_in_ring(self, request: bytearray, outputs: memoryview) -> RecordInRing: ...
 
     def record(self, rows: int, batch: int) -> None: ...
 

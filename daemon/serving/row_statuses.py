@@ -11,7 +11,7 @@ from sigd.wire.outbox import StatusArray
 from sigd.wire.status import Status
 
 
-class Marks:
+class RowStatuses:
     """Runs of marked rows among the pending rows of one connection, oldest first. False where none is
     marked."""
 
@@ -25,7 +25,7 @@ class Marks:
     def __bool__(self) -> bool:
         return bool(self._runs)
 
-    def mark_newest(self, count: int, pending_rows: int, status: Status) -> None:
+    def set_newest(self, count: int, pending_rows: int, status: Status) -> None:
         """The newest `count` of `pending_rows` pending rows get this status."""
         end = self._answered_rows + pending_rows
         self._runs.append((end - count, end, status))

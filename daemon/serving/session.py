@@ -14,9 +14,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from sigd.daemon.config.limits import FEW_ROWS
-from sigd.daemon.serving.fast_path import LonePath, lone_few, lone_path, never
+from sigd.daemon.serving.fast_path import FastPath, make_fast_path, never, run_one_by_one
 from sigd.daemon.serving.handshake import Terms, agree, read_hello
-from sigd.daemon.serving.row_statuses import Marks
+from sigd.daemon.serving.row_statuses import RowStatuses
 from sigd.daemon.serving.state import State
 from sigd.wire import fields
 from sigd.wire.errors import FrameError
@@ -36,7 +36,7 @@ EXCESS_ROWS: Final = 64
 unread."""
 CONTROL_FRAMES_A_TURN: Final = 16
 """A client that sends nothing but Heartbeats gets this many answers in one round of the loop; a buffer holds
-thousands, which would hold up everybody else for tens of milliseconds."""
+thousands, which would hold up the other clients for tens of milliseconds."""
 
 
 class Session:
@@ -52,8 +52,9 @@ class Session:
         generation: of the model that its answers were from last; where the batcher's differs, `attach()`
             comes first.
         client_name: as the client gave it in its Hello.
-        marks: which of the pending rows shall not run.
-        lone: the shortest way, for whoever has put bytes into the inbox; where it is not for them, `took` is.
+        row_statuses: which of the pending rows shall not run.
+        fast_path: offered each request first, once its bytes are in the inbox; what it refuses goes to
+            `took`.
         send_answers: where answers go, the peer or the rings.
         writable: gives where the stream's next bytes belong; never empty while reading is not paused.
     """
@@ -72,17 +73,17 @@ class Session:
         "batcher",
         "client_name",
         "conflate",
+        "fast_path",
         "generation",
         "in_batch_rows",
         "in_flight_max",
         "inbox",
-        "lone",
-        "marks",
         "outbox",
         "peer",
         "queued",
         "reject_reason",
         "rejected",
+        "row_statuses",
         "send_answers",
         "state",
         "tap",
@@ -108,11 +109,11 @@ class Session:
         self._counters = counters
         self._open_rings = open_rings
         self._rings: Rings | None = None
-        self.lone: LonePath = never
+        self.fast_path: FastPath = never
         # For the handshake; with rings, for all that comes on the stream.
         self._framer: Framer | None = Framer(FRAME_BYTES_MAX)
         self.writable: Callable[[], memoryview] = self._framer.writable
-        self.marks = Marks()
+        self.row_statuses = RowStatuses()
         self._ended = False
         self._leaving = False
         self._paused = False
@@ -128,19 +129,18 @@ class Session:
         self.in_flight_max = 0
 
     # -- the transport's side
-    # ----------------------------------------------------------------------------------
 
     def arrived(self, count_bytes: int, now_ns: int) -> None:
         """`count_bytes` were written at the start of `writable()`, and read at `now_ns`."""
         if self._framer is not None:
             self._heard(count_bytes, now_ns)
-        elif not self.lone(count_bytes, now_ns):
+        elif not self.fast_path(count_bytes, now_ns):
             self.took(count_bytes, now_ns)
 
     def took(self, count_bytes: int, now_ns: int) -> None:
-        """`count_bytes` were written at the start of `inbox.writable()`, and `lone` did not want them."""
+        """`count_bytes` were written at the start of `inbox.writable()`, and the fast path refused them."""
         if self.state is not State.CLOSED:
-            count_bytes = lone_few(self, count_bytes, now_ns)
+            count_bytes = run_one_by_one(self, count_bytes, now_ns)
             if count_bytes and not self.closed:
                 self.inbox.arrived(count_bytes)
                 self._scan(now_ns)
@@ -148,7 +148,7 @@ class Session:
     def ended(self, now_ns: int) -> None:
         """The client sends no more. What it sent is answered, then the connection closes.
 
-        With rings the end of the stream is the end at once: nobody is left to take answers.
+        With rings the end of the stream is the end at once: no client is left to take answers.
         """
         self._ended = True
         if self.state is State.HELLO or self._rings is not None:
@@ -168,14 +168,12 @@ class Session:
         """The connection is gone; nothing can be answered any more. The last call that a transport makes."""
         if self.state is not State.CLOSED:
             self._forget()
-        # Peer and session hold each other: let go, for the collector does not run where every microsecond
-        # counts.
-        self.lone = never
+        # Peer and session hold each other: let go, for the collector does not run on the hot path.
+        self.fast_path = never
         self.send_answers = _nowhere
         del self.peer
 
     # -- the service's side
-    # ------------------------------------------------------------------------------------
 
     def drain(self, code: GoodbyeCode) -> None:
         """Say Goodbye. What is pending is answered, and what still comes is answered DRAINING until
@@ -184,7 +182,7 @@ class Session:
             self._close()
         elif self.state is State.SERVING:
             self.state = State.DRAINING
-            self.batcher.no_longer_alone(self)
+            self.batcher.disown_fast_path(self)
             self.peer.send(Goodbye(code).encode())
 
     def wind_up(self, now_ns: int) -> None:
@@ -213,7 +211,6 @@ class Session:
             self._close()
 
     # -- the batcher's side
-    # ------------------------------------------------------------------------------------
 
     @property
     def serving(self) -> bool:
@@ -241,45 +238,45 @@ class Session:
             return
         self.batcher.pending_rows -= count
         self.inbox.answered(count)
-        self.marks.answered(count)
+        self.row_statuses.answered(count)
         self._read_on()
         self._go_on(now_ns)
 
     def admit(self, count: int) -> None:
         """The newest `count` pending rows wait for a batch; mark those that shall not run."""
         mine = self.inbox.rows
-        # Or those who ask for much would have everybody else turned away.
+        # Or a few clients that ask for much would have all others turned away.
         too_many_pending = min(self.batcher.pending_rows + count - self._rows_pending_max, mine - FEW_ROWS)
         excess = max(mine - self.in_flight_max, too_many_pending)
         self.batcher.pending_rows += count
         if self.state is State.DRAINING:
-            self.marks.mark_newest(count, mine, Status.DRAINING)
+            self.row_statuses.set_newest(count, mine, Status.DRAINING)
         elif excess > 0:
-            self.marks.mark_newest(min(excess, count), mine, Status.BUSY)
+            self.row_statuses.set_newest(min(excess, count), mine, Status.BUSY)
 
     def detach(self) -> None:
         """The batcher gets another model: let go of the one that it had."""
-        self.lone = never
+        self.fast_path = never
         if self._rings is not None:
             self._rings.detach()
 
     def attach(self) -> None:
-        """From now on answers are from the batcher's model, and the shortest way leads there."""
+        """From now on answers are from the batcher's model, and the fast path leads there."""
         batcher = self.batcher
         self.generation = batcher.generation
         self.outbox = ResponseOutbox(batcher.spec.outputs, batcher.batch_rows_max, batcher.generation)
         self.tap = batcher.open_tap(self, in_rings=self._rings is not None)
-        self.lone = lone_path(self, batcher, batcher.clock)
+        self.fast_path = make_fast_path(self, batcher, batcher.clock)
         if self._rings is not None:
             self._rings.attach()
 
-    def take_lone(self, count_bytes: int, now_ns: int) -> None:
+    def admit_one(self, count_bytes: int, now_ns: int) -> None:
         """The request that arrived alone becomes a pending row, whose answer is on its way."""
         self.inbox.arrived(count_bytes)
         self.inbox.scan(now_ns)
         self.admit(1)
 
-    # -- inside ------------------------------------------------------------------------------------------
+    # -- inside
 
     def _heard(self, count_bytes: int, now_ns: int) -> None:
         """Bytes of the handshake, or of what a client with rings says besides."""
@@ -435,7 +432,7 @@ class Session:
     def _leave(self, now_ns: int) -> None:
         """Part with a client with rings, once what it published before its Goodbye is answered."""
         assert self._rings is not None
-        if self._ended or not self._rings.take(now_ns):
+        if self._ended or not self._rings.take(now_ns, self.in_flight_max):
             self._part()
         elif not self.closed and not self.inbox.rows:
             # It was one request, and answered at once: there may be one more.

@@ -39,7 +39,7 @@ class Access:
     would protect nothing.
 
     Attributes:
-        expected: the rule in words, for whoever is refused; "" where everybody is let in.
+        expected: the rule in words, for a client that is refused; "" where all are let in.
     """
 
     users: frozenset[int]

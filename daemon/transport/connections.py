@@ -1,5 +1,5 @@
-"""Who is connected: connections as they come and go, the bounds on them, and how all of them are told that it
-ends."""
+"""The connections of clients as they come and go, the bounds on them, and how all are told that the daemon
+stops."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Clients:
         self._open_rings = open_rings
         # Each with the timer that waits for its Hello.
         self._connections: dict[StreamProtocol, asyncio.TimerHandle] = {}
-        # Those that may not have said Hello yet, the oldest first. Nobody looks before places are rare.
+        # Those that may not have said Hello yet, the oldest first. Not looked at before places are rare.
         self._silent: dict[StreamProtocol, None] = {}
         self._by_user: Counter[int] = Counter()
         self._turned_away = TurnedAway()
@@ -57,7 +57,7 @@ class Clients:
         self._gone = asyncio.Event()
 
     def accept(self) -> asyncio.BaseProtocol:
-        """A connection that has just been made. Never raises: uvloop would accept nobody any more."""
+        """A connection that has just been made. Never raises: uvloop would accept no connection any more."""
         try:
             return StreamProtocol(
                 lambda peer: Session(peer, self._find_model, self._counters, self._open_rings),
@@ -87,7 +87,7 @@ class Clients:
         )
 
     def refuse(self) -> None:
-        """Close whoever comes from now on: the daemon is stopping."""
+        """Close each new connection from now on: the daemon is stopping."""
         self._refusing = True
 
     async def drain(self) -> None:
@@ -130,8 +130,8 @@ class Clients:
         return None
 
     def _make_room(self, uid: int | None = None) -> bool:
-        """Let go who has been silent for longest, of that user or of all: silence shall not hold a place that
-        another needs. False where all have said Hello."""
+        """Evict the oldest connection that has not said Hello, of that user or of all, for another that needs
+        its place. False where all have said Hello."""
         for connection in list(self._silent):
             if connection.session.state is not State.HELLO:
                 del self._silent[connection]

@@ -1,8 +1,8 @@
-"""Ringing and silencing an eventfd that somebody else holds too, without ever waiting.
+"""Ringing and silencing an eventfd that a client holds too, without ever waiting.
 
-Who is passed a descriptor shares its open file, flags included: a client may take O_NONBLOCK off a doorbell
-behind the daemon's back, fill its counter up, and `write()` would wait for ever; or empty it, and `read()`
-would. No check before the call helps, for the client may act in between. So neither call is made:
+A process that is passed a descriptor shares its open file, flags included: a client may take O_NONBLOCK off a
+doorbell behind the daemon's back, fill its counter up, and `write()` would wait for ever; or empty it, and
+`read()` would. No check before the call helps, for the client may act in between. So neither call is made:
 
 - A bell is rung by the kernel itself, as the notice of a finished asynchronous read (Linux AIO,
   IOCB_FLAG_RESFD) of no bytes of /dev/null. The kernel adds to the counter, or leaves it full; there is no

@@ -29,7 +29,7 @@ class Listener:
     is bound, so there is no moment at which others may connect.
 
     Attributes:
-        socket: open from entering the block on; whoever serves it closes it.
+        socket: open from entering the block on; the server that serves it closes it.
     """
 
     socket: socket.socket
@@ -42,7 +42,7 @@ class Listener:
     def __enter__(self) -> Self:
         """
         Raises:
-            AlreadyServed: somebody answers there.
+            AlreadyServed: a daemon answers there.
             UsageError: something that is no socket stands there.
             MissingDependency: the directory is missing, or cannot be used.
         """
@@ -68,7 +68,7 @@ class Listener:
         self.socket.close()
 
     def remove(self) -> None:
-        """Remove the socket's file, if it still is this one's: nobody finds the way here any more.
+        """Remove the socket's file, if it still is this one's: no client finds the way here any more.
 
         To be called while the socket is open: then no other file can have got its inode number.
         """

@@ -1,13 +1,13 @@
 """The shared-memory transport: a thin shell that moves frames between the rings of a region and a session.
 
-While a session's rings are awake they are looked at in every tick of the loop. Asleep they cost nothing:
+While a session's rings are awake they are polled in every tick of the loop. Asleep they cost nothing:
 their client rings a doorbell, which the loop waits for as for a socket. Rings go to sleep when the loop does,
 and, where many are open, when nothing has come for a while. See wire.ring for how none of this loses a
 wake-up.
 
 A client may write whatever it likes into its region, at any time. Every counter of its is held against ours,
 a request is copied before it is looked at, the region cannot be resized, and no system call on what it shares
-can wait (see daemon.doorbell). What breaks the rules ends its own session.
+can wait (see daemon.transport.doorbell). What breaks the rules ends its own session.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from sigd.daemon.errors import MissingDependency
-from sigd.daemon.serving.fast_path_ring import NOTHING, WAITS, Found, Look, ring_look
+from sigd.daemon.serving.fast_path_ring import EMPTY, HANDED_OVER, Found, RingPoll, make_ring_poll
 from sigd.daemon.transport.doorbell import BellRinger, silence
 from sigd.wire.errors import FrameError
 from sigd.wire.region import RegionLayout, region_layout
@@ -35,28 +35,28 @@ if TYPE_CHECKING:
 BEAT_S: Final = 0.05
 """How often a region's heartbeat moves; the contract says at least every 0.1 s."""
 BEATEN_AT_ONCE: Final = 20
-"""A thousand regions are a thousand cache misses, in which nobody is answered: past so many they have their
-beats in turns."""
+"""A thousand regions are a thousand cache misses, in which no request is answered: past so many, heartbeats
+are staggered."""
 AWAKE_MAX: Final = 16
-"""More rings than that are not all looked at in every tick: those that were quiet for a beat sleep."""
+"""Of more rings than that not all are polled in every tick: those that were quiet for a beat sleep."""
 ROUND: Final = range(8)
-"""Looks at rings that are the only ones awake, in one round of the loop."""
+"""Polls of rings that are the only ones awake, in one round of the loop."""
 ANSWERED_MAX: Final = 4
 """Requests from them that are answered at once in one round."""
-LONE_ROUND: Final = range(128)
-LONE_ANSWERED_MAX: Final = 32
+ONLY_CLIENT_ROUND: Final = range(128)
+ONLY_CLIENT_ANSWERED_MAX: Final = 32
 """The same where no other client is connected that the round could be kept from: a quarter of a
 millisecond."""
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 class SessionRings:
-    """The rings of one session. Implements daemon.peer.Rings.
+    """The rings of one session. Implements daemon.serving.ports.Rings.
 
     Attributes:
-        layout, descriptors: see daemon.peer.Rings.
-        look: see daemon.lone_ring.
-        awake: looked at in every tick.
+        layout, descriptors: see daemon.serving.ports.Rings.
+        poll: see daemon.serving.fast_path_ring.
+        awake: polled in every tick.
         stalled: its client does not take its answers, so nothing more is taken from it.
     """
 
@@ -72,7 +72,7 @@ class SessionRings:
         "_taken_at_beat",
         "awake",
         "layout",
-        "look",
+        "poll",
         "stalled",
     )
 
@@ -81,7 +81,7 @@ class SessionRings:
         self.layout = layout
         self.awake = False
         self.stalled = False
-        self.look: Look = _nothing
+        self.poll: RingPoll = _nothing
         self._host = host
         self._session = session
         self._clock = host.clock
@@ -111,35 +111,38 @@ class SessionRings:
         return (self._memory, *self._bells)
 
     # -- the session's side
-    # ------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """The client has been told: look at what it publishes."""
+        """The client has been told: take what it publishes."""
         os.close(self._memory)
         self._memory = -1
         self._host.add(self, self._bells[0], self._rung)
 
     def detach(self) -> None:
-        """Let go of the batcher's model, and take the full way until `attach()`."""
-        self.look = self._look_afar
-        self._host.look_anew()
+        """Let go of the batcher's model, and go the batch path until `attach()`."""
+        self.poll = self._poll_batch_path
+        self._host.poll_anew()
 
     def attach(self) -> None:
-        """Learn the shortest way to the batcher's model."""
+        """Have a fast path to the batcher's model."""
         session = self._session
-        self.look = ring_look(
+        self.poll = make_ring_poll(
             session, session.batcher, self._requests, self._responses, self.take, self._wake_client
         )
-        self._host.look_anew()
+        self._host.poll_anew()
 
-    def take(self, now_ns: int) -> bool:
-        """Hand what has been published to the session; False where nothing was."""
+    def take(self, now_ns: int, rows_seen: int) -> bool:
+        """Hand what has been published to the session; False where nothing was.
+
+        At most the `rows_seen` requests that were seen before `now_ns`: one that is published after it would
+        have been received before it was sent.
+        """
         session = self._session
         inbox = session.inbox
         try:
             # Every request that is taken will need a slot for its answer.
             room = self._responses.room() - inbox.rows
-            rows = self._requests.take(inbox.writable(), room) if room > 0 else 0
+            rows = self._requests.take(inbox.writable(), min(room, max(rows_seen, 1))) if room > 0 else 0
         except FrameError as error:
             session.reject(error.code, error.reason)
             return True
@@ -158,7 +161,7 @@ class SessionRings:
             self._session.reject(error.code, error.reason)
 
     def stop(self) -> None:
-        """Look at nothing more."""
+        """Poll no more."""
         self._host.remove(self, self._bells[0])
 
     def close(self) -> None:
@@ -166,12 +169,13 @@ class SessionRings:
         self._host.remove(self, self._bells[0])
         self._close_descriptors()
         # A session and its rings hold each other.
-        self.look = _nothing
+        self.poll = _nothing
         del self._session, self._requests, self._responses, self._region
 
-    def _look_afar(self) -> Found:
-        """As `daemon.lone_ring.ring_look`, without a shortest way."""
-        return WAITS if self.lag() and self.take(self._clock()) else NOTHING
+    def _poll_batch_path(self) -> Found:
+        """As the function of `make_ring_poll`, without a fast path."""
+        rows = self._requests.words[self._requests.head_word] - self._requests.taken
+        return HANDED_OVER if rows and self.take(self._clock(), rows) else EMPTY
 
     def _close_descriptors(self) -> None:
         for descriptor in (self._memory, *self._bells):
@@ -179,7 +183,7 @@ class SessionRings:
                 os.close(descriptor)
         self._memory, self._bells = -1, ()
 
-    # -- the host's side ---------------------------------------------------------------------------------
+    # -- the host's side
 
     def may_sleep(self) -> bool:
         """From now on the doorbell is needed; False, and it is not, where something has come meanwhile."""
@@ -217,25 +221,20 @@ class RingHost:
     """All rings of a daemon, and the tick's part of them.
 
     Attributes:
-        poll: for the tick: looks at all rings that are awake, then lets `batch` run; True where there is work
-            or was.
-        batch_with: sets another `batch`.
         clock: CLOCK_MONOTONIC in ns.
         fence: see wire.ring.
-        counter: 8 bytes for whoever silences a bell.
+        counter: 8 bytes to read a bell's counter into.
     """
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         clock: Callable[[], int],
-        batch: Callable[[], bool],
         wake: Callable[[], None],
         counters: ClientCounters,
     ) -> None:
         """
         Args:
-            batch: runs what waits, and says whether there is work left or was.
             wake: called when there is something for `poll`.
             counters: which know how many connections are open, with and without rings.
         """
@@ -250,12 +249,34 @@ class RingHost:
         # Whose beat is due next, and some that have closed meanwhile.
         self._due: deque[SessionRings] = deque()
         self._awake: tuple[SessionRings, ...] = ()
-        self._looks: tuple[Look, ...] = ()
+        self._polls: tuple[RingPoll, ...] = ()
         self._timer: asyncio.TimerHandle | None = None
-        self.poll, self.batch_with = self._make_poll(batch)
+
+    def poll(self) -> bool:
+        """For the tick: takes what is in the rings that are awake; True where there was something."""
+        polls = self._polls
+        if len(polls) != 1:
+            busy = False
+            for poll in polls:
+                if poll():
+                    busy = True
+            return busy
+        (poll,) = polls
+        answered = 0
+        # A client that was just answered asks again before a round of the loop would be over. The round also
+        # serves the sockets, which wait no longer than for `answered_max` requests.
+        only_client = self._counters.connections_open == len(self._open)
+        answered_max = ONLY_CLIENT_ANSWERED_MAX if only_client else ANSWERED_MAX
+        for _ in ONLY_CLIENT_ROUND if only_client else ROUND:
+            found = poll()
+            if found:
+                answered += 1
+                if found == HANDED_OVER or answered == answered_max:
+                    break
+        return answered > 0
 
     def open(self, session: Session, ring_slots: int) -> SessionRings:
-        """Rings for a session; see daemon.peer.OpenRings.
+        """Rings for a session; see daemon.serving.ports.OpenRings.
 
         Raises:
             FrameError: there is no shared memory to be had; the reason says why.
@@ -288,10 +309,10 @@ class RingHost:
         if self._ringer is not None:
             self._ringer.close()
 
-    # -- the rings' side ---------------------------------------------------------------------------------
+    # -- the rings' side
 
     def add(self, rings: SessionRings, bell: int, rung: Callable[[], None]) -> None:
-        """Look at them from now on, and call `rung` when their doorbell rings."""
+        """Poll them from now on, and call `rung` when their doorbell rings."""
         self._open[rings] = None
         self._due.append(rings)
         self._loop.add_reader(bell, rung)
@@ -300,7 +321,7 @@ class RingHost:
             self._timer = self._loop.call_later(BEAT_S, self._beat)
 
     def remove(self, rings: SessionRings, bell: int) -> None:
-        """Look at them no more."""
+        """Poll them no more."""
         if rings in self._open:
             del self._open[rings]
             self._loop.remove_reader(bell)
@@ -313,8 +334,8 @@ class RingHost:
             self._set_awake((*self._awake, rings))
             self._wake()
 
-    def look_anew(self) -> None:
-        """Somebody's way of looking has changed."""
+    def poll_anew(self) -> None:
+        """A session polls its rings in another way."""
         self._set_awake(self._awake)
 
     def ring(self, bell: int) -> None:
@@ -322,41 +343,7 @@ class RingHost:
         assert self._ringer is not None
         self._ringer.ring(bell)
 
-    # -- inside ------------------------------------------------------------------------------------------
-
-    def _make_poll(
-        self, batch: Callable[[], bool]
-    ) -> tuple[Callable[[], bool], Callable[[Callable[[], bool]], None]]:
-        """`poll` and `batch_with`. It runs in every round of a loop that spins, so it is a closure."""
-        counters, opened = self._counters, self._open
-
-        def poll() -> bool:
-            looks = self._looks
-            if len(looks) != 1:
-                busy = False
-                for look in looks:
-                    if look():
-                        busy = True
-                return batch() or busy
-            (look,) = looks
-            answered = 0
-            # Whoever was just answered asks again before a round of the loop would be over; the round also
-            # looks at the sockets, which wait no longer than for `answered_max` requests.
-            alone = counters.connections_open == len(opened)
-            answered_max = LONE_ANSWERED_MAX if alone else ANSWERED_MAX
-            for _ in LONE_ROUND if alone else ROUND:
-                found = look()
-                if found:
-                    answered += 1
-                    if found == WAITS or answered == answered_max:
-                        break
-            return batch() or answered > 0
-
-        def batch_with(changed: Callable[[], bool]) -> None:
-            nonlocal batch
-            batch = changed
-
-        return poll, batch_with
+    # -- inside
 
     def _put_to_sleep(self, rings: SessionRings) -> bool:
         rings.awake = not rings.may_sleep()
@@ -368,10 +355,10 @@ class RingHost:
 
     def _set_awake(self, awake: tuple[SessionRings, ...]) -> None:
         self._awake = awake
-        self._looks = tuple(rings.look for rings in awake)
+        self._polls = tuple(rings.poll for rings in awake)
 
     def _beat(self) -> None:
-        """What is to be done for all rings now and then."""
+        """What has to be done for all rings now and then."""
         now_ns = self.clock()
         for rings in [self._due.popleft() for _ in range(min(len(self._due), BEATEN_AT_ONCE))]:
             if rings in self._open:
@@ -387,10 +374,9 @@ class RingHost:
     def _look_after(self, rings: SessionRings, now_ns: int) -> None:
         rings.beat(now_ns)
         if rings.stalled or (not rings.awake and rings.lag()):
-            # Nobody rings when there is room for answers again. Nor does a bell that its client has broken,
-            # or has not
-            # come to: a counter that the kernel was made to fill up is an error, after which a loop waits no
-            #     more.
+            # No bell rings when there is room for answers again. Nor does one that its client has broken, or
+            # has not come to: a counter that the kernel was made to fill up is an error, after which a loop
+            # waits no more.
             rings.stalled = False
             self.rise(rings)
         elif rings.quiet() and rings.awake and len(self._awake) > AWAKE_MAX and rings.may_sleep():
@@ -398,8 +384,8 @@ class RingHost:
 
 
 def _nothing() -> Found:
-    """The look at rings that are not there yet, or any more."""
-    return NOTHING
+    """The poll of rings that are not there yet, or any more."""
+    return EMPTY
 
 
 def _eventfd() -> int:

@@ -24,8 +24,8 @@ _FORWARDERS: Final = {
 
 
 def why_not_shared_memory(pid: int) -> str:
-    """Why descriptors that are passed to this process do not reach the client; empty where they do, or nobody
-    knows.
+    """Why descriptors that are passed to this process do not reach the client; empty where they do, or where
+    it is not known.
 
     The words are short enough for the reason of a Reject.
     """

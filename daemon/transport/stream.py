@@ -63,7 +63,7 @@ class StreamProtocol(asyncio.BufferedProtocol):
         self.descriptor = -1
         self._detour = True  # send() must not write straight to the descriptor
 
-    # -- asyncio's side ----------------------------------------------------------------------------------
+    # -- asyncio's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports have asyncio.Transport's methods, not its class
@@ -91,7 +91,6 @@ class StreamProtocol(asyncio.BufferedProtocol):
         self._on_closed(self)
 
     # -- the session's side
-    # ------------------------------------------------------------------------------------
 
     def send(self, data: memoryview | bytes) -> None:
         """Write now what the kernel takes; the rest is copied and follows when it takes more."""

@@ -70,7 +70,7 @@ def test_client_reads_responses(benchmark: BenchmarkFixture, rows: int) -> None:
     outbox.encode_single(
         1, 2, 3, 4, 5, outcome_word(5_000, 0, 1), np.ones(OUTPUTS, np.float32).data.cast("B")
     )
-    frames = rows * bytes(outbox.lone)
+    frames = rows * bytes(outbox.single)
     inbox = ResponseInbox(OUTPUTS)
 
     def read() -> None:

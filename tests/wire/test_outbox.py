@@ -183,7 +183,7 @@ def test_a_single_answer_is_the_same_bytes_as_a_batch_of_one(
         infer_ns=infer_ns,
         batch_rows=1,
     )
-    assert bytes(lone.lone) == bytes(encoded)
+    assert bytes(lone.single) == bytes(encoded)
     assert bytes(encoded) == response_frame(
         request,
         row,
@@ -205,7 +205,7 @@ def test_a_single_answer_after_a_mixed_batch_is_clean(request_frame: MakeFrame) 
         pending(request_frame, requests), row, statuses, send_time_ns=SEND_NS, infer_ns=9, batch_rows=1
     )
     outbox.encode_single(1, 2, 77, SEND_NS, 3, outcome_word(5, 0, 1), row[0].data.cast("B"))
-    assert bytes(outbox.lone) == response_frame(
+    assert bytes(outbox.single) == response_frame(
         requests[0], row[0], status=0, infer_ns=5, batch_rows=1, generation=1
     )
 
@@ -246,7 +246,7 @@ def test_every_answer_names_the_generation(request_frame: MakeFrame) -> None:
     sent = outbox.encode(words, ones, None, send_time_ns=1, infer_ns=1, batch_rows=ROWS_MAX)
     assert set(np.frombuffer(sent, dtype)["model_generation"].tolist()) == {2}
     outbox.encode_single(1, 2, 3, 4, 5, outcome_word(6, 0, 1), memoryview(bytes(4)))
-    assert np.frombuffer(outbox.lone, dtype)["model_generation"] == 2
+    assert np.frombuffer(outbox.single, dtype)["model_generation"] == 2
 
 
 @pytest.mark.parametrize("outputs", [1, 3, 5])

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 WORDS = [
     "take from the ring",
     "admit",
-    "screen",
+    "admit_to_batch",
     "model",
     "encode",
     "count",
@@ -48,8 +48,8 @@ def test_every_stage_of_every_load_is_timed(models: ModelMaker) -> None:
     times = run("--model", models.mlp(features=8, outputs=3), "--rows", "4")
     assert (times.features, times.outputs, times.backend) == (8, 3, "echo")
     assert [(column.title, column.rows) for column in times.columns] == [
-        ("1, alone", 1),
-        ("1, full way", 1),
+        ("1, fast path", 1),
+        ("1, batch path", 1),
         ("4 together", 4),
     ]
     assert list(times.columns[2].stages_ns) == list(times.columns[1].stages_ns) == WORDS
@@ -65,7 +65,7 @@ def test_every_stage_of_every_load_is_timed(models: ModelMaker) -> None:
 
 def test_a_request_that_cannot_go_the_shortest_way_has_no_column_for_it(models: ModelMaker) -> None:
     times = run("--model", models.mlp(features=FEATURES_MAX + 1, outputs=1), "--rows", "2")
-    assert [column.title for column in times.columns] == ["1, full way", "2 together"]
+    assert [column.title for column in times.columns] == ["1, batch path", "2 together"]
 
 
 def test_it_times_a_model_as_well_and_shows_a_table(models: ModelMaker) -> None:
@@ -107,8 +107,8 @@ def test_what_recording_costs(models: ModelMaker) -> None:
     result = CliRunner().invoke(recording.main, arguments)
     costs = msgspec.json.decode(result.stdout.encode(), type=list[recording.Cost])
     assert [(cost.load, cost.rows) for cost in costs] == [
-        ("1, alone", 1),
-        ("1, full way", 1),
+        ("1, fast path", 1),
+        ("1, batch path", 1),
         ("3 together", 3),
     ]
     assert all(cost.off.p99_ns >= cost.off.p50_ns > 0 for cost in costs)
@@ -116,7 +116,7 @@ def test_what_recording_costs(models: ModelMaker) -> None:
     shown = CliRunner().invoke(recording.main, arguments[:-1])
     title, *lines = shown.stdout.splitlines()
     assert title.split() == ["ns", "a", "request", "p50", "times", "p99", "times"]
-    assert [line[12:34].strip() for line in lines] == [
+    assert [line[14:36].strip() for line in lines] == [
         "nothing counted",
         "metrics",
         "metrics and recorder",
@@ -129,17 +129,17 @@ def test_it_is_counting_and_recording_that_is_compared(backend: Backend) -> None
     off, counting, both = setups = recording.make_setups(loop, backend)
     recording.measure(*setups, 4, 1)
     ticks = 2 * recording.ROUND_CALLS
-    alone, full_way = 2 + ticks, ticks
+    alone, batch_path = 2 + ticks, ticks
     nothing = off.client.batcher.counters
     assert sum(nothing.by_status) == sum(nothing.batches_by_rows) == 0
     for setup in (counting, both):
         counted = setup.client.batcher.counters
-        assert counted.by_status[0] == alone + full_way + 4 * ticks
-        assert counted.batches_by_rows[1] == alone + full_way
+        assert counted.by_status[0] == alone + batch_path + 4 * ticks
+        assert counted.batches_by_rows[1] == alone + batch_path
         assert counted.batches_by_rows[4] == ticks
     assert (off.ring, counting.ring) == (None, None)
     assert both.ring is not None
-    assert both.ring.requests == alone + full_way + 4 * ticks
+    assert both.ring.requests == alone + batch_path + 4 * ticks
     assert both.ring.dropped == 0, "a request that finds no room costs less"
     for setup in setups:
         setup.client.close()
@@ -159,7 +159,7 @@ def test_answers_that_do_not_come_are_not_timed_as_if_they_had(backend: Backend)
     client.publish(3)
     with pytest.raises(AssertionError, match="0 answers, expected 3"):
         client.take(3)
-    client.host.poll()
+    client.poll()
     client.take(3)
     assert client.batcher.counters.by_status[0] == 3
     client.close()

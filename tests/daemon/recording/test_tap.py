@@ -78,7 +78,7 @@ def test_a_request_that_runs_alone(recording: Recording) -> None:
     for sequence in range(5):
         recording.say(client, recording.rig.request(sequence, 1.5, sequence, instrument_id=9))
         recording.run()
-        assert recording.rig.batcher.alone is client.session
+        assert recording.rig.batcher.fast_path_owner is client.session
     first, *others = recording.check()
     assert first.batch > 0, "the first one went the full way"
     assert [exchange.batch for exchange in others] == [0] * 4
@@ -96,7 +96,7 @@ def test_requests_of_several_clients_that_run_together(
     recording = Recording(make_rig, make_recorded(), synchronous=synchronous)
     one, other = recording.connect(), recording.connect()
     for turn in range(3):
-        recording.rig.batcher.rest()
+        recording.rig.batcher.close_fast_path()
         recording.say(one, recording.rig.requests(range(turn * 3, turn * 3 + 3)))
         recording.say(other, recording.rig.requests(range(turn * 2, turn * 2 + 2)))
         recording.run()
@@ -140,7 +140,7 @@ def test_a_batch_that_failed_is_no_part_of_the_one_before(recording: Recording) 
     client = recording.connect()
     rig = recording.rig
     for failure in (None, RuntimeError("by chance"), None):
-        rig.batcher.rest()
+        rig.batcher.close_fast_path()
         recording.say(client, rig.request(1, 1), rig.request(2, 1))
         rig.backend.failure = failure
         recording.run()

@@ -8,7 +8,7 @@ import pytest
 import uvloop
 
 from sigd.bench.profile.client import ServedClient
-from sigd.daemon.recording.tee import BothTaps, joined
+from sigd.daemon.recording.tee import TeeTaps, tee
 from sigd.models.registry import open_backend
 from sigd.wire.ring import why_not_here
 
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
 def test_there_is_a_pair_only_where_there_are_two(make_recorded: MakeRecorded) -> None:
     one, other = make_recorded().taps, make_recorded().taps
-    assert joined(None, None) is None
-    assert joined(one, None) is one
-    assert joined(None, other) is other
-    assert isinstance(joined(one, other), BothTaps)
+    assert tee(None, None) is None
+    assert tee(one, None) is one
+    assert tee(None, other) is other
+    assert isinstance(tee(one, other), TeeTaps)
 
 
 def test_both_get_every_answer(make_rig: type[Rig], make_recorded: MakeRecorded) -> None:
     one, other = make_recorded(), make_recorded()
-    rig = make_rig(taps=joined(one.taps, other.taps))
+    rig = make_rig(taps=tee(one.taps, other.taps))
     client = rig.connect()
     for sequence in range(4):
         client.say(rig.request(sequence, 1.5, sequence))
         rig.run()
-    assert rig.batcher.alone is client.session
+    assert rig.batcher.fast_path_owner is client.session
     client.say(rig.requests(range(4, 9)))
     rig.run()
     assert_alike(one, other, 9)
@@ -45,10 +45,10 @@ def test_both_get_every_answer_through_rings(models: ModelMaker, make_recorded: 
     one, other = make_recorded(), make_recorded()
     loop = uvloop.new_event_loop()
     backend = open_backend(models.copied(4))
-    client = ServedClient(loop, backend, taps=joined(one.taps, other.taps))
+    client = ServedClient(loop, backend, taps=tee(one.taps, other.taps))
     for rows in (1, 1, 1, 5):
         client.publish(rows)
-        client.host.poll()
+        client.poll()
         client.take(rows)
     client.close()
     loop.close()

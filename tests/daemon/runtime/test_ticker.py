@@ -29,7 +29,7 @@ class Loop:
         self.ticker = Ticker(
             self,  # type: ignore[arg-type]
             strategy,
-            self.poll,
+            [self.poll],
             lambda: self.last_batch_ns,
             lambda: self.now_ns,
             SPIN_NS,

@@ -80,7 +80,7 @@ class Rig:
         loop: Any = self
         notifier: Any = SimpleNamespace(watchdog_ns=watchdog_ns, alive=self.alive)
         self.ticker = Ticker(
-            loop, strategy, self.poll, lambda: 0, lambda: self.now_ns, 0, lambda: None, lambda: True
+            loop, strategy, [self.poll], lambda: 0, lambda: self.now_ns, 0, lambda: None, lambda: True
         )
         self.liveness_check = LivenessCheck(lambda: self.now_ns, rest_ns=watchdog_ns)
         self.watchdog = Watchdog(
@@ -202,14 +202,14 @@ def test_a_loop_that_hangs_stops_it(rig: Rig) -> None:
 def test_a_look_costs_the_ticks_in_between_nothing() -> None:
     """The poll of every other tick is the bare one."""
     rig = Rig(IdleStrategy.SPIN)
-    bare = rig.ticker._poll
+    bare = rig.ticker._round
     rig.ticker.interpose(lambda: None)
-    assert rig.ticker._poll is not bare
+    assert rig.ticker._round is not bare
     for tick in (due := list(rig.soon)):
         rig.soon.remove(tick)
         tick()
     assert due
-    assert rig.ticker._poll == bare
+    assert rig.ticker._round == bare
     assert rig.polls == 1, "and the tick that was looked at polls too"
 
 

@@ -147,7 +147,7 @@ def test_what_fills_the_buffer_waits_unread_and_nothing_is_lost(make_rig: type[R
     assert not client.paused
 
 
-# -- conflation ------------------------------------------------------------------------------------------
+# -- conflation
 
 
 def test_conflation_keeps_the_newest_of_each_instrument(rig: Rig) -> None:

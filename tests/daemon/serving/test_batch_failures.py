@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sigd.daemon.serving import batcher as batcher_module
-from sigd.daemon.serving.admission import screen
+from sigd.daemon.serving.admission import admit_to_batch
 from sigd.models.errors import BackendClosed, BackendFailed
 from sigd.wire.status import Status
 
@@ -69,17 +69,17 @@ def test_a_batch_that_fails_is_answered_and_the_next_one_runs(
 
 
 @pytest.mark.parametrize("failure", [BackendFailed("the device said no"), ValueError("a bug")])
-def test_a_lone_request_that_fails_is_answered(make_rig: type[Rig], failure: Exception) -> None:
+def test_fast_path_failure_runs_again_on_the_batch_path(make_rig: type[Rig], failure: Exception) -> None:
     rig = make_rig()
     client = rig.connect()
     client.say(rig.request(1))
     rig.run()
     rig.backend.failure = failure
     client.say(rig.request(2))
-    assert client.statuses() == [(1, Status.OK), (2, Status.MODEL_ERROR)]
-    client.say(rig.request(3))
+    assert client.statuses() == [(1, Status.OK)]
     rig.run()
-    assert client.statuses() == [(3, Status.OK)]
+    client.say(rig.request(3))
+    assert client.statuses() == [(2, Status.OK), (3, Status.OK)], "and the path is open again"
     assert rig.batcher.pending_rows == 0
 
 
@@ -105,7 +105,7 @@ def test_a_failure_that_the_process_cannot_survive(rig: Rig) -> None:
     assert len(rig.backend.batches) == 1, "and the device is left alone"
 
 
-def test_a_failure_of_a_lone_request_that_the_process_cannot_survive(make_rig: type[Rig]) -> None:
+def test_fast_path_failure_that_the_process_cannot_survive_is_not_tried_again(make_rig: type[Rig]) -> None:
     rig = make_rig()
     client = rig.connect()
     client.say(rig.request(1))
@@ -128,9 +128,9 @@ def test_an_error_of_the_daemon_itself_ends_one_connection(
     def broken_screen(session: object, *rest: object) -> object:
         if session is unlucky:
             raise RuntimeError("a bug in screening")
-        return screen(session, *rest)  # type: ignore[arg-type]
+        return admit_to_batch(session, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(batcher_module, "screen", broken_screen)
+    monkeypatch.setattr(batcher_module, "admit_to_batch", broken_screen)
     for client in clients:
         client.say(rig.request(1))
     rig.run()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sigd.daemon.config.limits import FEW_ROWS
-from sigd.daemon.serving.fast_path import FEW_RUN_NS_MAX
+from sigd.daemon.serving.fast_path import QUICK_RUN_NS_MAX
 from sigd.wire.status import GoodbyeCode, Status
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def nan_free(answer: Answer) -> tuple[object, ...]:
     return answer.sequence, answer.client_time_ns, answer.instrument_id, answer.status, outputs
 
 
-# -- the short way ---------------------------------------------------------------------------------------
+# -- the short way
 
 features_of_any_kind = st.lists(
     st.one_of(
@@ -55,7 +55,7 @@ features_of_any_kind = st.lists(
         max_size=12,
     )
 )
-def test_the_short_way_gives_the_same_answers_as_the_full_way(
+def test_the_short_way_gives_the_same_answers_as_the_batch_path(
     make_rig: type[Rig],
     synchronous: bool,
     looks: int | None,
@@ -74,7 +74,7 @@ def test_the_short_way_gives_the_same_answers_as_the_full_way(
             rig.backend.run_ns = 0 if features[2] in (NAN_OUTPUT, INF_OUTPUT) else run_ns
             deadline_ns = rig.clock.now_ns + int(deadline_ms * MS) if deadline_ms else 0
             if rig is full:
-                rig.batcher.rest()
+                rig.batcher.close_fast_path()
             client.say(
                 rig.request(
                     sequence,
@@ -91,7 +91,7 @@ def test_the_short_way_gives_the_same_answers_as_the_full_way(
     assert short.batcher.pending_rows == full.batcher.pending_rows == 0
 
 
-def test_the_short_way_waits_for_no_round_and_counts_what_the_full_way_counts(make_rig: type[Rig]) -> None:
+def test_the_short_way_waits_for_no_round_and_counts_what_the_batch_path_counts(make_rig: type[Rig]) -> None:
     rig = make_rig()
     rig.backend.run_ns = 5_000
     client = rig.connect()
@@ -115,7 +115,7 @@ def test_the_short_way_waits_for_no_round_and_counts_what_the_full_way_counts(ma
 def test_the_short_way_is_left_as_soon_as_somebody_else_talks(make_rig: type[Rig]) -> None:
     """Where a run is long enough for a batch to be worth its price."""
     rig = make_rig()
-    rig.backend.run_ns = FEW_RUN_NS_MAX + 1
+    rig.backend.run_ns = QUICK_RUN_NS_MAX + 1
     first, second = rig.connect(), rig.connect()
     first.say(rig.request(1))
     rig.run()
@@ -150,7 +150,7 @@ def test_the_short_way_ends_where_the_loop_goes_to_sleep(make_rig: type[Rig]) ->
     client = rig.connect()
     client.say(rig.request(1))
     rig.run()
-    rig.batcher.rest()
+    rig.batcher.close_fast_path()
     wakes = rig.wakes
     client.say(rig.request(2))
     assert rig.wakes == wakes + 1, "so that the ticker spins again"
@@ -171,7 +171,7 @@ def test_a_batch_that_takes_longer_than_its_field_holds(make_rig: type[Rig]) -> 
     assert (slow.status, slow.outputs, slow.infer_ns) == (Status.OK, (5.0, 6.0), 2**32 - 1)
 
 
-# -- order and filling -----------------------------------------------------------------------------------
+# -- order and filling
 
 
 def test_what_arrived_while_a_batch_ran_is_the_next_one(make_rig: type[Rig]) -> None:

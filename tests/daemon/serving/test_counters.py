@@ -91,9 +91,9 @@ answers = st.lists(
 def test_single_answers_count_like_segments_of_one(answers: list[tuple[int, int, bool]]) -> None:
     single, full = ModelCounters(4), ModelCounters(4)
     start_ns = 10**12
-    for total_ns, infer_ns, is_lone in answers:
-        if is_lone:
-            single.count_lone(total_ns, infer_ns)
+    for total_ns, infer_ns, is_single in answers:
+        if is_single:
+            single.count_single(total_ns, infer_ns)
         else:
             single.count_batch(1, infer_ns)
             single.count_one(total_ns, infer_ns)

@@ -35,39 +35,39 @@ def test_two_of_one_name_are_refused(make_rig: type[Rig]) -> None:
         ServedModels([rig.batcher for rig in rigs(make_rig, "m", "m")])
 
 
-def test_one_alone_is_polled_without_a_detour(make_rig: type[Rig]) -> None:
-    rig = make_rig()
-    assert ServedModels([rig.batcher]).poll == rig.batcher.poll
+def poll(served: ServedModels) -> bool:
+    """A tick."""
+    return any([each() for each in served.polls])  # noqa: C419  each has its turn
 
 
-def test_each_has_its_turn_whatever_the_others_do(make_rig: type[Rig]) -> None:
+def test_each_model_has_its_turn_whatever_the_others_do(make_rig: type[Rig]) -> None:
     first, second = rigs(make_rig, "a", "b", synchronous=False)
     served = ServedModels([first.batcher, second.batcher])
     clients = [rig.connect() for rig in (first, second)]
     for client in clients:
         client.say(first.request(1, 5))
     assert served.pending_rows == 2
-    assert served.poll()
+    assert poll(served)
     second.backend.finished = True
-    assert served.poll(), "the first is not done"
+    assert poll(served), "the first is not done"
     assert clients[1].statuses() == [(1, Status.OK)]
     assert clients[0].answers() == []
     first.backend.finished = True
-    served.poll()
+    poll(served)
     assert clients[0].statuses() == [(1, Status.OK)]
     assert served.pending_rows == 0
-    assert not served.poll()
+    assert not poll(served)
 
 
-def test_the_last_batch_is_the_last_of_any_and_all_go_to_rest(make_rig: type[Rig]) -> None:
+def test_models_last_batch_is_the_last_of_any_and_all_close_their_fast_path(make_rig: type[Rig]) -> None:
     first, second = rigs(make_rig, "a", "b")
     served = ServedModels([first.batcher, second.batcher])
     for rig in (first, second):
         rig.connect().say(rig.request(1))
     first.clock.now_ns += 100
-    served.poll()
+    poll(served)
     assert served.last_batch_ns() == first.batcher.last_batch_ns > second.batcher.last_batch_ns
-    assert first.batcher.alone is not None
-    assert second.batcher.alone is not None
-    served.rest()
-    assert first.batcher.alone is second.batcher.alone is None
+    assert first.batcher.fast_path_owner is not None
+    assert second.batcher.fast_path_owner is not None
+    served.close_fast_path()
+    assert first.batcher.fast_path_owner is second.batcher.fast_path_owner is None

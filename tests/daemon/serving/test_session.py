@@ -115,7 +115,7 @@ def test_heartbeats_to_the_last_byte_of_the_buffer(rig: Rig) -> None:
     assert len(client.received()) == count + 3
 
 
-# -- endings ---------------------------------------------------------------------------------------------
+# -- endings
 
 
 def test_goodbye_is_answered_after_everything_before_it(rig: Rig) -> None:
@@ -264,7 +264,7 @@ def test_a_lost_session_is_freed_without_the_garbage_collector(rig: Rig) -> None
         gc.enable()
 
 
-# -- draining --------------------------------------------------------------------------------------------
+# -- draining
 
 
 def test_drain_says_goodbye_answers_what_is_pending_and_refuses_the_rest(rig: Rig) -> None:

@@ -94,7 +94,7 @@ def test_it_waits_for_a_batch_that_fails_too(make_rig: type[Rig]) -> None:
     assert (second.status, second.model_generation, second.outputs[0]) == (Status.OK, 2, 20.0)
 
 
-def test_a_lone_asker_finds_the_shortest_way_again(make_rig: type[Rig]) -> None:
+def test_single_requests_take_the_fast_path_again_after_a_swap(make_rig: type[Rig]) -> None:
     rig = make_rig()
     client = rig.connect()
     for sequence in (1, 2):
@@ -102,7 +102,7 @@ def test_a_lone_asker_finds_the_shortest_way_again(make_rig: type[Rig]) -> None:
         rig.run()
     rig.swap()
     client.say(rig.request(3, 10))
-    assert len(client.answers()) == 2, "the first after a swap goes the full way"
+    assert len(client.answers()) == 2, "the first after a swap goes the batch path"
     rig.run()
     client.say(rig.request(4, 10))
     assert said(client) == [(3, 2, 20.0), (4, 2, 20.0)], "the next is answered at once"

@@ -60,7 +60,7 @@ def test_rows_of_all_who_ask_whichever_way_they_went(shadowed: Shadowed) -> None
     one, other = shadowed.rig.connect(), shadowed.rig.connect()
     for number in range(5):
         shadowed.ask(one, (number, 1))
-    assert shadowed.rig.batcher.alone is one.session
+    assert shadowed.rig.batcher.fast_path_owner is one.session
     shadowed.ask(other, (5, 2), (6, 2), (7, 2))
     shadowed.ask(one, (8, 3))
     (rows,) = shadowed.take()

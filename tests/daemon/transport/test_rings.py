@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sigd.daemon.serving.counters import LatencyCounts
-from sigd.daemon.serving.fast_path_ring import ANSWERED, NOTHING, WAITS, Found
+from sigd.daemon.serving.fast_path_ring import ANSWERED, EMPTY, HANDED_OVER, Found
 from sigd.daemon.serving.session import Session
 from sigd.daemon.transport import rings as shared_memory
 from sigd.daemon.transport.rings import AWAKE_MAX, BEAT_S, BEATEN_AT_ONCE, RingHost, SessionRings
@@ -80,7 +80,6 @@ class RingRig:
         self.host = RingHost(
             self.loop,  # type: ignore[arg-type]
             rig.clock,
-            rig.batcher.poll,
             self._wake,
             rig.client_counters,
         )
@@ -95,6 +94,11 @@ class RingRig:
         self.clients.append(client)
         return client
 
+    def poll(self) -> bool:
+        """A tick."""
+        taken = self.host.poll()
+        return self.rig.batcher.poll() or taken
+
     def run(self) -> None:
         """Ticks until nothing is left to do."""
         for _ in range(10_000):
@@ -102,7 +106,7 @@ class RingRig:
             for client in self.clients:
                 client.stream.take_turn()
             self.rig.backend.finished = True
-            if not self.host.poll() and not any(client.stream.turns for client in self.clients):
+            if not self.poll() and not any(client.stream.turns for client in self.clients):
                 return
         raise AssertionError("the loop does not come to rest")
 
@@ -218,18 +222,18 @@ def test_requests_are_answered_in_order(rigged: RingRig) -> None:
     assert rigged.rig.batcher.pending_rows == 0
 
 
-def test_a_lone_request_is_answered_in_one_look(make_rig: type[Rig]) -> None:
+def test_single_request_is_answered_in_one_poll(make_rig: type[Rig]) -> None:
     rigged = RingRig(make_rig())
     client = rigged.connect()
     for sequence in range(3):
         client.send(rigged.rig.requests([sequence]))
-        rigged.host.poll()
+        rigged.poll()
         assert client.answers() == [(sequence, Status.OK)]
-    assert rigged.rig.batcher.alone is client.session
+    assert rigged.rig.batcher.fast_path_owner is client.session
 
 
 @pytest.mark.parametrize("looks", [1, 3, None])
-def test_a_lone_request_waits_for_a_device_as_long_as_it_is_quick(
+def test_single_request_waits_for_a_device_as_long_as_it_is_quick(
     make_rig: type[Rig], looks: int | None
 ) -> None:
     rigged = RingRig(make_rig(synchronous=False))
@@ -240,7 +244,7 @@ def test_a_lone_request_waits_for_a_device_as_long_as_it_is_quick(
     rigged.rig.backend.looks = looks
     for sequence in range(1, 4):
         client.send(rigged.rig.requests([sequence]))
-        rigged.host.poll()
+        rigged.poll()
         assert client.answers() == ([] if looks is None else [(sequence, Status.OK)])
         rigged.run()
         assert client.answers() == ([(sequence, Status.OK)] if looks is None else [])
@@ -273,7 +277,7 @@ def test_what_becomes_something_else_while_a_device_runs_harms_nobody(
     client.answers()
     looks = 0
     client.send(rigged.rig.requests([1]))
-    rigged.host.poll()
+    rigged.poll()
     rigged.run()
     assert looks > 100
     assert [sequence for sequence, _ in client.answers()] == {"another": [9], "nonsense": [], "two": [1, 2]}[
@@ -284,14 +288,14 @@ def test_what_becomes_something_else_while_a_device_runs_harms_nobody(
     assert rigged.rig.batcher.pending_rows == 0
 
 
-def test_the_shortest_way_is_counted_to_the_bin(make_rig: type[Rig]) -> None:
+def test_fast_path_is_counted_to_the_bin(make_rig: type[Rig]) -> None:
     rigged = RingRig(make_rig())
     rig, client = rigged.rig, rigged.connect()
     expected = LatencyCounts()
     for infer_ns in (0, 900_000, 6_000, 127, 128, 70_000):
         rig.backend.run_ns = infer_ns
         client.send(rig.requests([1]))
-        rigged.host.poll()
+        rigged.poll()
         expected.add(infer_ns)
     counters = rig.counters
     assert counters.total.sparse() == counters.model.sparse() == expected.sparse()
@@ -299,13 +303,13 @@ def test_the_shortest_way_is_counted_to_the_bin(make_rig: type[Rig]) -> None:
     assert counters.by_status[Status.OK] == counters.batches_by_rows[1] == 6
 
 
-def test_the_shortest_way_goes_round_the_ring(make_rig: type[Rig], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fast_path_goes_round_the_ring(make_rig: type[Rig], monkeypatch: pytest.MonkeyPatch) -> None:
     rigged = RingRig(make_rig())
     client = rigged.connect(ring_slots=4)
 
     def ask(sequence: int) -> None:
         client.send(rigged.rig.requests([sequence]))
-        rigged.host.poll()
+        rigged.poll()
         assert client.answers() == [(sequence, Status.OK)]
 
     ask(0)
@@ -315,12 +319,12 @@ def test_the_shortest_way_goes_round_the_ring(make_rig: type[Rig], monkeypatch: 
             ask(sequence)
 
 
-def test_a_tail_outside_the_rules_ends_a_lone_clients_session(make_rig: type[Rig]) -> None:
+def test_tail_outside_the_rules_ends_the_session_on_the_fast_path(make_rig: type[Rig]) -> None:
     rigged = RingRig(make_rig())
     client = rigged.connect(ring_slots=4)
     for sequence in range(4):
         client.send(rigged.rig.requests([sequence]))
-        rigged.host.poll()
+        rigged.poll()
     assert client.answers() == [(sequence, Status.OK) for sequence in range(4)]
     client.write_word("response_tail", 5)
     client.send(rigged.rig.requests([4]))
@@ -362,7 +366,7 @@ def test_asleep_it_is_woken_by_the_doorbell(rigged: RingRig) -> None:
     client = rigged.connect()
     assert rigged.host.may_sleep()
     client.send(rigged.rig.requests([1]))
-    assert not rigged.host.poll(), "asleep, nobody looks"
+    assert not rigged.poll(), "asleep, nobody looks"
     assert client.answers() == []
     wakes = rigged.wakes
     assert rigged.loop.turn() == 1
@@ -438,7 +442,7 @@ def test_a_counter_outside_the_rules_ends_the_session(
         for sequence in range(4, 18):
             client.send(rigged.rig.requests([sequence]))
             rigged.run()
-    rigged.host.poll()
+    rigged.poll()
     reject = client.rejected()
     assert reject.code == RejectCode.PROTOCOL_VIOLATION
     assert reject.reason.startswith(said)
@@ -455,8 +459,8 @@ def test_a_tail_taken_back_while_the_batch_runs_ends_the_session(make_rig: type[
         rigged.run()
         client.answers()
     client.send(rigged.rig.requests([4, 5]))
-    rigged.host.poll()
-    rigged.host.poll()
+    rigged.poll()
+    rigged.poll()
     client.write_word("response_tail", 0)
     rigged.rig.backend.finished = True
     rigged.run()
@@ -558,7 +562,7 @@ def test_everything_is_given_back(make_rig: type[Rig], end: str) -> None:
         client = rigged.connect()
         client.send(rigged.rig.requests([1]))
         if end == "in a batch":
-            rigged.host.poll()
+            rigged.poll()
             client.stream.lose()
         elif end == "rejected":
             client.write_word("request_head", 2**40)
@@ -688,10 +692,10 @@ def test_what_is_lacking_is_told(rigged: RingRig, monkeypatch: pytest.MonkeyPatc
     [
         (ANSWERED, 1, 32),
         (ANSWERED, 2, 4),
-        (NOTHING, 1, 128),
-        (NOTHING, 2, 8),
-        (WAITS, 1, 1),
-        (WAITS, 2, 1),
+        (EMPTY, 1, 128),
+        (EMPTY, 2, 8),
+        (HANDED_OVER, 1, 1),
+        (HANDED_OVER, 2, 1),
     ],
 )
 def test_one_round_keeps_other_clients_waiting_for_a_few_requests_only(
@@ -705,8 +709,8 @@ def test_one_round_keeps_other_clients_waiting_for_a_few_requests_only(
         looks.append(found)
         return found
 
-    rigged.host._looks = (look,)
-    assert rigged.host.poll() is (found != NOTHING)
+    rigged.host._polls = (look,)
+    assert rigged.poll() is (found != EMPTY)
     assert len(looks) == looked
 
 
@@ -736,7 +740,7 @@ def test_a_few_requests_are_answered_one_a_look(make_rig: type[Rig], count: int)
     rigged.run()
     client.answers()
     client.send(rigged.rig.requests(range(1, 1 + count)))
-    rigged.host.poll()
+    rigged.poll()
     assert client.answers() == [(sequence, Status.OK) for sequence in range(1, 1 + count)]
     assert rigged.rig.counters.batches_by_rows[1] == 1 + count
 

@@ -46,7 +46,7 @@ SAID: dict[str, list[bytes]] = {
     "requests that are recorded": [],
     "requests that are recorded and compared": [],
     "requests that fail": [],
-    "a lone request that fails": [],
+    "a single request that fails": [],
     "requests and no answer taken": [],
     "a question": [b'{"op": "status"}\n'],
     "half a question": [b'{"op"'],
@@ -97,7 +97,7 @@ def test_it_is_freed_by_reference_counts(
         "requests that are recorded": [hello, good, good, good + good + bad[:20]],
         "requests that are recorded and compared": [hello, good, good, good + good + bad[:20]],
         "requests that fail": [hello, bad + good, bad + bad],
-        "a lone request that fails": [hello, good, good, bad],
+        "a single request that fails": [hello, good, good, bad],
         "requests and no answer taken": [hello + good * 5000],
     }[what]
     recorder = RecorderConfig(directory=str(tmp_path / "recordings") if "recorded" in what else "")

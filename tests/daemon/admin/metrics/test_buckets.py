@@ -56,11 +56,11 @@ def test_a_bucket_never_makes_an_answer_faster(sample: list[int]) -> None:
         assert held >= sum(duration_ns <= bound_us * 1000 - 128 for duration_ns in sample if bound_us <= 1000)
 
 
-def test_lone_requests_are_in_the_buckets() -> None:
+def test_single_requests_are_in_the_buckets() -> None:
     counters = ModelCounters(4)
-    counters.count_lone(60_000, 50_000)
+    counters.count_single(60_000, 50_000)
     for _ in range(9):
-        counters.count_lone(11_500, 6_500)
+        counters.count_single(11_500, 6_500)
     bounds = LATENCY_BOUNDS_US.index
     assert latency_histogram(counters.total)[bounds(12.0)] == 9
     assert latency_histogram(counters.model)[bounds(7.0)] == 9

@@ -55,7 +55,7 @@ def test_requests_batches_and_latencies(make_rig: type[Rig], make_source: MakeSo
     client.write(rig.request(9, float("nan")), rig.request(10, deadline_ns=1))
     rig.run()
     other = rig.connect()
-    rig.batcher.rest()
+    rig.batcher.close_fast_path()
     other.write(rig.request(1))
     assert other.deliver()
     read = samples(scraped(rig, make_source))
