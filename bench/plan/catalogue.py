@@ -56,7 +56,10 @@ class BoardPart(Table, frozen=True):
 
 
 class ProcessorPart(Table, frozen=True):
+    """A processor. Thread n + cores is the sibling of thread n, as Linux numbers them."""
+
     cores: Figure
+    threads: Figure
     package: Figure
 
 
@@ -68,7 +71,8 @@ class ExchangePart(Table, frozen=True):
 
 
 class SupplyPart(Table, frozen=True):
-    """The supply's efficiency by load, what it bears for milliseconds, and what the rest of the machine draws."""
+    """The supply's efficiency by load, what it bears for milliseconds, and what the rest of the machine
+    draws."""
 
     load_20: Figure
     load_50: Figure

@@ -39,7 +39,8 @@ def nic_lanes(machine: Machine) -> int | None:
 
 
 def payload_gbit_s(rate_gbit_s: float, mtu: int) -> float:
-    """TCP payload on Ethernet: 12 bytes of time stamps and 40 of headers off each packet, 38 around each frame."""
+    """TCP payload on Ethernet: 12 bytes of time stamps and 40 of headers off each packet, 38 around each
+    frame."""
     return rate_gbit_s * (mtu - 52) / (mtu + 38)
 
 

@@ -102,7 +102,8 @@ def layouts(model: ModelPart, weights: WeightsPart, cards: int) -> Iterator[Layo
 
 
 def activations(model: ModelPart, layout: Layout) -> Range:
-    """Bytes on one card for one chunk of a prompt and the logits of a step, as vLLM's profiling run meets them."""
+    """Bytes on one card for one chunk of a prompt and the logits of a step, as vLLM's profiling run meets
+    them."""
     serving = parts().serving
     values = 8 * model.hidden.value + 4 * model.intermediate.value / layout.tensor
     chunk = serving.batched_tokens.value * values * 2
@@ -126,7 +127,8 @@ def overhead(model: ModelPart, layout: Layout) -> tuple[tuple[str, Range], ...]:
 def serving_need(
     model: ModelPart, weights: WeightsPart, layout: Layout, tokens: int, value_bytes: int
 ) -> tuple[tuple[str, Range], ...]:
-    """Bytes on one card, by name: weights, cache for `tokens` in all sequences together, and the engine's overhead."""
+    """Bytes on one card, by name: weights, cache for `tokens` in all sequences together, and the engine's
+    overhead."""
     cache = tokens * cache_bytes(model, value_bytes) / cache_split(model, layout)
     return (
         ("weights", bytes_of(model, weights).times(1 / layout.cards)),

@@ -17,7 +17,8 @@ CAP_MIN_W = 200
 
 
 def card_w(machine: Machine, number: int) -> Range:
-    """What one card draws under load: the limit that is set; without one a board may have a higher one of its own."""
+    """What one card draws under load: the limit that is set; without one a board may have a higher one of its
+    own."""
     part = parts().cards[machine.cards[number].model]
     if machine.cards[number].limit_w is None:
         return part.limit.range
@@ -51,7 +52,8 @@ def transient_w(machine: Machine) -> Range:
 
 
 def efficiency(load: float) -> float:
-    """DC out over AC in, at a load that is a share of the rating: the standard's three points, straight between."""
+    """DC out over AC in, at a load that is a share of the rating: the standard's three points, straight
+    between."""
     supply = parts().supply
     points = ((0.2, supply.load_20.value), (0.5, supply.load_50.value), (1.0, supply.load_100.value))
     if load <= points[0][0]:
@@ -63,7 +65,8 @@ def efficiency(load: float) -> float:
 
 
 def ac_w(dc: float, eta: float) -> float:
-    """AC at the wall in W for a DC output: the rating of a supply is what it delivers, its losses come on top."""
+    """AC at the wall in W for a DC output: the rating of a supply is what it delivers, its losses come on
+    top."""
     return dc / eta
 
 
@@ -87,7 +90,8 @@ def battery_w(believed_w: float) -> Range:
 
 
 def highest_cap_w(machine: Machine) -> float | None:
-    """The highest power limit of all cards, in steps of 10 W, with which supply and battery fit; None without one."""
+    """The highest power limit of all cards, in steps of 10 W, with which supply and battery fit; None without
+    one."""
     supply, battery = machine.supply, machine.battery
     if supply is None:
         return None

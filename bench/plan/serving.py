@@ -55,7 +55,8 @@ def room(machine: Machine, work: Work, number: int) -> Range:
 
 
 def fit(machine: Machine, work: Work) -> Fit:
-    """The layout that fits best, of every layout that the cards allow; of equal ones the one with the fastest steps."""
+    """The layout that fits best, of every layout that the cards allow; of equal ones the one with the fastest
+    steps."""
     model, weights = language_models().models[work.model], language_models().weights[work.weights]
     rooms = sorted((room(machine, work, number) for number in work.cards), key=lambda one: -one.best)
     tokens = work.context_tokens * work.sequences
@@ -118,7 +119,8 @@ def power_share(machine: Machine, work: Work, curve: str) -> float:
 
 
 def offloaded_s(machine: Machine, work: Work, best: Fit) -> Range | None:
-    """Seconds of one step with the weights that do not fit in host memory; None where there is no host memory."""
+    """Seconds of one step with the weights that do not fit in host memory; None where there is no host
+    memory."""
     if machine.memory is None:
         return None
     model, weights = language_models().models[work.model], language_models().weights[work.weights]

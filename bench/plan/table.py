@@ -5,6 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 
+from sigd.bench.plan.comparison import Cell, Column, column, comparable
+from sigd.bench.plan.machine import Machine
 from sigd.bench.plan.plan import Plan
 from sigd.bench.plan.ranges import Range
 from sigd.bench.plan.verdict import Verdict
@@ -61,6 +63,32 @@ def rows(plan: Plan) -> Iterator[str]:
         yield (
             f"{MARKS[one.level]:5} {one.area:9} {subject:30} {low:>6} {high:>6} {limit:>6} {one.unit}".rstrip()
         )
+
+
+def compared(machine: Machine, columns: Sequence[Column]) -> str:
+    """The machine's work on itself and on others: tokens/s of one stream, or why not."""
+    work = comparable(machine)
+    lines = []
+    for one in (column(work, machine), *columns):
+        lines += [
+            (
+                f"{one.machine}: {one.memory_gib:.0f} GiB usable, {one.bandwidth_gb_s:.0f} GB/s a card,"
+                f" {one.draw_w.best:.0f} W"
+            ),
+        ]
+        for piece, cell in zip(work, one.cells, strict=True):
+            name = textwrap.shorten(piece.name, 32, placeholder="..")
+            lines.append(f"    {MARKS[cell.level]:5} {name:32} {_speed(cell)}".rstrip())
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _speed(cell: Cell) -> str:
+    if cell.decode is None or cell.first_s is None:
+        return f"{cell.need.best:.0f} of {cell.room.best:.0f} GiB a card"
+    return (
+        f"{short(cell.decode.low)} to {short(cell.decode.high)} tok/s, first after {cell.first_s.best:.1f} s"
+    )
 
 
 def _ends(need: Range | None) -> tuple[str, str]:

@@ -50,7 +50,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def judge(need: Range, limit: Range) -> Level:
-    """Fits where the highest need is within the lowest limit; does not where the lowest need is over the highest."""
+    """Fits where the highest need is within the lowest limit; does not where the lowest need is over the
+    highest."""
     if need.high <= limit.low:
         return "fits"
     return "does not fit" if need.low > limit.high else "tight"

@@ -1,4 +1,5 @@
-"""Verdicts on the work: memory and speed of language models and of training, and the tail of sigd beside them."""
+"""Verdicts on the work: memory and speed of language models and of training, and the tail of sigd beside
+them."""
 
 from __future__ import annotations
 
@@ -62,7 +63,8 @@ def _serving(machine: Machine, work: Work) -> Iterator[Verdict]:
                 f" (--pipeline-parallel-size {len(work.cards)})",
                 harm=Harm.DOES_NOT_START,
             )
-    yield _decoding(machine, work, best)
+    if work.wanted or best.level != "does not fit":
+        yield _decoding(machine, work, best)
 
 
 def _smaller(machine: Machine, work: Work, best: serving.Fit) -> str:
