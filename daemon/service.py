@@ -217,6 +217,7 @@ class Service:
                 None if self._recorder is None else self._recorder.taps, self._shadows.taps(backend.spec.name)
             ),
             generation=1 if before is None else before.generation + 1,
+            digests=None if before is None else before.digests,
         )
 
     def _make_reloader(self) -> Reloader:

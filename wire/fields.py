@@ -132,6 +132,19 @@ GOODBYE: Final = Message(
     ),
 )
 
+MODEL_INFO: Final = Message(
+    6,
+    "ModelInfo",
+    "either way; a client asks which model a generation is, the daemon answers with digest and name",
+    80,
+    (
+        Field(8, "u32", "model_generation", "as in an answer; in a question 0 is the current one"),
+        Field(12, "u32", "reserved", "0"),
+        Field(16, "u8", "model_sha256", "digest of that generation's file; zeros where it is not known", 32),
+        Field(48, "char", "model_name", "UTF-8, zero-padded; zeros where the generation is not known", 32),
+    ),
+)
+
 SIGNAL_REQUEST: Final = Message(
     10,
     "SignalRequest",
@@ -167,7 +180,7 @@ SIGNAL_RESPONSE: Final = Message(
     ),
 )
 
-MESSAGES: Final = (HELLO, WELCOME, REJECT, HEARTBEAT, GOODBYE, SIGNAL_REQUEST, SIGNAL_RESPONSE)
+MESSAGES: Final = (HELLO, WELCOME, REJECT, HEARTBEAT, GOODBYE, MODEL_INFO, SIGNAL_REQUEST, SIGNAL_RESPONSE)
 
 REGION_MAGIC: Final = 0x31444753
 """The bytes "SGD1"."""

@@ -191,6 +191,42 @@ class Goodbye:
         return cls(code)
 
 
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """Which model a generation is. A client asks with digest and name left out.
+
+    Attributes:
+        model_generation: in a question, 0 is the current one.
+        model_sha256: of the file, 32 bytes; zeros in a question, and where the daemon does not know the generation.
+        model_name: empty likewise.
+    """
+
+    model_generation: int = 0
+    model_sha256: bytes = bytes(32)
+    model_name: str = ""
+
+    @property
+    def known(self) -> bool:
+        """Whether the daemon knew the generation."""
+        return any(self.model_sha256)
+
+    def encode(self) -> bytes:
+        """The whole frame, 80 bytes."""
+        return _frame(
+            fields.MODEL_INFO,
+            self.model_generation,
+            0,
+            self.model_sha256,
+            fit_utf8(self.model_name, MODEL_NAME_BYTES),
+        )
+
+    @classmethod
+    def decode(cls, block: Block) -> ModelInfo:
+        """From the bytes after the header. Raises FrameError where it is short or the name is not UTF-8."""
+        generation, _reserved, sha256, name = _unpack(fields.MODEL_INFO, block)
+        return cls(generation, sha256, _text(name, "model_name"))
+
+
 def fit_utf8(text: str, size_bytes: int) -> bytes:
     """UTF-8 of `text`, cut at a character's boundary so that it is at most `size_bytes` long."""
     encoded = text.encode("utf-8", "replace")

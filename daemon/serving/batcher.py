@@ -20,6 +20,7 @@ from sigd.daemon.config.limits import DEFAULTS, FEW_ROWS, Limits
 from sigd.daemon.serving.admission import Segment, admit_to_batch, fail_all, fail_rows_without_a_number
 from sigd.daemon.serving.fast_path import ONE_BY_ONE_ROWS_MAX, QUICK_RUN_NS_MAX, WAIT_NS_MAX
 from sigd.models.errors import BackendFailed
+from sigd.wire.messages import ModelInfo
 
 if TYPE_CHECKING:
     from sigd.daemon.serving.counters import ModelCounters
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _FAILURE_LOG_INTERVAL_NS: Final = 1_000_000_000
+GENERATIONS_KEPT: Final = 1024
+"""Digests of models that were served are kept for so many generations, for clients that ask."""
 
 
 class Batcher:
@@ -67,6 +70,7 @@ class Batcher:
         linger_ns: int = 0,
         generation: int = 1,
         taps: SessionTaps | None = None,
+        digests: dict[int, bytes] | None = None,
     ) -> None:
         """
         Args:
@@ -77,6 +81,7 @@ class Batcher:
                 survive.
             linger_ns: how long a batch that is not full waits for more rows.
             taps: make what records a session; None where nothing is recorded.
+            digests: SHA-256 of the model by generation, of the batcher that this one follows.
         """
         self.name = backend.spec.name
         self.limits = limits
@@ -86,6 +91,7 @@ class Batcher:
         self.counters = counters
         self.clock = clock
         self._taps = taps
+        self.digests: dict[int, bytes] = {} if digests is None else digests
         self._wake = wake
         self._on_fatal = on_fatal
         self._linger_ns = linger_ns
@@ -101,6 +107,7 @@ class Batcher:
         self._failure_logged_ns = -_FAILURE_LOG_INTERVAL_NS
         self._successor: tuple[Backend, Callable[[Backend], None]] | None = None
         self._take(backend)
+        self._remember()
 
     # -- the sessions' side
 
@@ -203,8 +210,20 @@ class Batcher:
             session.detach()
         self._take(backend)
         self.generation += 1
+        self._remember()
         self.counters.allow_batches(backend.batch_rows_max)
         done(old)
+
+    def _remember(self) -> None:
+        self.digests[self.generation] = self.spec.sha256
+        if len(self.digests) > GENERATIONS_KEPT:
+            del self.digests[min(self.digests)]
+
+    def describe(self, generation: int) -> ModelInfo:
+        """Digest and name of a generation, 0 being the one that serves now; zeros where it is not known."""
+        generation = generation or self.generation
+        digest = self.digests.get(generation)
+        return ModelInfo(generation) if digest is None else ModelInfo(generation, digest, self.name)
 
     def _succeed_if_due(self) -> None:
         if self._successor is not None:

@@ -22,7 +22,7 @@ from sigd.wire import fields
 from sigd.wire.errors import FrameError
 from sigd.wire.framer import FRAME_BYTES_MAX, Frame, Framer
 from sigd.wire.inbox import RequestInbox
-from sigd.wire.messages import Goodbye, Heartbeat, Reject
+from sigd.wire.messages import Goodbye, Heartbeat, ModelInfo, Reject
 from sigd.wire.outbox import ResponseOutbox
 from sigd.wire.status import GoodbyeCode, RejectCode, Status
 
@@ -402,6 +402,9 @@ class Session:
             Heartbeat.decode(frame.block)
             self._counters.heartbeats += 1
             self.peer.send(Heartbeat(now_ns).encode())
+        elif template_id == fields.MODEL_INFO.template_id:
+            asked = ModelInfo.decode(frame.block)
+            self.peer.send(self.batcher.describe(asked.model_generation).encode())
         elif template_id == fields.GOODBYE.template_id:
             Goodbye.decode(frame.block)
             self._part()

@@ -24,7 +24,7 @@ from sigd.models.spec import ModelSpec
 from sigd.wire import fields
 from sigd.wire.framer import Framer
 from sigd.wire.layout import frame_dtype, header_word, request_frame_bytes
-from sigd.wire.messages import Goodbye, Heartbeat, Hello, Reject, Welcome
+from sigd.wire.messages import Goodbye, Heartbeat, Hello, ModelInfo, Reject, Welcome
 from sigd.wire.status import Status
 
 FEATURES = 4
@@ -159,13 +159,14 @@ class Answer:
     outputs: tuple[float, ...]
 
 
-Received = Answer | Welcome | Reject | Heartbeat | Goodbye
+Received = Answer | Welcome | Reject | Heartbeat | Goodbye | ModelInfo
 
 _DECODERS: dict[int, Callable[[bytes], Received]] = {
     fields.WELCOME.template_id: Welcome.decode,
     fields.REJECT.template_id: Reject.decode,
     fields.HEARTBEAT.template_id: Heartbeat.decode,
     fields.GOODBYE.template_id: Goodbye.decode,
+    fields.MODEL_INFO.template_id: ModelInfo.decode,
 }
 
 

@@ -49,6 +49,16 @@ MESSAGES = {
     ),
     "Heartbeat": (4, 16, {"clock_ns": (8, 8, 1)}),
     "Goodbye": (5, 16, {"code": (8, 2, 1), "reserved": (10, 1, 6)}),
+    "ModelInfo": (
+        6,
+        80,
+        {
+            "model_generation": (8, 4, 1),
+            "reserved": (12, 4, 1),
+            "model_sha256": (16, 1, 32),
+            "model_name": (48, 1, 32),
+        },
+    ),
     "SignalRequest": (
         10,
         None,
@@ -84,6 +94,7 @@ CHARACTERS = {
     ("Hello", "model_name"),
     ("Welcome", "model_name"),
     ("Reject", "reason"),
+    ("ModelInfo", "model_name"),
 }
 FLOATS = {("SignalRequest", "features"), ("SignalResponse", "outputs")}
 

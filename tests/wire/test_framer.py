@@ -45,7 +45,7 @@ def test_good_headers(template_id: int, block_length: int) -> None:
         (word(72, 1, schema_id=0), 2, "schema 0, expected 91"),
         (word(72, 1, version=0), 2, "schema version 0, expected at least 1"),
         (word(72, 0), 3, "unknown template 0"),
-        (word(72, 6), 3, "unknown template 6"),
+        (word(72, 7), 3, "unknown template 7"),
         (word(72, 12, version=2), 3, "unknown template 12"),
         (word(64, 1), 1, "Hello of 72 bytes, expected 80"),
         (word(80, 1), 1, "Hello of 88 bytes, expected 80"),

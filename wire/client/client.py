@@ -31,8 +31,8 @@ from sigd.wire.client.request_outbox import RequestOutbox
 from sigd.wire.client.response_inbox import Response
 from sigd.wire.client.ring_carrier import RingCarrier
 from sigd.wire.client.stream_carrier import StreamCarrier
-from sigd.wire.errors import NoSharedMemory, ProtocolBroken, SessionClosed
-from sigd.wire.messages import Goodbye, Heartbeat, Hello, Welcome
+from sigd.wire.errors import NoSharedMemory, ProtocolBroken, ReceiveTimeout, SessionClosed
+from sigd.wire.messages import Goodbye, Heartbeat, Hello, ModelInfo, Welcome
 from sigd.wire.ring import why_not_here
 from sigd.wire.status import HelloFlag, Transport
 
@@ -118,6 +118,7 @@ class Client:
         self._inbox = exchange.talk.inbox
         self._unanswered = exchange.talk.unanswered
         self._outbox = RequestOutbox(welcome.features)
+        self._given_up = 0  # the oldest unanswered requests, which request() waits for no more
         self._offer_requests = exchange.carrier.offer_requests
         self._offer_control = exchange.carrier.offer_control
 
@@ -229,6 +230,7 @@ class Client:
         if not self._inbox.rows:
             self._wait_for_rows(1, timeout_s)
         response = self._inbox.take_one()
+        self._given_up -= self._given_up > 0
         try:
             self._unanswered.answer(response.sequence)
         except ProtocolBroken as error:
@@ -253,6 +255,7 @@ class Client:
         if self._inbox.rows < wanted:
             self._wait_for_rows(wanted, timeout_s)
         taken = self._inbox.take(self._inbox.rows if count is None else count)
+        self._given_up = max(0, self._given_up - len(taken))
         try:
             self._unanswered.answer_many(taken["sequence"])
         except ProtocolBroken as error:
@@ -269,13 +272,21 @@ class Client:
         timeout_s: float | None = None,
     ) -> Response:
         """Send one request and wait for its answer; as `send` and `receive`, and nothing else may be
-        unanswered."""
-        if self._unanswered:
+        unanswered, but what an earlier `request` has waited for in vain: its answer is dropped when it comes."""
+        if self.unanswered > self._given_up:
             raise RuntimeError(
-                f"{self.unanswered} requests are unanswered, expected none: receive them before request()"
+                f"{self.unanswered - self._given_up} requests are unanswered, expected none: receive them before"
+                " request()"
             )
         self.send(features, deadline_ns=deadline_ns, instrument_id=instrument_id)
-        return self.receive(timeout_s)
+        deadline_s = self._exchange.deadline_s(timeout_s)
+        try:
+            while self._given_up:
+                self.receive(max(0.0, deadline_s - time.monotonic()))
+            return self.receive(max(0.0, deadline_s - time.monotonic()))
+        except ReceiveTimeout:
+            self._given_up = self.unanswered
+            raise
 
     def heartbeat(self, timeout_s: float | None = None) -> int:
         """Ask for a sign of life and return the daemon's CLOCK_MONOTONIC. Answers that come meanwhile are
@@ -292,6 +303,28 @@ class Client:
         while talk.heartbeats == before:
             self._exchange.advance(deadline_s, "no Heartbeat came back")
         return talk.daemon_clock_ns
+
+    def model_info(self, generation: int = 0, timeout_s: float | None = None) -> ModelInfo:
+        """Ask which model a generation is, as `Response.model_generation` says it. Answers that come meanwhile
+        are kept.
+
+        Args:
+            generation: 0 is the one that serves now.
+
+        Returns:
+            Digest and name; `known` is False where the daemon does not know the generation.
+
+        Raises:
+            ReceiveTimeout: no answer within the time given.
+            Rejected, SessionClosed, ProtocolBroken: the session has ended.
+        """
+        infos = self._talk.model_infos
+        infos.clear()
+        self._exchange.transmit(self._offer_control, ModelInfo(generation).encode())
+        deadline_s = self._exchange.deadline_s(timeout_s)
+        while not infos:
+            self._exchange.advance(deadline_s, "no ModelInfo came back")
+        return infos.pop()
 
     def goodbye(self, timeout_s: float | None = None) -> npt.NDArray[np.void]:
         """End the session in order: say Goodbye, collect the answers to all that was sent, see the daemon

@@ -17,7 +17,7 @@ from sigd.wire.errors import (
     UsedAfterFork,
 )
 from sigd.wire.framer import Frame
-from sigd.wire.messages import Goodbye, Heartbeat, Reject
+from sigd.wire.messages import Goodbye, Heartbeat, ModelInfo, Reject
 from sigd.wire.status import RejectCode
 
 
@@ -29,6 +29,7 @@ class Conversation:
         goodbye_code: of the daemon's Goodbye once it has come, else None.
         heartbeats: how many the daemon has sent.
         daemon_clock_ns: what the last of them said.
+        model_infos: answers to questions after a model that came and were not taken yet.
         over: nothing more is sent, and nothing more comes.
     """
 
@@ -39,6 +40,7 @@ class Conversation:
         self.goodbye_code: int | None = None
         self.heartbeats = 0
         self.daemon_clock_ns = 0
+        self.model_infos: list[ModelInfo] = []
         self.over = False
         self._end: Callable[[int], SessionError] | None = None
 
@@ -55,6 +57,8 @@ class Conversation:
             self.heartbeats += 1
         elif template_id == fields.GOODBYE.template_id:
             self.goodbye_code = Goodbye.decode(frame.block).code
+        elif template_id == fields.MODEL_INFO.template_id:
+            self.model_infos.append(ModelInfo.decode(frame.block))
         elif template_id == fields.REJECT.template_id:
             reject = Reject.decode(frame.block)
             self._ended(lambda _: Rejected(reject.code, reject.reason))

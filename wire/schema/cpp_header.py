@@ -12,6 +12,7 @@ from enum import IntEnum, IntFlag
 from pathlib import Path
 from typing import Final
 
+from sigd import __version__
 from sigd.wire import fields
 from sigd.wire.fields import (
     FEATURES_MAX,
@@ -57,9 +58,20 @@ _OPENING: Final = """\
 #include <cstdint>
 #include <type_traits>
 
-namespace sigd::wire {
+@@version@@
+namespace sigd::inline @@::wire {
 
 static_assert(std::endian::native == std::endian::little, "the wire is little-endian, and so must the machine be");
+"""
+
+_VERSION: Final = """\
+// The version of these headers. The namespace names what may break: headers of two versions can meet in one process.
+#define SIGD_VERSION_MAJOR {major}
+#define SIGD_VERSION_MINOR {minor}
+#define SIGD_VERSION_PATCH {patch}
+namespace sigd::inline {namespace} {{
+inline constexpr char version[] = "{major}.{minor}.{patch}";
+}}
 """
 
 _FUNCTIONS: Final = """\
@@ -122,8 +134,11 @@ def package_dir() -> Path:
 
 def cpp_header() -> str:
     """The whole header, as committed."""
+    major, minor, patch = __version__.split(".")
+    namespace = f"v{major}_{minor}"
+    version = _VERSION.format(major=major, minor=minor, patch=patch, namespace=namespace)
     parts = [
-        _OPENING,
+        _OPENING.replace("@@version@@", version).replace("@@", namespace),
         _constants(),
         _enum(_TemplateId, "Which message."),
         *(_enum(enumeration, comment) for enumeration, comment in _ENUMS),
@@ -132,7 +147,7 @@ def cpp_header() -> str:
         *(_message(message) for message in fields.MESSAGES),
         _region(),
         _FUNCTIONS,
-        "}  // namespace sigd::wire\n",
+        f"}}  // namespace sigd::inline {namespace}::wire\n",
     ]
     return "\n".join(parts)
 

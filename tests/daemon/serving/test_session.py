@@ -12,7 +12,7 @@ from sigd.daemon.serving.session import CONTROL_FRAMES_A_TURN
 from sigd.daemon.serving.state import State
 from sigd.wire.fields import HEADER_BYTES
 from sigd.wire.layout import header_word
-from sigd.wire.messages import Goodbye, Heartbeat, Hello, Reject, Welcome
+from sigd.wire.messages import Goodbye, Heartbeat, Hello, ModelInfo, Reject, Welcome
 from sigd.wire.status import GoodbyeCode, RejectCode, Status
 
 if TYPE_CHECKING:
@@ -90,6 +90,26 @@ def test_a_heartbeat_is_answered_between_the_requests_around_it(rig: Rig) -> Non
     assert heartbeat == Heartbeat(rig.clock.now_ns)
     assert (first.sequence, second.sequence) == (1, 2)  # type: ignore[union-attr]
     assert rig.client_counters.heartbeats == 1
+
+
+def test_model_info_is_answered_between_the_requests_around_it(rig: Rig) -> None:
+    client = rig.connect()
+    client.say(rig.request(1) + ModelInfo().encode() + rig.request(2))
+    assert client.received() == [], "the question waits for the answer before it"
+    rig.run()
+    first, info, second = client.received()
+    assert info == ModelInfo(rig.batcher.generation, rig.batcher.spec.sha256, rig.batcher.name)
+    assert (first.sequence, second.sequence) == (1, 2)  # type: ignore[union-attr]
+
+
+def test_model_info_of_an_unknown_generation_is_zeros(rig: Rig) -> None:
+    client = rig.connect()
+    client.say(ModelInfo(77).encode())
+    rig.run()
+    (info,) = client.received()
+    assert info == ModelInfo(77)
+    assert isinstance(info, ModelInfo)
+    assert not info.known
 
 
 def test_a_flood_of_heartbeats_takes_turns(rig: Rig) -> None:

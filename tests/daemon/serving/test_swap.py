@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sigd.wire.messages import Hello, Welcome
+from sigd.daemon.serving.batcher import GENERATIONS_KEPT
+from sigd.wire.messages import Hello, ModelInfo, Welcome
 from sigd.wire.status import Status
 
 if TYPE_CHECKING:
@@ -34,6 +35,24 @@ def test_the_next_answer_is_from_the_new_model(rig: Rig) -> None:
     assert rig.backend.closed
     assert rig.batcher.backend is new
     assert rig.batcher.generation == 2
+
+
+def test_generations_of_the_past_are_described(rig: Rig) -> None:
+    client = rig.connect()
+    before = rig.batcher.spec.sha256
+    rig.swap()
+    client.say(b"".join(ModelInfo(generation).encode() for generation in (1, 2, 3, 0)))
+    rig.run()
+    now = ModelInfo(2, rig.batcher.spec.sha256, rig.batcher.name)
+    assert client.received() == [ModelInfo(1, before, rig.batcher.name), now, ModelInfo(3), now]
+
+
+def test_generations_kept_have_a_bound(rig: Rig) -> None:
+    for _ in range(GENERATIONS_KEPT + 3):
+        rig.swap()
+    assert len(rig.batcher.digests) == GENERATIONS_KEPT
+    assert rig.batcher.describe(0).known
+    assert not rig.batcher.describe(1).known
 
 
 def test_who_comes_later_is_welcomed_with_the_new_generation(rig: Rig) -> None:

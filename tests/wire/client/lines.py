@@ -23,7 +23,7 @@ from sigd.wire.fields import SIGNAL_REQUEST
 from sigd.wire.framer import Frame
 from sigd.wire.inbox import RequestInbox
 from sigd.wire.layout import frame_dtype
-from sigd.wire.messages import Heartbeat, Hello, Welcome
+from sigd.wire.messages import Heartbeat, Hello, ModelInfo, Welcome
 from sigd.wire.outbox import ResponseOutbox
 from sigd.wire.region import OFFSETS, RegionLayout, region_layout
 from sigd.wire.ring import Region
@@ -137,6 +137,9 @@ class Line(ABC):
     def _act(self, frame: Frame) -> bool:
         if frame.header.template_id == fields.HEARTBEAT.template_id:
             self.send(Heartbeat(777).encode())
+        if frame.header.template_id == fields.MODEL_INFO.template_id:
+            asked = ModelInfo.decode(frame.block).model_generation
+            self.send(ModelInfo(asked or 3, bytes([asked]) * 32, "m").encode())
         return frame.header.template_id != fields.GOODBYE.template_id
 
     def close(self) -> None:

@@ -46,6 +46,54 @@ def test_heartbeats_of_the_daemons_own_are_no_answers(dial: Dial) -> None:
         assert client.request(ROW).sequence == 0
 
 
+def test_model_info_is_told_and_answers_meanwhile_are_kept(dial: Dial) -> None:
+    with dial(Line.echo) as client:
+        client.send_many(np.ones((3, FEATURES)))
+        known, unknown = client.model_info(2), client.model_info()
+        assert (known.model_generation, known.model_sha256, known.known) == (2, bytes([2]) * 32, True)
+        assert (unknown.model_generation, unknown.known) == (3, False)
+        assert client.receive_many(3)["sequence"].tolist() == [0, 1, 2]
+
+
+def test_request_goes_on_after_a_timeout(dial: Dial) -> None:
+    waited = threading.Event()
+
+    def scene(line: Line) -> None:
+        line.greet()
+        line.read(2)
+        waited.wait(60)
+        line.send(answer(0), answer(1))
+        line.read(1)
+        line.send(answer(2))
+
+    with dial(scene) as client:
+        for _ in range(2):
+            with pytest.raises(ReceiveTimeout):
+                client.request(ROW, timeout_s=0.02)
+        waited.set()
+        assert client.request(ROW).sequence == 2
+        assert client.unanswered == 0
+
+
+def test_late_answers_can_be_taken_instead(dial: Dial) -> None:
+    waited = threading.Event()
+
+    def scene(line: Line) -> None:
+        line.greet()
+        line.read(1)
+        waited.wait(60)
+        line.send(answer(0))
+        line.read(1)
+        line.send(answer(1))
+
+    with dial(scene) as client:
+        with pytest.raises(ReceiveTimeout):
+            client.request(ROW, timeout_s=0.02)
+        waited.set()
+        assert client.receive().sequence == 0
+        assert client.request(ROW).sequence == 1
+
+
 def test_goodbye_collects_what_is_unanswered(dial: Dial) -> None:
     with dial(Line.echo) as client:
         client.send_many(np.ones((5, FEATURES)))

@@ -65,7 +65,7 @@ class TestSchema:
             name = element.tag.removeprefix(f"{{{NAMESPACE}}}")
             assert (element.tag != name) == (name in ("messageSchema", "message")), "others have no namespace"
             assert set(element.attrib) <= ATTRIBUTES[name]
-        assert [child.tag for child in ROOT] == ["types"] + [f"{{{NAMESPACE}}}message"] * 7
+        assert [child.tag for child in ROOT] == ["types"] + [f"{{{NAMESPACE}}}message"] * 8
 
     def test_head(self) -> None:
         assert ROOT.attrib["id"] == "91"
@@ -116,6 +116,7 @@ class TestSchema:
             ("Reject", 72),
             ("Heartbeat", 8),
             ("Goodbye", 8),
+            ("ModelInfo", 72),
             ("SignalRequest", 288),
             ("SignalResponse", 64),
         ],

@@ -7,7 +7,15 @@
 #include <cstdint>
 #include <type_traits>
 
-namespace sigd::wire {
+// The version of these headers. The namespace names what may break: headers of two versions can meet in one process.
+#define SIGD_VERSION_MAJOR 0
+#define SIGD_VERSION_MINOR 1
+#define SIGD_VERSION_PATCH 0
+namespace sigd::inline v0_1 {
+inline constexpr char version[] = "0.1.0";
+}
+
+namespace sigd::inline v0_1::wire {
 
 static_assert(std::endian::native == std::endian::little, "the wire is little-endian, and so must the machine be");
 
@@ -30,6 +38,7 @@ enum class TemplateId : std::uint16_t {
     reject = 3,
     heartbeat = 4,
     goodbye = 5,
+    model_info = 6,
     signal_request = 10,
     signal_response = 11,
 };
@@ -41,6 +50,7 @@ constexpr const char* name(TemplateId value) noexcept {
         case TemplateId::reject: return "reject";
         case TemplateId::heartbeat: return "heartbeat";
         case TemplateId::goodbye: return "goodbye";
+        case TemplateId::model_info: return "model_info";
         case TemplateId::signal_request: return "signal_request";
         case TemplateId::signal_response: return "signal_response";
     }
@@ -254,6 +264,23 @@ static_assert(offsetof(Goodbye, header) == 0);
 static_assert(offsetof(Goodbye, code) == 8);
 static_assert(offsetof(Goodbye, reserved) == 10);
 
+// Either way; a client asks which model a generation is, the daemon answers with digest and name.
+struct ModelInfo {
+    static constexpr TemplateId template_id = TemplateId::model_info;
+    Header header;
+    std::uint32_t model_generation;  // as in an answer; in a question 0 is the current one
+    std::uint32_t reserved;          // 0
+    std::uint8_t model_sha256[32];   // digest of that generation's file; zeros where it is not known
+    char model_name[32];             // UTF-8, zero-padded; zeros where the generation is not known
+};
+static_assert(sizeof(ModelInfo) == 80);
+static_assert(std::is_trivially_copyable_v<ModelInfo> && std::is_standard_layout_v<ModelInfo>);
+static_assert(offsetof(ModelInfo, header) == 0);
+static_assert(offsetof(ModelInfo, model_generation) == 8);
+static_assert(offsetof(ModelInfo, reserved) == 12);
+static_assert(offsetof(ModelInfo, model_sha256) == 16);
+static_assert(offsetof(ModelInfo, model_name) == 48);
+
 // Client to daemon: one row of features; answered by exactly one SignalResponse. Here without its features.
 struct SignalRequestHead {
     static constexpr TemplateId template_id = TemplateId::signal_request;
@@ -413,4 +440,4 @@ constexpr std::size_t region_bytes(std::size_t ring_slots, std::size_t request_s
     return response_slots_offset(ring_slots, request_stride) + ring_slots * response_stride;
 }
 
-}  // namespace sigd::wire
+}  // namespace sigd::inline v0_1::wire
