@@ -18,9 +18,8 @@ import numpy as np
 from sigd.models.backend import Float32Array, bucket_of_rows
 from sigd.models.denormals import flush_denormals
 from sigd.models.errors import BackendClosed, BackendFailed, BackendUnavailable, ModelRefused
-from sigd.models.onnx.file import read_onnx
 from sigd.models.onnx.parts import WEIGHTS_FILE, OnnxParts, take_apart
-from sigd.models.spec import ModelSpec
+from sigd.models.spec import ModelSpec, read_served
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -196,7 +195,7 @@ def onnx_parts(spec: ModelSpec) -> OnnxParts:
         ModelRefused: the file cannot be read, or has changed since its spec was read.
     """
     takes_weights = hasattr(_runtime().SessionOptions, "add_external_initializers_from_files_in_memory")
-    file = read_onnx(spec.path, spec.sha256)
+    file = read_served(spec)
     return take_apart(file.model) if takes_weights else OnnxParts(file.content, b"")
 
 

@@ -14,8 +14,7 @@ import numpy as np
 
 from sigd.models.backend import Float32Array
 from sigd.models.errors import BackendClosed, BackendFailed, ModelRefused
-from sigd.models.onnx.file import read_onnx
-from sigd.models.spec import ModelSpec
+from sigd.models.spec import ModelSpec, read_served
 
 if TYPE_CHECKING:
     from onnx.reference import ReferenceEvaluator
@@ -49,7 +48,7 @@ class OracleBackend:
         """Load the model and run it once. Raises as `Backend.open` says."""
         from onnx.reference import ReferenceEvaluator
 
-        model = read_onnx(self.spec.path, self.spec.sha256).model
+        model = read_served(self.spec).model
         self.inputs = np.zeros((self.batch_rows_max, self.spec.features), np.float32)
         self.outputs = np.zeros((self.batch_rows_max, self.spec.outputs), np.float32)
         try:

@@ -1,20 +1,25 @@
 """What a model is, read from its own file: names, shapes, batch axis and digest.
 
-A model is served when it maps one float32 input to one float32 output and its first axis is the batch. Inputs
-and outputs of more than two axes are served flattened in C order; an output of one axis, [N], is one output
-per row.
+A client sends and gets flat rows of float32. Inputs and outputs of more than two axes are flattened in C order; an
+output of one axis, [N], is one output per row. A model of several inputs or outputs, or of other types, is wrapped
+when it is loaded (`sigd.models.onnx.flatten`), so that every backend sees one float32 tensor at either end.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
 
 from sigd.models.errors import ModelRefused
 from sigd.models.onnx.batch_axis import batch_spanning
+from sigd.models.onnx.columns import Columns, column_name, row_width
 from sigd.models.onnx.file import OnnxFile, read_onnx
+from sigd.models.onnx.flatten import ROW_INPUT, ROW_OUTPUT, flatten, input_is_flat, output_is_flat
+from sigd.models.onnx.signature import Dim, declared_dims, read_signature, real_inputs
 
 if TYPE_CHECKING:
     from onnx import ModelProto, ValueInfoProto
@@ -26,8 +31,8 @@ OUTPUTS_MAX = 16_370
 NAME_BYTES_MAX = 32
 """The most UTF-8 bytes of a model's name: the size of the field that carries it to clients."""
 
-Dim = int | str | None
-"""One axis: its size, the name that stands for it, or None where the file says nothing."""
+NO_SIZES: Final[Mapping[str, int]] = MappingProxyType({})
+"""No free axis is given a size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,12 @@ class ModelSpec:
         opset: version of the standard operators; None where the file does not say (a built engine).
         across_batch: the nodes that work across the batch by their definition, for messages; see
             `sigd.models.onnx.batch_axis`.
+        input_columns: which columns of a request are which input of the graph.
+        output_columns: which columns of an answer are which output of the graph.
+        left_out: outputs of the graph that are not served: name and why.
+        wrapped: whether the file's graph is wrapped to read and answer rows; then `input_name`, `input_dims` and the same
+            of the output are the wrapped graph's.
+        takes_nan: whether NaN is a value to the model, which stands for a missing one.
     """
 
     name: str
@@ -63,20 +74,43 @@ class ModelSpec:
     batch_rows: int | None
     opset: int | None
     across_batch: tuple[str, ...] = ()
+    input_columns: tuple[Columns, ...] = ()
+    output_columns: tuple[Columns, ...] = ()
+    left_out: tuple[tuple[str, str], ...] = ()
+    wrapped: bool = False
+    takes_nan: bool = False
+
+    def feature_name(self, column: int) -> str:
+        """What a column of a request is called, for example "book[3]"."""
+        return column_name(self.input_columns, column)
 
 
-def read_spec(path: Path | str, name: str | None = None) -> ModelSpec:
+def read_spec(path: Path | str, name: str | None = None, sizes: Mapping[str, int] = NO_SIZES) -> ModelSpec:
     """Read the spec of an ONNX model from the file alone.
 
     Args:
         path: the ONNX file.
         name: what clients call the model; None takes the file's name without its ending.
+        sizes: of axes that the file leaves free, besides the batch: by the axis's name, or as "INPUT.AXIS".
 
     Raises:
         ModelRefused: the model cannot be served; the message says why, what was expected and what to do.
     """
     path = Path(path)
-    return spec_of(read_onnx(path), model_name(path, name))
+    return spec_of(read_onnx(path), model_name(path, name), sizes)
+
+
+def read_served(spec: ModelSpec) -> OnnxFile:
+    """The model as the backends run it, of the bytes that the spec was read from.
+
+    Raises:
+        ModelRefused: the file cannot be read, or has changed since.
+    """
+    file = read_onnx(spec.path, spec.sha256)
+    if not spec.wrapped:
+        return file
+    flatten(file.model, spec.input_columns, spec.output_columns)
+    return OnnxFile(file.path, file.model.SerializeToString(), file.model, file.sha256)
 
 
 def model_name(path: Path, name: str | None = None) -> str:
@@ -96,76 +130,92 @@ def model_name(path: Path, name: str | None = None) -> str:
     return chosen
 
 
-def spec_of(file: OnnxFile, name: str) -> ModelSpec:
+def spec_of(file: OnnxFile, name: str, sizes: Mapping[str, int] = NO_SIZES) -> ModelSpec:
     """The spec of a model that has been read. Raises ModelRefused as `read_spec` does."""
-    path, graph = file.path, file.model.graph
-    weights = {tensor.name for tensor in graph.initializer}
-    weights |= {tensor.values.name for tensor in graph.sparse_initializer}
-    graph_input = _only(path, "input", [value for value in graph.input if value.name not in weights])
-    graph_output = _only(path, "output", list(graph.output))
-    _check_float32(path, "input", graph_input)
-    _check_float32(path, "output", graph_output)
-    input_dims = _known_dims(path, "input", graph_input.name, _dims(graph_input))
+    inputs, outputs = real_inputs(file.model), list(file.model.graph.output)
+    if not sizes and _is_plain(file.model, inputs, outputs):
+        try:
+            return _plain_spec(file, name, inputs[0], outputs[0])
+        except _ShapeUnknown:
+            # A run finds out what the declarations do not tell.
+            pass
+    return _wrapped_spec(file, name, sizes)
+
+
+class _ShapeUnknown(Exception):
+    """The declared shapes do not say how wide a row is, or which axis is the batch."""
+
+
+def _is_plain(model: ModelProto, inputs: list[ValueInfoProto], outputs: list[ValueInfoProto]) -> bool:
+    """Whether one float32 tensor is read and one is answered, by operators whose exporters declare the right shapes."""
+    from onnx import TensorProto
+
+    return (
+        len(inputs) == len(outputs) == 1
+        and all(
+            value.type.WhichOneof("value") == "tensor_type"
+            and value.type.tensor_type.elem_type == TensorProto.FLOAT
+            for value in (*inputs, *outputs)
+        )
+        and all(node.domain in ("", "ai.onnx") for node in model.graph.node)
+    )
+
+
+def _plain_spec(
+    file: OnnxFile, name: str, graph_input: ValueInfoProto, graph_output: ValueInfoProto
+) -> ModelSpec:
+    """The spec of a graph that is served as it is."""
+    path = file.path
+    input_dims = _known_dims(declared_dims(graph_input))
     output_dims = _checked_output_dims(file, graph_output)
-    batch_rows = _batch_rows(path, input_dims, output_dims)
+    batch, answered = input_dims[0], output_dims[0]
+    if (isinstance(batch, int) and len(input_dims) == 1) or (isinstance(answered, int) and answered != batch):
+        raise _ShapeUnknown
     input_row, output_row = _row(input_dims), _row(output_dims)
+    # Text that is no UTF-8 arrives as bytes; shown as such it names nothing, and the backend refuses it.
+    input_name, output_name = str(graph_input.name), str(graph_output.name)
     return ModelSpec(
         name=name,
         path=path,
         sha256=file.sha256,
-        # Text that is no UTF-8 arrives as bytes; shown as such it names nothing, and the backend refuses it.
-        input_name=str(graph_input.name),
-        output_name=str(graph_output.name),
-        features=_count(path, "features", input_row, FEATURES_MAX),
-        outputs=_count(path, "outputs", output_row, OUTPUTS_MAX),
+        input_name=input_name,
+        output_name=output_name,
+        features=_features(path, (Columns(input_name, "float32", input_row),)),
+        outputs=_outputs(path, math.prod(output_row)),
         input_dims=input_row,
         output_dims=output_row,
-        batch_rows=batch_rows,
+        batch_rows=batch if isinstance(batch, int) else None,
         opset=_opset(file.model),
         across_batch=batch_spanning(file.model),
+        input_columns=(Columns(input_name, "float32", input_row),),
+        output_columns=(Columns(output_name, "float32", output_row),),
     )
 
 
-def _only(path: Path, kind: str, values: list[ValueInfoProto]) -> ValueInfoProto:
-    if len(values) == 1:
-        return values[0]
-    names = ", ".join(repr(value.name) for value in values) or "none"
-    way_out = (
-        "join them into one before the export, as columns of one float32 tensor"
-        if kind == "input"
-        else "keep the one to serve, with onnx.utils.extract_model(FILE, NEW_FILE, [INPUT], [OUTPUT])"
-    )
-    raise ModelRefused(f"{path}: has {len(values)} {kind}s ({names}), expected exactly one: {way_out}")
-
-
-def _check_float32(path: Path, kind: str, value: ValueInfoProto) -> None:
-    from onnx import TensorProto
-
-    type_kind = value.type.WhichOneof("value")
-    if type_kind != "tensor_type":
-        raise ModelRefused(
-            f"{path}: {kind} {value.name!r} is a {type_kind or 'value without a type'}, expected a float32"
-            " tensor"
-        )
-    element_type = value.type.tensor_type.elem_type
-    if element_type != TensorProto.FLOAT:
-        dtype_names = {number: dtype_name for dtype_name, number in TensorProto.DataType.items()}
-        raise ModelRefused(
-            f"{path}: {kind} {value.name!r} is {dtype_names.get(element_type, f'of type {element_type}')},"
-            " expected FLOAT"
-            " (float32): the wire carries float32, so put a Cast inside the model at that end; what lies"
-            " between may"
-            " have any type"
-        )
-
-
-def _dims(value: ValueInfoProto) -> tuple[Dim, ...] | None:
-    """The axes of a tensor; None where the file does not give its shape."""
-    tensor = value.type.tensor_type
-    if not tensor.HasField("shape"):
-        return None
-    return tuple(
-        dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or None) for dim in tensor.shape.dim
+def _wrapped_spec(file: OnnxFile, name: str, sizes: Mapping[str, int]) -> ModelSpec:
+    """The spec of a graph that is wrapped, on the sides where it must be."""
+    _check_valid(file)
+    signature = read_signature(file, sizes, lambda inputs: _features(file.path, inputs))
+    inputs, outputs = signature.inputs, signature.outputs
+    features, answers = row_width(inputs), _outputs(file.path, row_width(outputs))
+    read_in_place, answered_in_place = input_is_flat(inputs), output_is_flat(outputs)
+    return ModelSpec(
+        name=name,
+        path=file.path,
+        sha256=file.sha256,
+        input_name=inputs[0].name if read_in_place else ROW_INPUT,
+        output_name=outputs[0].source if answered_in_place else ROW_OUTPUT,
+        features=features,
+        outputs=answers,
+        input_dims=inputs[0].dims if read_in_place else (features,),
+        output_dims=outputs[0].dims if answered_in_place else (answers,),
+        batch_rows=signature.batch_rows,
+        opset=_opset(file.model),
+        across_batch=batch_spanning(file.model) if all(one.batch_axis == 0 for one in inputs) else (),
+        input_columns=inputs,
+        output_columns=outputs,
+        left_out=signature.left_out,
+        wrapped=True,
     )
 
 
@@ -175,86 +225,76 @@ def _checked_output_dims(file: OnnxFile, output: ValueInfoProto) -> tuple[Dim, .
     from onnx.checker import ValidationError, check_model
     from onnx.shape_inference import InferenceError, infer_shapes
 
-    dims = _dims(output)
+    dims = declared_dims(output)
     # The bytes, for out of the message both would make them anew.
     checked: ModelProto | bytes = file.content
     try:
         if dims is None or any(not isinstance(dim, int) for dim in dims[1:]):
             checked = infer_shapes(file.content, data_prop=True)
-            dims = _dims(checked.graph.output[0])
-        known = _known_dims(file.path, "output", output.name, dims)
+            dims = declared_dims(checked.graph.output[0])
+        known = _known_dims(dims)
         check_model(checked)
     except (InferenceError, ValidationError, ValueError) as error:  # ValueError: names that are no UTF-8
         raise ModelRefused(f"{file.path}: not a valid ONNX model: {error}") from error
     return known
 
 
-def _known_dims(path: Path, kind: str, name: str, dims: tuple[Dim, ...] | None) -> tuple[Dim, ...]:
-    """The axes, once every one but the first is known to be a size of at least 1."""
-    if not dims:
-        shape = "no shape" if dims is None else "no axis"
-        raise ModelRefused(
-            f"{path}: {kind} {name!r} has {shape}, expected [batch, ...]: export it with its shape"
-        )
-    sizes = [dim for dim in dims if isinstance(dim, int)]
-    if any(size < 1 for size in sizes):
-        raise ModelRefused(
-            f"{path}: {kind} {name!r} has the shape {_shown(dims)}, expected sizes of at least 1: name the"
-            " batch axis"
-            " instead of giving it a size, and give every other axis its size"
-        )
-    unknown = [axis for axis, dim in enumerate(dims) if axis > 0 and not isinstance(dim, int)]
-    if not unknown:
-        return dims
-    if isinstance(dims[0], int) and len(unknown) == 1:
-        raise ModelRefused(
-            f"{path}: {kind} {name!r} has the shape {_shown(dims)}: the axis of free size is axis"
-            f" {unknown[0]}, expected the"
-            " batch to be axis 0: transpose inside the model (for a PyTorch LSTM: batch_first=True)"
-        )
-    raise ModelRefused(
-        f"{path}: {kind} {name!r} has the shape {_shown(dims)}, expected a size on every axis but the first:"
-        " export it with"
-        " those sizes fixed, or run python -m onnxruntime.tools.make_dynamic_shape_fixed --dim_param NAME"
-        " --dim_value SIZE"
-    )
+def _check_valid(file: OnnxFile) -> None:
+    """Raise ModelRefused where the file is no valid graph: a runtime that runs it must not meet one."""
+    from onnx.checker import ValidationError, check_model
+
+    try:
+        check_model(file.content)
+    except (ValidationError, ValueError) as error:
+        raise ModelRefused(f"{file.path}: not a valid ONNX model: {error}") from error
 
 
-def _batch_rows(path: Path, input_dims: tuple[Dim, ...], output_dims: tuple[Dim, ...]) -> int | None:
-    """The batch that the file fixes, None where it leaves it free."""
-    batch, answered = input_dims[0], output_dims[0]
-    if isinstance(batch, int) and len(input_dims) == 1:
-        raise ModelRefused(
-            f"{path}: the input has the shape [{batch}], which has no batch axis, expected [batch, {batch}]:"
-            " export it with one"
-        )
-    if isinstance(answered, int) and answered != batch:
-        raise ModelRefused(
-            f"{path}: the input has the shape {_shown(input_dims)} and the output {_shown(output_dims)}:"
-            f" {answered} answered for"
-            f" a batch of {_shown((batch,))[1:-1]}, expected the same first axis: was a batch size fixed"
-            " during the export?"
-            " Mark axis 0 of the input as free (dynamic_shapes or dynamic_axes in torch.onnx.export)"
-        )
-    return batch if isinstance(batch, int) else None
+def _known_dims(dims: tuple[Dim, ...] | None) -> tuple[Dim, ...]:
+    """The axes, where every one but the first is known to be a size of at least 1."""
+    if not dims or any(isinstance(dim, int) and dim < 1 for dim in dims):
+        raise _ShapeUnknown
+    if any(not isinstance(dim, int) for dim in dims[1:]):
+        raise _ShapeUnknown
+    return dims
 
 
 def _row(dims: tuple[Dim, ...]) -> tuple[int, ...]:
     return tuple(dim for dim in dims[1:] if isinstance(dim, int))
 
 
-def _count(path: Path, what: str, dims: tuple[int, ...], limit: int) -> int:
-    count = math.prod(dims)
-    if count > limit:
+def _features(path: Path, inputs: tuple[Columns, ...]) -> int:
+    """Features per row; refused where a frame cannot carry them, with what it could."""
+    count = row_width(inputs)
+    if count > FEATURES_MAX:
         raise ModelRefused(
-            f"{path}: {count:,} {what} per row, expected at most {limit:,}: one frame cannot carry more"
+            f"{path}: {count:,} features per row, expected at most {FEATURES_MAX:,}: one frame cannot carry more;"
+            f" {_what_fits(inputs, count)}"
+        )
+    return count
+
+
+def _what_fits(inputs: tuple[Columns, ...], count: int) -> str:
+    """What to make smaller, and how small."""
+    largest = max(inputs, key=lambda one: one.width)
+    longest = max(largest.dims)
+    fits = (FEATURES_MAX - (count - largest.width)) // (largest.width // longest)
+    if fits < 1:
+        return "send fewer inputs"
+    what = "steps of history or levels of the book" if len(largest.dims) > 1 else "columns"
+    return (
+        f"export it with at most {fits:,} in place of {longest:,} on axis {largest.dims.index(longest) + 1} of input"
+        f" {largest.name!r} (fewer {what})"
+    )
+
+
+def _outputs(path: Path, count: int) -> int:
+    if count > OUTPUTS_MAX:
+        raise ModelRefused(
+            f"{path}: {count:,} outputs per row, expected at most {OUTPUTS_MAX:,}: one frame cannot carry more; keep those that"
+            " the client needs, with onnx.utils.extract_model(FILE, NEW_FILE, [INPUT], [OUTPUT])"
         )
     return count
 
 
 def _opset(model: ModelProto) -> int | None:
     return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), None)
-
-
-def _shown(dims: tuple[Dim, ...]) -> str:
-    return f"[{', '.join('?' if dim is None else str(dim) for dim in dims)}]"

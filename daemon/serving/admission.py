@@ -1,8 +1,8 @@
 """From a connection's pending rows to rows of a batch: who runs, and what the others are told instead.
 
 In this order: what admission decided (BUSY, DRAINING), deadlines that have passed (EXPIRED), requests
-overtaken by a newer one for their instrument (CONFLATED), features that are no numbers (BAD_INPUT). What is
-left is copied into the model's input array, without gaps.
+overtaken by a newer one for their instrument (CONFLATED), features that the model cannot run
+(BAD_INPUT). What is left is copied into the model's input array, without gaps.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from sigd.wire.outbox import StatusArray
 from sigd.wire.status import Status
 
 if TYPE_CHECKING:
+    from sigd.daemon.serving.row_check import RowCheck
     from sigd.daemon.serving.session import Session
 
 _INSTRUMENT_HALF: Final = 2 * REQUEST_INSTRUMENT_WORD
@@ -46,11 +47,16 @@ class Segment:
 
 
 def admit_to_batch(
-    session: Session, rows: int, inputs: npt.NDArray[np.float32], first: int, now_ns: int
+    session: Session,
+    rows: int,
+    inputs: npt.NDArray[np.float32],
+    first: int,
+    now_ns: int,
+    check: RowCheck,
 ) -> Segment:
     """Copy those of the session's oldest `rows` waiting rows that shall run to `inputs[first:]`.
 
-    `inputs` is float32, C order, with at least `rows` rows from `first` on.
+    `inputs` is float32, C order, with at least `rows` rows from `first` on; `check` is the model's.
     """
     inbox = session.inbox
     words = inbox.row_words(0, rows)
@@ -76,14 +82,15 @@ def admit_to_batch(
     flat = target.reshape(-1)
     # One dot product says that all is finite; it may also overflow on large numbers, so a no is looked at
     # closely.
-    if not flat.dot(flat) < inf:
-        finite = np.asarray(np.isfinite(target).all(axis=1))
-        if not finite.all():
-            good = target[finite]
-            live = len(good)
-            inputs[first : first + live] = good
+    if check.integers or not flat.dot(flat) < inf:
+        good = check.good_rows(target)
+        if not good.all():
+            session.batcher.found_bad(session, target[good.argmin()])
+            kept = target[good]
+            live = len(kept)
+            inputs[first : first + live] = kept
             statuses = np.zeros(rows, np.uint16) if statuses is None else statuses
-            statuses[np.flatnonzero(statuses == Status.OK)[~finite]] = Status.BAD_INPUT
+            statuses[np.flatnonzero(statuses == Status.OK)[~good]] = Status.BAD_INPUT
     return Segment(session, rows, statuses, first, live)
 
 

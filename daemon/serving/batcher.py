@@ -19,10 +19,14 @@ from typing import TYPE_CHECKING, Final
 from sigd.daemon.config.limits import DEFAULTS, FEW_ROWS, Limits
 from sigd.daemon.serving.admission import Segment, admit_to_batch, fail_all, fail_rows_without_a_number
 from sigd.daemon.serving.fast_path import ONE_BY_ONE_ROWS_MAX, QUICK_RUN_NS_MAX, WAIT_NS_MAX
+from sigd.daemon.serving.row_check import RowCheck
 from sigd.models.errors import BackendFailed
 from sigd.wire.messages import ModelInfo
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from sigd.daemon.serving.counters import ModelCounters
     from sigd.daemon.serving.ports import SessionTap, SessionTaps
     from sigd.daemon.serving.session import Session
@@ -104,7 +108,7 @@ class Batcher:
         self.fast_path_owner: Session | None = None
         self.one_by_one_rows_max = 1
         self.fast_path_open = False
-        self._failure_logged_ns = -_FAILURE_LOG_INTERVAL_NS
+        self._failure_logged_ns = self._bad_input_logged_ns = -_FAILURE_LOG_INTERVAL_NS
         self._successor: tuple[Backend, Callable[[Backend], None]] | None = None
         self._take(backend)
         self._remember()
@@ -147,6 +151,24 @@ class Batcher:
         session.in_batch_rows = 1
         self._segments = [Segment(session, 1, None, 0, 1)]
         self._submitted_ns = submitted_ns
+
+    def found_bad(self, session: Session, row: npt.NDArray[np.float32]) -> None:
+        """Log a row, float32 (features,), that the model cannot run: at most one a second, for a feed may be
+        full of them."""
+        now_ns = self.clock()
+        if now_ns - self._bad_input_logged_ns < _FAILURE_LOG_INTERVAL_NS:
+            return
+        self._bad_input_logged_ns = now_ns
+        column = self.row_check.first_bad_column(row)
+        log.warning(
+            "model %s: client %r sent %g as feature %d (%s), expected %s: answered BAD_INPUT",
+            self.spec.name,
+            session.client_name,
+            row[column],
+            column,
+            self.spec.feature_name(column),
+            self.row_check.wanted(column),
+        )
 
     def enqueue(self, session: Session) -> None:
         """Queue a session that has waiting rows for batching."""
@@ -232,6 +254,7 @@ class Batcher:
     def _take(self, backend: Backend) -> None:
         self.backend = backend
         self.spec = backend.spec
+        self.row_check = RowCheck(backend.spec)
         self.batch_rows_max = backend.batch_rows_max
         self._fast_path_allowed = not self._linger_ns
         self._submit = backend.submit
@@ -294,12 +317,12 @@ class Batcher:
         inputs = self.backend.inputs
         segments: list[Segment] = []
         rows = 0
-        generation = self.generation
+        generation, check = self.generation, self.row_check
         for session, take in self._pick():
             try:
                 if session.generation != generation:
                     session.attach()
-                segment = admit_to_batch(session, take, inputs, rows, now_ns)
+                segment = admit_to_batch(session, take, inputs, rows, now_ns, check)
             except Exception:  # noqa: BLE001  _give_up() logs it
                 _give_up(session)
                 continue

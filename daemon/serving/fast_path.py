@@ -63,7 +63,7 @@ def never(count_bytes: int, now_ns: int) -> bool:
 def fits(batcher: Batcher) -> bool:
     """Whether the model is small enough for the fast path."""
     spec = batcher.spec
-    return spec.features <= FEATURES_MAX and spec.outputs <= OUTPUTS_MAX
+    return spec.features <= FEATURES_MAX and spec.outputs <= OUTPUTS_MAX and batcher.row_check.fits_fast_path
 
 
 def one_row_call(backend: Backend, clock: Callable[[], int]) -> Callable[[], object]:
@@ -101,6 +101,9 @@ def make_fast_path(session: Session, batcher: Batcher, clock: Callable[[], int])
     # The highest byte of every feature: sign and upper exponent. In a NaN or an infinity (exponent 255) it is
     # 0x7F or 0xFF; in a finite number only from 1.7e38 on, which the batch path then looks at closely.
     high_bytes = slice(REQUEST_FEATURES_OFFSET + 3, features_end, 4)
+    feature_floats = features.cast("f")
+    odd_values_are_good = batcher.row_check.odd_values_of(feature_floats)
+    integers_are_good = batcher.row_check.integers_of(feature_floats)
     run = one_row_call(backend, clock)
     model_input = backend.inputs[:1].data.cast("B")
     model_output = backend.outputs[:1].data.cast("B")
@@ -125,7 +128,9 @@ def make_fast_path(session: Session, batcher: Batcher, clock: Callable[[], int])
             return False
         high = storage[high_bytes]
         deadline_ns = words[REQUEST_DEADLINE_WORD]
-        if 0x7F in high or 0xFF in high or (deadline_ns and deadline_ns < now_ns):
+        if ((0x7F in high or 0xFF in high) and not odd_values_are_good()) or (
+            deadline_ns and deadline_ns < now_ns
+        ):
             return False
         model_input[:] = features
         start_ns = clock()
@@ -165,7 +170,9 @@ def make_fast_path(session: Session, batcher: Batcher, clock: Callable[[], int])
             record()
         return True
 
-    return fast_path
+    if integers_are_good is None:
+        return fast_path
+    return lambda count_bytes, now_ns: integers_are_good() and fast_path(count_bytes, now_ns)
 
 
 def run_one_by_one(session: Session, count_bytes: int, now_ns: int) -> int:
