@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sigd.bench.errors import BadRequest
-from sigd.models.accuracy import cosine, labels, relative_errors, run_rows
+from sigd.models.accuracy import cosine, decisions, relative_errors, run_rows
 from sigd.models.backend import Backend, Float32Array
 
 QUANTILES = (0.5, 0.9, 0.99, 0.999, 1.0)
@@ -48,11 +48,13 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         rows: how many were compared.
         data: where they come from.
-        label_agreement: share of rows with the same largest output (with one output: the same sign).
+        comparable: rows whose answers are finite on both sides.
+        label_agreement: share of rows that decide the same, see `sigd.models.accuracy.decisions`. A row that is
+            finite on one side alone disagrees, one that is on neither is left out; None where no row is comparable.
         bit_equal: share of outputs that are equal to the bit.
         not_finite_a, not_finite_b: rows with a NaN or an infinity in their answer. Errors leave those rows
             out.
-        cosine: of all answers of a with all of b's.
+        cosine: of all answers of a with all of b's, where both are finite; None where none are.
         errors: quantiles of |a - b| over all outputs; empty where no row is finite on both sides.
         batch_rows: rows in each timed call.
         calls: timed calls of each.
@@ -63,11 +65,12 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     b: Side
     rows: int
     data: str
-    label_agreement: float
+    comparable: int
+    label_agreement: float | None
     bit_equal: float
     not_finite_a: int
     not_finite_b: int
-    cosine: float
+    cosine: float | None
     errors: tuple[ErrorQuantile, ...]
     batch_rows: int
     calls: int
@@ -126,17 +129,32 @@ def compare(
         b=side_b,
         rows=len(rows),
         data=data,
-        label_agreement=float(np.mean((labels(answers_a) == labels(answers_b)) & (finite_a == finite_b))),
+        comparable=int(np.sum(both)),
+        label_agreement=_agreement(answers_a, answers_b, finite_a, finite_b),
         bit_equal=float(np.mean(answers_a.view(np.uint32) == answers_b.view(np.uint32))),
         not_finite_a=int(np.sum(~finite_a)),
         not_finite_b=int(np.sum(~finite_b)),
-        cosine=cosine(answers_a[both], answers_b[both]),
+        cosine=cosine(answers_a[both], answers_b[both]) if both.any() else None,
         errors=_quantiles(abs_errors, relative_errors(answers_a[both], answers_b[both])),
         batch_rows=batch_rows,
         calls=calls,
         latency_ratio=side_a.p50_us / side_b.p50_us,
     )
     return comparison, Samples(abs_errors.ravel(), times_a, times_b)
+
+
+def _agreement(
+    answers_a: Float32Array,
+    answers_b: Float32Array,
+    finite_a: npt.ArrayLike,
+    finite_b: npt.ArrayLike,
+) -> float | None:
+    finite_a, finite_b = np.asarray(finite_a), np.asarray(finite_b)
+    both, either = finite_a & finite_b, finite_a | finite_b
+    if not both.any():
+        return None
+    agree = decisions(answers_a[both]) == decisions(answers_b[both])
+    return float(np.sum(agree) / np.sum(either))
 
 
 def _quantiles(

@@ -57,8 +57,9 @@ def svg(comparison: Comparison, samples: Samples) -> str:
         (f"b  {comparison.b.file}", samples.times_b_ns / 1000),
     ]
     width, height = 2 * (_WIDTH + _MARGIN) + _GAP + 20, _HEIGHT + 2 * _MARGIN + 50
+    agreed = "in none" if comparison.label_agreement is None else f"{comparison.label_agreement:.2%}"
     title = (
-        f"{comparison.rows:,} rows, labels agree {comparison.label_agreement:.2%}; p50"
+        f"{comparison.rows:,} rows, labels agree {agreed}; p50"
         f" {comparison.a.p50_us:.1f} and"
         f" {comparison.b.p50_us:.1f} us at {comparison.batch_rows} rows a call"
     )

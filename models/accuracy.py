@@ -11,6 +11,8 @@ from sigd.models.backend import Backend, Float32Array
 from sigd.models.errors import ModelRefused
 from sigd.models.manifest import NOT_MEASURED, Accuracy, Golden, Manifest, PrecisionName
 
+UNDECIDED: Final = -2
+"""What `decisions` says of an answer with a NaN."""
 _SMALL_SHARE: Final = 1e-3
 """Answers below this share of the largest count as that large in a relative error: next to 0 it says
 nothing."""
@@ -22,6 +24,9 @@ _ROUNDING: Final = 1e-4
 _UNMEASURED: Final[dict[PrecisionName, float]] = {"fp32": 1e-4, "tf32": 5e-3, "fp16": 1e-2, "int8": 1e-2}
 """What a builder may add to the error of the graph it was given, as a share of the largest answer, where the
 engine itself could not be run. Generous: it is to find a wrong engine, not to grade a right one."""
+_ERROR_MAX: Final[dict[PrecisionName, float]] = {"fp32": 1e-3, "tf32": 2e-2, "fp16": 5e-2, "int8": 0.5}
+"""The most that an engine's answer may be away from the oracle's, as a share of the largest answer, whatever was measured:
+an engine further off does something else than its model."""
 
 
 def run_rows(backend: Backend, rows: Float32Array) -> Float32Array:
@@ -48,12 +53,15 @@ def run_rows(backend: Backend, rows: Float32Array) -> Float32Array:
     return answers
 
 
-def labels(outputs: Float32Array) -> npt.NDArray[np.intp]:
-    """What each row's answer says: the index of the largest output; with one output, whether it is above
-    0."""
-    if outputs.shape[1] == 1:
-        return (outputs[:, 0] > 0).astype(np.intp)
-    return np.asarray(np.argmax(outputs, axis=1), np.intp)
+def decisions(outputs: Float32Array) -> npt.NDArray[np.intp]:
+    """What each row's answer means: of several outputs the largest, the first of equals; of a single output its sign, -1
+    or 1, with 0 a decision of its own. An answer with a NaN decides nothing: UNDECIDED.
+
+    Args:
+        outputs: float32, shape (rows, outputs).
+    """
+    decided = np.sign(outputs[:, 0]) if outputs.shape[1] == 1 else np.argmax(outputs, axis=1)
+    return np.where(np.isnan(outputs).any(axis=1), UNDECIDED, decided).astype(np.intp)
 
 
 def relative_errors(outputs: Float32Array, reference: Float32Array) -> npt.NDArray[np.float64]:
@@ -76,24 +84,31 @@ def cosine(outputs: Float32Array, reference: Float32Array) -> float:
 def measure(outputs: Float32Array, reference: Float32Array, measured_on: str) -> Accuracy:
     """The accuracy of `outputs` against `reference`, both float32 of shape (rows, outputs), at least one row.
 
+    Values that are NaN or infinite on both sides (a class that may not be chosen has the logit -inf) have no error.
+
     Raises:
-        ModelRefused: an answer is NaN or infinite where the reference is finite.
+        ModelRefused: an answer is NaN or infinite where the reference is finite, or the other way round.
     """
-    wrong = ~np.isfinite(outputs) & np.isfinite(reference)
+    number, expected = np.isfinite(outputs), np.isfinite(reference)
+    wrong = (number != expected).any(axis=1)
     if wrong.any():
-        raise ModelRefused(
-            f"on {measured_on}: NaN or infinity in {int(wrong.any(axis=1).sum())} of {len(outputs)} rows in"
-            " which the oracle"
-            " is finite: values inside leave the range of the precision, so build with a wider one"
-            " (--precision fp32)"
+        found, wanted = (
+            ("NaN or infinity", "finite") if (expected & ~number).any() else ("a number", "not finite")
         )
+        raise ModelRefused(
+            f"on {measured_on}: {found} in {int(wrong.sum())} of {len(outputs)} rows in which the oracle is {wanted}: values"
+            " inside leave the range of the precision, so build with a wider one (--precision fp32)"
+        )
+    outputs_told, reference_told = (
+        np.where(expected, values, np.float32(0)) for values in (outputs, reference)
+    )
     return Accuracy(
         measured_on=measured_on,
         rows=len(outputs),
-        max_abs=float(np.abs(outputs.astype(np.float64) - reference).max()),
-        max_rel=float(relative_errors(outputs, reference).max()),
-        cosine=cosine(outputs, reference),
-        label_agreement=float(np.mean(labels(outputs) == labels(reference))),
+        max_abs=float(np.abs(outputs_told.astype(np.float64) - reference_told).max()),
+        max_rel=float(relative_errors(outputs_told, reference_told).max()),
+        cosine=cosine(outputs_told, reference_told),
+        label_agreement=float(np.mean(decisions(outputs) == decisions(reference))),
     )
 
 
@@ -102,15 +117,27 @@ def allowed_error(
 ) -> float:
     """The most that an engine's answer to a golden row may differ from the oracle's.
 
-    Twice what was measured on the engine, plus a share of the largest answer for rounding. Where the engine
-    was not
-    measured: twice what was measured on the graph it was built from, plus what the precision may add.
+    Twice what was measured on the engine, plus a share of the largest answer for rounding. Where the engine was not
+    measured: twice what was measured on the graph it was built from, plus what the precision may add. Never more than
+    `error_max`.
     """
-    scale = float(np.abs(reference).max(initial=0.0))
+    scale = _scale(reference)
     if isinstance(accuracy, Accuracy):
-        return _MARGIN * accuracy.max_abs + _ROUNDING * scale
-    measured = conversion.max_abs if isinstance(conversion, Accuracy) else 0.0
-    return _MARGIN * measured + _UNMEASURED[precision] * scale
+        allowed = _MARGIN * accuracy.max_abs + _ROUNDING * scale
+    else:
+        measured = conversion.max_abs if isinstance(conversion, Accuracy) else 0.0
+        allowed = _MARGIN * measured + _UNMEASURED[precision] * scale
+    return min(allowed, error_max(precision, reference))
+
+
+def error_max(precision: PrecisionName, reference: Float32Array) -> float:
+    """The most that an engine of that precision may be away from the oracle's answers, float32 of shape (rows, outputs)."""
+    return _ERROR_MAX[precision] * _scale(reference)
+
+
+def _scale(reference: Float32Array) -> float:
+    """The largest answer that is finite."""
+    return float(np.abs(reference[np.isfinite(reference)]).max(initial=0.0))
 
 
 def check_golden(backend: Backend, manifest: Manifest) -> float:
@@ -125,7 +152,9 @@ def check_golden(backend: Backend, manifest: Manifest) -> float:
     """
     golden: Golden = manifest.golden
     expected = golden.output_rows()
-    differences = np.abs(run_rows(backend, golden.feature_rows()).astype(np.float64) - expected)
+    answers = run_rows(backend, golden.feature_rows())
+    with np.errstate(invalid="ignore"):
+        differences = np.where(answers == expected, 0.0, np.abs(answers.astype(np.float64) - expected))
     largest = float(differences.max())
     if not largest <= golden.max_abs_allowed:
         raise ModelRefused(

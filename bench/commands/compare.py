@@ -77,8 +77,8 @@ def compare(
 ) -> None:
     """Run the models or engines A and B on the same rows; B is the reference.
 
-    Labels are the index of the largest output, with one output its sign. Times are of a whole batch, taken in
-    turns. Exit code 1 where labels agree less than --agreement-min asks.
+    Labels are the index of the largest output, with one output its sign (0 has a label of its own). Times are of a whole batch, taken in
+    turns. Exit code 1 where labels agree less than --agreement-min asks, or no row can be compared: all are NaN or infinite.
     """
     import msgspec
     from rich.console import Console
@@ -94,6 +94,13 @@ def compare(
         click.echo(msgspec.json.format(msgspec.json.encode(comparison)).decode())
     else:
         _show(Console(highlight=False), comparison, samples)
+    if comparison.label_agreement is None:
+        click.echo(
+            f"sigd: nothing could be compared: in each of the {comparison.rows:,} rows one side or both answer NaN or infinity:"
+            " give rows that the models will really see with --data",
+            err=True,
+        )
+        sys.exit(1)
     if agreement_min is not None and comparison.label_agreement < agreement_min:
         click.echo(
             f"sigd: labels agree for {comparison.label_agreement:.4%} of rows, expected at least"
@@ -161,9 +168,15 @@ def _show(console: Console, comparison: Comparison, samples: Samples) -> None:
         console.print(
             f"{name}  {side.file}, {side.backend}, sha256 {side.sha256[:16]}", markup=False, soft_wrap=True
         )
+    agreed = (
+        "cannot be compared in any"
+        if comparison.label_agreement is None
+        else (f"agree for {comparison.label_agreement:.4%}")
+    )
+    cosine = "" if comparison.cosine is None else f"; cosine {comparison.cosine:.9f}"
     console.print(
-        f"labels agree for {comparison.label_agreement:.4%} of {comparison.rows:,} rows ({comparison.data});"
-        f" {comparison.bit_equal:.2%} of outputs are equal to the bit; cosine {comparison.cosine:.9f}",
+        f"labels {agreed} of {comparison.rows:,} rows ({comparison.data});"
+        f" {comparison.bit_equal:.2%} of outputs are equal to the bit{cosine}",
         markup=False,
         soft_wrap=True,
     )

@@ -237,7 +237,7 @@ def _show_model(compared: Compared, tolerance: float | None, say: Callable[[str]
         bound = "" if tolerance is None else f" (tolerance {tolerance:g})"
         say(
             f"           absolute difference of outputs: max {compared.max_difference:.6g}{bound}, mean"
-            f" {compared.mean_difference:.6g}; largest output changed in {compared.argmax_changed:,}"
+            f" {compared.mean_difference:.6g}; the decision changed in {compared.decisions_changed:,}"
         )
     first = compared.first_difference
     if first is not None:

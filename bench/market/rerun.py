@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sigd.bench.errors import BadRequest
+from sigd.models.accuracy import decisions
 from sigd.models.backend import Backend, Float32Array
 from sigd.wire.recording.reader import Damage, Exchanges, SessionFacts
 from sigd.wire.status import Status
@@ -42,7 +43,7 @@ class Compared(msgspec.Struct, kw_only=True):
         requests: that were answered OK and run again.
         equal: those of them whose outputs are the same to the bit.
         max_difference, mean_difference: of single outputs, absolute.
-        argmax_changed: requests whose largest output is another one.
+        decisions_changed: requests whose answer means something else; see `sigd.models.accuracy.decisions`.
         batches: that were run.
         incomplete: those of them that are only in part in the recording, so that rows may have another place
             now.
@@ -58,7 +59,7 @@ class Compared(msgspec.Struct, kw_only=True):
     equal: int = 0
     max_difference: float = 0.0
     mean_difference: float = 0.0
-    argmax_changed: int = 0
+    decisions_changed: int = 0
     batches: int = 0
     incomplete: int = 0
     first_difference: FirstDifference | None = None
@@ -246,7 +247,7 @@ def _compare(
     compared.max_difference = max(compared.max_difference, float(difference.max()))
     total = compared.mean_difference * before + float(difference.mean(axis=1).sum())
     compared.mean_difference = total / compared.requests
-    compared.argmax_changed += int(np.count_nonzero(recorded.argmax(axis=1) != replayed.argmax(axis=1)))
+    compared.decisions_changed += int(np.count_nonzero(decisions(recorded) != decisions(replayed)))
     if compared.first_difference is None:
         row = int(differ.argmax())
         at = int(np.flatnonzero(chosen)[row])

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sigd.daemon.shadow.statistics import DIFFERENCE_BOUNDS, OUTPUTS_SHOWN, OutputStatistics, Statistics
+from sigd.models.accuracy import decisions
 
 Float64Array = npt.NDArray[np.float64]
 Outputs = npt.NDArray[np.float32]
@@ -16,15 +17,6 @@ Outputs = npt.NDArray[np.float32]
 
 DRIFT_ROWS: Final = 10_000
 """A row's weight in the drift has fallen to 1/e after that many more."""
-
-
-def decisions(outputs: Outputs) -> npt.NDArray[np.intp]:
-    """What each row decides: its largest output, the first of equals; of a single output, its sign (0 has one
-    of its own)."""
-    if outputs.shape[1] == 1:
-        return np.sign(outputs[:, 0]).astype(np.intp)
-    largest: npt.NDArray[np.intp] = outputs.argmax(axis=1)
-    return largest
 
 
 class Moments:

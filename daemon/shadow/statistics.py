@@ -47,7 +47,7 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         compared: rows that both models answered with numbers.
         agreed: of these, rows on which both would decide alike, see
-            `sigd.daemon.shadow.comparison.decisions`.
+            `sigd.models.accuracy.decisions`.
         skipped: rows that there was no time for, or that another shape was promised for.
         left_out: rows that are not in the sample.
         failed: rows that the shadow failed on, or gave NaN or infinity for.

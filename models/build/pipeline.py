@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, Literal, cast
 import msgspec
 import numpy as np
 
-from sigd.models.accuracy import measure, run_rows
+from sigd.models.accuracy import error_max, measure, run_rows
 from sigd.models.backend import Backend, Float32Array
 from sigd.models.build.nvidia import BuiltPlan, PlanRequest, build_plan
 from sigd.models.build.optimised import DEFAULT_LEVEL, optimise
@@ -33,7 +33,7 @@ from sigd.models.manifest import NOT_MEASURED, Accuracy, Manifest
 from sigd.models.onnx.file import OnnxFile, read_onnx
 from sigd.models.oracle import OracleBackend
 from sigd.models.registry import BackendOptions, make_backend
-from sigd.models.rows import read_rows, seeded_rows
+from sigd.models.rows import RowsRefused, read_rows, seeded_rows
 from sigd.models.spec import ModelSpec, spec_of
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def build_engine(
 
     Raises:
         ModelRefused: the model cannot be built that way, or answers NaN or infinity.
-        AccuracyTooLow: less agreement than `request.agreement_min`.
+        AccuracyTooLow: less agreement than `request.agreement_min`, or answers that are far off.
         BackendUnavailable: the runtime, the GPU or the driver is not here; with the way to get it.
         BackendFailed: the builder or the engine failed.
         EngineNotWritten: the file system refused it.
@@ -114,12 +114,13 @@ def build_engine(
             gpu=gpu,
         )
         with phase(progress, f"Converting to {request.precision}"):
-            converted = _converted(file, job, rows)
+            converted = _converted(file, job, rows.calibration)
         plan = _plan(module, converted, job, progress)
         with phase(progress, "Asking the oracle"):
-            sample = _sample(job, rows)
+            sample = _sample(job, rows.judging)
         with phase(progress, "Measuring accuracy"):
             manifest = _measured(folder, job, converted, plan, sample)
+        _check_error(manifest, request, sample)
         _check_agreement(manifest, request)
         with phase(progress, "Writing"):
             seconds = (time.monotonic_ns() - started_ns) / 1e9
@@ -131,13 +132,36 @@ def build_engine(
     return manifest
 
 
-def _rows(request: BuildRequest, spec: ModelSpec) -> Float32Array:
-    """Rows to calibrate and measure with, in an order of no meaning, for the oracle may not come to the
-    last."""
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """What a build works with.
+
+    Attributes:
+        calibration: float32, (n, features): what int8 ranges are taken from.
+        judging: float32, (n, features): what accuracy is measured on, in an order of no meaning, for the oracle may not
+            come to the last. None of them is a calibration row of an int8 build: those would be judged by themselves.
+    """
+
+    calibration: Float32Array
+    judging: Float32Array
+
+
+def _rows(request: BuildRequest, spec: ModelSpec) -> _Rows:
     if request.calibration is None:
-        return seeded_rows(spec, ROWS_MAX, request.seed)
+        drawn = seeded_rows(spec, ROWS_MAX, request.seed)
+        return _Rows(drawn, drawn)
     rows = read_rows(request.calibration, spec, ROWS_MAX)
-    return rows[np.random.default_rng(request.seed).permutation(len(rows))]
+    calibration = judging = rows
+    if request.precision == "int8":
+        different = rows[np.sort(np.unique(rows, axis=0, return_index=True)[1])]
+        needed = 2 * (spec.batch_rows or 1)
+        if len(different) < needed:
+            raise RowsRefused(
+                f"{request.calibration}: {len(different)} different rows in {len(rows)}, expected at least {needed}: every"
+                " second one calibrates, and the others say how accurate that is"
+            )
+        calibration, judging = different[::2], different[1::2]
+    return _Rows(calibration, judging[np.random.default_rng(request.seed).permutation(len(judging))])
 
 
 def _converted(file: OnnxFile, job: Job, rows: Float32Array) -> ModelProto:
@@ -203,7 +227,7 @@ def _sample(job: Job, rows: Float32Array) -> _Sample:
         answers = _answers_in_time(oracle, rows)
     finally:
         oracle.close()
-    if not np.isfinite(answers).any():
+    if not np.isfinite(answers).any() or np.isnan(answers).any(axis=1).all():
         raise ModelRefused(
             f"{job.spec.path}: the model itself answers NaN or infinity to all of {len(answers)} rows, expected numbers:"
             " there is nothing that an engine could be measured by. Give rows that it will really see with --calibration,"
@@ -277,6 +301,18 @@ def _accuracy(staged: Path, manifest: Manifest, sample: _Sample) -> Accuracy | L
     finally:
         backend.close()
     return measure(answers, sample.answers, f"{manifest.runtime} {manifest.runtime_version}")
+
+
+def _check_error(manifest: Manifest, request: BuildRequest, sample: _Sample) -> None:
+    """An engine that is far off is a wrong one, however often its labels agree."""
+    measured = manifest.accuracy if isinstance(manifest.accuracy, Accuracy) else manifest.conversion_accuracy
+    most = error_max(request.precision, sample.answers)
+    if isinstance(measured, Accuracy) and measured.max_abs > most:
+        raise AccuracyTooLow(
+            f"{request.model}: in {request.precision} its answers are up to {measured.max_abs:.3g} away from the oracle's,"
+            f" expected at most {most:.3g} for that precision: nothing was written. Calibrate with rows nearer to what it"
+            " will see, or give a wider --precision"
+        )
 
 
 def _check_agreement(manifest: Manifest, request: BuildRequest) -> None:

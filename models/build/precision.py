@@ -31,6 +31,10 @@ quantised."""
 _OPSET_MIN: Final = 13
 """Ranges for each channel came with opset 13."""
 _CALIBRATION_BATCH_ROWS: Final = 64
+_FLOAT16_MAX: Final = 65504.0
+_READERS_OF_BOUNDS: Final = frozenset({"Add", "Clip", "Max", "Min", "Where"})
+_RANGE_OF_SCALE_1: Final = 100.0
+"""A tensor whose scale of 1 was measured ranges over 127 at least."""
 _METHODS: Final[dict[CalibrationMethod, str]] = {
     "minmax": "MinMax",
     "percentile": "Percentile",
@@ -43,12 +47,13 @@ def to_fp16(model: ModelProto, path: Path) -> ModelProto:
     """The model with float16 inside and casts at both ends; `path` names it in errors.
 
     Raises:
-        ModelRefused: it cannot be converted.
+        ModelRefused: it cannot be converted, or holds weights that are too large for float16.
     """
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 
+    _check_fits_float16(model, path)
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     try:
@@ -79,7 +84,7 @@ def to_int8(
             every batch.
 
     Raises:
-        ModelRefused: nothing in it can be quantised, or it cannot be run on the rows.
+        ModelRefused: nothing in it can be quantised, it cannot be run on the rows, or the rows give a tensor no range.
     """
     import onnx
     from onnxruntime import quantization
@@ -129,7 +134,87 @@ def to_int8(
             " with --precision fp16 or fp32"
         )
     assert isinstance(quantised, onnx.ModelProto)
+    _check_ranges(model, quantised, spec, rows, method)
     return quantised
+
+
+def _check_fits_float16(model: ModelProto, path: Path) -> None:
+    """The converter cuts values off at the largest float16 in silence. A single bound or mask may be cut off: what is
+    compared with it or added to it is a float16 too."""
+    from onnx import numpy_helper
+
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    readers: dict[str, set[str]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, set()).add(node.op_type)
+        for attribute in node.attribute:
+            if node.op_type == "Constant" and attribute.name == "value":
+                tensors[node.output[0]] = attribute.t
+    for name, tensor in tensors.items():
+        if tensor.data_type != tensor.FLOAT:
+            continue
+        values = numpy_helper.to_array(tensor)
+        cut = np.isfinite(values) & (np.abs(values) > _FLOAT16_MAX)
+        bound = values.size == 1 and readers.get(name, set()) <= _READERS_OF_BOUNDS
+        if cut.any() and not bound:
+            raise ModelRefused(
+                f"{path}: {int(cut.sum())} of {values.size} values of {name!r} lie beyond {_FLOAT16_MAX:.0f}, the largest"
+                f" float16 (up to {float(np.abs(values[cut]).max()):.6g}), and would be cut off: scale the model's features"
+                " or weights, or build it with --precision fp32 or tf32"
+            )
+
+
+def _check_ranges(
+    model: ModelProto,
+    quantised: ModelProto,
+    spec: ModelSpec,
+    rows: Float32Array,
+    method: CalibrationMethod,
+) -> None:
+    """A tensor without a range gets the scale 1 from the quantiser, which rounds all that it will really hold to whole
+    numbers. What really ranges over 255 has that scale too, so suspects are run."""
+    suspects = _of_scale_1(quantised)
+    if not suspects:
+        return
+    import onnx
+    import onnxruntime
+
+    widened = onnx.ModelProto()
+    widened.CopyFrom(model)
+    given = {value.name for value in (*widened.graph.input, *widened.graph.output)}
+    inner = [name for name in suspects if name not in given]
+    widened.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inner)
+    session = onnxruntime.InferenceSession(widened.SerializeToString(), providers=["CPUExecutionProvider"])
+    low, high = dict.fromkeys(suspects, 0.0), dict.fromkeys(suspects, 0.0)
+    batches = _Rows(spec, rows)
+    while (feed := batches.get_next()) is not None:
+        # Without a name, run() gives every output.
+        seen = feed | (dict(zip(inner, session.run(inner, feed), strict=True)) if inner else {})
+        for name in suspects:
+            low[name] = min(low[name], float(seen[name].min()))
+            high[name] = max(high[name], float(seen[name].max()))
+    for name in suspects:
+        if high[name] - low[name] < _RANGE_OF_SCALE_1:
+            raise ModelRefused(
+                f"{spec.path}: the {len(rows)} calibration rows give {name!r} no range for int8 ({method}; its values are"
+                f" {low[name]:.6g} to {high[name]:.6g}): calibrate with rows that the model will really see, take the"
+                " ranges with --calibration-method minmax, or build it with --precision fp16 or fp32"
+            )
+
+
+def _of_scale_1(quantised: ModelProto) -> list[str]:
+    """Tensors that are computed and quantised with a scale of exactly 1."""
+    from onnx import numpy_helper
+
+    tensors = {tensor.name: tensor for tensor in quantised.graph.initializer}
+    return [
+        node.input[0]
+        for node in quantised.graph.node
+        if node.op_type == "QuantizeLinear"
+        and node.input[0] not in tensors
+        and bool((numpy_helper.to_array(tensors[node.input[1]]) == 1).all())
+    ]
 
 
 class _Rows:

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Final, Literal
 
+import numpy as np
+
 from sigd import __version__
 from sigd.models.accuracy import allowed_error
 from sigd.models.backend import Float32Array
@@ -127,7 +129,9 @@ def _target(job: Job, plan: BuiltPlan) -> Target:
 
 
 def _golden(request: BuildRequest, findings: Findings) -> Golden:
-    features, answers = findings.rows[:GOLDEN_ROWS], findings.answers[:GOLDEN_ROWS]
+    # Rows that the model itself gives no number for would say nothing of the engine.
+    told = np.flatnonzero(~np.isnan(findings.answers).any(axis=1))[:GOLDEN_ROWS]
+    features, answers = findings.rows[told], findings.answers[told]
     return Golden(
         rows=len(features),
         source=(

@@ -76,7 +76,8 @@ def test_answers_that_are_not_finite_are_counted_and_left_out(models: ModelMaker
     # Every row with a value of 2 or more.
     assert (found.not_finite_a, found.not_finite_b) == (2, 0)
     assert samples.abs_errors.size == 4
-    assert found.label_agreement <= 0.5
+    assert found.label_agreement == 0.5
+    assert found.comparable == 2
 
 
 def test_models_of_other_shapes_cannot_be_compared(models: ModelMaker, doubled: Backend) -> None:
@@ -151,15 +152,17 @@ def test_the_plot_is_written(models: ModelMaker, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "code", "message"),
     [
-        (("--backend-a", "cuda"), "no backend is called 'cuda'"),
-        (("--plot", "/nonexistent/c.svg"), "/nonexistent/c.svg: cannot be written"),
+        (("--backend-a", "cuda"), 2, "no backend is called 'cuda'"),
+        (("--plot", "/nonexistent/c.svg"), 3, "/nonexistent/c.svg cannot be written"),
     ],
 )
-def test_what_cannot_be_done_exits_2(models: ModelMaker, options: tuple[str, ...], message: str) -> None:
+def test_what_cannot_be_done_is_told(
+    models: ModelMaker, options: tuple[str, ...], code: int, message: str
+) -> None:
     failed = run(models.mlp(), models.mlp(), *options)
-    assert failed.exit_code == 2
+    assert failed.exit_code == code
     assert message in failed.output
 
 
@@ -176,3 +179,25 @@ def test_an_engine_runs_in_the_batches_that_it_was_built_for(models: ModelMaker,
     assert found["label_agreement"] == 1.0
     failed = run(engine, model, "--batch", "5")
     assert "takes at most 4 rows in a batch" in failed.output
+
+
+def rooted(models: ModelMaker) -> Path:
+    """The square root of the first feature: NaN where that is negative."""
+    return models.graph([helper.make_node("Sqrt", ["features"], ["logits"])], ["N", 2], ["N", 2])
+
+
+def test_rows_that_are_no_number_on_both_sides_agree_in_nothing(models: ModelMaker) -> None:
+    with closing(open_backend(rooted(models))) as a, closing(open_backend(rooted(models))) as b:
+        some, _ = compare(a, b, np.array([[1, 2], [-1, 2]], np.float32), "by hand", 1, 1)
+        none, _ = compare(a, b, np.array([[-1, 2], [2, -1]], np.float32), "by hand", 1, 1)
+    assert (some.comparable, some.label_agreement) == (1, 1.0)
+    assert (none.comparable, none.label_agreement, none.cosine) == (0, None, None)
+
+
+@pytest.mark.parametrize("options", [[], ["--agreement-min", "1.0"], ["--json"]])
+def test_a_comparison_of_nothing_fails(models: ModelMaker, tmp_path: Path, options: list[str]) -> None:
+    model, data = str(rooted(models)), tmp_path / "rows.npy"
+    np.save(data, -np.ones((8, 2), np.float32))
+    ran = CliRunner().invoke(command, [model, model, "--data", str(data), "--calls", "1", *options])
+    assert ran.exit_code == 1
+    assert "nothing could be compared" in ran.stderr

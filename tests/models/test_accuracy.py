@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from sigd.models.accuracy import (
+    UNDECIDED,
     allowed_error,
     check_golden,
     cosine,
-    labels,
+    decisions,
+    error_max,
     measure,
     relative_errors,
     run_rows,
@@ -26,7 +28,7 @@ from sigd.models.build.pipeline import build_engine
 from sigd.models.build.request import BuildRequest
 from sigd.models.engine import stage_engine
 from sigd.models.errors import ModelRefused
-from sigd.models.manifest import Accuracy, Manifest
+from sigd.models.manifest import Accuracy, Manifest, PrecisionName
 from sigd.models.registry import open_backend
 
 if TYPE_CHECKING:
@@ -60,9 +62,17 @@ def test_zeros_have_no_relative_error() -> None:
     assert not relative_errors(rows([0.0]), rows([0.0])).any()
 
 
-def test_one_output_is_labelled_by_its_sign() -> None:
-    assert labels(rows([-1.0], [0.0], [2.0])).tolist() == [0, 0, 1]
-    assert labels(rows([-1.0, -2.0], [1.0, 2.0])).tolist() == [0, 1]
+@pytest.mark.parametrize(
+    ("outputs", "decided"),
+    [
+        ([[1, 2, 3], [3, 2, 1], [1, 1, 0]], [2, 0, 0]),
+        ([[0.5], [-0.5], [0.0], [3.0]], [1, -1, 0, 1]),
+        ([[np.nan], [np.inf], [-np.inf]], [UNDECIDED, 1, -1]),
+        ([[np.nan, 1.0], [1.0, -np.inf]], [UNDECIDED, 0]),
+    ],
+)
+def test_what_an_answer_means(outputs: list[list[float]], decided: list[int]) -> None:
+    assert decisions(rows(*outputs)).tolist() == decided
 
 
 @pytest.mark.parametrize(
@@ -87,11 +97,35 @@ def test_an_answer_that_is_not_finite_is_refused_unless_the_oracle_says_so_too()
         measure(rows([np.nan, 0.0], [1.0, 1.0]), rows([1.0, 0.0], [1.0, 1.0]), "fp16")
 
 
+def test_a_number_where_the_oracle_has_none_is_refused() -> None:
+    with pytest.raises(
+        ModelRefused, match="on fp16: a number in 1 of 2 rows in which the oracle is not finite"
+    ):
+        measure(rows([2.0, 0.0], [1.0, 1.0]), rows([np.inf, 0.0], [1.0, 1.0]), "fp16")
+
+
+def test_what_is_infinite_on_both_sides_has_no_error() -> None:
+    masked = rows([2.0, 1.0, -np.inf], [1.0, 3.0, -np.inf])
+    found = measure(masked, masked, "itself")
+    assert (found.max_abs, found.max_rel, found.label_agreement) == (0.0, 0.0, 1.0)
+    assert found.cosine == pytest.approx(1.0)
+
+
 def test_what_is_allowed_follows_from_what_was_measured() -> None:
     reference = rows([10.0, -20.0])
     assert allowed_error("int8", reference, accuracy(0.5), accuracy(9.0)) == pytest.approx(1.0 + 20e-4)
     assert allowed_error("fp16", reference, "not measured", accuracy(0.1)) == pytest.approx(0.2 + 0.2)
     assert allowed_error("fp32", reference, "not measured", "not measured") == pytest.approx(20e-4)
+
+
+@pytest.mark.parametrize(
+    ("precision", "share"), [("fp32", 1e-3), ("tf32", 2e-2), ("fp16", 5e-2), ("int8", 0.5)]
+)
+def test_what_is_allowed_has_a_bound_whatever_was_measured(precision: PrecisionName, share: float) -> None:
+    reference = rows([10.0, -20.0], [-np.inf, 1.0])
+    for measured in (accuracy(1e6), "not measured"):
+        allowed = allowed_error(precision, reference, measured, accuracy(1e6))
+        assert allowed == error_max(precision, reference) == pytest.approx(20 * share)
 
 
 def test_more_rows_than_a_batch_run_in_turns(models: ModelMaker) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,7 @@ def test_a_difference_is_measured_and_the_first_one_told() -> None:
     items[1].responses["outputs"][1] = [2, 11]
     rerun = rerun_of(FakeBackend(), items)
     compared = only(rerun)
-    assert (compared.requests, compared.equal, compared.argmax_changed) == (4, 3, 1)
+    assert (compared.requests, compared.equal, compared.decisions_changed) == (4, 3, 1)
     assert compared.max_difference == 9.0
     assert compared.mean_difference == pytest.approx((8 + 9) / 2 / 4)
     first = compared.first_difference
@@ -191,6 +192,19 @@ def test_a_difference_is_measured_and_the_first_one_told() -> None:
     assert not compared.passed(None)
     assert compared.passed(9.0)
     assert not compared.passed(8.9)
+
+
+def test_a_single_output_decides_by_its_sign() -> None:
+    backend = FakeBackend()
+    backend.spec = replace(backend.spec, outputs=1, output_dims=(1,))
+    backend.outputs = np.zeros((8, 1), np.float32)
+    backend.submit = lambda rows: True  # type: ignore[method-assign]
+    items = [exchange([1, 2, 3], outputs=1)]
+    answers = np.zeros(3, frame_dtype(fields.SIGNAL_RESPONSE, 3, 1))
+    answers["batch_rows"] = 3
+    answers["outputs"][:, 0] = [-6.0, 0.0, 2.0]
+    compared = only(rerun_of(backend, [replace(items[0], responses=answers)]))
+    assert (compared.equal, compared.decisions_changed) == (1, 2)
 
 
 def test_a_bit_is_a_difference_even_between_two_zeros() -> None:

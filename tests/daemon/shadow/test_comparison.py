@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sigd.daemon.shadow.comparison import DRIFT_ROWS, Comparison, Moments, decisions
+from sigd.daemon.shadow.comparison import DRIFT_ROWS, Comparison, Moments
 from sigd.daemon.shadow.statistics import DIFFERENCE_BOUNDS, OUTPUTS_SHOWN, Statistics
 
 OUTPUTS = 3
@@ -116,14 +116,6 @@ def test_rows_without_a_number_fail_and_spoil_nothing() -> None:
     assert statistics.difference_max == 0
     assert statistics.outputs[0].served_mean == 2
     assert compare(np.full((2, 3, 2), nan, np.float32)).statistics().failed == 3
-
-
-@pytest.mark.parametrize(
-    ("outputs", "decided"),
-    [([[1, 2, 3], [3, 2, 1], [1, 1, 0]], [2, 0, 0]), ([[0.5], [-0.5], [0.0], [3.0]], [1, -1, 0, 1])],
-)
-def test_what_a_row_decides(outputs: list[list[float]], decided: list[int]) -> None:
-    assert decisions(np.array(outputs, np.float32)).tolist() == decided
 
 
 def test_it_counts_on_where_another_process_stood() -> None:

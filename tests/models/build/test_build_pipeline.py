@@ -8,7 +8,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -16,7 +16,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from sigd.models.accuracy import check_golden, run_rows
-from sigd.models.build import pipeline
+from sigd.models.build import pipeline, precision
 from sigd.models.build.pipeline import AccuracyTooLow
 from sigd.models.build.request import Batches
 from sigd.models.engine import EngineNotWritten, read_manifest
@@ -226,3 +226,58 @@ def test_an_interrupt_leaves_nothing(
     with pytest.raises(KeyboardInterrupt):
         build_here(models.mlp())
     assert not list(engine.parent.iterdir())
+
+
+def test_int8_is_judged_by_rows_that_it_was_not_calibrated_with(
+    models: ModelMaker, build_here: Build, rows_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, set[bytes]] = {}
+    judge = pipeline._sample
+
+    def to_int8(model: Any, spec: Any, rows: Any, *rest: Any) -> Any:
+        seen["calibration"] = {row.tobytes() for row in rows}
+        return precision.to_int8(model, spec, rows, *rest)
+
+    def sample(job: Any, rows: Any) -> Any:
+        seen["judging"] = {row.tobytes() for row in rows}
+        return judge(job, rows)
+
+    monkeypatch.setattr(pipeline, "to_int8", to_int8)
+    # Which rows judge is seen nowhere else: the manifest holds four of them.
+    monkeypatch.setattr(pipeline, "_sample", sample)
+    doubled = np.load(rows_file).repeat(2, axis=0)
+    np.save(rows_file, doubled)
+    build_here(models.mlp(), precision="int8", calibration=rows_file)
+    assert len(seen["calibration"]) == len(seen["judging"]) == 100
+    assert not seen["calibration"] & seen["judging"]
+
+
+def test_too_few_rows_to_calibrate_and_judge_are_refused(
+    models: ModelMaker, build_here: Build, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "one.npy", np.ones((64, 8), np.float32))
+    with pytest.raises(RowsRefused, match="1 different rows in 64, expected at least 2"):
+        build_here(models.mlp(), precision="int8", calibration=tmp_path / "one.npy")
+
+
+def test_an_engine_that_is_far_off_is_not_written_whatever_its_labels(
+    models: ModelMaker, build_here: Build, engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far = Accuracy(measured_on="x", rows=2, max_abs=50.0, max_rel=0.0, cosine=1.0, label_agreement=1.0)
+    monkeypatch.setattr(pipeline, "measure", lambda *_: far)
+    with pytest.raises(AccuracyTooLow, match="up to 50 away from the oracle's"):
+        build_here(models.mlp())
+    assert not engine.exists()
+
+
+def test_a_model_that_gives_no_number_is_named_as_the_culprit(
+    models: ModelMaker, build_here: Build, engine: Path
+) -> None:
+    nodes = [
+        helper.make_node("Abs", ["features"], ["size"]),
+        helper.make_node("Neg", ["size"], ["below"]),
+        helper.make_node("Log", ["below"], ["logits"]),
+    ]
+    with pytest.raises(ModelRefused, match="the model itself answers NaN or infinity to all of"):
+        build_here(models.graph(nodes, ["N", 4], ["N", 4]))
+    assert not engine.exists()

@@ -98,3 +98,53 @@ def test_int8_leaves_the_root_logger_as_it_was(models: ModelMaker) -> None:
     before = (list(root.handlers), root.manager.disable)
     int8(models.mlp())
     assert (list(root.handlers), root.manager.disable) == before
+
+
+def test_int8_refuses_rows_that_give_a_tensor_no_range(models: ModelMaker) -> None:
+    path = models.mlp()
+    spec = read_spec(path)
+    with pytest.raises(ModelRefused, match=r"64 calibration rows give 'features' no range for int8 \(minmax"):
+        to_int8(onnx.load(path), spec, np.zeros((64, 8), np.float32), "minmax", "onnxruntime")
+
+
+def test_int8_refuses_a_layer_that_is_dead_on_the_rows(models: ModelMaker) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["features", "w"], ["dense"]),
+        helper.make_node("Add", ["dense", "low"], ["biased"]),
+        helper.make_node("Relu", ["biased"], ["active"]),
+        helper.make_node("MatMul", ["active", "w"], ["logits"]),
+    ]
+    weights = [
+        numpy_helper.from_array(np.eye(4, dtype=np.float32), "w"),
+        numpy_helper.from_array(np.full(4, -50, np.float32), "low"),
+    ]
+    path = models.graph(nodes, ["N", 4], ["N", 4], weights)
+    with pytest.raises(ModelRefused, match="give 'active' no range"):
+        int8(path, "onnxruntime")
+
+
+def test_int8_takes_a_range_of_255_for_what_it_is(models: ModelMaker) -> None:
+    weight = numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")
+    path = models.graph(
+        [helper.make_node("MatMul", ["features", "w"], ["logits"])], ["N", 4], ["N", 4], [weight]
+    )
+    whole = np.arange(256, dtype=np.float32).repeat(4).reshape(-1, 4)
+    assert to_int8(onnx.load(path), read_spec(path), whole, "minmax", "onnxruntime")
+
+
+def test_fp16_refuses_weights_that_would_be_cut_off(models: ModelMaker) -> None:
+    weight = numpy_helper.from_array(np.diag(np.array([1e6, 2e5, 1, 1], np.float32)), "w")
+    path = models.graph(
+        [helper.make_node("MatMul", ["features", "w"], ["logits"])], ["N", 4], ["N", 4], [weight]
+    )
+    with pytest.raises(ModelRefused, match=r"2 of 16 values of 'w' lie beyond 65504, .* \(up to 1e\+06\)"):
+        to_fp16(onnx.load(path), path)
+
+
+@pytest.mark.parametrize("low", [-1e9, -np.inf, -np.finfo(np.float32).max])
+def test_fp16_cuts_off_a_mask_or_a_bound(models: ModelMaker, low: float) -> None:
+    mask = numpy_helper.from_array(np.array(low, np.float32), "mask")
+    path = models.graph(
+        [helper.make_node("Max", ["features", "mask"], ["logits"])], ["N", 4], ["N", 4], [mask]
+    )
+    assert to_fp16(onnx.load(path), path)
