@@ -8,8 +8,8 @@ PlanError            anything below; the message says what was found, what was e
 from __future__ import annotations
 
 
-class PlanError(Exception):
-    """Base of this room's errors."""
+class PlanError(ValueError):
+    """Base of this room's errors. A ValueError, so that who asks without knowing this room can tell it."""
 
     exit_code = 2
 

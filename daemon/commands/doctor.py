@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 
 import click
+import msgspec
 from rich.console import Console
 
 from sigd.daemon.config.flags import FiniteRange
 from sigd.daemon.doctor import expect, hiccups
 from sigd.daemon.doctor.examination import examine_cards, examine_host
 from sigd.daemon.doctor.host import Host, choose_cpu, format_cpus
+from sigd.daemon.doctor.machine import Machine, examine_machine
 from sigd.daemon.doctor.report import as_json, make_report, show
 from sigd.daemon.errors import UsageError
 
 WIDTH = 100
+EXPECTATIONS = "sigd.bench.plan.expectations:expectations_json"
+"""Computes what a machine's file expects, as JSON. Named as text, as the commands of sigd.bench are, so that no
+module of sigd.daemon imports that room."""
 
 
 @click.command(
@@ -24,6 +30,7 @@ Examples:
   sigd doctor
   sigd doctor --cpu 5 --expect "2x RTX 3090" --engine lob.engine
   sigd doctor --hiccups 10                 watch the core itself for ten seconds
+  sigd doctor --machine MACHINE.toml       against what sigd plan computes of the machine
   sigd doctor --json | jq '.findings[] | select(.level == "fail")'"""
 )
 @click.option("--expect", "expected", help='Graphics cards that must be there, for example "2x RTX 3090".')
@@ -44,24 +51,43 @@ Examples:
     metavar="SECONDS",
     help="Spin on the core for so long and count how often it is taken away.",
 )
+@click.option(
+    "--machine",
+    "machine_file",
+    type=click.Path(path_type=Path),
+    metavar="MACHINE.toml",
+    help="Hold this machine to its description: power limits, lanes, memory, bandwidth, network.",
+)
+@click.option(
+    "--far-end",
+    metavar="HOST",
+    help="With --machine: a host that runs iperf3 --server, to measure the network against.",
+)
 @click.option("--json", "json_output", is_flag=True, help="The findings as JSON.")
 def doctor(
     expected: str | None,
     engine: Path | None,
     cpu: int | None,
     hiccup_seconds: float | None,
+    machine_file: Path | None,
+    far_end: str | None,
     json_output: bool,
 ) -> None:
     """Say what on this machine makes the slowest requests slow, why, and the command that fixes it.
 
     Reads only, changes nothing. Ends with 1 where a check failed; warnings alone end with 0.
     """
+    if far_end is not None and machine_file is None:
+        raise UsageError("--far-end is a part of --machine: give MACHINE.toml too")
+    machine = _expectations(machine_file) if machine_file is not None else None
     cards = expect.parse(expected) if expected is not None else ()
     host = Host(_checked_cpu(cpu))
     findings = examine_host(host)
     if hiccup_seconds is not None:
         findings.append(hiccups.judge(host.cpu, hiccups.measure_on(host.cpu, hiccup_seconds)))
     findings += examine_cards(host, expected=cards, engine_file=engine)
+    if machine is not None:
+        findings += examine_machine(host, machine, far_end=far_end)
     report = make_report(host.cpu, findings)
     if json_output:
         click.echo(as_json(report))
@@ -70,6 +96,20 @@ def doctor(
         console.width = min(console.width, WIDTH) if console.is_terminal else WIDTH
         show(report, console)
     sys.exit(1 if report.verdict == "fail" else 0)
+
+
+def _expectations(path: Path) -> Machine:
+    """What the machine's file expects.
+
+    Raises:
+        UsageError: it is not a machine's description.
+    """
+    module, _, attribute = EXPECTATIONS.partition(":")
+    compute = getattr(importlib.import_module(module), attribute)
+    try:
+        return msgspec.json.decode(compute(path), type=Machine)
+    except ValueError as error:
+        raise UsageError(f"--machine {error}") from error
 
 
 def _checked_cpu(asked: int | None) -> int:
