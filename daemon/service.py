@@ -22,6 +22,7 @@ from sigd.daemon.config.models import ModelConfig
 from sigd.daemon.recording.recorder import start_recorder
 from sigd.daemon.recording.tee import tee
 from sigd.daemon.reload.reloader import Reloader
+from sigd.daemon.reload.remembered import RememberedModels, place_of
 from sigd.daemon.reload.validator import Validator
 from sigd.daemon.runtime.child_process import Starter
 from sigd.daemon.runtime.keep_warm import KeepWarm
@@ -60,6 +61,7 @@ class Service:
         starter: Starter,
         validator: Validator | None = None,
         shadows: Shadows | None = None,
+        remembered: RememberedModels | None = None,
     ) -> None:
         """
         Args:
@@ -68,6 +70,7 @@ class Service:
             starter: of processes beside the loop, where all work runs that is not the loop's.
             validator: of model files that are to be served later; it is closed at the end.
             shadows: of these models, open; they are closed at the end.
+            remembered: what reloads said to serve, for the next start.
         """
         self._config = config
         self._backends = backends
@@ -76,6 +79,7 @@ class Service:
         self._validator = validator
         self._starter = starter
         self._shadows = shadows or Shadows()
+        self._remembered = remembered or RememberedModels(place_of(config.socket_path, {}))
         self._limits = config.limits()
         self._counters = ClientCounters()
         self._started_ns = monotonic_ns()
@@ -122,6 +126,7 @@ class Service:
             watchdog = self._make_watchdog(loop)
             watchdog.start()
             self._say_ready()
+            self._remembered.ready()
             # Held back since the start (daemon.commands.serve).
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
             await self._stop.wait()
@@ -175,6 +180,7 @@ class Service:
             self._recorder,
             self._shadows,
             self._starter.cores,
+            self._remembered,
         )
         operations = Operations(
             self._models, reloader, self._status, self._stop.set, self._notifier.needs_time
@@ -232,6 +238,7 @@ class Service:
             lambda before, backend: self._make_batcher(configs[before.name], backend, before),
             self._die,
             self._limits.drain_timeout_s,
+            self._remembered,
         )
 
     def _make_ticker(self, loop: asyncio.AbstractEventLoop, rings: RingHost) -> Ticker:
@@ -301,6 +308,7 @@ class Service:
             self._observer,
             self._recorder,
             self._shadows,
+            self._remembered,
         )
 
 

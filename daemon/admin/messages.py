@@ -54,6 +54,7 @@ class ModelStatus(msgspec.Struct, frozen=True):
     shadow: ShadowStatus | None = None
     reloads: int = 0
     reloads_refused: int = 0
+    configured: str = ""
 
 
 class LoopStatus(msgspec.Struct, frozen=True):
@@ -125,6 +126,7 @@ class ModelReload(msgspec.Struct, frozen=True):
         error: why it still is what it was; "" where it is the new one.
         path, sha256, generation, features, outputs, backend: what is served now.
         seconds: how long it took.
+        note: what the next start of the daemon does about it.
         withdrawn: clients that were told to go, for the shape that they were promised is served no more.
     """
 
@@ -138,6 +140,7 @@ class ModelReload(msgspec.Struct, frozen=True):
     backend: str
     seconds: float
     withdrawn: int
+    note: str = ""
 
 
 class ReloadAnswer(msgspec.Struct, frozen=True):

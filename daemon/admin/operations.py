@@ -99,4 +99,5 @@ class Operations:
             backend=served.backend.name,
             seconds=went.seconds,
             withdrawn=went.withdrawn,
+            note=snapshot.printable(went.note),
         )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sigd.daemon.admin.metrics.observer import Observer
     from sigd.daemon.config.config import Config
     from sigd.daemon.recording.recorder import Recorder
+    from sigd.daemon.reload.remembered import RememberedModels
     from sigd.daemon.serving.batcher import Batcher
     from sigd.daemon.serving.counters import ClientCounters, LatencyCounts
     from sigd.daemon.shadow.status import ShadowStatus
@@ -36,6 +37,7 @@ async def take(
     observer: Observer,
     recorder: Recorder | None,
     shadows: Shadows,
+    remembered: RememberedModels,
 ) -> Status:
     """The status of a daemon that was started at `started_ns` on CLOCK_MONOTONIC.
 
@@ -59,13 +61,13 @@ async def take(
         resident_bytes=resident_bytes(),
         rejects={code.name: counters.rejects[code] for code in RejectCode if counters.rejects[code]},
         loop=_loop(observer),
-        models=[await _model(batcher, shadows.status(batcher.name)) for batcher in batchers],
+        models=[await _model(batcher, shadows.status(batcher.name), remembered) for batcher in batchers],
         recorder=None if recorder is None else recorder.status(),
         drain_timeout_s=config.drain_timeout_s,
     )
 
 
-async def _model(batcher: Batcher, shadow: ShadowStatus | None) -> ModelStatus:
+async def _model(batcher: Batcher, shadow: ShadowStatus | None, remembered: RememberedModels) -> ModelStatus:
     backend, spec, counters = batcher.backend, batcher.spec, batcher.counters
     by_status = counters.by_status
     return ModelStatus(
@@ -87,6 +89,9 @@ async def _model(batcher: Batcher, shadow: ShadowStatus | None) -> ModelStatus:
         shadow=shadow,
         reloads=counters.reloads,
         reloads_refused=counters.reloads_refused,
+        configured=""
+        if remembered.as_configured(batcher.name, spec.path)
+        else printable(remembered.configured[batcher.name]),
     )
 
 

@@ -93,3 +93,5 @@ def _show(went: ModelReload) -> None:
         f" {went.outputs}) on"
         f" {went.backend}, sha256 {went.sha256[:16]}, after {went.seconds:.2f} s{gone}"
     )
+    if went.note:
+        click.echo(f"  {went.note}")

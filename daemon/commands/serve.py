@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from sigd.daemon.config.models import ModelConfig
+    from sigd.daemon.reload.remembered import RememberedModels
     from sigd.daemon.reload.validator import Validator
     from sigd.daemon.runtime.child_process import Starter
     from sigd.daemon.shadow.supervisor import Shadows
@@ -118,6 +119,7 @@ def run(config: Config, *, check: bool) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     import uvloop
 
+    from sigd.daemon.reload.remembered import RememberedModels, place_of
     from sigd.daemon.runtime.child_process import Starter
     from sigd.daemon.runtime.cpu_affinity import cores_beside
     from sigd.daemon.runtime.process import (
@@ -153,7 +155,10 @@ def run(config: Config, *, check: bool) -> int:
         warn_of_realtime_spin(os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK)
     notifier.starting("opening and warming up what it serves")
     validator = None if check else _start_validator(config, starter)
-    backends = [_open(model) for model in config.models()]
+    remembered = RememberedModels(place_of(config.socket_path, os.environ))
+    if not check:
+        remembered.load()
+    backends = [_open(model, remembered) for model in config.models()]
     # What opens the models has only the service manager's limit; each shadow has one of its own.
     if shadowed := sum(model.shadow is not None for model in config.models()):
         notifier.needs_time(OPEN_TIMEOUT_S * shadowed)
@@ -163,7 +168,7 @@ def run(config: Config, *, check: bool) -> int:
         return 0
     config = msgspec.structs.replace(config, connections_max=allow_descriptors(config.connections_max))
 
-    service = Service(config, backends, notifier, passed, starter, validator, shadows)
+    service = Service(config, backends, notifier, passed, starter, validator, shadows, remembered)
     exit_code = uvloop.run(service.run())
     notifier.close()
     if service.must_end_now:
@@ -205,15 +210,32 @@ def _start_validator(config: Config, starter: Starter) -> Validator | None:
     return None
 
 
-def _open(model: ModelConfig) -> Backend:
+def _open(model: ModelConfig, remembered: RememberedModels) -> Backend:
+    """The model as the last reload left it, or as it is configured."""
+    from sigd.models.errors import BackendFailed, ModelError
     from sigd.models.registry import open_backend
+    from sigd.models.spec import model_name
     from sigd.models.zoo import default_model_path
 
-    return open_backend(
-        default_model_path() if model.path is None else model.path,
-        model.backend,
-        model.batch_rows_max,
-        name=model.name,
-        intra_op_threads=model.intra_op_threads,
-        gpu=model.gpu,
-    )
+    configured = default_model_path() if model.path is None else model.path
+    name = model_name(configured, model.name)
+
+    def opened(path: Path) -> Backend:
+        return open_backend(
+            path,
+            model.backend,
+            model.batch_rows_max,
+            name=name,
+            intra_op_threads=model.intra_op_threads,
+            gpu=model.gpu,
+        )
+
+    path = remembered.choose(name, configured)
+    if path != configured:
+        try:
+            return opened(path)
+        except BackendFailed:
+            raise
+        except ModelError as error:
+            remembered.revert(name, str(error))
+    return opened(configured)

@@ -121,6 +121,8 @@ def _show_model(console: Console, model: ModelStatus) -> None:
         f"model {model.name} ({model.features} -> {model.outputs}) generation {model.generation} on"
         f" {model.backend}, sha256 {model.sha256[:16]}"
     )
+    if model.configured:
+        console.print(f"  serves {model.path}, and not {model.configured} of the configuration")
     if model.reloads or model.reloads_refused:
         console.print(f"  reloads: {model.reloads:,} served, {model.reloads_refused:,} refused")
     answers = ", ".join(f"{name} {count:,}" for name, count in model.answers.items() if count)

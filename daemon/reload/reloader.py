@@ -28,6 +28,7 @@ from sigd.wire.status import GoodbyeCode
 
 if TYPE_CHECKING:
     from sigd.daemon.config.models import ModelConfig
+    from sigd.daemon.reload.remembered import RememberedModels
     from sigd.daemon.reload.validator import Validator
     from sigd.daemon.runtime.loader_thread import Loader
     from sigd.daemon.serving.batcher import Batcher
@@ -55,6 +56,7 @@ class Reloaded:
         name: of the model.
         path: the file that was to be served.
         error: why it is not, "" where it is.
+        note: what the next start does about it.
         withdrawn: clients that were told to go, for their model's shape is served no more.
     """
 
@@ -63,6 +65,7 @@ class Reloaded:
     seconds: float
     withdrawn: int
     error: str
+    note: str = ""
 
 
 class Reloader:
@@ -74,6 +77,7 @@ class Reloader:
         make_batcher: a batcher for that backend, with the counters of the one whose place it takes.
         on_fatal: called where a device failed for good while a model was opened.
         drain_timeout_s: how long clients of a model that is withdrawn may take to go.
+        remembered: keeps what is served for the next start.
     """
 
     def __init__(
@@ -85,8 +89,10 @@ class Reloader:
         make_batcher: Callable[[Batcher, Backend], Batcher],
         on_fatal: Callable[[BackendFailed], None],
         drain_timeout_s: float,
+        remembered: RememberedModels,
     ) -> None:
         self._models = models
+        self._remembered = remembered
         self._configs = configs
         self._validator = validator
         self._loader = loader
@@ -137,12 +143,10 @@ class Reloader:
     async def _reload_each(
         self, batchers: list[Batcher], path: Path | None, allow_new_shape: bool
     ) -> list[Reloaded]:
-        return [
-            await self._reload_one(batcher, path or batcher.spec.path, allow_new_shape)
-            for batcher in batchers
-        ]
+        return [await self._reload_one(batcher, path, allow_new_shape) for batcher in batchers]
 
-    async def _reload_one(self, batcher: Batcher, path: Path, allow_new_shape: bool) -> Reloaded:
+    async def _reload_one(self, batcher: Batcher, named: Path | None, allow_new_shape: bool) -> Reloaded:
+        path = named or batcher.spec.path
         began_ns = monotonic_ns()
         withdrawn, reason = 0, ""
         try:
@@ -161,7 +165,11 @@ class Reloader:
             reason = f"an error of the daemon itself: {type(error).__name__}: {error}"
         seconds = (monotonic_ns() - began_ns) / 1e9
         self._note(batcher, path, seconds, reason)
-        return Reloaded(batcher.name, path, seconds, withdrawn, reason)
+        note = ""
+        if named is not None and not reason:
+            # Beside the loop: it waits for the disk.
+            note = await self._loader.run(lambda: self._remembered.remember(batcher.name, path))
+        return Reloaded(batcher.name, path, seconds, withdrawn, reason, note)
 
     def _note(self, batcher: Batcher, path: Path, seconds: float, reason: str) -> None:
         if reason:

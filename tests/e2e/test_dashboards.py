@@ -133,6 +133,30 @@ def test_every_metric_has_its_panel() -> None:
         assert any(name in query for query in marks), name
 
 
+def test_legends_tell_daemons_apart() -> None:
+    checked = 0
+    for panel in json.loads(BOARD.read_text())["panels"]:
+        for target in panel.get("targets", ()):
+            if panel["type"] in ("heatmap", "table"):
+                continue
+            checked += 1
+            assert "{{instance}}" in target["legendFormat"], panel["title"]
+            for labels in re.findall(r"\bby \(([^)]*)\)", target["expr"]):
+                assert "instance" in labels, panel["title"]
+    assert checked > 30
+
+
+def test_counter_that_begins_with_its_first_event_is_not_read_by_increase_alone() -> None:
+    """increase() needs two samples of a series, and this one has its first when it is 1 already."""
+    born_late = "sigd_user_rejects_total"
+    queries = [query for query in board_queries(json.loads(BOARD.read_text())) if born_late in query]
+    assert queries
+    for query in queries:
+        assert re.search(rf"{born_late}\{{[^}}]*\}} unless {born_late}\{{[^}}]*\}} offset", query)
+    for expression in rule_expressions():
+        assert born_late not in "".join(expression)
+
+
 def test_the_dashboard_can_be_imported() -> None:
     board = json.loads(BOARD.read_text())
     assert board["uid"] == "sigd"
@@ -194,6 +218,44 @@ def test_promtool_understands_every_query(expressions: dict[str, list[str]], tmp
     (tmp_path / "rules.yml").write_text("\n".join(rules))
     done = subprocess.run(
         ["promtool", "check", "rules", str(tmp_path / "rules.yml")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_promtool
+def test_first_reject_of_a_user_is_shown(tmp_path: Path) -> None:
+    """A series that is born with 1 counts in full; one that was there before counts what is new."""
+    (query,) = (
+        query for query in board_queries(json.loads(BOARD.read_text())) if "sigd_user_rejects_total" in query
+    )
+    expression = query.replace("$__rate_interval", "4m").replace("$instance", ".*")
+    (tmp_path / "rules.yml").write_text(
+        "groups: [{name: g, rules: [{record: turned_away, expr: " + json.dumps(expression) + "}]}]"
+    )
+    (tmp_path / "test.yml").write_text("""
+rule_files: [rules.yml]
+evaluation_interval: 1m
+tests:
+  - interval: 1m
+    input_series:
+      - {series: 'sigd_build_info{instance="a"}', values: '1x30'}
+      - {series: 'sigd_user_rejects_total{instance="a",uid="7",code="NOT_AUTHORISED"}', values: '_x10 1x20'}
+      - {series: 'sigd_build_info{instance="new"}', values: '_x12 1x20'}
+      - {series: 'sigd_user_rejects_total{instance="new",uid="7",code="NOT_AUTHORISED"}', values: '_x12 90x20'}
+    promql_expr_test:
+      - expr: turned_away
+        eval_time: 12m
+        exp_samples:
+          - {labels: 'turned_away{instance="a",uid="7",code="NOT_AUTHORISED"}', value: 1}
+      - {expr: turned_away, eval_time: 25m, exp_samples: []}
+""")
+    done = subprocess.run(
+        ["promtool", "test", "rules", "test.yml"],
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=60,

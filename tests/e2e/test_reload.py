@@ -557,3 +557,32 @@ def ask_reload(daemon: Daemon, file: Path) -> str:
     with AdminClient(daemon.socket.with_name("sigd.sock.admin")) as asker:
         (went,) = asker.ask(AdminRequest("reload", model=str(file)), ReloadAnswer, bound_s=60.0).models
     return went.error
+
+
+def test_crash_does_not_bring_the_old_model_back(
+    start_daemon: StartDaemon, models: ModelMaker, tmp_path: Path
+) -> None:
+    old, new = tmp_path / "lob.onnx", tmp_path / "next.onnx"
+    shutil.copy(models.scaled(1.0), old)
+    shutil.copy(models.scaled(2.0), new)
+    daemon = start_daemon("--model", str(old))
+    done = reload(daemon, "--model", new)
+    assert done.returncode == 0, done.stderr
+    assert f"remembered in {daemon.socket}.served: a restart serves it too" in done.stdout
+    daemon.process.kill()
+    daemon.process.wait()
+
+    again = start_daemon("--model", str(old), folder=daemon.folder)
+    with again.connect() as client:
+        assert factor_of(client)[0] == 2
+    assert f"model lob: {new} is served, as `sigd reload` said" in again.said()
+    assert 'sigd_model_as_configured{model="lob"} 0' in again.metrics()
+    again.process.kill()
+    again.process.wait()
+
+    new.unlink()
+    last = start_daemon("--model", str(old), folder=daemon.folder)
+    with last.connect() as client:
+        assert factor_of(client)[0] == 1
+    assert "THE OLD MODEL IS SERVED AGAIN" in last.said()
+    assert 'sigd_model_reverted{model="lob"} 1' in last.metrics()

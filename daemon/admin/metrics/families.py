@@ -92,6 +92,17 @@ def _reloads(source: Source) -> Iterator[Series]:
         yield (name, "refused"), (counters.reloads_refused,)
 
 
+def _as_configured(source: Source) -> Iterator[Series]:
+    for batcher in source.models:
+        configured = source.remembered.as_configured(batcher.name, batcher.spec.path)
+        yield (printable(batcher.name),), (configured * 1,)
+
+
+def _reverted(source: Source) -> Iterator[Series]:
+    for batcher in source.models:
+        yield (printable(batcher.name),), ((batcher.name in source.remembered.reverted) * 1,)
+
+
 def _open(source: Source) -> Iterator[Series]:
     for (transport, uid), count in sorted(source.clients.open_by().items()):
         yield (transport, str(uid)), (count,)
@@ -166,6 +177,20 @@ FAMILIES: Final = (
         Kind.GAUGE,
         "Rises by one with each swap of the model.",
         _of_models(lambda batcher: batcher.generation),
+        _MODEL,
+    ),
+    Family(
+        "sigd_model_as_configured",
+        Kind.GAUGE,
+        "1 where the model's file is the one that the configuration names, 0 where a reload named another.",
+        _as_configured,
+        _MODEL,
+    ),
+    Family(
+        "sigd_model_reverted",
+        Kind.GAUGE,
+        "1 where the start could not open the file of the last reload, and serves the configured one again.",
+        _reverted,
         _MODEL,
     ),
     Family(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sigd.daemon.admin.metrics.gpu_watch import GpuWatch
     from sigd.daemon.recording.recorder import Recorder
+    from sigd.daemon.reload.remembered import RememberedModels
     from sigd.daemon.reload.validator import Validator
     from sigd.daemon.runtime.loop_monitor import GarbageWatch, LoopWatch
     from sigd.daemon.serving.batcher import Batcher
@@ -30,6 +31,7 @@ class Source:
         shadows: of the models that have one.
         began_s: when the daemon began, in seconds since 1970.
         idle: its idle strategy.
+        remembered: what the configuration and the reloads said to serve.
     """
 
     models: Iterable[Batcher]
@@ -43,6 +45,7 @@ class Source:
     shadows: Shadows
     began_s: float
     idle: str
+    remembered: RememberedModels
 
 
 class Kind(Enum):

@@ -22,6 +22,7 @@ from sigd.daemon.runtime.loop_monitor import GarbageWatch, LoopWatch
 if TYPE_CHECKING:
     from sigd.daemon.config.config import Config
     from sigd.daemon.recording.recorder import Recorder
+    from sigd.daemon.reload.remembered import RememberedModels
     from sigd.daemon.reload.validator import Validator
     from sigd.daemon.serving.batcher import Batcher
     from sigd.daemon.serving.counters import ClientCounters
@@ -54,6 +55,7 @@ class Observer:
         recorder: Recorder | None,
         shadows: Shadows,
         cores: AbstractSet[int],
+        remembered: RememberedModels,
     ) -> None:
         """
         Args:
@@ -79,6 +81,7 @@ class Observer:
                 shadows,
                 began_s,
                 config.idle.value,
+                remembered,
             )
         )
         self._server: AdminServer | None = None

@@ -15,6 +15,7 @@ from sigd.daemon.config.config import Config
 from sigd.daemon.errors import DaemonError
 from sigd.daemon.reload import reloader as reload
 from sigd.daemon.reload.reloader import Reloader
+from sigd.daemon.reload.remembered import RememberedModels
 from sigd.daemon.reload.validation import Passed, Task, received, validate
 from sigd.daemon.reload.validator import Validator
 from sigd.daemon.runtime.loader_thread import Loader
@@ -87,6 +88,7 @@ class Bench:
         self.models = ServedModels([rig.batcher for rig in rigs])
         self.successor: Batcher | None = None
         (config,) = Config().models()
+        self.remembered = RememberedModels(Path("/nonexistent/served.json"))
         self.reloader = Reloader(
             self.models,
             {rig.batcher.name: config for rig in rigs},
@@ -95,6 +97,7 @@ class Bench:
             self._make_batcher,
             self.fatal.append,
             TIMEOUT_S,
+            self.remembered,
         )
 
     def _open(self, path: Path, *_: object) -> FakeBackend:
@@ -152,7 +155,7 @@ def test_the_new_one_serves_before_the_old_one_is_closed(
     assert (rig.backend.closed, new.closed) == (True, False)
     assert (rig.batcher.generation, rig.counters.reloads, rig.counters.reloads_refused) == (2, 1, 0)
     assert bench.opened == [NEW]
-    assert bench.loader.works == (1 if rig.backend.synchronous else 2), (
+    assert bench.loader.works == (2 if rig.backend.synchronous else 3), (
         "a device may keep who closes it waiting"
     )
 

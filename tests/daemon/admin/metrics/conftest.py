@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from sigd.daemon.admin.metrics.family import Source
 from sigd.daemon.admin.metrics.gpu_watch import GpuWatch
 from sigd.daemon.config.access import AccessConfig
+from sigd.daemon.reload.remembered import RememberedModels
 from sigd.daemon.runtime.loop_monitor import GarbageWatch, LoopWatch
 from sigd.daemon.shadow.supervisor import Shadows
 from sigd.daemon.transport.access_control import access_of
@@ -40,6 +42,7 @@ def make_source() -> MakeSource:
             Shadows(),
             1_700_000_000.25,
             "spin",
+            RememberedModels(Path("/nonexistent/served.json")),
         )
 
     return make
