@@ -198,12 +198,22 @@ def _way_out(backend: Backend) -> str:
         answers = _one_by_one(backend, _varied_rows(_SINGLE_ROWS, backend.spec.features))
     except BackendFailed:
         answers = np.empty((0, backend.spec.outputs), np.float32)
-    if _normalises(backend) or not _differ(answers):
-        return (
-            "export it in inference mode (model.eval()), with statistics that were fixed in training; batches of one row"
-            " are no way out, for a single row has nothing to be compared with"
-        )
-    return "export it without, or serve it with batch_rows_max 1, if it was trained and tested on batches of one row"
+    inference = (
+        "export it in inference mode (model.eval()), with statistics that were fixed in training; batches of one row"
+        " are no way out, for a single row has nothing to be compared with"
+    )
+    if _normalises(backend):
+        return inference
+    columns = backend.spec.input_columns
+    name = columns[0].name if columns else backend.spec.input_name
+    together = (
+        "where the rows of one call belong together (all instruments at once), give their number, and one request is"
+        f" one call: --dim {name}.0=ROWS"
+    )
+    if not _differ(answers):
+        return f"{inference}; {together}"
+    alone = "export it without, or serve it with batch_rows_max 1, if it was trained and tested on batches of one row"
+    return f"{alone}; {together}"
 
 
 def _levels(backend: Backend, real_rows: Float32Array | None) -> list[_Level]:

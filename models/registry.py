@@ -19,6 +19,7 @@ from sigd.models.independence import check_answers_differ, check_rows_independen
 from sigd.models.manifest import RuntimeName
 from sigd.models.onnx.batch_axis import batch_spanning
 from sigd.models.onnx.file import read_onnx
+from sigd.models.reading import AS_IT_IS, ReadOptions
 from sigd.models.spec import read_spec
 
 AUTO = "auto"
@@ -35,12 +36,14 @@ class BackendOptions:
         name: what clients call the model; None takes the file's name without its ending.
         intra_op_threads: CPU threads that share one batch.
         gpu: how an engine runs on a GPU.
+        reading: what an ONNX file leaves open.
     """
 
     batch_rows_max: int = 64
     name: str | None = None
     intra_op_threads: int = 1
     gpu: GpuOptions = DEFAULT_GPU_OPTIONS
+    reading: ReadOptions = AS_IT_IS
 
     def __post_init__(self) -> None:
         for what in ("batch_rows_max", "intra_op_threads"):
@@ -55,23 +58,34 @@ def _onnxruntime(path: Path, options: BackendOptions) -> Backend:
     from sigd.models.onnxrt import OnnxRuntimeBackend
 
     if path.suffix == ENGINE_SUFFIX:
+        _check_no_sizes(path, options.reading)
         spec = check_engine(path, environment=cpu_environment(), name=options.name)
         spec = replace(spec, across_batch=batch_spanning(read_onnx(path, spec.sha256).model))
     else:
-        spec = read_spec(path, options.name)
+        spec = read_spec(path, options.name, options.reading)
     return OnnxRuntimeBackend(spec, options.batch_rows_max, options.intra_op_threads)
+
+
+def _check_no_sizes(engine: Path, reading: ReadOptions) -> None:
+    if reading.sizes:
+        names = ", ".join(f"--dim {name}={size}" for name, size in reading.sizes.items())
+        raise ModelRefused(
+            f"{engine}: {names} is for an ONNX file, expected none for an engine, whose sizes are fixed: give them to"
+            " sigd build-engine"
+        )
 
 
 def _tensorrt(path: Path, options: BackendOptions) -> Backend:
     from sigd.models.gpu.tensorrt import tensorrt_backend
 
+    _check_no_sizes(path, options.reading)
     return tensorrt_backend(path, options.batch_rows_max, options.name, options.gpu)
 
 
 def _oracle(path: Path, options: BackendOptions) -> Backend:
     from sigd.models.oracle import OracleBackend
 
-    return OracleBackend(read_spec(path, options.name), options.batch_rows_max)
+    return OracleBackend(read_spec(path, options.name, options.reading), options.batch_rows_max)
 
 
 def _echo(path: Path, options: BackendOptions) -> Backend:
@@ -79,7 +93,7 @@ def _echo(path: Path, options: BackendOptions) -> Backend:
 
     # Under the model's own name a client could take it for the model.
     # It runs no model, so nothing of the model's can mix rows.
-    spec = replace(read_spec(path, options.name or "echo"), across_batch=())
+    spec = replace(read_spec(path, options.name or "echo", options.reading), across_batch=())
     return EchoBackend(spec, options.batch_rows_max)
 
 
@@ -115,6 +129,7 @@ def open_backend(
     name: str | None = None,
     intra_op_threads: int = 1,
     gpu: GpuOptions = DEFAULT_GPU_OPTIONS,
+    reading: ReadOptions = AS_IT_IS,
 ) -> Backend:
     """Read a model file and open it: every bucket prepared and warmed up, its rows found to be independent,
     and an engine's answers to its golden rows found to be what they were when it was built.
@@ -130,6 +145,7 @@ def open_backend(
             ending.
         intra_op_threads: CPU threads that share one batch.
         gpu: how an engine runs on a GPU.
+        reading: what an ONNX file leaves open.
 
     Raises:
         ModelRefused: the file cannot be served.
@@ -137,7 +153,7 @@ def open_backend(
         BackendFailed: it opened, but could not run a batch.
         ValueError: no backend has that name, or a number is out of its range.
     """
-    options = BackendOptions(batch_rows_max, name, intra_op_threads, gpu)
+    options = BackendOptions(batch_rows_max, name, intra_op_threads, gpu, reading)
     try:
         return _opened(make_backend(path, backend, options))
     except MemoryError as error:

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from sigd.models.errors import ModelRefused
 from sigd.models.onnx.batch_axis import batch_spanning
 from sigd.models.onnx.columns import Columns, column_name, row_width
 from sigd.models.onnx.file import OnnxFile, read_onnx
 from sigd.models.onnx.flatten import ROW_INPUT, ROW_OUTPUT, flatten, input_is_flat, output_is_flat
+from sigd.models.onnx.missing import reads_missing
 from sigd.models.onnx.signature import Dim, declared_dims, read_signature, real_inputs
+from sigd.models.reading import AS_IT_IS, Missing, ReadOptions
 
 if TYPE_CHECKING:
     from onnx import ModelProto, ValueInfoProto
@@ -30,9 +31,6 @@ OUTPUTS_MAX = 16_370
 """The most outputs that one response frame carries."""
 NAME_BYTES_MAX = 32
 """The most UTF-8 bytes of a model's name: the size of the field that carries it to clients."""
-
-NO_SIZES: Final[Mapping[str, int]] = MappingProxyType({})
-"""No free axis is given a size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +57,8 @@ class ModelSpec:
         left_out: outputs of the graph that are not served: name and why.
         wrapped: whether the file's graph is wrapped to read and answer rows; then `input_name`, `input_dims` and the same
             of the output are the wrapped graph's.
-        takes_nan: whether NaN is a value to the model, which stands for a missing one.
+        reads_missing: how the graph itself reads NaN as a missing value; "" where it does not.
+        takes_nan: whether NaN in a request is a missing value; else it is BAD_INPUT.
     """
 
     name: str
@@ -78,6 +77,7 @@ class ModelSpec:
     output_columns: tuple[Columns, ...] = ()
     left_out: tuple[tuple[str, str], ...] = ()
     wrapped: bool = False
+    reads_missing: str = ""
     takes_nan: bool = False
 
     def feature_name(self, column: int) -> str:
@@ -85,19 +85,19 @@ class ModelSpec:
         return column_name(self.input_columns, column)
 
 
-def read_spec(path: Path | str, name: str | None = None, sizes: Mapping[str, int] = NO_SIZES) -> ModelSpec:
+def read_spec(path: Path | str, name: str | None = None, options: ReadOptions = AS_IT_IS) -> ModelSpec:
     """Read the spec of an ONNX model from the file alone.
 
     Args:
         path: the ONNX file.
         name: what clients call the model; None takes the file's name without its ending.
-        sizes: of axes that the file leaves free, besides the batch: by the axis's name, or as "INPUT.AXIS".
+        options: what the file leaves open.
 
     Raises:
         ModelRefused: the model cannot be served; the message says why, what was expected and what to do.
     """
     path = Path(path)
-    return spec_of(read_onnx(path), model_name(path, name), sizes)
+    return spec_of(read_onnx(path), model_name(path, name), options)
 
 
 def read_served(spec: ModelSpec) -> OnnxFile:
@@ -130,8 +130,15 @@ def model_name(path: Path, name: str | None = None) -> str:
     return chosen
 
 
-def spec_of(file: OnnxFile, name: str, sizes: Mapping[str, int] = NO_SIZES) -> ModelSpec:
+def spec_of(file: OnnxFile, name: str, options: ReadOptions = AS_IT_IS) -> ModelSpec:
     """The spec of a model that has been read. Raises ModelRefused as `read_spec` does."""
+    spec = _shapes_of(file, name, options.sizes)
+    how = reads_missing(file.model, [one.name for one in spec.input_columns])
+    takes_nan = options.missing is Missing.NAN or (options.missing is Missing.AUTO and bool(how))
+    return replace(spec, reads_missing=how, takes_nan=takes_nan)
+
+
+def _shapes_of(file: OnnxFile, name: str, sizes: Mapping[str, int]) -> ModelSpec:
     inputs, outputs = real_inputs(file.model), list(file.model.graph.output)
     if not sizes and _is_plain(file.model, inputs, outputs):
         try:

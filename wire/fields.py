@@ -90,7 +90,12 @@ WELCOME: Final = Message(
         Field(24, "u64", "daemon_pid", "process id of the daemon"),
         Field(32, "u64", "clock_ns", "the daemon's clock when it wrote this"),
         Field(40, "u16", "transport", "granted: 0 stream, 1 shared memory"),
-        Field(42, "u16", "flags", "granted flags"),
+        Field(
+            42,
+            "u16",
+            "flags",
+            "granted: bits 0 and 1 as in Hello; bit 2: this model takes NaN for a missing value",
+        ),
         Field(44, "u32", "ring_slots", "shared memory: slots granted"),
         Field(48, "u32", "request_stride", "shared memory: bytes per request slot"),
         Field(52, "u32", "response_stride", "shared memory: bytes per response slot"),

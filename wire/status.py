@@ -11,7 +11,9 @@ class Status(IntEnum):
     OK = 0
     EXPIRED = 1  # the deadline passed before the model could run or before the answer could be written
     BUSY = 2  # more than in_flight_max unanswered, or the daemon's own bound was reached
-    BAD_INPUT = 3  # a feature is NaN or infinite
+    BAD_INPUT = (
+        3  # a feature is infinite, or NaN where the model does not take it, or no integer where it must be
+    )
     MODEL_ERROR = 4  # the model failed, or gave NaN or infinity
     DRAINING = 5  # the daemon is stopping or has withdrawn this model
     CONFLATED = 6  # a newer request for the same instrument was already waiting
@@ -52,3 +54,4 @@ class HelloFlag(IntFlag):
     NONE = 0
     CONFLATE = 1  # by instrument
     DAEMON_WINDOWS = 2  # reserved: windows kept by the daemon
+    TAKES_NAN = 4  # only in Welcome: this model takes NaN for a missing value

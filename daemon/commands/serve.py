@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from sigd.daemon.commands.options import dim_option
 from sigd.daemon.config.choices import IdleStrategy, LogFormat
 from sigd.daemon.config.config import Config, load_config
 from sigd.daemon.errors import UsageError
 from sigd.daemon.runtime.logs import STANDARD_ERROR, start_logging
+from sigd.models.reading import Missing
 from sigd.models.trusted_file import demand_trust
 
 if TYPE_CHECKING:
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
     from sigd.daemon.runtime.child_process import Starter
     from sigd.daemon.shadow.supervisor import Shadows
     from sigd.models.backend import Backend
+    from sigd.models.spec import ModelSpec
+
+log = logging.getLogger(__name__)
 
 
 @click.command(
@@ -53,6 +58,12 @@ Examples:
     help="What the loop does with nothing to do.  [default: backoff]",
 )
 @click.option("--cpu", type=click.IntRange(min=0), help="The core to run on.")
+@dim_option
+@click.option(
+    "--missing",
+    type=click.Choice([missing.value for missing in Missing]),
+    help="What NaN is: a missing value where the model reads it as one (auto), always, or refused.  [default: auto]",
+)
 @click.option("--batch-rows-max", type=click.IntRange(1, 4096), help="The largest batch.  [default: 64]")
 @click.option(
     "--in-flight-max", type=click.IntRange(min=1), help="Unanswered requests a client.  [default: 256]"
@@ -95,6 +106,7 @@ def serve(
     verbose: bool,
     record: str | None,
     shadow: str | None,
+    dims: dict[str, int],
     **overrides: object,
 ) -> None:
     """Serve a model over a Unix socket until SIGTERM, which drains: everything accepted is answered."""
@@ -107,7 +119,9 @@ def serve(
         demand_trust()
     recorder = None if record is None else {"directory": record}
     compared = None if shadow is None else {"path": shadow}
-    config = load_config(config_file, {**overrides, "recorder": recorder, "shadow": compared})
+    config = load_config(
+        config_file, {**overrides, "dims": dims or None, "recorder": recorder, "shadow": compared}
+    )
     start_logging(logging.DEBUG if verbose else logging.INFO, config.log_format, os.environ)
     sys.exit(run(config, check=check))
 
@@ -166,6 +180,8 @@ def run(config: Config, *, check: bool) -> int:
     if check:
         _say_good(config, backends, shadows)
         return 0
+    for backend in backends:
+        log_notes(backend.spec)
     config = msgspec.structs.replace(config, connections_max=allow_descriptors(config.connections_max))
 
     service = Service(config, backends, notifier, passed, starter, validator, shadows, remembered)
@@ -179,6 +195,7 @@ def run(config: Config, *, check: bool) -> int:
 def _say_good(config: Config, backends: Iterable[Backend], shadows: Shadows) -> None:
     """All of it can be opened; it is closed again. Raises UsageError where recordings may not be written."""
     from sigd.daemon.recording.recorder import check_directory
+    from sigd.models.notes import notes
 
     if config.recorder.directory:
         check_directory(Path(config.recorder.directory))
@@ -191,6 +208,8 @@ def _say_good(config: Config, backends: Iterable[Backend], shadows: Shadows) -> 
             " would serve at"
             f" {config.socket_path}"
         )
+        for note in notes(spec):
+            click.echo(f"  {spec.name} {note.text}")
     shadows.close()
 
 
@@ -208,6 +227,14 @@ def _start_validator(config: Config, starter: Starter) -> Validator | None:
             # Opening it will say so.
             pass
     return None
+
+
+def log_notes(spec: ModelSpec) -> None:
+    """Tell what the user of a model should know."""
+    from sigd.models.notes import notes
+
+    for note in notes(spec):
+        log.log(logging.WARNING if note.is_warning else logging.INFO, "model %s %s", spec.name, note.text)
 
 
 def _open(model: ModelConfig, remembered: RememberedModels) -> Backend:
@@ -228,6 +255,7 @@ def _open(model: ModelConfig, remembered: RememberedModels) -> Backend:
             name=name,
             intra_op_threads=model.intra_op_threads,
             gpu=model.gpu,
+            reading=model.reading,
         )
 
     path = remembered.choose(name, configured)

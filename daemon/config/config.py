@@ -18,6 +18,7 @@ from sigd.daemon.config.choices import IdleStrategy, LogFormat
 from sigd.daemon.config.limits import DEFAULTS, Limits
 from sigd.daemon.config.models import (
     BatchRows,
+    Dims,
     GpuNumber,
     InFlight,
     LingerUs,
@@ -32,6 +33,7 @@ from sigd.daemon.config.recorder import RecorderConfig
 from sigd.daemon.errors import UsageError
 from sigd.models.errors import ModelRefused
 from sigd.models.gpu.options import DEFAULT_GPU_OPTIONS, GpuOptions
+from sigd.models.reading import Missing, ReadOptions
 from sigd.models.trusted_file import read_file
 
 _SOCKET_PATH_BYTES_MAX = 107
@@ -66,6 +68,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         model: the model file, "" being the one that ships with sigd; or several models, see `ModelTable`.
         shadow: what the model is compared with, see `ShadowTable`; of several, each table names its own.
         backend: "auto" goes by the file.
+        dims: sizes of the axes that the model file leaves free, see `sigd.models.spec.ReadOptions`.
+        missing: what NaN in a request is: auto, nan or refuse.
         batch_rows_max: the largest batch.
         intra_op_threads: CPU threads that share one batch; more than one pays for large models only.
         idle: spin, backoff or block.
@@ -107,6 +111,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     keep_warm_us: Annotated[int, Meta(ge=0, le=60_000_000)] = DEFAULT_GPU_OPTIONS.keep_warm_us
     in_flight_max: InFlight = DEFAULTS.in_flight_max
     rows_pending_max: RowsPending = DEFAULTS.rows_pending_max
+    dims: Dims = {}
+    missing: Missing = Missing.AUTO
     unsent_bytes_max: Annotated[int, Meta(ge=4096, le=1 << 30)] = DEFAULTS.unsent_bytes_max
     connections_max: Annotated[int, Meta(ge=1, le=65_536)] = DEFAULTS.connections_max
     connections_per_user_max: Annotated[int, Meta(ge=1, le=65_536)] = DEFAULTS.connections_per_user_max
@@ -139,6 +145,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             name=table.name or None,
             path=Path(table.path) if table.path else None,
             shadow=table.shadow,
+            reading=ReadOptions(value("dims"), value("missing")),
             gpu=GpuOptions(value("gpu"), self.mapped_io, self.device_timeout_ms, self.keep_warm_us),
             **{name: value(name) for name in _OF_EACH_MODEL},
         )

@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from sigd.daemon.errors import UsageError
 from sigd.models.gpu.options import GpuOptions
+from sigd.models.reading import Missing, ReadOptions
 
 BatchRows = Annotated[int, Meta(ge=1, le=4096)]
 Threads = Annotated[int, Meta(ge=1, le=1024)]
@@ -22,6 +23,9 @@ LingerUs = Annotated[int, Meta(ge=0, le=1_000_000)]
 GpuNumber = Annotated[int, Meta(ge=0, le=255)]
 InFlight = Annotated[int, Meta(ge=1, le=65536)]
 RowsPending = Annotated[int, Meta(ge=1, le=1 << 24)]
+
+
+Dims = dict[str, Annotated[int, Meta(ge=1, le=16_777_216)]]
 
 
 class ShadowTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -58,6 +62,8 @@ class ModelTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     gpu: GpuNumber | None = None
     in_flight_max: InFlight | None = None
     rows_pending_max: RowsPending | None = None
+    dims: Dims | None = None
+    missing: Missing | None = None
     shadow: ShadowTable | None = None
 
 
@@ -68,6 +74,7 @@ class ModelConfig:
     Attributes:
         name: what clients call it; None is the file's name without its ending.
         path: the model file; None is the one that ships with sigd.
+        reading: what the file leaves open.
         shadow: what it is compared with; None where it is not.
     """
 
@@ -80,6 +87,7 @@ class ModelConfig:
     gpu: GpuOptions
     in_flight_max: int
     rows_pending_max: int
+    reading: ReadOptions
     shadow: ShadowTable | None
 
 

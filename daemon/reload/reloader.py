@@ -198,7 +198,12 @@ class Reloader:
         validated = None
         if self._validator is not None:
             task = Task(
-                fsencode(path), config.backend, config.batch_rows_max, batcher.name, config.intra_op_threads
+                fsencode(path),
+                config.backend,
+                config.batch_rows_max,
+                batcher.name,
+                config.intra_op_threads,
+                config.reading,
             )
             validated = await self._validator.validate(task)
         if validated is not None:
@@ -212,6 +217,7 @@ class Reloader:
                 batcher.name,
                 config.intra_op_threads,
                 config.gpu,
+                config.reading,
             )
         )
         try:

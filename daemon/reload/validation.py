@@ -30,6 +30,7 @@ from sigd.daemon.runtime.child_process import end_with_parent, prefer_oom_kill, 
 from sigd.daemon.runtime.cpu_affinity import leave_loop_core
 from sigd.models.backend import Backend
 from sigd.models.errors import ModelError
+from sigd.models.reading import AS_IT_IS, ReadOptions
 from sigd.models.registry import AUTO, backend_for, open_backend
 from sigd.models.spec import ModelSpec
 from sigd.models.zoo import default_model_path
@@ -53,6 +54,7 @@ class Task(msgspec.Struct, frozen=True):
     batch_rows_max: int
     name: str
     intra_op_threads: int
+    reading: ReadOptions = AS_IT_IS
 
 
 class Passed(msgspec.Struct, frozen=True, tag=True):
@@ -263,7 +265,9 @@ def validate(task: Task) -> tuple[Verdict, int]:
     try:
         if backend_for(path, task.backend) != "onnxruntime":
             return NotHere(), -1
-        backend = open_backend(path, task.backend, task.batch_rows_max, task.name, task.intra_op_threads)
+        backend = open_backend(
+            path, task.backend, task.batch_rows_max, task.name, task.intra_op_threads, reading=task.reading
+        )
         run_ns = _run_ns(backend)
         backend.close()
         from sigd.models.onnxrt import onnx_parts

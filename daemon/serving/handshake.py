@@ -49,7 +49,8 @@ class Terms:
             model_sha256=spec.sha256,
             model_name=self.batcher.name,
             transport=Transport.STREAM if layout is None else Transport.SHARED_MEMORY,
-            flags=HelloFlag.CONFLATE if self.conflate else HelloFlag.NONE,
+            flags=(HelloFlag.CONFLATE if self.conflate else HelloFlag.NONE)
+            | (HelloFlag.TAKES_NAN if spec.takes_nan else HelloFlag.NONE),
             ring_slots=self.ring_slots,
             request_stride=0 if layout is None else layout.request_stride,
             response_stride=0 if layout is None else layout.response_stride,

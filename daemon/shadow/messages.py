@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from sigd.models.reading import AS_IT_IS, ReadOptions
+
 MESSAGE_BYTES_MAX = 1 << 16
 
 
@@ -17,6 +19,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
         sample: share of the rows.
         cores: where it may run.
         in_hurry: the daemon waits for it; else it is opened in idle time, as everything after that runs.
+        reading: what the file leaves open; its own sizes are those of the served model.
         demand_trust: whether the file must be one that others cannot change.
     """
 
@@ -35,6 +38,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     in_hurry: bool
     demand_trust: bool
     log_format: str
+    reading: ReadOptions = AS_IT_IS
 
 
 class Opened(msgspec.Struct, frozen=True, tag=True):

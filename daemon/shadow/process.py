@@ -125,6 +125,7 @@ def open_shadow(task: Task) -> Backend:
         # One thread, this one: no other would step aside.
         1,
         GpuOptions(task.gpu, task.mapped_io, task.device_timeout_ms),
+        task.reading,
     )
     spec = backend.spec
     if (spec.features, spec.outputs) != (task.features, task.outputs):

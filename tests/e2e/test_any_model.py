@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,8 +11,10 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper, save
 from tests.exporters.reference import Reference
+from tests.models.onnx.test_flatten import FLOAT, value, write
+from tests.models.onnx.test_missing import write_tree
 
-from sigd.wire.status import Status
+from sigd.wire.status import HelloFlag, Status
 
 if TYPE_CHECKING:
     from tests.e2e.conftest import StartDaemon
@@ -98,3 +102,43 @@ def test_what_is_no_integer_is_bad_input_and_said_once(
     assert (
         daemon.said().count("as feature 0 (instrument), expected an integer from -16777216 to 16777216") == 1
     )
+
+
+@pytest.mark.parametrize("shared_memory", [False, True])
+@pytest.mark.parametrize("missing", ["auto", "refuse"])
+def test_nan_is_a_missing_value_where_the_trees_know_it(
+    start_daemon: StartDaemon, tmp_path: Path, missing: str, shared_memory: bool
+) -> None:
+    daemon = start_daemon("--model", str(write_tree(tmp_path)), "--missing", missing)
+    row = np.full(4, np.nan, np.float32)
+    with daemon.connect(shared_memory=shared_memory) as client:
+        taken = missing == "auto"
+        assert bool(client.welcome.flags & HelloFlag.TAKES_NAN) == taken
+        for _ in range(3):
+            answer = client.request(row)
+            assert answer.status == (Status.OK if taken else Status.BAD_INPUT)
+            if taken:
+                assert answer.outputs.tolist() == [1.0]
+            row[1] = np.inf
+            assert client.request(row).status == Status.BAD_INPUT
+            row[1] = np.nan
+    assert daemon.stop() == 0
+    assert "missing value" in daemon.said() if taken else "as configured" in daemon.said()
+
+
+def test_a_free_axis_gets_its_size(start_daemon: StartDaemon, tmp_path: Path) -> None:
+    nodes = [helper.make_node("ReduceMean", ["x"], ["y"], axes=[1], keepdims=0)]
+    path = write(
+        tmp_path, nodes, [value("x", FLOAT, ["N", "T", 2])], [value("y", FLOAT, ["N", 2])], weights=()
+    )
+    daemon = start_daemon("--model", str(path), "--dim", "T=3")
+    with daemon.connect() as client:
+        answer = client.request(np.array([1, 10, 2, 20, 3, 30], np.float32))
+        assert answer.outputs.tolist() == [2.0, 20.0]
+    run_sigd = subprocess.run(
+        [sys.executable, "-m", "sigd.daemon", "reload", "--socket", str(daemon.socket)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run_sigd.returncode == 0, run_sigd.stderr

@@ -41,4 +41,5 @@ def test_goodbye_transport_and_flags() -> None:
     assert [(flag.value, flag.name) for flag in HelloFlag] == [
         (1 << 0, "CONFLATE"),
         (1 << 1, "DAEMON_WINDOWS"),
+        (1 << 2, "TAKES_NAN"),
     ]

@@ -34,6 +34,7 @@ _WORDS: dict[type, str] = {
     inspect.StrType: "string",
     inspect.EnumType: "string",
     inspect.StructType: "table",
+    inspect.DictType: "table of integers",
     inspect.VarTupleType: "list",
     inspect.UnionType: "string or tables",
 }
@@ -61,9 +62,9 @@ def expected(field: inspect.Field) -> tuple[str, str, str]:
 
 
 def _default(field: inspect.Field) -> str:
-    value: Any = field.default
     if field.required:
         return "needed"
+    value: Any = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
     if value is None or value in ("", ()) or isinstance(value, msgspec.Struct):
         return ""
     if isinstance(value, Enum):

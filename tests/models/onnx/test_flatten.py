@@ -15,6 +15,7 @@ from tests.exporters.reference import Reference
 from sigd.models.onnx.columns import Columns
 from sigd.models.onnxrt import OnnxRuntimeBackend
 from sigd.models.oracle import OracleBackend
+from sigd.models.reading import ReadOptions
 from sigd.models.spec import ModelSpec, read_spec
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def answers(backend: Backend, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any
 
 def check(path: Path, sizes: dict[str, int] | None = None) -> ModelSpec:
     """Served bit-equal to ONNX Runtime, one row a call and, where it may, in a batch."""
-    spec = read_spec(path, sizes=sizes or {})
+    spec = read_spec(path, options=ReadOptions(sizes or {}))
     rows = rows_for(spec)
     text = next((one.labels for one in spec.output_columns if one.text), ())
     reference = Reference(path, sizes or {}, text)

@@ -137,6 +137,7 @@ class TestSchema:
         assert {bit.attrib["name"]: 1 << int(bit.text or "") for bit in bits} == {
             "CONFLATE": HelloFlag.CONFLATE,
             "DAEMON_WINDOWS": HelloFlag.DAEMON_WINDOWS,
+            "TAKES_NAN": HelloFlag.TAKES_NAN,
         }
 
     @pytest.mark.parametrize(("features", "outputs"), [(0, 1), (1, 0), (16_374, 1), (1, 16_371)])

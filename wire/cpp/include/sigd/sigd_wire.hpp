@@ -143,6 +143,7 @@ constexpr const char* name(Transport value) noexcept {
 enum class HelloFlag : std::uint16_t {
     conflate = 1,
     daemon_windows = 2,
+    takes_nan = 4,
 };
 
 constexpr bool has(std::uint16_t flags, HelloFlag flag) noexcept {
@@ -197,7 +198,7 @@ struct Welcome {
     std::uint64_t daemon_pid;        // process id of the daemon
     std::uint64_t clock_ns;          // the daemon's clock when it wrote this
     Transport transport;             // granted: 0 stream, 1 shared memory
-    std::uint16_t flags;             // granted flags
+    std::uint16_t flags;             // granted: bits 0 and 1 as in Hello; bit 2: this model takes NaN for a missing value
     std::uint32_t ring_slots;        // shared memory: slots granted
     std::uint32_t request_stride;    // shared memory: bytes per request slot
     std::uint32_t response_stride;   // shared memory: bytes per response slot
