@@ -16,15 +16,17 @@ from collections.abc import Callable
 from math import inf
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+
 from sigd.daemon.config.limits import DEFAULTS, FEW_ROWS, Limits
 from sigd.daemon.serving.admission import Segment, admit_to_batch, fail_all, fail_rows_without_a_number
 from sigd.daemon.serving.fast_path import ONE_BY_ONE_ROWS_MAX, QUICK_RUN_NS_MAX, WAIT_NS_MAX
+from sigd.daemon.serving.rerun import Rerun, culprits
 from sigd.daemon.serving.row_check import RowCheck
 from sigd.models.errors import BackendFailed
 from sigd.wire.messages import ModelInfo
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
     from sigd.daemon.serving.counters import ModelCounters
@@ -108,6 +110,8 @@ class Batcher:
         self.fast_path_owner: Session | None = None
         self.one_by_one_rows_max = 1
         self.fast_path_open = False
+        self._rerun: Rerun | None = None
+        self._failed_rows = 0
         self._failure_logged_ns = self._bad_input_logged_ns = -_FAILURE_LOG_INTERVAL_NS
         self._successor: tuple[Backend, Callable[[Backend], None]] | None = None
         self._take(backend)
@@ -248,7 +252,7 @@ class Batcher:
         return ModelInfo(generation) if digest is None else ModelInfo(generation, digest, self.name)
 
     def _succeed_if_due(self) -> None:
-        if self._successor is not None:
+        if self._successor is not None and not self._runs:
             self._succeed()
 
     def _take(self, backend: Backend) -> None:
@@ -284,13 +288,16 @@ class Batcher:
     def poll(self) -> bool:
         """Finish the batch that runs, if it is done, and start the next. True where there is work left or
         was."""
+        if self._rerun is not None:
+            self._run_again()
+            return True
         if self._segments or self._left_running:
             try:
                 if not self.backend.ready():
                     return True
             except Exception as error:  # noqa: BLE001  whatever it was, the rows must be answered
                 segments, self._segments, self._left_running = self._segments, [], False
-                self._fail(segments, error)
+                self._failed(segments, error)
                 self._succeed_if_due()
                 return True
             if self._left_running:
@@ -337,7 +344,7 @@ class Batcher:
                     return
             except Exception as error:  # noqa: BLE001  whatever it was, the rows must be answered
                 self._segments = []
-                self._fail(segments, error)
+                self._failed(segments, error)
                 return
         self._complete(self.clock())
 
@@ -455,27 +462,87 @@ class Batcher:
             session.tap.record(segment.rows, self.last_batch_ns)
         session.answered(segment.rows, segment.send_ns)
 
-    def _fail(self, segments: list[Segment], error: Exception) -> None:
-        """Every row of the batch gets its answer, MODEL_ERROR; then, where the process cannot go on, it
-        ends."""
-        now_ns = self.last_batch_ns = self.clock()
-        failure = error if isinstance(error, BackendFailed) else None
-        if now_ns - self._failure_logged_ns >= _FAILURE_LOG_INTERVAL_NS:
-            self._failure_logged_ns = now_ns
-            log.error(
-                "model %s failed on a batch: %s", self.spec.name, error, exc_info=None if failure else error
-            )
+    def _failed(self, segments: list[Segment], error: Exception) -> None:
+        """A batch has failed. One of several rows is run again in halves, so that no row fails for another's
+        sake."""
+        rows = sum(segment.live for segment in segments)
+        if rows > 1 and not _is_fatal(error):
+            self._rerun = Rerun(self.backend, rows, error)
+            self._segments = segments
+            self._wake()
+            return
+        self._log_failure(error, culprits(segments, np.ones(rows, np.bool_)))
+        self._answer_failed(segments, error)
+
+    def _run_again(self) -> None:
+        """One step of a batch that failed: a part of it is submitted, or looked after."""
+        rerun = self._rerun
+        assert rerun is not None
+        try:
+            done = self.backend.ready() if rerun.running else self._submit(rerun.load())
+        except Exception as error:  # noqa: BLE001  whatever it was, the rows must be answered
+            if _is_fatal(error):
+                segments, self._segments, self._rerun = self._segments, [], None
+                self._log_failure(error, [])
+                self._answer_failed(segments, error)
+                return
+            rerun.failed(error)
+        else:
+            if not done:
+                return
+            rerun.succeeded()
+        if rerun.finished:
+            self._rerun = None
+            rerun.store()
+            if bad := rerun.culprits(self._segments):
+                self._log_failure(rerun.error, bad)
+            self._complete(self.clock())
+            self._succeed_if_due()
+
+    def _answer_failed(self, segments: list[Segment], error: Exception) -> None:
+        """Every row that ran gets its answer, MODEL_ERROR; then, where the process cannot go on, it ends."""
+        self.last_batch_ns = self.clock()
         fail_all(segments)
         self._answer_all(segments, 0, sum(segment.live for segment in segments))
-        if failure is not None and failure.fatal:
+        if isinstance(error, BackendFailed) and error.fatal:
             self._submit = self._refuse
             self._fast_path_allowed = False
             self.close_fast_path()
-            self._on_fatal(failure)
+            self._on_fatal(error)
+
+    def _log_failure(self, error: Exception, bad: list[tuple[str, int]]) -> None:
+        """Say what failed and whose it was, once a second.
+
+        Args:
+            bad: client and instrument of each row.
+        """
+        now_ns = self.clock()
+        self._failed_rows += len(bad)
+        if now_ns - self._failure_logged_ns < _FAILURE_LOG_INTERVAL_NS:
+            return
+        self._failure_logged_ns = now_ns
+        rows, self._failed_rows = self._failed_rows, 0
+        whose = ""
+        if bad:
+            client, instrument = bad[-1]
+            whose = f" of client {client!r}, instrument {instrument}" + (
+                f" (and {rows - 1} more)" if rows > 1 else ""
+            )
+        log.error(
+            "model %s failed on a row%s: %s",
+            self.spec.name,
+            whose,
+            error,
+            exc_info=None if isinstance(error, BackendFailed) else error,
+        )
 
     def _refuse(self, rows: int) -> bool:
         """Stands for `Backend.submit` once the device cannot be used any more."""
         raise BackendFailed("its device has failed before and is not used any more")
+
+
+def _is_fatal(error: Exception) -> bool:
+    return isinstance(error, BackendFailed) and error.fatal
 
 
 def _give_up(session: Session) -> None:

@@ -31,6 +31,7 @@ FEATURES = 4
 OUTPUTS = 2
 NAN_OUTPUT = -7.0
 INF_OUTPUT = -8.0
+FAILS = -9.0
 _UNFINISHED = 12_345.0
 
 
@@ -46,12 +47,13 @@ class FakeClock:
 
 class FakeBackend:
     """Gives the first two features times `factor` as outputs; a third feature of NAN_OUTPUT or INF_OUTPUT
-    spoils its row's.
+    spoils its row's, and one of FAILS fails the batch.
 
     Attributes:
         batches: a copy of the rows of each batch that was submitted.
         run_ns: how far the clock moves while a batch runs.
         failure: raised by the next batch, at submit() or, where it is asynchronous, at ready().
+        broken: raised by every batch.
         finished: where it is asynchronous, whether the batch that runs is done.
         looks: where it is asynchronous, after how many looks a batch is done by itself; None is never. Each
             takes 1 us.
@@ -83,6 +85,7 @@ class FakeBackend:
         self.batches: list[npt.NDArray[np.float32]] = []
         self.run_ns = 0
         self.failure: Exception | None = None
+        self.broken: Exception | None = None
         self.finished = False
         self.looks: int | None = None
         self._looked = 0
@@ -131,6 +134,10 @@ class FakeBackend:
         if self.failure is not None:
             failure, self.failure = self.failure, None
             raise failure
+        if self.broken is not None:
+            raise self.broken
+        if (self.inputs[:rows, 2] == FAILS).any():
+            raise BackendFailed("index 50 is outside of 0 to 9")
         self.outputs[:rows] = self.inputs[:rows, :OUTPUTS] * self.factor
         self.outputs[:rows][self.inputs[:rows, 2] == NAN_OUTPUT, 1] = np.nan
         self.outputs[:rows][self.inputs[:rows, 2] == INF_OUTPUT, 0] = np.inf

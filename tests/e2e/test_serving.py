@@ -167,7 +167,7 @@ def test_statuses_over_the_wire(start_daemon: StartDaemon, models: ModelMaker) -
         assert (statuses[:16] == Status.OK).all()
     answers = daemon.status().models[0].answers
     assert answers["EXPIRED"] == answers["BAD_INPUT"] == answers["MODEL_ERROR"] == 2
-    assert "failed on a batch" in daemon.said()
+    assert "failed on a row" in daemon.said()
 
 
 def test_denormals_are_taken_for_zero(start_daemon: StartDaemon, models: ModelMaker) -> None:

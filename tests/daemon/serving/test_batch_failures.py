@@ -7,6 +7,8 @@ import math
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sigd.daemon.serving import batcher as batcher_module
 from sigd.daemon.serving.admission import admit_to_batch
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 NAN_OUTPUT = -7.0
 INF_OUTPUT = -8.0
+FAILS = -9.0
 MS = 1_000_000
 
 
@@ -47,25 +50,121 @@ def test_an_output_that_is_no_number_fails_its_own_row(rig: Rig, poison: float) 
     ],
     ids=lambda failure: type(failure).__name__,
 )
-def test_a_batch_that_fails_is_answered_and_the_next_one_runs(
+def test_batch_of_which_every_row_fails_is_answered_and_the_next_one_runs(
     rig: Rig, failure: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     client, other = rig.connect(), rig.connect()
-    rig.backend.failure = failure
+    rig.backend.broken = failure
     client.say(rig.request(1) + rig.request(2, math.nan) + rig.request(3))
     other.say(rig.request(1))
     rig.run()
     assert client.statuses() == [(1, Status.MODEL_ERROR), (2, Status.BAD_INPUT), (3, Status.MODEL_ERROR)]
     (failed,) = other.answers()
-    assert (failed.status, failed.batch_rows, failed.infer_ns) == (Status.MODEL_ERROR, 3, 0)
+    assert (failed.status, failed.batch_rows) == (Status.MODEL_ERROR, 3)
     assert all(map(math.isnan, failed.outputs))
     assert str(failure) in caplog.text
     assert ("Traceback" in caplog.text) != isinstance(failure, BackendFailed), "where it was not foreseen"
+    rig.backend.broken = None
     client.say(rig.request(4, 4))
     rig.run()
     assert client.statuses() == [(4, Status.OK)]
     assert rig.batcher.pending_rows == 0
     assert rig.fatal == []
+
+
+def test_batcher_runs_a_failed_batch_again(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    client = rig.connect()
+    rig.backend.failure = BackendFailed("by chance")
+    client.say(rig.requests(range(5)))
+    rig.run()
+    assert client.statuses() == [(n, Status.OK) for n in range(5)]
+    assert caplog.records == [], "no row failed"
+
+
+@given(data=st.data())
+def test_batcher_fails_the_rows_that_fail_by_themselves_and_no_other(
+    make_rig: type[Rig], data: st.DataObject
+) -> None:
+    rig = make_rig(
+        synchronous=data.draw(st.booleans(), "synchronous"),
+        batch_rows_max=data.draw(st.sampled_from([1, 2, 3, 8]), "batch_rows_max"),
+    )
+    rows = data.draw(
+        st.lists(
+            st.lists(st.sampled_from([0.0, FAILS, NAN_OUTPUT, math.nan]), max_size=9), min_size=1, max_size=4
+        )
+    )
+    clients = [rig.connect() for _ in rows]
+    for client, thirds in zip(clients, rows, strict=True):
+        client.say(b"".join(rig.request(n, n, 2 * n, third) for n, third in enumerate(thirds)))
+    rig.run()
+    told = {FAILS: Status.MODEL_ERROR, NAN_OUTPUT: Status.MODEL_ERROR, 0.0: Status.OK}
+    for client, thirds in zip(clients, rows, strict=True):
+        answers = client.answers()
+        assert [answer.status for answer in answers] == [
+            told.get(third, Status.BAD_INPUT) for third in thirds
+        ]
+        for n, answer in enumerate(answers):
+            if answer.status is Status.OK:
+                assert answer.outputs == (n, 2 * n)
+    assert rig.batcher.idle
+    assert rig.batcher.pending_rows == 0
+
+
+def test_rerun_takes_no_more_runs_than_halving_does(make_rig: type[Rig]) -> None:
+    rig = make_rig(batch_rows_max=64)
+    client = rig.connect()
+    client.say(b"".join(rig.request(n, n, 0, FAILS if n == 41 else 0) for n in range(64)))
+    rig.run()
+    assert [n for n, status in client.statuses() if status is Status.MODEL_ERROR] == [41]
+    assert len(rig.backend.batches) == 1 + 2 * 6
+    assert rig.counters.batches_by_rows[64] == 1
+
+
+def test_log_names_the_client_and_instrument_whose_row_failed(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    good, bad = rig.connect(client_name="good"), rig.connect(client_name="bad")
+    good.say(rig.requests(range(3)))
+    bad.say(rig.request(1) + rig.request(2, 0, 0, FAILS, instrument_id=77))
+    rig.run()
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "model fake failed on a row of client 'bad', instrument 77: index 50 is outside of 0 to 9"
+    )
+    assert good.statuses() == [(n, Status.OK) for n in range(3)]
+
+
+@pytest.mark.parametrize("synchronous", [True, False])
+def test_client_that_leaves_while_its_batch_is_run_again_gets_no_answer(
+    make_rig: type[Rig], synchronous: bool
+) -> None:
+    rig = make_rig(synchronous=synchronous)
+    client, other = rig.connect(), rig.connect()
+    client.say(rig.request(1, 0, 0, FAILS) + rig.request(2))
+    other.say(rig.request(3, 3))
+    rig.backend.finished = True
+    rig.batcher.poll()
+    rig.backend.finished = True
+    rig.batcher.poll()
+    client.session.close()
+    rig.run()
+    assert other.statuses() == [(3, Status.OK)]
+    assert rig.batcher.pending_rows == 0
+
+
+def test_swap_waits_for_a_batch_that_is_run_again(make_rig: type[Rig]) -> None:
+    rig = make_rig()
+    client = rig.connect()
+    client.say(rig.request(1, 5) + rig.request(2, 0, 0, FAILS))
+    rig.batcher.poll()
+    old = rig.backend
+    rig.swap(factor=2.0)
+    closed_early = old.closed
+    rig.run()
+    assert (closed_early, old.closed) == (False, True)
+    first, second = client.answers()
+    assert (first.outputs[0], first.model_generation, second.status) == (5.0, 1, Status.MODEL_ERROR)
 
 
 @pytest.mark.parametrize("failure", [BackendFailed("the device said no"), ValueError("a bug")])
@@ -86,7 +185,7 @@ def test_fast_path_failure_runs_again_on_the_batch_path(make_rig: type[Rig], fai
 def test_failures_are_logged_once_a_second(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     client = rig.connect()
     for sequence in range(20):
-        rig.backend.failure = BackendFailed("again")
+        rig.backend.broken = BackendFailed("again")
         rig.clock.now_ns += 100 * MS
         client.say(rig.request(sequence))
         rig.run()

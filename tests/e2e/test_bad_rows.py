@@ -1,0 +1,46 @@
+"""A row that makes the model fail is its own client's loss, and nothing else's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from sigd.wire.status import Status
+
+if TYPE_CHECKING:
+    from tests.conftest import ModelMaker
+    from tests.e2e.conftest import StartDaemon
+
+ROWS = 20
+BAD_ROW = 7
+OUTSIDE = 50.0
+"""An index outside of the model's table."""
+
+
+@pytest.mark.parametrize("shared_memory", [False, True], ids=["stream", "rings"])
+def test_bad_row_costs_no_other_row_its_answer(
+    start_daemon: StartDaemon, models: ModelMaker, shared_memory: bool
+) -> None:
+    daemon = start_daemon("--model", str(models.failing(4)), "--linger-us", "20000")
+    rows = np.zeros((ROWS, 4), np.float32)
+    spoilt = rows.copy()
+    spoilt[BAD_ROW, 0] = OUTSIDE
+    with (
+        daemon.connect(client_name="good", shared_memory=shared_memory) as good,
+        daemon.connect(client_name="bad", shared_memory=shared_memory) as bad,
+    ):
+        for _ in range(3):
+            bad.send_many(spoilt, instrument_id=np.arange(ROWS))
+            good.send_many(rows)
+            wrong = bad.receive_many(ROWS)
+            assert (good.receive_many(ROWS)["status"] == Status.OK).all()
+            assert np.flatnonzero(wrong["status"]).tolist() == [BAD_ROW]
+            assert wrong["status"][BAD_ROW] == Status.MODEL_ERROR
+        assert wrong["batch_rows"].max() > ROWS, "the two shared batches"
+        assert [bad.request(row).status for row in (spoilt[BAD_ROW], rows[0])] == [
+            Status.MODEL_ERROR,
+            Status.OK,
+        ]
+    assert f"client 'bad', instrument {BAD_ROW}" in daemon.said()
