@@ -1,4 +1,4 @@
-"""Whether a running daemon is healthy: two looks at its counters, and bounds on what happened between them."""
+"""Judge whether a running daemon is healthy: two looks at its counters, and bounds on the difference."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from sigd.daemon.shadow.status import ShadowStatus
 from sigd.wire.status import Status as AnswerStatus
 
 ERRORS: Final = (AnswerStatus.MODEL_ERROR.name,)
-"""The answers that are the daemon's or the model's fault. The others are the client's doing (BAD_INPUT, EXPIRED,
-CONFLATED), a bound that was set (BUSY), or the end of a session (DRAINING)."""
+"""The answers that are the daemon's or the model's fault. The others are the client's doing (BAD_INPUT,
+EXPIRED, CONFLATED), a bound that was set (BUSY), or the end of a session (DRAINING)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,8 @@ def judge(before: Status, after: Status, bounds: Bounds) -> Verdict:
     answers = sum(now.answers.values()) - sum(then.answers.values())
     if answers < bounds.answers_min:
         red.append(
-            f"{answers:,} answers, expected at least {bounds.answers_min:,}: send it requests, or watch for longer"
+            f"{answers:,} answers, expected at least {bounds.answers_min:,}: send it requests, or watch for"
+            " longer"
         )
     p99_us = _p99_us(then.total, now.total)
     if bounds.p99_us is not None and p99_us is not None and p99_us > bounds.p99_us:
@@ -155,13 +156,14 @@ def _judge_shadow(
 ) -> Iterable[str]:
     if compared < bounds.rows_min or agreement is None:
         yield (
-            f"the shadow compared {compared:,} rows, expected at least {max(bounds.rows_min, 1):,}: watch for longer, or"
-            " give it cores (sigd_shadow_rows_total tells what was skipped)"
+            f"the shadow compared {compared:,} rows, expected at least {max(bounds.rows_min, 1):,}: watch for"
+            " longer, or give it cores (sigd_shadow_rows_total tells what was skipped)"
         )
         return
     if agreement < bounds.agreement_min:
         yield (
-            f"the shadow agrees on {agreement:.3%} of {compared:,} rows, expected at least {bounds.agreement_min:.3%}"
+            f"the shadow agrees on {agreement:.3%} of {compared:,} rows, expected at least"
+            f" {bounds.agreement_min:.3%}"
         )
     drifts = [abs(output.drift) for output in shadow.statistics.outputs if output.drift is not None]
     if drifts and max(drifts) > bounds.drift_max:

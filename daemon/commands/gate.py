@@ -135,8 +135,8 @@ def _line(verdict: Verdict) -> str:
     shadow = (
         "" if verdict.agreement is None else f"; {verdict.agreement:.2%} of {verdict.compared:,} rows agree"
     )
+    state = "green" if verdict.green else "RED"
     return (
-        f"{'green' if verdict.green else 'RED'}: {verdict.model}, generation {verdict.generation}, sha256"
-        f" {verdict.sha256[:16]}: {verdict.answers:,} answers in {verdict.seconds:.1f} s, {verdict.errors:,} errors,"
-        f" {p99}{shadow}"
+        f"{state}: {verdict.model}, generation {verdict.generation}, sha256 {verdict.sha256[:16]}:"
+        f" {verdict.answers:,} answers in {verdict.seconds:.1f} s, {verdict.errors:,} errors, {p99}{shadow}"
     )

@@ -1,4 +1,4 @@
-"""A fleet to try the Ansible role on: machines that are booted, reached by OpenSSH, with engines that ask them."""
+"""A fleet to try the Ansible role on: booted machines, reached by OpenSSH, with engines that ask them."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ UNIT = f"sigd@{INSTANCE}.service"
 COMMAND = "/usr/local/bin/sigd"
 WHEELS = "/srv/wheels"
 ROWS = 8
-PLAYBOOK_S = 180.0
+PLAYBOOK_S = 300.0
 """How long a playbook may take before the test gives up."""
 
 
 class Account(threading.Thread):
-    """An engine of one host: it asks without end, connects again where it is told to go, and keeps the account.
+    """An engine of one host: it asks without end, connects again when told to, and keeps the account.
 
     A row is lost if its session ends without an answer to it, and without a Goodbye that tells to ask again.
 
@@ -110,6 +110,7 @@ class Fleet:
         self._wheel = wheel
         self._lock = folder / "base.lock"
         shutil.copy(LOCK, self._lock)
+        self._models: dict[str, Path] = {}
         self._key = folder / "key"
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self._key], check=True)
         public = self._key.with_suffix(".pub").read_text()
@@ -118,7 +119,8 @@ class Fleet:
 
     def inventory(self, name: str, model: Path, /, **changes: Any) -> Path:
         """Write an inventory whose hosts serve `model`, with changes of its variables."""
-        sha256 = hashlib.sha256(model.read_bytes()).hexdigest()
+        sha256 = sha256_of(model)
+        self._models[name] = model
         instance = {
             "name": INSTANCE,
             "config": 'idle = "block"\n',
@@ -175,9 +177,18 @@ class Fleet:
         """Run a playbook; its exit code and what it said."""
         return finish(self.start(playbook, inventory, *options))
 
+    def sha256(self, name: str) -> str:
+        """Of the model that an inventory names."""
+        return sha256_of(self._models[name])
+
     def served(self) -> dict[str, str]:
         """The SHA-256 of what each host serves."""
         return {name: served_by(machine) for name, machine in self.machines.items()}
+
+
+def sha256_of(file: Path) -> str:
+    """As the inventory and the daemon tell it."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def finish(playing: subprocess.Popen[str]) -> tuple[int, str]:
@@ -218,4 +229,5 @@ def started_accounts(machines: Sequence[Machine]) -> list[Account]:
 def _through(machine: Machine) -> str:
     """The server of OpenSSH in the machine, which has no network, by its standard input."""
     enter = f"nsenter --target {machine.leader} --all -- /usr/sbin/sshd -i"
-    return f"-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR -o 'ProxyCommand={enter}'"
+    unknown = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
+    return f"{unknown} -o 'ProxyCommand={enter}'"

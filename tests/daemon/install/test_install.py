@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from pathlib import Path
@@ -211,6 +212,22 @@ def test_a_dry_run_shows_every_file_and_writes_none(tmp_path: Path) -> None:
     assert "CPUAffinity=1" in done.output
     assert "systemctl start sigd.service" in done.output
     assert list(tmp_path.iterdir()) == []
+
+
+def test_json_tells_what_becomes_of_each_file(tmp_path: Path) -> None:
+    asked = ("--prefix", str(tmp_path), "--json")
+
+    def actions(*options: str) -> dict[str, str]:
+        done = run(*asked, *options)
+        assert done.exit_code == 0, done.output
+        return {Path(file["path"]).name: file["action"] for file in json.loads(done.stdout)["files"]}
+
+    assert set(actions("--dry-run").values()) == {"wrote"}
+    assert list(tmp_path.iterdir()) == []
+    assert set(actions().values()) == {"wrote"}
+    assert set(actions("--dry-run").values()) == {"unchanged"}
+    (tmp_path / "etc/sigd/sigd.toml").write_text("# mine\n")
+    assert actions("--metrics")["sigd.toml"] == "kept"
 
 
 def test_below_a_prefix_nothing_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
