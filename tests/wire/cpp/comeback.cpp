@@ -17,13 +17,18 @@ int main(int argc, char** argv) {
                            sigd::Backoff(first, longest, 7));
     sigd::Backoff pauses(first, longest, 7);
     for (std::string command; std::getline(std::cin, command);) {
-        if (command == "pause") {
+        if (command == "next") {
+            std::cout << (link.next_attempt_ns() == ~std::uint64_t{0} ? "never" : link.next_attempt_ns() > sigd::clock_ns() ? "later" : "now");
+        } else if (command == "pause") {
             std::cout << pauses.next().count();
         } else if (command == "begin anew") {
             pauses.reset();
             link.reset();
         } else {
-            const auto client = command == "wait" ? link.wait(std::chrono::seconds(10)) : link.get();
+            auto client = command == "wait" ? link.wait(std::chrono::seconds(10)) : link.get();
+            // "look" asks once; the others see an attempt through.
+            while (command != "look" && !client && client.code() == sigd::Errc::none && link.client().connecting())
+                client = link.get();
             if (client && command == "goodbye") std::cout << sigd::name((*client)->goodbye()) << ' ';
             if (client && command != "get") (void)(*client)->poll();
             std::cout << (client ? "session" : sigd::name(client.code())) << ' ' << link.sessions();

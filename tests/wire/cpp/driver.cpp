@@ -49,6 +49,9 @@ sigd::Spec spec_of(const Options& options) {
     spec.conflate = number(options, "conflate", 0) != 0;
     spec.unanswered_max = static_cast<std::uint32_t>(number(options, "unanswered", 0));
     spec.connect_timeout = std::chrono::milliseconds(number(options, "timeout_ms", 5000));
+    if (const std::string pin = text(options, "sha256"); !pin.empty())
+        spec.model_sha256.emplace().fill(static_cast<std::uint8_t>(std::stoi(pin)));
+    spec.control_look_every = std::chrono::milliseconds(number(options, "look_ms", 0));
     spec.idle = static_cast<sigd::Idle>(number(options, "idle", 0));
     return spec;
 }
@@ -68,6 +71,12 @@ public:
 private:
     void act(const std::string& command, const Options& options) {
         if (command == "connect") tell(client_.connect(spec_of(options)));
+        else if (command == "begin") tell(client_.begin_connect(spec_of(options)));
+        else if (command == "poll_connect") tell(client_.poll_connect());
+        else if (command == "can_send") tell(client_.can_send());
+        else if (command == "ask_model") tell(client_.ask_model(static_cast<std::uint32_t>(number(options, "of", 0))));
+        else if (command == "model") tell_model();
+        else if (command == "room") tell_room();
         else if (command == "welcome") tell_welcome();
         else if (command == "send") tell(client_.send(features(), tags(options)));
         else if (command == "queue") tell(client_.queue(features(), tags(options)));
@@ -82,7 +91,7 @@ private:
         else if (command == "short") tell(client_.send(std::vector<float>(1)));
         else if (command == "poll") tell(client_.poll());
         else if (command == "wait") tell(client_.wait(std::chrono::milliseconds(number(options, "ms", 5000))));
-        else if (command == "request") tell(client_.request(features(), tags(options)));
+        else if (command == "request") tell(client_.request(features(), tags(options), std::chrono::milliseconds(number(options, "ms", 5000))));
         else if (command == "heartbeat") tell(client_.heartbeat());
         else if (command == "goodbye") tell(client_.goodbye());
         else if (command == "close") client_.close();
@@ -135,6 +144,20 @@ private:
     void tell(sigd::Errc code) {
         std::cout << sigd::name(code);
         if (!client_.connected()) std::cout << " | " << client_.error().text;
+    }
+    void tell(sigd::Result<bool> open) {
+        if (open.code() != sigd::Errc::none) return tell(open.code());
+        std::cout << (*open ? "open" : client_.connecting() ? "connecting" : "odd");
+    }
+    void tell_model() {
+        const sigd::wire::ModelInfo& model = client_.model_info();
+        std::cout << client_.model_infos() << ' ' << model.model_generation << ' '
+                  << static_cast<unsigned>(model.model_sha256[31]) << ' '
+                  << std::string(model.model_name, strnlen(model.model_name, sizeof model.model_name));
+    }
+    // What lies where the next features belong, before they are written.
+    void tell_room() {
+        for (const float feature : client_.prepare()) std::cout << feature << ' ';
     }
     void tell(sigd::Result<std::uint64_t> sequence) {
         if (sequence) std::cout << "ok " << *sequence;

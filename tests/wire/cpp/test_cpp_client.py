@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import struct
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from sigd.wire import fields
 from sigd.wire.layout import frame_dtype, header_word
-from sigd.wire.messages import Goodbye, Heartbeat, Hello, Reject
+from sigd.wire.messages import Goodbye, Heartbeat, Hello, ModelInfo, Reject
 from sigd.wire.schema.cpp_header import include_dir
 from sigd.wire.status import GoodbyeCode, HelloFlag, RejectCode, Transport
 
@@ -22,7 +22,14 @@ if TYPE_CHECKING:
     from tests.wire.cpp.conftest import CppClient, ShownDaemon
 
 
-def open_session(client: CppClient, daemon: ShownDaemon, options: str = "", **granted: int) -> Hello:
+def wait_for(client: CppClient, command: str, said: str) -> None:
+    """Until the client says so; it has 10 s."""
+    deadline_s = time.monotonic() + 10
+    while (last := client.do(command)) != said:
+        assert time.monotonic() < deadline_s, last
+
+
+def open_session(client: CppClient, daemon: ShownDaemon, options: str = "", **granted: Any) -> Hello:
     """Shake hands."""
     client.tell(f"connect path={daemon.path} {options}")
     hello = daemon.accept()
@@ -93,6 +100,88 @@ def test_before_connect_nothing_works(cpp_client: CppClient) -> None:
         assert cpp_client.do(command) == "not_connected | not connected"
     assert cpp_client.do("in_place") == "no room"
     assert cpp_client.do("close") == ""
+
+
+def test_connecting_never_waits(cpp_client: CppClient, shown_daemon: ShownDaemon) -> None:
+    assert cpp_client.do(f"begin path={shown_daemon.path}").startswith("none")
+    assert cpp_client.do("poll_connect") == "connecting"
+    assert cpp_client.do("can_send") == "not_connected | connecting"
+    shown_daemon.accept()
+    assert cpp_client.do("poll_connect") == "connecting"
+    welcome = shown_daemon.welcome().encode()
+    shown_daemon.send(welcome[:100])
+    assert cpp_client.do("poll_connect") == "connecting"
+    shown_daemon.send(welcome[100:])
+    wait_for(cpp_client, "poll_connect", "open")
+    assert cpp_client.do("poll_connect") == "open"
+    assert cpp_client.do("can_send") == "none"
+    assert cpp_client.do("send") == "ok 0"
+
+
+def test_connecting_fails_as_connect_does(cpp_client: CppClient, shown_daemon: ShownDaemon) -> None:
+    path = shown_daemon.path
+    assert cpp_client.do("begin path=/no/such/socket").startswith("none")
+    assert cpp_client.do("poll_connect").startswith(
+        "connect_failed | /no/such/socket: there is no such socket"
+    )
+    assert cpp_client.do("poll_connect").startswith("connect_failed")
+    cpp_client.do(f"begin path={path}")
+    cpp_client.do("poll_connect")
+    shown_daemon.accept()
+    shown_daemon.send(Reject(RejectCode.UNKNOWN_MODEL, "no").encode())
+    wait_for(
+        cpp_client, "poll_connect", "rejected | the daemon rejected the session: no (code 5, unknown_model)"
+    )
+    cpp_client.do(f"begin path={path} timeout_ms=20")
+    cpp_client.do("poll_connect")
+    wait_for(cpp_client, "poll_connect", f"timed_out | {path}: the daemon did not answer Hello in time")
+    cpp_client.do(f"begin path={path}")
+    assert cpp_client.do("close") == ""
+    assert cpp_client.do("poll_connect").startswith("not_connected")
+
+
+def test_a_pinned_model_is_served_or_refused(cpp_client: CppClient, shown_daemon: ShownDaemon) -> None:
+    digest = 7
+    open_session(cpp_client, shown_daemon, f"sha256={digest}", model_sha256=bytes([digest] * 32))
+    assert cpp_client.do("send") == "ok 0"
+    cpp_client.do("close")
+    cpp_client.tell(f"connect path={shown_daemon.path} sha256={digest + 1}")
+    shown_daemon.accept()
+    shown_daemon.send(shown_daemon.welcome().encode())
+    assert "SHA-256 is not the one that was asked for" in cpp_client.hear()
+    assert cpp_client.do("state").startswith("wrong_model")
+
+
+def test_model_info(cpp_client: CppClient, shown_daemon: ShownDaemon) -> None:
+    open_session(cpp_client, shown_daemon)
+    assert cpp_client.do("model") == "0 0 0 "
+    assert cpp_client.do("ask_model of=4") == "none"
+    assert ModelInfo.decode(shown_daemon.read(80)[8:]) == ModelInfo(4)
+    shown_daemon.send(ModelInfo(4, bytes([9] * 32), "lob").encode())
+    assert cpp_client.do("wait ms=50") == "nothing"
+    assert cpp_client.do("model") == "1 4 9 lob"
+
+
+def test_request_goes_on_after_a_timeout(cpp_client: CppClient, shown_daemon: ShownDaemon) -> None:
+    open_session(cpp_client, shown_daemon)
+    assert cpp_client.do("request ms=10") == "nothing"
+    assert cpp_client.do("request ms=10") == "nothing"
+    shown_daemon.send(shown_daemon.answers(0, 1, 2))
+    assert cpp_client.do("request").startswith("answer 2 ")
+    assert cpp_client.do("request ms=10") == "nothing"
+    shown_daemon.send(shown_daemon.answers(3))
+    assert cpp_client.do("wait").startswith("answer 3 ")
+    shown_daemon.send(shown_daemon.answers(4))
+    assert cpp_client.do("request").startswith("answer 4 ")
+    assert cpp_client.do("send") == "ok 5"
+    assert cpp_client.do("request") == "invalid_argument"
+
+
+def test_a_prepared_row_is_zeros(cpp_client: CppClient, shown_daemon: ShownDaemon) -> None:
+    open_session(cpp_client, shown_daemon)
+    for sequence in range(2):
+        assert set(cpp_client.do("room").split()) == {"0"}
+        assert cpp_client.do("send") == f"ok {sequence}"
 
 
 def test_a_rejected_hello(cpp_client: CppClient, shown_daemon: ShownDaemon) -> None:

@@ -51,6 +51,24 @@ def refuse(client: CppClient, daemon: ShownDaemon, code: RejectCode) -> str:
     return client.hear()
 
 
+def test_looking_never_waits_and_says_when_to_look_again(
+    comeback: Starter, shown_daemon: ShownDaemon
+) -> None:
+    client = comeback()
+    assert client.do("next") == "now"
+    assert client.do("look") == "none 0 | connecting"
+    assert client.do("next") == "later"
+    shown_daemon.accept()
+    assert client.do("look") == "none 0 | connecting"
+    shown_daemon.send(Reject(RejectCode.TOO_MANY_CONNECTIONS, "full").encode())
+    shown_daemon.connection.close()
+    assert client.do("get").startswith("none 0 | the daemon rejected the session: full")
+    assert client.do("next") == "later"
+    client.do("begin anew")
+    assert client.do("next") == "now"
+    grant(client, shown_daemon, "get")
+
+
 @pytest.mark.parametrize(
     ("first_ns", "longest_ns", "full"),
     [

@@ -164,6 +164,35 @@ def test_inside_of_another_project_it_is_a_target_and_no_more(consumer: Path) ->
     assert [path.name for path in prefix.rglob("*") if path.is_file()] == ["consumer"]
 
 
+def test_a_project_that_adds_the_folder_can_export_its_targets(consumer: Path) -> None:
+    need("cmake", "make", "g++")
+    lists = CMAKE_LISTS.format(version="").replace(
+        "find_package(sigd  REQUIRED)", f'add_subdirectory("{package_dir()}" sigd)'
+    )
+    (consumer / "CMakeLists.txt").write_text(
+        lists + "install(TARGETS sigd consumer EXPORT all DESTINATION bin)\n"
+        "install(EXPORT all DESTINATION share NAMESPACE engine::)\n"
+    )
+    build, prefix = consumer / "build", consumer / "prefix"
+    run("cmake", "-S", consumer, "-B", build, "-G", "Unix Makefiles")
+    run("cmake", "--build", build)
+    run("cmake", "--install", build, "--prefix", prefix)
+    exported = (prefix / "share" / "all.cmake").read_text()
+    assert "engine::sigd" in exported
+    assert str(package_dir()) not in exported
+
+
+def test_headers_compile_with_libcxx(tmp_path: Path) -> None:
+    need("clang++")
+    source = tmp_path / "probe.cpp"
+    source.write_text("#include <version>\n#ifndef _LIBCPP_VERSION\n#error\n#endif\n")
+    flags = ("-std=c++20", "-stdlib=libc++", "-fsyntax-only")
+    if subprocess.run(["clang++", *flags, source], capture_output=True, check=False).returncode:
+        pytest.skip("needs libc++ (Debian: apt install libc++-dev libc++abi-dev)")
+    source.write_text("#include <sigd/sigd.hpp>\nsigd::Client client;\n")
+    run("clang++", *flags, "-Wall", "-Wextra", "-Werror", f"-I{include_dir()}", source)
+
+
 @pytest.mark.parametrize(
     "chosen",
     [

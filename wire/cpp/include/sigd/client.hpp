@@ -49,28 +49,38 @@ public:
     Errc connect(const Spec& spec) noexcept {
         close();
         talk_.forget();
-        Error& error = talk_.error();
         Session session;
-        if (Errc code = open_session(spec, stream_.buffers(), session, error); code != Errc::none) return code;
-        const wire::Welcome& welcome = session.welcome;
-        shared_ = welcome.transport == wire::Transport::shared_memory;
-        // A ring has no room for more than its slots; on a stream the daemon would answer BUSY.
-        const std::uint32_t most =
-            shared_ ? std::min(welcome.in_flight_max, welcome.ring_slots) : welcome.in_flight_max;
-        const std::uint32_t unanswered = spec.unanswered_max == 0 ? most : std::min(spec.unanswered_max, most);
-        if (Errc code = talk_.open(welcome, unanswered); code != Errc::none) return code;
-        idle_ = spec.idle;
-        spin_for_ns_ = to_ns(spec.spin_for);
-        prepared_ = nullptr;
-        connected_ = true;
-        if (stream_.open(std::move(session.socket), shared_ ? 0 : talk_.request_bytes(), unanswered) != Errc::none)
-            (void)error.set(Errc::out_of_memory, "no memory for %u requests", unanswered);
-        else if (shared_)
-            (void)ring_.open(stream_, welcome, session.region, std::move(session.request_bell),
-                             std::move(session.response_bell), error);
-        if (!connected()) close();
-        return error.code;
+        if (Errc code = open_session(spec, stream_.buffers(), session, talk_.error()); code != Errc::none) return code;
+        return opened(spec, session);
     }
+
+    // As connect(), but never waits: poll_connect() goes on with it. Until then there is no session.
+    Errc begin_connect(const Spec& spec) noexcept {
+        close();
+        talk_.forget();
+        (void)talk_.error().set(Errc::not_connected, "%s", "connecting");
+        spec_ = spec;
+        handshake_.emplace(spec_, stream_.buffers(), session_, talk_.error());
+        const Errc code = handshake_->begin(false);
+        if (code != Errc::none) stop_connecting();
+        return code;
+    }
+
+    // True once the session is open, false while it is on its way: then ask again when descriptor() is readable, or
+    // after a millisecond. A code where it failed, as connect() has them.
+    Result<bool> poll_connect() noexcept {
+        if (connected()) return true;
+        if (!handshake_) return talk_.state();
+        const auto done = handshake_->step();
+        if (done && !*done) return false;
+        Session session = std::move(session_);
+        stop_connecting();
+        if (!done) return done.code();
+        if (Errc code = opened(spec_, session); code != Errc::none) return code;
+        return true;
+    }
+    // Between begin_connect() and the end of that.
+    [[nodiscard]] bool connecting() const noexcept { return handshake_.has_value(); }
 
     [[nodiscard]] bool connected() const noexcept { return talk_.state() == Errc::none; }
     [[nodiscard]] const wire::Welcome& welcome() const noexcept { return talk_.welcome(); }
@@ -90,19 +100,28 @@ public:
     Result<std::uint64_t> queue(std::span<const float> features, const Tags& tags = {}) noexcept {
         if (features.size() != talk_.welcome().features) [[unlikely]]
             return connected() ? Errc::invalid_argument : talk_.state();
-        const std::span<float> room = prepare();
-        if (room.empty()) [[unlikely]] return why_nothing_can_be_sent();
-        std::memmove(room.data(), features.data(), features.size_bytes());  // the row may be the one that was prepared
+        if (const Errc code = can_send(); code != Errc::none) [[unlikely]] return code;
+        // The row may be the one that was prepared.
+        const std::span<float> room = talk_.features_of(place());
+        std::memmove(room.data(), features.data(), features.size_bytes());
         return commit(tags);
     }
 
-    // Where the features of the next request belong, for those who write them in place; commit() queues it. Empty
-    // where no request can be sent now. The place stays through flush(), poll() and wait(); heartbeat() and whatever
-    // sends give it up, and the next prepare() may give another.
+    // Errc::none where a request can be sent now; else why not: in_flight_full, closing, or how the session ended.
+    [[nodiscard]] Errc can_send() const noexcept {
+        if (!connected()) [[unlikely]] return talk_.state();
+        if (talk_.goodbye_said() || stream_.refused()) [[unlikely]] return Errc::closing;
+        return talk_.full() ? Errc::in_flight_full : Errc::none;
+    }
+
+    // Where the features of the next request belong, all 0, for those who write them in place; commit() queues it. Empty
+    // where no request can be sent now: can_send() says why. The place stays through flush(), poll() and wait();
+    // heartbeat(), ask_model() and whatever sends give it up, and the next prepare() gives another.
     [[nodiscard]] std::span<float> prepare() noexcept {
-        if (!connected() || talk_.full() || talk_.goodbye_said() || stream_.refused()) [[unlikely]] return {};
-        prepared_ = shared_ ? ring_.room() : stream_.room();
-        return talk_.features_of(prepared_);
+        if (can_send() != Errc::none) [[unlikely]] return {};
+        const std::span<float> room = talk_.features_of(place());
+        std::fill(room.begin(), room.end(), 0.0F);
+        return room;
     }
     // The sequence of the request that was prepared; invalid_argument where none is.
     Result<std::uint64_t> commit(const Tags& tags = {}) noexcept {
@@ -135,12 +154,22 @@ public:
         return shared_ ? wait_on(ring_, timeout) : wait_on(stream_, timeout);
     }
 
-    // Sends one row and waits for its answer; nothing else may be unanswered.
+    // Sends one row and waits for its answer; nothing else may be unanswered. Without one, code() is Errc::none where it
+    // did not come in time; a later request() passes over it when it comes, and poll() or wait() give it.
     Result<const Response*> request(std::span<const float> features, const Tags& tags = {},
                                     std::chrono::nanoseconds timeout = std::chrono::seconds(5)) noexcept {
-        if (connected() && talk_.unanswered() != 0) return Errc::invalid_argument;
+        if (connected() && talk_.unanswered() > given_up_) return Errc::invalid_argument;
         if (const auto sequence = queue(features, tags); !sequence) return sequence.code();
-        return wait(timeout);
+        const std::uint64_t begin_ns = clock_ns();
+        for (;;) {
+            const bool late = given_up_ != 0;
+            const std::uint64_t waited_ns = clock_ns() - begin_ns;
+            const std::uint64_t timeout_ns = to_ns(timeout);
+            const auto left = std::chrono::nanoseconds(timeout_ns > waited_ns ? timeout_ns - waited_ns : 0);
+            const auto answer = wait(left);
+            if (!answer && answer.code() == Errc::none) given_up_ = talk_.unanswered();
+            if (!answer || !late) return answer;
+        }
     }
 
     // For who sleeps in an event loop of its own, over descriptor() and doorbell(): sends what was queued; true where
@@ -160,6 +189,17 @@ public:
         return send_control(&beat, sizeof beat);
     }
     [[nodiscard]] std::uint64_t heartbeats() const noexcept { return talk_.heartbeats(); }
+
+    // Asks which model a generation is, 0 being the one that serves now; poll() and wait() notice the answer:
+    // model_infos() rises and model_info() is new. Its digest is zeros where the daemon does not know the generation.
+    Errc ask_model(std::uint32_t generation = 0) noexcept {
+        wire::ModelInfo question{};
+        question.header = wire::make_header(wire::TemplateId::model_info, sizeof question);
+        question.model_generation = generation;
+        return send_control(&question, sizeof question);
+    }
+    [[nodiscard]] std::uint64_t model_infos() const noexcept { return talk_.model_infos(); }
+    [[nodiscard]] const wire::ModelInfo& model_info() const noexcept { return talk_.model_info(); }
 
     // The daemon's clock at its last sign of life. With shared memory it gives one every 100 ms by itself.
     [[nodiscard]] std::uint64_t daemon_clock_ns() const noexcept {
@@ -183,6 +223,7 @@ public:
 
     // Closes at once; unanswered requests are given up.
     void close() noexcept {
+        stop_connecting();
         if (!connected_) return;
         connected_ = false;
         if (connected()) {
@@ -204,15 +245,48 @@ public:
 
     // The socket, for a poll of your own; writable matters too while unsent(). With shared memory it carries only
     // control messages, and its end is the session's end.
-    [[nodiscard]] int descriptor() const noexcept { return stream_.descriptor(); }
+    [[nodiscard]] int descriptor() const noexcept {
+        return handshake_ ? session_.socket.get() : stream_.descriptor();
+    }
     [[nodiscard]] bool unsent() const noexcept { return stream_.unsent(); }
     // With shared memory the eventfd that tells of answers, see may_sleep(); -1 with a stream.
     [[nodiscard]] int doorbell() const noexcept { return shared_ ? ring_.doorbell() : -1; }
 
 private:
-    Errc why_nothing_can_be_sent() const noexcept {
-        if (!connected()) return talk_.state();
-        return talk_.goodbye_said() || stream_.refused() ? Errc::closing : Errc::in_flight_full;
+    // Begins to talk in a session whose handshake is done.
+    Errc opened(const Spec& spec, Session& session) noexcept {
+        const wire::Welcome& welcome = session.welcome;
+        shared_ = welcome.transport == wire::Transport::shared_memory;
+        // A ring has no room for more than its slots; on a stream the daemon would answer BUSY.
+        const std::uint32_t most =
+            shared_ ? std::min(welcome.in_flight_max, welcome.ring_slots) : welcome.in_flight_max;
+        const std::uint32_t unanswered = spec.unanswered_max == 0 ? most : std::min(spec.unanswered_max, most);
+        if (Errc code = talk_.open(welcome, unanswered); code != Errc::none) return code;
+        idle_ = spec.idle;
+        spin_for_ns_ = to_ns(spec.spin_for);
+        prepared_ = nullptr;
+        given_up_ = 0;
+        connected_ = true;
+        if (stream_.open(std::move(session.socket), shared_ ? 0 : talk_.request_bytes(), unanswered) != Errc::none)
+            (void)talk_.error().set(Errc::out_of_memory, "no memory for %u requests", unanswered);
+        else if (shared_)
+            (void)ring_.open(stream_, welcome, session.region, std::move(session.request_bell),
+                             std::move(session.response_bell), to_ns(spec.control_look_every), talk_.error());
+        if (!connected()) close();
+        return talk_.state();
+    }
+
+    void stop_connecting() noexcept {
+        handshake_.reset();
+        session_ = Session{};
+    }
+
+    // Where the next request frame is to be written; the caller has asked can_send().
+    std::byte* place() noexcept { return prepared_ = shared_ ? ring_.room() : stream_.room(); }
+
+    // An answer has been taken: the oldest is one that request() gave up, if there is any.
+    void taken() noexcept {
+        if (given_up_ != 0) [[unlikely]] --given_up_;
     }
 
     template <TransportLike T>
@@ -225,6 +299,7 @@ private:
                 return over(frame.code());
             }
             const auto answer = talk_.take(*frame);
+            if (answer) taken();
             if (answer || answer.code() != Errc::none) return answer;
         }
     }
@@ -261,6 +336,10 @@ private:
     }
 
     Conversation talk_;
+    Spec spec_;
+    Session session_;
+    std::optional<detail::Handshake> handshake_;  // under way
+    std::uint64_t given_up_ = 0;                   // the oldest unanswered requests, whose request() did not wait on
     StreamTransport stream_;
     SharedMemoryTransport ring_;
     std::byte* prepared_ = nullptr;  // the frame whose features are being written

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -45,6 +46,11 @@ struct Spec {
     std::chrono::nanoseconds connect_timeout = std::chrono::seconds(5);
     Idle idle = Idle::spin;
     std::chrono::nanoseconds spin_for = std::chrono::microseconds(50);  // with Idle::backoff
+    // SHA-256 of the model file that must be served; another one is refused with wrong_model. None takes any.
+    std::optional<std::array<std::uint8_t, 32>> model_sha256{};
+    // Shared memory: how often poll() looks at the control socket, a system call each; 0 is once a tick of the kernel
+    // (every 1 to 10 ms). The end of a session is seen that much later.
+    std::chrono::nanoseconds control_look_every{0};
 };
 
 // What an open session begins with. Descriptors of shared memory are valid where it was granted.
@@ -63,18 +69,43 @@ public:
     Handshake(const Spec& spec, StreamBuffers& buffers, Session& session, Error& error) noexcept
         : spec_(spec), buffers_(buffers), session_(session), error_(error) {}
 
+    // The whole handshake; waits for it.
     Errc run() noexcept {
+        if (Errc code = begin(true); code != Errc::none) return code;
+        for (;;) {
+            const auto done = step();
+            if (done.code() != Errc::none) return done.code();
+            if (*done) return Errc::none;
+            pollfd watched{session_.socket.get(), POLLIN, 0};
+            StreamTransport::sleep_on({&watched, 1}, left_ns());
+        }
+    }
+
+    // Opens the socket; step() does the rest. With `waits` it waits for room in the listener's backlog.
+    Errc begin(bool waits) noexcept {
         session_ = Session{};  // descriptors of an earlier one would pass for those that come
         const auto patience = std::max<std::chrono::nanoseconds::rep>(spec_.connect_timeout.count(), 1'000);
         deadline_ns_ = clock_ns() + static_cast<std::uint64_t>(patience);
         if (Errc code = check(); code != Errc::none) return code;
         if (buffers_.reserve_in() != Errc::none) return error_.set(Errc::out_of_memory, "no memory for answers");
-        if (Errc code = open(); code != Errc::none) return code;
-        send_hello();
+        return open(waits);
+    }
+
+    // True once the session is open, false while it is on its way. Never waits.
+    Result<bool> step() noexcept {
+        if (!greeting_sent_) {
+            const Errc code = join();
+            if (code != Errc::none) return code;
+            if (!greeting_sent_) return false;
+        }
         const std::byte* frame = nullptr;
-        while ((frame = buffers_.next()) == nullptr)
-            if (Errc code = receive(); code != Errc::none) return code;
-        return greeted(frame);
+        while ((frame = buffers_.next()) == nullptr) {
+            const auto got = receive();
+            if (got.code() != Errc::none) return got.code();
+            if (!*got) return false;
+        }
+        if (Errc code = greeted(frame); code != Errc::none) return code;
+        return true;
     }
 
 private:
@@ -92,23 +123,33 @@ private:
         return Errc::none;
     }
 
-    Errc open() noexcept {
-        session_.socket.reset(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    Errc open(bool waits) noexcept {
+        session_.socket.reset(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | (waits ? 0 : SOCK_NONBLOCK), 0));
         if (!session_.socket.valid()) return refused(Errc::system, "no socket");
+        waits_ = waits;
+        if (!waits) return Errc::none;
         // A blocking connect waits for room in the listener's backlog, for this long; a non-blocking one fails.
         const std::uint64_t left_us = left_ns() / 1'000 + 1;
         const timeval patience{static_cast<time_t>(left_us / 1'000'000),
                                static_cast<suseconds_t>(left_us % 1'000'000)};
         if (::setsockopt(session_.socket.get(), SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience) != 0)
             return refused(Errc::system, "SO_SNDTIMEO");
+        return join();
+    }
+
+    // Connects and says Hello. On a non-blocking socket a full backlog is tried again with the next step().
+    Errc join() noexcept {
         sockaddr_un address{};
         address.sun_family = AF_UNIX;
         std::memcpy(address.sun_path, spec_.path.data(), spec_.path.size());
         while (::connect(session_.socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {
             if (errno == EINTR) continue;
+            if (errno == EAGAIN && left_ns() != 0 && !waits_) return Errc::none;
             if (errno == EAGAIN) return error_.set(Errc::timed_out, "%s: the daemon did not accept in time", path());
             return refused(Errc::connect_failed, hint(errno));
         }
+        send_hello();
+        greeting_sent_ = true;
         return Errc::none;
     }
 
@@ -143,12 +184,8 @@ private:
         std::memcpy(field, text.data(), length);
     }
 
-    // Waits for bytes, and for the descriptors that may come with them.
-    Errc receive() noexcept {
-        const std::uint64_t left = left_ns();
-        if (left == 0) return error_.set(Errc::timed_out, "%s: the daemon did not answer Hello in time", path());
-        pollfd watched{session_.socket.get(), POLLIN, 0};
-        StreamTransport::sleep_on({&watched, 1}, left);
+    // Takes bytes that are there, and the descriptors that may come with them; false where there are none.
+    Result<bool> receive() noexcept {
         const auto space = buffers_.writable();
         iovec part{space.data(), space.size()};
         alignas(cmsghdr) std::byte control[CMSG_SPACE(sizeof(int) * 3)];
@@ -158,13 +195,16 @@ private:
         message.msg_control = control;
         message.msg_controllen = sizeof control;
         const ssize_t got = ::recvmsg(session_.socket.get(), &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-        if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) return Errc::none;
+        if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) {
+            if (left_ns() != 0) return false;
+            return error_.set(Errc::timed_out, "%s: the daemon did not answer Hello in time", path());
+        }
         if (got < 0) return refused(Errc::closed, std::strerror(errno));
         truncated_ |= (message.msg_flags & MSG_CTRUNC) != 0;
         keep_descriptors(message);
         if (got == 0) return error_.set(Errc::closed, "the daemon closed the connection before its Welcome");
         buffers_.arrived(static_cast<std::size_t>(got));
-        return Errc::none;
+        return true;
     }
 
     void keep_descriptors(msghdr& message) noexcept {
@@ -200,6 +240,10 @@ private:
         if (welcome.transport != spec_.transport)
             return error_.set(Errc::protocol_broken, "asked for transport %u, the daemon granted %u",
                               static_cast<unsigned>(spec_.transport), static_cast<unsigned>(welcome.transport));
+        if (spec_.model_sha256 && std::memcmp(spec_.model_sha256->data(), welcome.model_sha256, 32) != 0)
+            return error_.set(Errc::wrong_model,
+                              "generation %u of model %.32s is served, and its SHA-256 is not the one that was asked for",
+                              welcome.model_generation, welcome.model_name);
         if (welcome.in_flight_max == 0) return error_.set(Errc::protocol_broken, "the daemon granted no request");
         if (welcome.transport == wire::Transport::shared_memory && !session_.response_bell.valid()) return missing();
         session_.welcome = welcome;
@@ -243,6 +287,8 @@ private:
     Session& session_;
     Error& error_;
     std::uint64_t deadline_ns_ = 0;
+    bool waits_ = false;          // in connect(), for room in the listener's backlog
+    bool greeting_sent_ = false;  // Hello
     bool truncated_ = false;  // descriptors came for which there was no room
 };
 

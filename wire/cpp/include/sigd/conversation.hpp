@@ -43,7 +43,8 @@ public:
         request_bytes_ = wire::request_frame_bytes(welcome.features);
         response_bytes_ = wire::response_frame_bytes(welcome.outputs);
         response_word_ = wire::header_word(wire::TemplateId::signal_response, response_bytes_);
-        sent_ = answered_ = heartbeats_ = 0;
+        sent_ = answered_ = heartbeats_ = model_infos_ = 0;
+        model_info_ = {};
         daemon_clock_ns_ = welcome.clock_ns;
         goodbye_said_ = false;
         goodbye_.reset();
@@ -137,6 +138,8 @@ public:
     [[nodiscard]] std::optional<wire::GoodbyeCode> goodbye() const noexcept { return goodbye_; }
     [[nodiscard]] std::uint64_t heartbeats() const noexcept { return heartbeats_; }
     [[nodiscard]] std::uint64_t daemon_clock_ns() const noexcept { return daemon_clock_ns_; }
+    [[nodiscard]] std::uint64_t model_infos() const noexcept { return model_infos_; }
+    [[nodiscard]] const wire::ModelInfo& model_info() const noexcept { return model_info_; }
 
     // Says what is wrong with a header, nullptr where nothing is. Lengths are another matter.
     static const char* wrong_header(const wire::Header& header) noexcept {
@@ -174,6 +177,11 @@ private:
                 if (!fits(header, sizeof(wire::Goodbye))) return wrong_length(header, sizeof(wire::Goodbye));
                 goodbye_ = load<wire::Goodbye>(frame).code;
                 return Errc::none;
+            case wire::TemplateId::model_info:
+                if (!fits(header, sizeof(wire::ModelInfo))) return wrong_length(header, sizeof(wire::ModelInfo));
+                model_info_ = load<wire::ModelInfo>(frame);
+                ++model_infos_;
+                return Errc::none;
             case wire::TemplateId::reject:
                 if (!fits(header, sizeof(wire::Reject))) return wrong_length(header, sizeof(wire::Reject));
                 (void)error_.set(load<wire::Reject>(frame));
@@ -203,6 +211,8 @@ private:
     std::uint32_t unanswered_max_ = 0;
     std::uint64_t heartbeats_ = 0;
     std::uint64_t daemon_clock_ns_ = 0;
+    std::uint64_t model_infos_ = 0;
+    wire::ModelInfo model_info_{};
     bool goodbye_said_ = false;
     std::optional<wire::GoodbyeCode> goodbye_;
     Response response_{};

@@ -69,29 +69,38 @@ class Reconnector {
 public:
     explicit Reconnector(Spec spec, Backoff backoff = Backoff()) : spec_(std::move(spec)), backoff_(backoff) {}
 
-    // The client, connected. None, without a code, where it is not time for the next attempt, or that failed: ask again
-    // later, see error(). A code where no attempt will do better until reset(). An attempt waits for as long as
-    // Spec::connect_timeout. After this side's Goodbye the next one is made at once, after any other end of a session
-    // with a pause: a daemon may take sessions on only to end them.
+    // The client, connected. None, without a code, where an attempt is on its way, where it is not time for the next one
+    // or where the last one failed: ask again at next_attempt_ns(), see error(). A code where no attempt will do better
+    // until reset(). Never waits. After this side's Goodbye the next attempt is made at once, after any other end of a
+    // session with a pause: a daemon may take sessions on only to end them.
     Result<Client*> get() noexcept {
         if (client_.connected()) return &client_;
         if (given_up_ != Errc::none) return given_up_;
         if (opened_ns_ != 0) ended();
-        if (clock_ns() < not_before_ns_) return nullptr;
-        if (client_.connect(spec_) == Errc::none) {
-            ++sessions_;
-            opened_ns_ = clock_ns();
-            return &client_;
+        if (!client_.connecting()) {
+            if (clock_ns() < not_before_ns_) return nullptr;
+            if (client_.begin_connect(spec_) != Errc::none) return failed();
         }
-        if (is_permanent(client_.error())) return given_up_ = client_.error().code;
-        pause();
-        return nullptr;
+        const auto open = client_.poll_connect();
+        if (!open && open.code() != Errc::none) return failed();
+        if (!*open) return nullptr;
+        ++sessions_;
+        opened_ns_ = clock_ns();
+        return &client_;
+    }
+
+    // On clock_ns(): before it get() does nothing. An attempt that is on its way goes on when client().descriptor() is
+    // readable, or a millisecond from now. The largest number where no attempt will be made.
+    [[nodiscard]] std::uint64_t next_attempt_ns() const noexcept {
+        if (given_up_ != Errc::none) return ~std::uint64_t{0};
+        return client_.connecting() ? clock_ns() + connecting_look_ns : not_before_ns_;
     }
 
     // Tries again, at once, whatever the pause was: the caller knows that something changed.
     void reset() noexcept {
         given_up_ = Errc::none;
         opened_ns_ = not_before_ns_ = 0;
+        if (client_.connecting()) client_.close();
         backoff_.reset();
     }
 
@@ -104,7 +113,12 @@ public:
             if (client || client.code() != Errc::none) return client;
             const std::uint64_t now_ns = clock_ns();
             if (now_ns >= end_ns) return nullptr;
-            const std::uint64_t until_ns = std::min(end_ns, std::max(not_before_ns_, now_ns));
+            const std::uint64_t until_ns = std::min(end_ns, std::max(next_attempt_ns(), now_ns));
+            if (client_.connecting()) {
+                pollfd watched{client_.descriptor(), POLLIN, 0};
+                StreamTransport::sleep_on({&watched, 1}, until_ns - now_ns);
+                continue;
+            }
             const timespec until{static_cast<time_t>(until_ns / 1'000'000'000),
                                  static_cast<long>(until_ns % 1'000'000'000)};
             (void)clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, nullptr);
@@ -112,10 +126,20 @@ public:
     }
 
     [[nodiscard]] const Error& error() const noexcept { return client_.error(); }
+    // Whatever its state; get() has it connected.
+    [[nodiscard]] Client& client() noexcept { return client_; }
     // Sessions opened so far.
     [[nodiscard]] std::uint64_t sessions() const noexcept { return sessions_; }
 
 private:
+    static constexpr std::uint64_t connecting_look_ns = 1'000'000;
+
+    Result<Client*> failed() noexcept {
+        if (is_permanent(client_.error())) return given_up_ = client_.error().code;
+        pause();
+        return nullptr;
+    }
+
     // A session is over. One that lasted as long as the longest pause shows that all is well again.
     void ended() noexcept {
         const std::uint64_t lasted_ns = clock_ns() - std::exchange(opened_ns_, 0);

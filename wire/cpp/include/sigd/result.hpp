@@ -26,6 +26,7 @@ enum class [[nodiscard]] Errc : std::uint8_t {
     finished,          // over: a Goodbye was said, and every request was answered
     closed,            // over: the connection is gone
     protocol_broken,   // over: the daemon's bytes break the contract
+    wrong_model,       // over: another file is served than Spec::model_sha256 names
     no_shared_memory,  // over: it was granted and cannot come here, as through an SSH tunnel; ask for the stream
     out_of_memory,     // over
     system,            // over: the kernel refused something, see Error::system
@@ -44,6 +45,7 @@ constexpr const char* name(Errc code) noexcept {
         case Errc::finished: return "finished";
         case Errc::closed: return "closed";
         case Errc::protocol_broken: return "protocol_broken";
+        case Errc::wrong_model: return "wrong_model";
         case Errc::no_shared_memory: return "no_shared_memory";
         case Errc::out_of_memory: return "out_of_memory";
         case Errc::system: return "system";

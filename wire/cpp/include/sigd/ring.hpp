@@ -10,7 +10,6 @@
 // both loads are done (x86-64 does this), and the consumer would sleep on a frame without a doorbell.
 #pragma once
 
-#include <atomic>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
@@ -20,8 +19,17 @@
 
 namespace sigd::inline v0_1 {
 
-static_assert(std::atomic_ref<std::uint64_t>::is_always_lock_free);
-static_assert(std::atomic_ref<std::uint32_t>::is_always_lock_free);
+// The words that both processes touch. The compilers' builtins, for libc++ has no std::atomic_ref before 19.
+static_assert(__atomic_always_lock_free(sizeof(std::uint64_t), nullptr));
+static_assert(__atomic_always_lock_free(sizeof(std::uint32_t), nullptr));
+template <int order, class Word>
+Word load_word(const Word& word) noexcept {
+    return __atomic_load_n(&word, order);
+}
+template <int order, class Word>
+void store_word(Word& word, Word value) noexcept {
+    __atomic_store_n(&word, value, order);
+}
 
 class RingProducer {
 public:
@@ -33,7 +41,7 @@ public:
 
     // Free slots, those pushed counted as taken; protocol_broken where the consumer's counter is impossible.
     [[nodiscard]] Result<std::uint64_t> room() const noexcept {
-        const std::uint64_t unread = next_ - std::atomic_ref(*tail_).load(std::memory_order_acquire);
+        const std::uint64_t unread = next_ - load_word<__ATOMIC_ACQUIRE>(*tail_);
         if (unread > mask_ + 1) return Errc::protocol_broken;
         return mask_ + 1 - unread;
     }
@@ -46,8 +54,8 @@ public:
     [[nodiscard]] bool publish() noexcept {
         if (!unpublished()) return false;
         published_ = next_;
-        std::atomic_ref(*head_).store(next_, std::memory_order_seq_cst);
-        return std::atomic_ref(*consumer_sleeping_).load(std::memory_order_seq_cst) != 0;
+        store_word<__ATOMIC_SEQ_CST>(*head_, next_);
+        return load_word<__ATOMIC_SEQ_CST>(*consumer_sleeping_) != 0;
     }
 
     [[nodiscard]] std::uint64_t published() const noexcept { return published_; }
@@ -73,7 +81,7 @@ public:
 
     // Frames to take; protocol_broken where the producer's counter ran backwards or is too far ahead.
     [[nodiscard]] Result<std::uint64_t> waiting() const noexcept {
-        const std::uint64_t waiting = std::atomic_ref(*head_).load(std::memory_order_acquire) - taken_;
+        const std::uint64_t waiting = load_word<__ATOMIC_ACQUIRE>(*head_) - taken_;
         if (waiting > mask_ + 1) [[unlikely]] return Errc::protocol_broken;
         return waiting;
     }
@@ -82,15 +90,15 @@ public:
     [[nodiscard]] const std::byte* slot() const noexcept { return slots_ + (taken_ & mask_) * stride_; }
     void pop() noexcept {
         ++taken_;
-        std::atomic_ref(*tail_).store(taken_, std::memory_order_release);
+        store_word<__ATOMIC_RELEASE>(*tail_, taken_);
     }
 
     // Says that the doorbell is needed. False where something came meanwhile: do not sleep. Either way awake() follows.
     [[nodiscard]] bool may_sleep() noexcept {
-        std::atomic_ref(*sleeping_).store(1, std::memory_order_seq_cst);
-        return std::atomic_ref(*head_).load(std::memory_order_seq_cst) == taken_;
+        store_word<__ATOMIC_SEQ_CST>(*sleeping_, 1U);
+        return load_word<__ATOMIC_SEQ_CST>(*head_) == taken_;
     }
-    void awake() noexcept { std::atomic_ref(*sleeping_).store(0, std::memory_order_relaxed); }
+    void awake() noexcept { store_word<__ATOMIC_RELAXED>(*sleeping_, 0U); }
 
     [[nodiscard]] std::uint64_t taken() const noexcept { return taken_; }
 
@@ -164,7 +172,7 @@ public:
     }
 
     [[nodiscard]] std::uint64_t daemon_heartbeat_ns() const noexcept {
-        return std::atomic_ref(header_->daemon_heartbeat_ns).load(std::memory_order_relaxed);
+        return load_word<__ATOMIC_RELAXED>(header_->daemon_heartbeat_ns);
     }
 
 private:

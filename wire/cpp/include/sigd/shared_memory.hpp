@@ -77,7 +77,8 @@ class SharedMemoryTransport {
 public:
     // Takes over what came with a Welcome; the control channel is the stream transport of the same connection.
     Errc open(StreamTransport& control, const wire::Welcome& welcome, const Descriptor& region,
-              Descriptor request_bell, Descriptor response_bell, Error& error) noexcept {
+              Descriptor request_bell, Descriptor response_bell, std::uint64_t look_every_ns, Error& error) noexcept {
+        look_every_ns_ = look_every_ns;
         control_ = &control;
         if (Errc code = open_region(region, welcome, mapping_, region_, error); code != Errc::none) return code;
         response_stride_ = region_.header().response_stride;
@@ -133,7 +134,7 @@ public:
         // where the end of the session is seen. One a tick tells within milliseconds, however often the ring is looked
         // at.
         const std::uint64_t now_ns = tick_ns();
-        if (now_ns == control_looked_ns_) [[likely]] return nullptr;
+        if (now_ns == control_looked_ns_ || now_ns - control_looked_ns_ < look_every_ns_) [[likely]] return nullptr;
         control_looked_ns_ = now_ns;
         return next_control();
     }
@@ -198,6 +199,7 @@ private:
     const std::byte* kept_control_ = nullptr;  // met while answers were still to be taken
     bool control_closed_ = false;
     bool asleep_ = false;                       // the daemon is asked to ring
+    std::uint64_t look_every_ns_ = 0;           // at the socket; 0 is each tick
     std::uint64_t control_looked_ns_ = 0;       // the tick of the last look at the socket; 0 asks for one
 };
 
