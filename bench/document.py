@@ -13,6 +13,8 @@ from sigd.bench.floor import floor
 from sigd.bench.hiccup import Hiccups
 from sigd.bench.load.contract import LATE_NS, STATUS_NAMES, Measurement
 from sigd.bench.rig import Mode, Outcome
+from sigd.models.market.capture import CaptureReader
+from sigd.models.market.faults import CaptureFault
 from sigd.wire.status import Transport
 
 SCHEMA = 1
@@ -161,6 +163,20 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     client_cpu: int | None
 
 
+class CaptureFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What the requests were made from.
+
+    Attributes:
+        stamp_unit: of its times: "s", "ms", "us" or "ns".
+        faults: what is wrong with it, by kind.
+        first_faults: the first of each kind, with line and time.
+    """
+
+    stamp_unit: str
+    faults: dict[str, int]
+    first_faults: list[CaptureFault]
+
+
 class Document(msgspec.Struct, frozen=True, kw_only=True):
     """The whole result.
 
@@ -191,6 +207,7 @@ class Document(msgspec.Struct, frozen=True, kw_only=True):
     hiccups: list[HiccupFacts]
     memory: MemoryFacts | None
     floor: FloorFacts | None
+    capture: CaptureFacts | None
     slowest: list[Slow]
     model: Model
     environment: Environment
@@ -231,6 +248,7 @@ def document(outcome: Outcome) -> Document:
         hiccups=_hiccups(outcome),
         memory=_memory(outcome),
         floor=_floor(outcome),
+        capture=_capture(outcome.capture),
         slowest=_slowest(measured),
         model=_model(outcome),
         environment=outcome.environment,
@@ -334,6 +352,16 @@ def _floor(outcome: Outcome) -> FloorFacts | None:
         bare_rows_per_s=round(pooled.bare_batch.rows_per_s, 1),
         signals_per_s=round(floor.signals_per_s(pooled.sigd), 1),
         throughput_ratio=round(floor.throughput_ratio(outcome.rounds), 3),
+    )
+
+
+def _capture(reader: CaptureReader | None) -> CaptureFacts | None:
+    if reader is None:
+        return None
+    return CaptureFacts(
+        stamp_unit=reader.stamp_unit,
+        faults={str(kind): count for kind, count in reader.faults.counts.items()},
+        first_faults=reader.faults.first,
     )
 
 

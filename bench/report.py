@@ -73,6 +73,8 @@ def _load(document: Document, console: Console) -> None:
         what += f"; {load.arrivals} arrivals"
     if load.capture:
         what += f"; arrivals of {load.capture} at {load.speed:g}x"
+        if document.capture is not None and document.capture.stamp_unit != "ns":
+            what += f", whose times are in {document.capture.stamp_unit}"
     ways = (
         f"connections over shared memory ({load.ring_slots} slots a ring)"
         if load.transport == "shm"
@@ -86,6 +88,11 @@ def _load(document: Document, console: Console) -> None:
         f"warm-up; {intended}{load.rate_achieved_hz:,.0f}/s sent; mean batch {document.mean_batch_rows:g}"
         " rows"
     )
+    if document.capture is not None and document.capture.faults:
+        counts = ", ".join(f"{count:,} {kind}" for kind, count in document.capture.faults.items())
+        console.print(Text(f"capture  {counts}", style="yellow"))
+        for fault in document.capture.first_faults:
+            console.print(Text(f"         {fault}", style="yellow"))
     client = {"cpp": "native (C++, one spinning thread)", "python": "Python (one spinning thread)"}[
         load.client
     ]

@@ -28,6 +28,7 @@ from sigd.bench.load.schedule import NS_PER_S, Int64Array
 from sigd.bench.native import build as native
 from sigd.bench.native.build import NativePrograms
 from sigd.bench.pinning import allowed_cpus, choose_cores
+from sigd.models.market.capture import CaptureReader
 from sigd.wire.errors import ConnectFailed
 from sigd.wire.messages import Hello, Welcome
 from sigd.wire.region import RING_SLOTS_MAX
@@ -62,6 +63,7 @@ class Settings:
         client: "auto", "cpp" or "python".
         budget_ns: for p99; None = only measure.
         arrivals: "poisson" or "constant", for Mode.RATE.
+        salvage: take what is whole of a capture, and let the run be valid.
     """
 
     mode: Mode
@@ -72,6 +74,7 @@ class Settings:
     arrivals: str = "poisson"
     capture: Path | None = None
     speed: float = 1.0
+    salvage: bool = False
     connections: int = 1
     in_flight: int | None = None
     duration_s: float | None = None
@@ -101,6 +104,7 @@ class Outcome:
         cpus: the cores of the daemon and of the client; None = not pinned by us.
         memory: None where the daemon's memory cannot be read from here.
         rounds: of the floor; empty without it.
+        capture: what has read the capture and knows what is wrong with it; None without one.
     """
 
     settings: Settings
@@ -114,6 +118,7 @@ class Outcome:
     measurement: Measurement
     memory: Memory | None
     rounds: list[FloorRound]
+    capture: CaptureReader | None
     verdict: verdict.Verdict
 
 
@@ -143,7 +148,7 @@ def run(settings: Settings, say: Say) -> Outcome:
     before = hiccup.measure(watched, _HICCUP_SECONDS, programs)
     facts = environment.read(watched, before[0].clock_cost_ns, programs.compiler if programs else None)
     with _target(settings, daemon_cpu, say) as target:
-        plans = _plans(settings, target, client_cpu, say)
+        plans, capture = _plans(settings, target, client_cpu, say)
         memory = _MemoryWatch(target.welcome.daemon_pid)
         rounds: list[FloorRound] = []
         if settings.floor:
@@ -169,7 +174,12 @@ def run(settings: Settings, say: Say) -> Outcome:
         measurement=measurement,
         memory=found,
         rounds=rounds,
-        verdict=verdict.judge(measurement, settings.budget_ns),
+        capture=capture,
+        verdict=verdict.judge(
+            measurement,
+            settings.budget_ns,
+            capture_faults="" if capture is None or settings.salvage else str(capture.faults),
+        ),
     )
 
 
@@ -221,8 +231,10 @@ def _granted(settings: Settings, socket_path: str) -> Welcome:
     return welcome
 
 
-def _plans(settings: Settings, target: _Target, client_cpu: int | None, say: Say) -> list[LoadPlan]:
-    """One plan, or with the floor one for each round."""
+def _plans(
+    settings: Settings, target: _Target, client_cpu: int | None, say: Say
+) -> tuple[list[LoadPlan], CaptureReader | None]:
+    """One plan, or with the floor one for each round; and what has read the capture, where there is one."""
     welcome = target.welcome
     in_flight = settings.in_flight
     if in_flight is None:
@@ -254,13 +266,14 @@ def _plans(settings: Settings, target: _Target, client_cpu: int | None, say: Say
         seed=settings.seed,
     )
     if settings.mode is Mode.CAPTURE:
-        return [_capture_plan(settings, base, welcome.features, say)]
+        plan, reader = _capture_plan(settings, base, welcome.features, say)
+        return [plan], reader
     base = replace(base, frames=requests.random_frames(welcome.features, settings.seed))
     parts = ROUNDS if settings.floor else 1
     if parts > 1:
         warmup_ns = max(base.warmup_ns // parts, min(base.warmup_ns, NS_PER_S // 5))
         base = replace(base, warmup_ns=warmup_ns, samples_max=base.samples_max // parts)
-    return [_part(settings, base, part, parts) for part in range(parts)]
+    return [_part(settings, base, part, parts) for part in range(parts)], None
 
 
 def _part(settings: Settings, base: LoadPlan, part: int, parts: int) -> LoadPlan:
@@ -295,12 +308,17 @@ def _check_scheduled(rate_hz: float, duration_s: float) -> None:
         )
 
 
-def _capture_plan(settings: Settings, base: LoadPlan, features: int, say: Say) -> LoadPlan:
+def _capture_plan(
+    settings: Settings, base: LoadPlan, features: int, say: Say
+) -> tuple[LoadPlan, CaptureReader]:
     assert settings.capture is not None
     say(f"computing the features of {settings.capture.name}")
-    arrivals_ns, frames = requests.capture_requests(settings.capture, features)
+    arrivals_ns, frames, reader = requests.capture_requests(
+        settings.capture, features, salvage=settings.salvage
+    )
     offsets, frames = _cut(schedule.of_capture(arrivals_ns, settings.speed), frames, settings)
-    return replace(base, frames=frames, intended_ns=schedule.with_warmup(offsets, base.warmup_ns))
+    plan = replace(base, frames=frames, intended_ns=schedule.with_warmup(offsets, base.warmup_ns))
+    return plan, reader
 
 
 def _cut(

@@ -39,14 +39,23 @@ class Verdict:
         return self.valid and self.within_budget is not False
 
 
-def judge(measurement: Measurement, budget_ns: int | None) -> Verdict:
+def judge(measurement: Measurement, budget_ns: int | None, *, capture_faults: str = "") -> Verdict:
     """Hold a measurement to the rules of measuring and to its budget.
+
+    Args:
+        measurement: what was measured.
+        budget_ns: for p99; None sets none.
+        capture_faults: what is wrong with the capture that the requests come from; "" where all is well.
 
     A request that was answered without a signal (BUSY, EXPIRED, ...) has no latency, and counts as over the
     budget.
     """
     intended_hz, achieved_hz = _rates(measurement)
     invalid = _invalid(measurement, intended_hz, achieved_hz)
+    if capture_faults:
+        invalid.append(
+            f"the capture is not whole ({capture_faults}), so requests are missing: --salvage measures with what is"
+        )
     p99_ns = histogram.percentiles_ns(measurement.counts.corrected, [99.0])[0]
     within_budget = None
     over = []

@@ -82,6 +82,9 @@ are then named NAME.FAIL.json and NAME.FAIL.hgrm; 2 wrong usage or input; 3 the 
     help="Open loop with the arrivals and the features of a market capture.",
 )
 @click.option("--speed", type=FiniteRange(0, min_open=True), help="Of the capture.  [default: 1]")
+@click.option(
+    "--salvage", is_flag=True, help="Take what is whole of a damaged capture, and let the run be valid."
+)
 @click.option("--closed-loop", is_flag=True, help="Send as soon as an answer makes room.")
 @click.option(
     "--connections", type=click.IntRange(1, 1024), default=1, show_default=True, help="Clients at a time."
@@ -197,6 +200,7 @@ def settings_of(
     arrivals: str | None,
     capture: Path | None,
     speed: float | None,
+    salvage: bool,
     closed_loop: bool,
     connections: int,
     in_flight: int | None,
@@ -225,6 +229,7 @@ def settings_of(
     _refuse("--floor is measured with --closed-loop or --rate", floor or None, capture=capture)
     if capture is None:
         _refuse("without --capture there is nothing to speed up", True, speed=speed)
+        _refuse("without --capture there is nothing to salvage", True, salvage=salvage or None)
         _refuse("--requests says how long to measure", requests, duration=duration)
     mode = Mode.CAPTURE if capture is not None else Mode.CLOSED_LOOP if closed_loop else Mode.RATE
     return Settings(
@@ -236,6 +241,7 @@ def settings_of(
         arrivals=arrivals or "poisson",
         capture=capture,
         speed=speed or 1.0,
+        salvage=salvage,
         connections=connections,
         in_flight=in_flight,
         duration_s=duration,

@@ -14,7 +14,7 @@ from sigd.daemon.config.flags import FiniteRange
 from sigd.wire.recording.reader import is_recording
 
 OF_CAPTURES: Final = ("speed", "out", "socket", "horizon_ms", "flat_bps")
-OF_RECORDINGS: Final = ("limit", "tolerance", "salvage")
+OF_RECORDINGS: Final = ("limit", "tolerance")
 
 
 class SpeedType(click.ParamType[float | None]):
@@ -47,7 +47,8 @@ Examples:
 
 \b
 A recording is what `sigd serve --record DIR` writes: DIR, or one segment in it. Exit codes: 0 done; 1 an answer of a
-recording is not what it was, or further away than --tolerance; 2 wrong usage or input; 3 the environment lacks something."""
+recording is not what it was, or further away than --tolerance, or a part of the source is missing or wrong, and
+--salvage was not given; 2 wrong usage or input; 3 the environment lacks something."""
 )
 @click.argument("source", metavar="CAPTURE|RECORDING", type=click.Path(path_type=Path, exists=True))
 @click.option(
@@ -81,7 +82,7 @@ recording is not what it was, or further away than --tolerance; 2 wrong usage or
     type=FiniteRange(min=0),
     help="Of a recording: how far away an output may be.  [default: the same model must give the same bits]",
 )
-@click.option("--salvage", is_flag=True, help="Of a recording that is damaged: run what of it is whole.")
+@click.option("--salvage", is_flag=True, help="Run what is whole of a damaged recording or capture.")
 @click.option("--json", "as_json", is_flag=True, help="The summary as JSON.")
 @click.pass_context
 def replay(
@@ -128,6 +129,7 @@ def replay(
                 backend=backend,
                 horizon_ms=horizon_ms,
                 flat_bps=flat_bps,
+                salvage=salvage,
                 as_json=as_json,
             )
     except BenchError as error:

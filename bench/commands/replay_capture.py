@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
-from collections.abc import Iterator
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,18 +10,20 @@ import click
 import msgspec
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from sigd.bench.daemon_process import OwnDaemon, ServeOptions
 from sigd.bench.errors import BadRequest
+from sigd.bench.market.capture_faults import SALVAGE, faults_shown, faults_summary
 from sigd.bench.market.replay import Replayer, Signals, Worth, worth_of
 from sigd.bench.market.signal_file import check_out, columns_of, write_table
 from sigd.bench.pinning import allowed_cpus, choose_cores, pinned
 from sigd.models.features.catalogue import FEATURE_COUNT
-from sigd.models.market.capture import read_capture
-from sigd.models.market.errors import MarketError
-from sigd.models.market.events import MarketEvent
+from sigd.models.features.stream import FeatureStream
+from sigd.models.market import gunzip
+from sigd.models.market.capture import CaptureReader
+from sigd.models.market.errors import CaptureError, MarketError
 from sigd.models.training.outcome import CLASSES, outcome_of_model
 from sigd.models.zoo import default_model_path
 from sigd.wire.client import connect
@@ -40,9 +41,11 @@ def replay_capture(
     backend: str | None,
     horizon_ms: float | None,
     flat_bps: float | None,
+    salvage: bool,
     as_json: bool,
 ) -> None:
-    """Run a market capture through the features and a daemon, and say what the signals were worth.
+    """Run a market capture through the features and a daemon, and say what the signals were worth. End with 1 where
+    something of the capture is missing or wrong, unless `salvage` asks for what is whole.
 
     Horizon and flatness default to what the model says it was trained for.
 
@@ -67,24 +70,41 @@ def replay_capture(
             )
         progress = stack.enter_context(_progress(quiet=as_json))
         task = progress.add_task(capture.name, signals=0, total=None)
+        reader, stream = CaptureReader(capture, salvage=salvage), FeatureStream()
+        reader.watch(stream)
+        progress.update(task, total=_line_count(capture))
         try:
             signals = Replayer(client, speed).run(
-                _events(capture, progress, task),
+                reader,
                 lambda events, samples: progress.update(task, completed=events, signals=samples),
+                stream,
             )
+        except CaptureError as error:
+            raise BadRequest(f"{capture}: {error}{SALVAGE if error.salvageable else ''}") from error
         except (MarketError, OSError, EOFError, ValueError) as error:
-            raise BadRequest(f"{capture}: {error}") from error
+            found = (
+                f" ({'; '.join([str(reader.faults), *map(str, reader.faults.first)])})"
+                if reader.faults
+                else ""
+            )
+            raise BadRequest(f"{capture}: {error}{found}") from error
     if out is not None:
         write_table(out, columns_of(signals, horizon_ns, flat))
     worth = (
         worth_of(signals, horizon_ns, flat) if signals.answers["outputs"].shape[1] == len(CLASSES) else None
     )
     if as_json:
-        click.echo(
-            msgspec.json.format(msgspec.json.encode(_summary(signals, worth, horizon_ns, flat))).decode()
-        )
+        summary = _summary(signals, worth, horizon_ns, flat) | faults_summary(reader)
+        click.echo(msgspec.json.format(msgspec.json.encode(summary)).decode())
     else:
         _show(signals, worth, horizon_ns, flat, out)
+        for line in faults_shown(reader):
+            click.echo(line)
+    if reader.faults and not salvage:
+        click.echo(
+            f"sigd: {capture}: {reader.faults}: signals are missing or wrong from there on{SALVAGE}", err=True
+        )
+        sys.exit(1)
 
 
 def _question(model: Path, horizon_ms: float | None, flat_bps: float | None) -> tuple[int, float]:
@@ -112,11 +132,10 @@ def _progress(*, quiet: bool) -> Progress:
     )
 
 
-def _events(capture: Path, progress: Progress, task: TaskID) -> Iterator[MarketEvent]:
-    """The capture's events; the first pass over the file only counts its lines, for the bar."""
-    with gzip.open(capture) as lines:
-        progress.update(task, total=sum(1 for _ in lines))
-    return read_capture(capture)
+def _line_count(capture: Path) -> int:
+    """A first pass over the file, for the bar."""
+    with capture.open("rb") as file:
+        return sum(1 for _ in gunzip.lines(file, lambda _: None))
 
 
 def _summary(signals: Signals, worth: Worth | None, horizon_ns: int, flat_bps: float) -> dict[str, object]:

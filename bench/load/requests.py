@@ -4,15 +4,20 @@ ones."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from sigd.bench.errors import BadRequest
 from sigd.bench.load.schedule import Int64Array
+from sigd.bench.market.capture_faults import SALVAGE
 from sigd.models.features.catalogue import FEATURE_COUNT
 from sigd.wire import fields
 from sigd.wire.layout import frame_dtype, header_word
+
+if TYPE_CHECKING:
+    from sigd.models.market.capture import CaptureReader
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -49,23 +54,26 @@ def random_frames(features: int, seed: int, rows: int = RANDOM_ROWS) -> npt.NDAr
     return encode(values, (np.arange(rows) % _INSTRUMENTS).astype(np.uint32))
 
 
-def capture_requests(path: Path, model_features: int) -> tuple[Int64Array, npt.NDArray[np.uint8]]:
+def capture_requests(
+    path: Path, model_features: int, *, salvage: bool = False
+) -> tuple[Int64Array, npt.NDArray[np.uint8], CaptureReader]:
     """The requests that an engine would have sent while the capture was taken: one for each feature sample.
 
     Args:
         path: a capture, as `sigd.models.market.capture` reads it.
         model_features: what the served model takes.
+        salvage: read what is whole of it.
 
     Returns:
-        (arrivals, frames): int64, shape (requests,), the local receive times in ns; uint8, shape (requests,
-        bytes).
+        (arrivals, frames, reader): int64, shape (requests,), the local receive times in ns; uint8, shape (requests,
+        bytes); and what has read them, which knows what is wrong with the capture.
 
     Raises:
         BadRequest: the capture cannot be read, or the model does not take the features of the market.
     """
     from sigd.models.features.stream import FeatureStream
-    from sigd.models.market.capture import read_capture
-    from sigd.models.market.errors import MarketError
+    from sigd.models.market.capture import CaptureReader
+    from sigd.models.market.errors import CaptureError, MarketError
 
     if model_features != FEATURE_COUNT:
         raise BadRequest(
@@ -73,19 +81,23 @@ def capture_requests(path: Path, model_features: int) -> tuple[Int64Array, npt.N
             " "
             "serve a model of the order book's features, or measure with --rate"
         )
-    stream = FeatureStream()
+    stream, reader = FeatureStream(), CaptureReader(path, salvage=salvage)
+    reader.watch(stream)
     arrivals: list[int] = []
     rows: list[bytes] = []
     try:
-        for event in read_capture(path):
+        for event in reader:
             if stream.on_event(event):
                 arrivals.append(event.receive_ns)
                 rows.append(stream.features.tobytes())
+    except CaptureError as error:
+        raise BadRequest(f"{path}: {error}{SALVAGE if error.salvageable else ''}") from error
     except (OSError, MarketError, ValueError) as error:
         raise BadRequest(f"{path}: {error}") from error
     if not rows:
         raise BadRequest(
             f"{path}: not one event of it gives features; is it longer than the features' windows?"
+            + (f" ({reader.faults})" if reader.faults else "")
         )
     features = np.frombuffer(b"".join(rows), dtype=np.float32).reshape(len(rows), FEATURE_COUNT)
-    return np.array(arrivals, dtype=np.int64), encode(features, np.zeros(len(rows), dtype=np.uint32))
+    return np.array(arrivals, dtype=np.int64), encode(features, np.zeros(len(rows), dtype=np.uint32)), reader

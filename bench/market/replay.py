@@ -81,14 +81,19 @@ class Replayer:
         self._answers: list[npt.NDArray[np.void]] = []
         self._received: list[tuple[int, int]] = []  # how many answers came together, and when
 
-    def run(self, events: Iterable[MarketEvent], on_progress: Callable[[int, int], None]) -> Signals:
-        """Replay all events; `on_progress` gets (events, samples) now and then.
+    def run(
+        self,
+        events: Iterable[MarketEvent],
+        on_progress: Callable[[int, int], None],
+        stream: FeatureStream | None = None,
+    ) -> Signals:
+        """Replay all events; `on_progress` gets (events, samples) now and then. `stream`: where they go; None makes one.
 
         Raises:
             SessionError: the daemon ended the session or did not answer.
             ValueError: not one event gave a sample.
         """
-        stream = FeatureStream()
+        stream = stream or FeatureStream()
         in_flight_max = self._client.welcome.in_flight_max
         started_ns = time.monotonic_ns()
         first_ns = -1

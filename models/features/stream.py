@@ -53,6 +53,7 @@ class FeatureStream:
         samples: how many samples there were.
         book_breaks: how often the book lost its place (a gap, a crossed book). No sample is taken from then
             until the next snapshot.
+        book_break: what the last of them was; None before the first.
         events_ignored: quotes and trades that cannot be meant: a bid not below the ask, a price or size not
             above 0.
     """
@@ -72,6 +73,7 @@ class FeatureStream:
         self.tick_size_e8 = tick_size_e8
         self.samples = 0
         self.book_breaks = 0
+        self.book_break: BookError | None = None
         self.events_ignored = 0
         self._buffer = self.features.data
         self._warmup_ns = warmup_ns
@@ -223,8 +225,9 @@ class FeatureStream:
                     self.tick_size_e8 = gcd(*[price for price, _ in event.bids + event.asks])
             else:
                 self._book.on_diff(event)
-        except BookError:
+        except BookError as error:
             self.book_breaks += 1
+            self.book_break = error
         self._depth_ns = event.receive_ns
         self._book_ready = self._book.synchronised and self.tick_size_e8 > 0
         self._book_row = book_row(self._book)

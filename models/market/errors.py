@@ -20,12 +20,14 @@ class CaptureError(MarketError):
     Attributes:
         source: the file's name.
         line: the number of the offending line, from 1; 0 where no line is to blame.
+        salvageable: whether what is whole of it could be read.
     """
 
-    def __init__(self, source: str, line: int, problem: str) -> None:
+    def __init__(self, source: str, line: int, problem: str, *, salvageable: bool = False) -> None:
         super().__init__(f"{source}:{line}: {problem}" if line else f"{source}: {problem}")
         self.source = source
         self.line = line
+        self.salvageable = salvageable
 
 
 class BookError(MarketError):

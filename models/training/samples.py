@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from sigd.models.features.catalogue import FEATURE_COUNT
 from sigd.models.features.stream import FeatureStream
-from sigd.models.market.capture import read_capture
+from sigd.models.market.capture import CaptureReader
 from sigd.models.market.errors import CaptureError
 from sigd.models.market.events import BestQuote
 
@@ -70,14 +70,16 @@ def read_samples(path: Path, report: Callable[[int], None] = lambda events: None
         report: told now and then how many events have been read since it was last told.
 
     Raises:
-        CaptureError: the capture cannot be read, or gives no sample.
+        CaptureError: the capture cannot be read, gives no sample, or is not whole.
     """
     stream = FeatureStream()
     rows: list[bytes] = []
     receive_ns: list[int] = []
     quote_ns: list[int] = []
     quote_mid_e8: list[float] = []
-    for number, event in enumerate(read_capture(path), start=1):
+    reader = CaptureReader(path)
+    reader.watch(stream)
+    for number, event in enumerate(reader, start=1):
         if stream.on_event(event):
             rows.append(stream.features.tobytes())
             receive_ns.append(event.receive_ns)
@@ -86,6 +88,12 @@ def read_samples(path: Path, report: Callable[[int], None] = lambda events: None
             quote_mid_e8.append(stream.mid_e8)
         if number % _EVENTS_PER_REPORT == 0:
             report(_EVENTS_PER_REPORT)
+    if reader.faults:
+        raise CaptureError(
+            path.name,
+            0,
+            f"{reader.faults}, so samples are missing or wrong ({reader.faults.first[0]}); train without it",
+        )
     if not rows:
         raise CaptureError(
             path.name,

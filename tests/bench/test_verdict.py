@@ -123,3 +123,11 @@ def test_answers_without_a_signal_count_as_over_the_budget() -> None:
 def test_a_bad_run_cannot_be_quoted_by_accident(asked: str, failed: str) -> None:
     assert named_by_verdict(Path(asked), passed=True) == Path(asked)
     assert named_by_verdict(Path(asked), passed=False) == Path(failed)
+
+
+def test_a_capture_that_is_not_whole_makes_a_run_invalid() -> None:
+    verdict = judge(measurement(), 100_000, capture_faults="2 gap, 1 torn line")
+    assert not verdict.valid
+    assert verdict.reasons == (
+        "the capture is not whole (2 gap, 1 torn line), so requests are missing: --salvage measures with what is",
+    )

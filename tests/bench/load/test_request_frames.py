@@ -45,7 +45,8 @@ def test_a_file_that_is_no_capture_is_refused_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_capture_becomes_requests_at_its_arrivals(capture_dir: Path) -> None:
-    arrivals, frames = capture_requests(capture_dir / "spot_btcusdt_20240808.gz", FEATURE_COUNT)
+    arrivals, frames, reader = capture_requests(capture_dir / "spot_btcusdt_20240808.gz", FEATURE_COUNT)
+    assert not reader.faults
     assert arrivals.shape == (len(frames),)
     assert len(frames) > 10_000
     assert (np.diff(arrivals) >= 0).all()

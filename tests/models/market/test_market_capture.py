@@ -67,7 +67,6 @@ def test_leaves_out_trades_that_the_book_did_not_make() -> None:
     ("line", "said"),
     [
         (b"no time here\n", "expected '<receive time, Unix ns> <JSON>'"),
-        (b"\n", "expected '<receive time, Unix ns> <JSON>'"),
         (b'200 {"stream":"btcusdt@book\n', "JSON is malformed"),
         (b'200 {"asks":[]}\n', "expected a stream's message"),
         (FUTURES_QUOTE.replace(b"100 ", b"99 "), "receive time 99 is before the line above's, 100"),
