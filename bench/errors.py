@@ -9,7 +9,10 @@ BenchError                 anything below; the message says what was wrong and w
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
+
+SALVAGE: Final = ": --salvage takes what is whole"
+"""What to do about a capture that is damaged."""
 
 
 class BenchError(Exception):

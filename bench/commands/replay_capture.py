@@ -14,8 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from sigd.bench.daemon_process import OwnDaemon, ServeOptions
-from sigd.bench.errors import BadRequest
-from sigd.bench.market.capture_faults import SALVAGE, faults_shown, faults_summary
+from sigd.bench.errors import SALVAGE, BadRequest
+from sigd.bench.market.capture_faults import faults_shown, faults_summary
 from sigd.bench.market.replay import Replayer, Signals, Worth, worth_of
 from sigd.bench.market.signal_file import check_out, columns_of, write_table
 from sigd.bench.pinning import allowed_cpus, choose_cores, pinned

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from sigd.bench.errors import BadRequest
+from sigd.bench.errors import SALVAGE, BadRequest
 from sigd.bench.load.schedule import Int64Array
-from sigd.bench.market.capture_faults import SALVAGE
 from sigd.models.features.catalogue import FEATURE_COUNT
 from sigd.wire import fields
 from sigd.wire.layout import frame_dtype, header_word

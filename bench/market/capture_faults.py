@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from sigd.models.market.capture import CaptureReader
-
-SALVAGE: Final = ": --salvage takes what is whole"
 
 
 def faults_summary(reader: CaptureReader) -> dict[str, object]:
