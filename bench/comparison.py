@@ -49,8 +49,9 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
         rows: how many were compared.
         data: where they come from.
         comparable: rows whose answers are finite on both sides.
-        label_agreement: share of rows that decide the same, see `sigd.models.accuracy.decisions`. A row that is
-            finite on one side alone disagrees, one that is on neither is left out; None where no row is comparable.
+        label_agreement: share of rows that decide the same, see `sigd.models.accuracy.decisions`. A row that
+            is finite on one side alone disagrees, one that is on neither is left out; None where no row is
+            comparable.
         bit_equal: share of outputs that are equal to the bit.
         not_finite_a, not_finite_b: rows with a NaN or an infinity in their answer. Errors leave those rows
             out.

@@ -25,8 +25,8 @@ _UNMEASURED: Final[dict[PrecisionName, float]] = {"fp32": 1e-4, "tf32": 5e-3, "f
 """What a builder may add to the error of the graph it was given, as a share of the largest answer, where the
 engine itself could not be run. Generous: it is to find a wrong engine, not to grade a right one."""
 _ERROR_MAX: Final[dict[PrecisionName, float]] = {"fp32": 1e-3, "tf32": 2e-2, "fp16": 5e-2, "int8": 0.5}
-"""The most that an engine's answer may be away from the oracle's, as a share of the largest answer, whatever was measured:
-an engine further off does something else than its model."""
+"""The most that an engine's answer may be away from the oracle's, as a share of the largest answer, whatever
+was measured: an engine further off does something else than its model."""
 
 
 def run_rows(backend: Backend, rows: Float32Array) -> Float32Array:
@@ -54,8 +54,8 @@ def run_rows(backend: Backend, rows: Float32Array) -> Float32Array:
 
 
 def decisions(outputs: Float32Array) -> npt.NDArray[np.intp]:
-    """What each row's answer means: of several outputs the largest, the first of equals; of a single output its sign, -1
-    or 1, with 0 a decision of its own. An answer with a NaN decides nothing: UNDECIDED.
+    """What each row's answer means: of several outputs the largest, the first of equals; of a single output
+    its sign, -1 or 1, with 0 a decision of its own. An answer with a NaN decides nothing: UNDECIDED.
 
     Args:
         outputs: float32, shape (rows, outputs).
@@ -84,7 +84,8 @@ def cosine(outputs: Float32Array, reference: Float32Array) -> float:
 def measure(outputs: Float32Array, reference: Float32Array, measured_on: str) -> Accuracy:
     """The accuracy of `outputs` against `reference`, both float32 of shape (rows, outputs), at least one row.
 
-    Values that are NaN or infinite on both sides (a class that may not be chosen has the logit -inf) have no error.
+    Values that are NaN or infinite on both sides (a class that may not be chosen has the logit -inf) have no
+    error.
 
     Raises:
         ModelRefused: an answer is NaN or infinite where the reference is finite, or the other way round.
@@ -117,9 +118,10 @@ def allowed_error(
 ) -> float:
     """The most that an engine's answer to a golden row may differ from the oracle's.
 
-    Twice what was measured on the engine, plus a share of the largest answer for rounding. Where the engine was not
-    measured: twice what was measured on the graph it was built from, plus what the precision may add. Never more than
-    `error_max`.
+    Twice what was measured on the engine, plus a share of the largest answer for rounding. Where the engine
+    was not
+    measured: twice what was measured on the graph it was built from, plus what the precision may add. Never
+    more than `error_max`.
     """
     scale = _scale(reference)
     if isinstance(accuracy, Accuracy):
@@ -131,7 +133,8 @@ def allowed_error(
 
 
 def error_max(precision: PrecisionName, reference: Float32Array) -> float:
-    """The most that an engine of that precision may be away from the oracle's answers, float32 of shape (rows, outputs)."""
+    """The most that an engine of that precision may be away from the oracle's answers, float32 of shape
+    (rows, outputs)."""
     return _ERROR_MAX[precision] * _scale(reference)
 
 

@@ -1,12 +1,12 @@
 """What a model's answers are checked for when it is opened, before it answers a client.
 
-Rows must be independent: a daemon batches whatever has arrived, so a model that mixes rows (a mean over axis 0, a
-normalisation in training mode, a quantisation scale taken over the whole batch) would answer the same features
-differently from one moment to the next. And answers must differ: a model that gives one answer to every row has lost
-its input on the way.
+Rows must be independent: a daemon batches whatever has arrived, so a model that mixes rows (a mean over axis
+0, a normalisation in training mode, a quantisation scale taken over the whole batch) would answer the same
+features differently from one moment to the next. And answers must differ: a model that gives one answer to
+every row has lost its input on the way.
 
-Both are found by running rows of many magnitudes and both signs. What mixes rows by its definition is refused from the
-graph, because a mixture can be too small for rows that were chosen by us.
+Both are found by running rows of many magnitudes and both signs. What mixes rows by its definition is refused
+from the graph, because a mixture can be too small for rows that were chosen by us.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ _THRESHOLDS: Final = frozenset(
         *("TreeEnsembleClassifier", "TreeEnsembleRegressor", "Where", "SVMClassifier", "SVMRegressor"),
     }
 )
-"""Operators that may answer alike wherever the probed rows lie on one side of all thresholds, or that count in steps."""
+"""Operators that may answer alike wherever the probed rows lie on one side of all thresholds, or that count
+in steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,8 @@ class _Level:
     Attributes:
         rows: float32, (batch_rows_max, features): each row is kept in its place while its neighbours change.
         companies: what the neighbours are, in turns: float32 that can be broadcast to `rows`.
-        required: whether the model must run them. A model that takes a feature for an index fails on large ones.
+        required: whether the model must run them. A model that takes a feature for an index fails on large
+            ones.
     """
 
     rows: Float32Array
@@ -82,10 +84,11 @@ class _Level:
 
 
 def check_rows_independent(backend: Backend, real_rows: Float32Array | None = None) -> None:
-    """Run the largest batch while every second row stays as it is and all others change: no answer may change.
+    """Run the largest batch while every second row stays as it is and all others change: no answer may
+    change.
 
-    Within one bucket and one position the arithmetic for a row is the same to the bit, so no tolerance is needed. The
-    arrays are zeros afterwards. A batch of one row has no neighbours, and leaves nothing to a
+    Within one bucket and one position the arithmetic for a row is the same to the bit, so no tolerance is
+    needed. The arrays are zeros afterwards. A batch of one row has no neighbours, and leaves nothing to a
     normalisation in training mode.
 
     Args:
@@ -113,8 +116,9 @@ def check_rows_independent(backend: Backend, real_rows: Float32Array | None = No
 
 
 def check_answers_differ(backend: Backend) -> None:
-    """Whether different rows get different answers. A model of thresholds (trees, an index) that answers alike is warned
-    of, for other rows may lie on another side of them; any other is refused. The arrays are zeros afterwards.
+    """Whether different rows get different answers. A model of thresholds (trees, an index) that answers
+    alike is warned of, for other rows may lie on another side of them; any other is refused. The arrays are
+    zeros afterwards.
 
     Args:
         backend: open, with no batch under way.
@@ -219,7 +223,8 @@ def _way_out(backend: Backend) -> str:
 def _levels(backend: Backend, real_rows: Float32Array | None) -> list[_Level]:
     count, features = backend.batch_rows_max, backend.spec.features
     draw = np.random.default_rng(_SEED)
-    # Within [0, 1), which suits a model that takes a feature for an index; the neighbours' range moves by half.
+    # Within [0, 1), which suits a model that takes a feature for an index; the neighbours' range moves by
+    # half.
     unit = (
         np.linspace(0.0, 0.5, features, dtype=np.float32)
         * np.linspace(1, 0.5, count, dtype=np.float32)[:, None]
@@ -304,12 +309,14 @@ def _differ(answers: Float32Array) -> bool:
 
 
 def _normalises(backend: Backend) -> bool:
-    """Whether it takes mean and variance from the batch: of one row nothing is left but what rounding makes."""
+    """Whether it takes mean and variance from the batch: of one row nothing is left but what rounding
+    makes."""
     return any(node.endswith(TRAINING_MODE) for node in backend.spec.across_batch)
 
 
 def _has_thresholds(backend: Backend) -> bool:
-    """Whether the graph has an operator that may answer alike over all rows that were tried. True where it is not known."""
+    """Whether the graph has an operator that may answer alike over all rows that were tried. True where it is
+    not known."""
     try:
         model = read_onnx(backend.spec.path, backend.spec.sha256).model
     except ModelError:

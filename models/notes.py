@@ -1,5 +1,5 @@
-"""What the user of a model should know when it is opened: what it does with NaN, what is not served of it, what
-it costs."""
+"""What the user of a model should know when it is opened: what it does with NaN, what is not served of it,
+what it costs."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ class ReadOptions:
     """What a model file leaves open.
 
     Attributes:
-        sizes: of axes that are free, besides the batch: by the axis's name, or as "INPUT.AXIS". An axis 0 that is
-            given its size makes the whole call one row.
+        sizes: of axes that are free, besides the batch: by the axis's name, or as "INPUT.AXIS". An axis 0
+            that is given its size makes the whole call one row.
         missing: what NaN in a request is.
     """
 

@@ -1,8 +1,9 @@
 """What a model is, read from its own file: names, shapes, batch axis and digest.
 
-A client sends and gets flat rows of float32. Inputs and outputs of more than two axes are flattened in C order; an
-output of one axis, [N], is one output per row. A model of several inputs or outputs, or of other types, is wrapped
-when it is loaded (`sigd.models.onnx.flatten`), so that every backend sees one float32 tensor at either end.
+A client sends and gets flat rows of float32. Inputs and outputs of more than two axes are flattened in C
+order; an output of one axis, [N], is one output per row. A model of several inputs or outputs, or of other
+types, is wrapped when it is loaded (`sigd.models.onnx.flatten`), so that every backend sees one float32
+tensor at either end.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ class ModelSpec:
         input_columns: which columns of a request are which input of the graph.
         output_columns: which columns of an answer are which output of the graph.
         left_out: outputs of the graph that are not served: name and why.
-        wrapped: whether the file's graph is wrapped to read and answer rows; then `input_name`, `input_dims` and the same
-            of the output are the wrapped graph's.
+        wrapped: whether the file's graph is wrapped to read and answer rows; then `input_name`, `input_dims`
+            and the same of the output are the wrapped graph's.
         reads_missing: how the graph itself reads NaN as a missing value; "" where it does not.
         takes_nan: whether NaN in a request is a missing value; else it is BAD_INPUT.
     """
@@ -154,7 +155,8 @@ class _ShapeUnknown(Exception):
 
 
 def _is_plain(model: ModelProto, inputs: list[ValueInfoProto], outputs: list[ValueInfoProto]) -> bool:
-    """Whether one float32 tensor is read and one is answered, by operators whose exporters declare the right shapes."""
+    """Whether one float32 tensor is read and one is answered, by operators whose exporters declare the right
+    shapes."""
     from onnx import TensorProto
 
     return (

@@ -163,8 +163,8 @@ class ModelMaker:
         return self.graph(nodes, ["N", features], ["N", features])
 
     def bounded_together(self, features: int = 4) -> Path:
-        """The features less the largest in the batch, or less 100: a row's answer depends on its neighbours, and a row
-        alone still has one of its own."""
+        """The features less the largest in the batch, or less 100: a row's answer depends on its neighbours,
+        and a row alone still has one of its own."""
         nodes = [
             helper.make_node("ReduceMax", ["features"], ["largest"], axes=[0]),
             helper.make_node("Max", ["largest", "hundred"], ["bound"]),

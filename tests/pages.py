@@ -1,4 +1,5 @@
-"""Writes what README and docs/benchmarks.md show of docs/benchmarks.json: `python -m tests.pages`, `make pages`.
+"""Writes what README and docs/benchmarks.md show of docs/benchmarks.json: `python -m tests.pages`,
+`make pages`.
 
 No figure stands in two places: the file is the one source, and a test compares both pages with it.
 """

@@ -1,7 +1,7 @@
 """Prints each room with the rooms it imports: `python -m tests.rooms`.
 
-A room is a package, or a module that lies beside packages. The order of the daemon's rooms is that of the import
-contract in pyproject.toml; an import that runs up it is marked, and the exit code is then 1.
+A room is a package, or a module that lies beside packages. The order of the daemon's rooms is that of the
+import contract in pyproject.toml; an import that runs up it is marked, and the exit code is then 1.
 """
 
 from __future__ import annotations

@@ -197,7 +197,8 @@ class ModelInfo:
 
     Attributes:
         model_generation: in a question, 0 is the current one.
-        model_sha256: of the file, 32 bytes; zeros in a question, and where the daemon does not know the generation.
+        model_sha256: of the file, 32 bytes; zeros in a question, and where the daemon does not know the
+            generation.
         model_name: empty likewise.
     """
 

@@ -1,6 +1,6 @@
 """Writes a file exactly once: finished and on disk under another name first, then linked to its own.
 
-A link fails where the name exists, so the first writer wins whoever else tries. The same work gives the same
+A link fails where the name exists, so the first writer wins. The same work gives the same
 bytes; a second writer with other bytes has found a fault, which is reported and never resolved by
 overwriting.
 """

@@ -74,7 +74,7 @@ class Writer:
         self._writer.close()
 
     def abandon(self) -> None:
-        """Close a file that nobody will read."""
+        """Close a file that will not be read."""
         self._writer.close()
 
 

@@ -77,8 +77,9 @@ def compare(
 ) -> None:
     """Run the models or engines A and B on the same rows; B is the reference.
 
-    Labels are the index of the largest output, with one output its sign (0 has a label of its own). Times are of a whole batch, taken in
-    turns. Exit code 1 where labels agree less than --agreement-min asks, or no row can be compared: all are NaN or infinite.
+    Labels are the index of the largest output, with one output its sign (0 has a label of its own). Times are
+    of a whole batch, taken in turns. Exit code 1 where labels agree less than --agreement-min asks, or no row
+    can be compared: all are NaN or infinite.
     """
     import msgspec
     from rich.console import Console

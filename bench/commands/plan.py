@@ -63,7 +63,8 @@ def plan(
 ) -> None:
     """Compute what fits on a workstation, and what has to change before it is built.
 
-    Memory, speed, power, heat, links and network, each from sourced figures, with low and high. Nothing is measured.
+    Memory, speed, power, heat, links and network, each from sourced figures, with low and high. Nothing is
+    measured.
     """
     from sigd.bench.plan import comparison, machine, table
     from sigd.bench.plan.errors import PlanError

@@ -106,7 +106,8 @@ class NicPart(Table, frozen=True):
 
 
 class ServingPart(Table, frozen=True):
-    """What an engine takes on each card beside weights and cache, and how near it comes to the card's rates."""
+    """What an engine takes on each card beside weights and cache, and how near it comes to the card's
+    rates."""
 
     context: Figure
     graphs: Figure
@@ -168,8 +169,8 @@ class Parts(Table, frozen=True):
 
 
 class WeightsPart(Table, frozen=True):
-    """A format of weights: `bits` of one in a linear layer, `scales` bits more for each `group` of them, and `rest`
-    bits for a weight of the embeddings, the head and the norms."""
+    """A format of weights: `bits` of one in a linear layer, `scales` bits more for each `group` of them, and
+    `rest` bits for a weight of the embeddings, the head and the norms."""
 
     bits: Figure
     scales: Figure
@@ -178,7 +179,8 @@ class WeightsPart(Table, frozen=True):
 
 
 class ModelPart(Table, frozen=True):
-    """The architecture of a language model of Llama's kind; with kv_latent one whose attention is over a latent.
+    """The architecture of a language model of Llama's kind; with kv_latent one whose attention is over a
+    latent.
 
     Attributes:
         parameters: given where they do not follow from the rest (experts).

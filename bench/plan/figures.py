@@ -73,8 +73,8 @@ class Curve(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("a curve may not fall where the limit rises")
 
     def at(self, limit_w: float) -> float:
-        """Speed at a limit: straight between two points, flat above the last; below the first in proportion to the
-        limit, which is more than a card keeps there."""
+        """Speed at a limit: straight between two points, flat above the last; below the first in proportion
+        to the limit, which is more than a card keeps there."""
         first_w, first = self.points[0]
         if limit_w <= first_w:
             return first * limit_w / first_w

@@ -11,8 +11,8 @@ from sigd.bench.plan.catalogue import language_models, named, parts
 from sigd.bench.plan.errors import BadMachine
 
 Sharing = Literal["time-sliced", "mps", "stopped", "cpu"]
-"""How sigd shares its card with other work: by the driver's turns, under MPS, or not at all, because it is stopped or
-runs on its CPU engine meanwhile."""
+"""How sigd shares its card with other work: by the driver's turns, under MPS, or not at all, because it is
+stopped or runs on its CPU engine meanwhile."""
 
 
 class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -98,7 +98,8 @@ class Work(Part, frozen=True):
         kind: serve a language model; train by LoRA, QLoRA or in full; train the signal model (mlp, rl).
         weights: the format of the weights; see models.toml.
         context_tokens, sequences: how much is in the cache at once.
-        utilisation: vLLM's share of the card (its flag --gpu-memory-utilization); without it the cache is set in bytes.
+        utilisation: vLLM's share of the card (its flag --gpu-memory-utilization); without it the cache is set
+            in bytes.
         offload: whether weights that do not fit may lie in host memory.
         sharing: how sigd shares its card with this work, where it is the same card.
         wanted: tokens/s or samples/s that the plan asks for; 0 where it asks for none.

@@ -17,7 +17,8 @@ ACTIVATION_BAND = Range(0.7, 1.0, 1.3)
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a model lies over cards: each layer split over `tensor` of them, the layers over `pipeline` groups."""
+    """How a model lies over cards: each layer split over `tensor` of them, the layers over `pipeline`
+    groups."""
 
     tensor: int = 1
     pipeline: int = 1
@@ -73,7 +74,8 @@ def cache_bytes(model: ModelPart, value_bytes: int = 2) -> float:
 
 
 def cache_split(model: ModelPart, layout: Layout) -> int:
-    """Over how many cards the cache of a token is divided: heads divide, copies of heads and latents do not."""
+    """Over how many cards the cache of a token is divided: heads divide, copies of heads and latents do
+    not."""
     if model.kv_latent is not None:
         return layout.pipeline
     return layout.pipeline * min(layout.tensor, int(model.kv_heads.value))

@@ -1,4 +1,5 @@
-"""Where language models can run: the largest that fits beside sigd, and what both cards together would cost."""
+"""Where language models can run: the largest that fits beside sigd, and what both cards together would
+cost."""
 
 from __future__ import annotations
 
@@ -60,8 +61,8 @@ def places(machine: Machine) -> Iterator[Place]:
 
 
 def recommended(machine: Machine) -> Place | None:
-    """The largest model that fits for certain on cards without sigd; of equal ones the one with more bits. None where
-    none fits."""
+    """The largest model that fits for certain on cards without sigd; of equal ones the one with more bits.
+    None where none fits."""
     fitting = [
         place
         for place in places(machine)

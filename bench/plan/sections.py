@@ -168,7 +168,8 @@ def _after(one: Verdict | None) -> str:
 
 
 def compute(machine: Machine) -> str:
-    """Rates of one card, of the cards together inside tensor parallelism, and of the largest card to compare."""
+    """Rates of one card, of the cards together inside tensor parallelism, and of the largest card to
+    compare."""
     names = dict.fromkeys([*(card.model for card in machine.cards), "RTX 4090"])
     rows = []
     for name in names:

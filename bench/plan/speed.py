@@ -1,4 +1,5 @@
-"""Speed of language models: the roof that bandwidth sets, decoding, prompts, exchange between cards, loading."""
+"""Speed of language models: the roof that bandwidth sets, decoding, prompts, exchange between cards,
+loading."""
 
 from __future__ import annotations
 
@@ -58,8 +59,8 @@ def bandwidth_share(card: CardPart, weights: WeightsPart) -> Range:
 
 
 def limit_share(curve: str, card: CardPart, limit_w: float) -> float:
-    """The share of a card's speed that is left at a power limit. The curves are of one card; for another the limit
-    counts as a share of its own."""
+    """The share of a card's speed that is left at a power limit. The curves are of one card; for another the
+    limit counts as a share of its own."""
     reference_w = parts().cards[REFERENCE_CARD].limit.value
     return parts().curves[curve].share(limit_w * reference_w / card.limit.value, reference_w)
 
@@ -127,5 +128,6 @@ def host_rate(mts: float) -> float:
 
 
 def load_s(size: float, read: Range) -> Range:
-    """Seconds to read a checkpoint of `size` bytes at `read` GB/s, without what the engine does afterwards."""
+    """Seconds to read a checkpoint of `size` bytes at `read` GB/s, without what the engine does
+    afterwards."""
     return read.times(GIGA).inverse(size)

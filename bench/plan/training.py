@@ -97,5 +97,6 @@ def sample_roof_s(card: CardPart, layers: Sequence[int] = SIGNAL_LAYERS) -> floa
 
 
 def episode_samples_s(environment_us: float, processes: int) -> float:
-    """Samples/s of reinforcement learning where the environment is the slowest part: each step is one sample."""
+    """Samples/s of reinforcement learning where the environment is the slowest part: each step is one
+    sample."""
     return processes * 1e6 / environment_us

@@ -80,7 +80,8 @@ def cache_bytes(machine: Machine, work: Work, fit: Fit) -> int:
 
 
 def cpus(machine: Machine) -> str:
-    """The CPUs of the service as ranges: all but sigd's core and its sibling; empty where they are not known."""
+    """The CPUs of the service as ranges: all but sigd's core and its sibling; empty where they are not
+    known."""
     if machine.processor is None or machine.sigd is None or machine.sigd.core is None:
         return ""
     processor = parts().processors[machine.processor]

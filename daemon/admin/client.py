@@ -174,8 +174,9 @@ def ask_at_length(
 ) -> tuple[int, Answer]:
     """Ask what takes its time: the daemon's pid, 0 where it cannot be seen from here, and the answer.
 
-    The status comes first, so that a daemon that is stopped, hangs or does not start is told within seconds. While the
-    answer is worked out, `say` gets what is waited for, and a daemon that stops answering for its status is given up.
+    The status comes first, so that a daemon that is stopped, hangs or does not start is told within seconds.
+    While the answer is worked out, `say` gets what is waited for, and a daemon that stops answering for its
+    status is given up.
 
     Args:
         bound_s: how long the answer may take, from the status.

@@ -13,7 +13,7 @@ BACKLOG: Final = 16
 
 
 def listen_loopback(place: Loopback) -> socket.socket:
-    """A listening socket, for whoever serves it to close.
+    """A listening socket, which the server closes.
 
     Raises:
         MissingDependency: the port is taken, or there is no such address here.

@@ -17,7 +17,8 @@ from sigd.daemon.shadow.status import ShadowStatus
 REQUEST_BYTES_MAX: Final = 4096
 ANSWER_TIMEOUT_S: Final = 5.0
 RELOAD_S: Final = 600.0
-"""What a model may take to be validated, and then as much to be loaded; only the former has a limit of its own."""
+"""What a model may take to be validated, and then as much to be loaded; only the former has a limit of its
+own."""
 END_GRACE_S: Final = 5.0
 """What a stop takes at most besides the wait for clients."""
 

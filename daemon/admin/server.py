@@ -78,7 +78,7 @@ class AdminServer:
             self._server.close()
 
     async def finish(self, timeout_s: float) -> None:
-        """Wait until whoever has asked has the answer, or does not take it."""
+        """Wait until every client has its answer, or does not take it."""
         deadline_s = monotonic() + timeout_s
         while self._answering and monotonic() < deadline_s:
             await asyncio.sleep(_FINISH_LOOK_S)
@@ -94,7 +94,7 @@ class AdminServer:
                 serving.add_done_callback(self._serving.discard)
             except OSError as error:
                 # No descriptor is left: the next one may find one.
-                log.warning("somebody who asks cannot be answered: %s", error)
+                log.warning("an admin client cannot be answered: %s", error)
             await asyncio.sleep(self._every_s)
 
     async def _serve_on(self, connection: socket.socket) -> None:
@@ -102,7 +102,7 @@ class AdminServer:
             streams = await asyncio.open_connection(sock=connection, limit=REQUEST_BYTES_MAX)
         except OSError as error:
             connection.close()
-            log.warning("somebody who asks cannot be answered: %s", error)
+            log.warning("an admin client cannot be answered: %s", error)
         else:
             await self._serve(*streams)
 
@@ -123,7 +123,7 @@ class AdminServer:
                 finally:
                     self._answering -= 1
         except (OSError, TimeoutError):
-            # The asker went away, or keeps silent: nobody is left to tell.
+            # The client went away, or keeps silent: no one is left to tell.
             pass
         finally:
             self._askers -= 1

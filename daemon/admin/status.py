@@ -1,4 +1,4 @@
-"""A daemon's counters as they are now, put together for whoever asks on the admin socket."""
+"""A daemon's counters as they are now, put together for the admin socket."""
 
 from __future__ import annotations
 

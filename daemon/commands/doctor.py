@@ -20,8 +20,8 @@ from sigd.daemon.errors import UsageError
 
 WIDTH = 100
 EXPECTATIONS = "sigd.bench.plan.expectations:expectations_json"
-"""Computes what a machine's file expects, as JSON. Named as text, as the commands of sigd.bench are, so that no
-module of sigd.daemon imports that room."""
+"""Computes what a machine's file expects, as JSON. Named as text, as the commands of sigd.bench are, so that
+no module of sigd.daemon imports that room."""
 
 
 @click.command(

@@ -34,9 +34,9 @@ Examples:
 def drain(socket: Path | None, admin_socket: Path | None, as_json: bool) -> None:
     """Stop a running daemon as SIGTERM does, and wait until it has ended.
 
-    Clients are told Goodbye, everything accepted is answered. The exit code is the daemon's: 0 where nothing was
-    lost. The wait has a bound, the daemon's drain_timeout_s and 20 s; a daemon that is stopped or hangs is told
-    after 5 s, with exit code 3.
+    Clients are told Goodbye, everything accepted is answered. The exit code is the daemon's: 0 where nothing
+    was lost. The wait has a bound, the daemon's drain_timeout_s and 20 s; a daemon that is stopped or hangs
+    is told after 5 s, with exit code 3.
     """
     path = admin_socket or admin_path_of(socket or running_socket_path())
     pid, answer = ask_at_length(path, AdminRequest("drain"), DrainAnswer, _bound_s, tell)

@@ -61,7 +61,7 @@ Examples:
 @click.option("--enable", is_flag=True, help="Start it now and at every boot.")
 @click.option("--uninstall", "removing", is_flag=True, help="Stop it and remove what was written.")
 @click.option(
-    "--force", is_flag=True, help="Also files that somebody has changed, but never the configuration."
+    "--force", is_flag=True, help="Also files that were changed by hand, but never the configuration."
 )
 @click.option("--dry-run", is_flag=True, help="Show what would be written, and do nothing.")
 @click.option(

@@ -17,7 +17,7 @@ Principal = Annotated[str, Meta(min_length=1)] | Annotated[int, Meta(ge=0, le=0x
 
 
 class AccessConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The table [access]. With both empty, whoever the socket's permissions let in may be a client.
+    """The table [access]. With both empty, every user that the socket's permissions let in may be a client.
 
     Attributes:
         users: who may connect, by name or number.

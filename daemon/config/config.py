@@ -175,9 +175,9 @@ def default_socket_path() -> Path:
 
 
 def running_socket_path() -> Path:
-    """Where a daemon listens that was started without saying where, for whoever asks: the first of those
+    """Where a daemon listens that was started without saying where, for commands that ask: the first of those
     places where there is a socket, which may be one that only the service manager could make. Where one may
-    not look, there is one: whoever asks there is told what right is missing."""
+    not look, there is one: the command is told what right is missing."""
     for directory in _socket_directories():
         path = directory / _SOCKET_NAME
         try:

@@ -149,7 +149,7 @@ def temperature(card: Card) -> Finding:
         check,
         "fail" if card.temperature_c >= card.slowdown_c else "warn",
         seen,
-        "At that temperature the card halves its clock or worse, at moments nobody chooses.",
+        "At that temperature the card halves its clock or worse, at moments that cannot be chosen.",
         f"nvidia-smi -i {card.index} --query-gpu=fan.speed,temperature.gpu,power.draw --format=csv --loop=1",
         "# better air, or less heat: sudo nvidia-smi -i "
         f"{card.index} --power-limit={0.8 * (card.power_limit_default_w or 350):.0f}",

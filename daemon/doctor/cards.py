@@ -125,7 +125,7 @@ def compute_mode(card: Card) -> Finding:
 
 
 def persistence(card: Card) -> Finding:
-    """Whether the driver keeps the card initialised when nobody uses it."""
+    """Whether the driver keeps the card initialised when it is not used."""
     check = "persistence mode"
     if card.persistence is None:
         return on_card(card, check, "skip", "the driver does not say")

@@ -167,7 +167,7 @@ def format_cpus(cpus: Iterable[int]) -> str:
 
 
 def choose_cpu(host: Host) -> int:
-    """The CPU to look at where nobody named one: the first isolated one, else the highest, since interrupts
+    """The CPU to look at where none was named: the first isolated one, else the highest, since interrupts
     and housekeeping gather on the lowest."""
     online = host.online()
     isolated = host.isolated() & online

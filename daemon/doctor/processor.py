@@ -75,7 +75,7 @@ def sleep_states(host: Host) -> Finding:
 
 
 def _resume_limit_us(host: Host) -> int | None:
-    """What this CPU has been told to wake within, in us; None where nobody told it."""
+    """What this CPU has been told to wake within, in us; None where it was not told."""
     text = host.read(host.of_cpu("power/pm_qos_resume_latency_us"))
     if text == "n/a":  # the kernel's word for "no latency at all"; its 0 means "no limit"
         return 0

@@ -1,4 +1,4 @@
-"""Writing the unit files to a machine, and taking them away, without ever losing what somebody changed in
+"""Writing the unit files to a machine, and taking them away, without ever losing what was changed by hand in
 them.
 
 The first line of each file says what the rest was when it was written. A file whose rest is still that may be
@@ -100,7 +100,7 @@ def plan(files: Sequence[File], root: Path, *, force: bool) -> list[tuple[File, 
     """What `install` would do with each file.
 
     Raises:
-        UsageError: one was changed by somebody, and `force` is not given.
+        UsageError: one was changed by hand, and `force` is not given.
         MissingDependency: one cannot be read.
     """
     if not force:
@@ -120,7 +120,7 @@ def install(files: Sequence[File], root: Path, *, force: bool, say: Callable[[st
     """Write `files` below `root`; nothing at all where one of them would lose a change.
 
     Raises:
-        UsageError: one was changed by somebody.
+        UsageError: one was changed by hand.
         MissingDependency: one cannot be written.
     """
     for file, action in plan(files, root, force=force):
@@ -135,7 +135,7 @@ def uninstall(files: Sequence[File], root: Path, *, force: bool, say: Callable[[
     change.
 
     Raises:
-        UsageError: one was changed by somebody.
+        UsageError: one was changed by hand.
         MissingDependency: one cannot be removed.
     """
     if not force:

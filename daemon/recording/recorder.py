@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 MEMORY: Final = Path("/dev/shm")
 """A file there is memory, and stays when its process has ended."""
 MEMORY_VARIABLE: Final = "RUNTIME_DIRECTORY"
-"""Where the service manager has a place for that, which nobody else cleans up (systemd/sigd.service)."""
+"""Where the service manager has a place for that, which no other service cleans up (systemd/sigd.service)."""
 START_TIMEOUT_S: Final = 10.0
 END_TIMEOUT_S: Final = 3.0
 """Less than the service manager's patience (systemd/sigd.service)."""

@@ -77,7 +77,7 @@ class Ring:
         unfinished = path.with_name(path.name + ".new")
         descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            # For as long as this process lives. Who may take an exclusive lock knows that nobody records
+            # For as long as this process lives. Who may take an exclusive lock knows that no process records
             # there.
             fcntl.flock(descriptor, fcntl.LOCK_SH)
             size = RING_HEADER_BYTES + header.capacity_bytes
@@ -132,7 +132,7 @@ class Ring:
             self.advance(whole_to - head)
 
     def introduce_again(self) -> None:
-        """Whoever reads has not seen what was before: each client is introduced with its next record, as in a
+        """The reader has not seen what was before: each client is introduced with its next record, as in a
         new segment."""
         # From here on segments have numbers in which no tap has been introduced.
         self._first_number += _NUMBERS
@@ -150,7 +150,7 @@ class Ring:
             self.advance(RECORD.size)
 
     def close(self) -> None:
-        """Nobody records any more."""
+        """No process records any more."""
         if self._descriptor >= 0:
             # The mapping has a descriptor of its own, which has the lock as well.
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)

@@ -118,8 +118,8 @@ class Tap:
         return record
 
     def fast_path_in_ring(self, request: bytearray, outputs: memoryview) -> RecordInRing:
-        """For `daemon.serving.fast_path_ring`. `request` is its copy of the frame without the padding, `outputs` are the
-        model's."""
+        """For `daemon.serving.fast_path_ring`. `request` is its copy of the frame without the padding,
+        `outputs` are the model's."""
         ring, tap = self._ring, self
         memory, words = ring.memory, ring.words
         request_bytes, response_bytes = self._inbox.frame_bytes, self._outbox.frame_bytes

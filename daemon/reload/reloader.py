@@ -4,7 +4,7 @@
     old closed
 
 Whatever goes wrong before the swap leaves the old model serving. docs/decisions/ has what each of these steps
-costs whoever asks meanwhile, and what the alternatives did.
+costs the requests that come meanwhile, and what the alternatives did.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ class Reloader:
             if isinstance(error, BackendFailed) and error.fatal:
                 self._on_fatal(error)
         except Exception as error:
-            # Whoever asked is told, or it would be a task's that nobody looks at.
+            # The command is told, or the error would stay in a task that is never awaited.
             log.exception("reloading %s", batcher.name)
             reason = f"an error of the daemon itself: {type(error).__name__}: {error}"
         seconds = (monotonic_ns() - began_ns) / 1e9
@@ -274,7 +274,7 @@ class Reloader:
         return len(sessions)
 
     async def _close(self, backend: Backend) -> None:
-        """A device may keep whoever closes it waiting; on the CPU it is quick, and holds the lock all the
+        """A device may keep its closer waiting; on the CPU it is quick, and holds the lock all the
         while."""
         if backend.synchronous:
             backend.close()

@@ -1,8 +1,8 @@
-"""Which files `sigd reload --model` said to serve, kept for the next start: a crash must not bring the old model
-back.
+"""Which files `sigd reload --model` said to serve, kept for the next start: a crash must not bring the old
+model back.
 
 The file is there only while another file is served than the configuration names. It counts as long as the
-configuration names the same file as then: whoever edits the configuration decides anew.
+configuration names the same file as then: an edit of the configuration decides anew.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 STATE_VARIABLE: Final = "STATE_DIRECTORY"
 """Where the service manager has a place for it; without one it lies beside the socket."""
 STARTS_MAX: Final = 3
-"""So many starts with the remembered file may end before the daemon is ready; then the configured one is served."""
+"""So many starts with the remembered file may end before the daemon is ready; then the configured one is
+served."""
 
 
 class Told(msgspec.Struct, forbid_unknown_fields=True):
@@ -133,8 +134,8 @@ class RememberedModels:
             self._write()
 
     def remember(self, name: str, path: Path) -> str:
-        """A reload has changed a model to that file; what the next start will do about it, "" where it is what
-        the configuration says."""
+        """A reload has changed a model to that file; what the next start will do about it, "" where it is
+        what the configuration says."""
         self.reverted.discard(name)
         configured = self.configured.get(name)
         if configured is None or path.absolute() == configured.absolute():

@@ -232,7 +232,7 @@ def _ended_how(status: int) -> str:
 def _validate_until_one_fails(channel: socket.socket, tasks: socket.socket) -> NoReturn:
     status = 1
     try:
-        # Where the process that watches this one is killed, nobody would end it.
+        # Where the process that watches this one is killed, nothing would end it.
         end_with_parent()
         set_process_name(_WORKER_NAME)
         prefer_oom_kill()

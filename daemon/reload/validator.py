@@ -65,7 +65,7 @@ class Validator:
 
     The first is a fork of this one, so what it has loaded costs no memory of its own. It is to be started
     while there is
-    one thread, and before anything is open that must not be shared: a GPU, or a socket that somebody waits
+    one thread, and before anything is open that must not be shared: a GPU, or a socket that a client waits
     on. For the same reason those that follow are no forks.
 
     Attributes:
@@ -173,7 +173,7 @@ class Validator:
         if number == self._number and self._answer is not None and not self._answer.done():
             self._answer.set_result((verdict, descriptors))
             return
-        # Whoever asked has given up.
+        # The client that asked has given up.
         for descriptor in descriptors:
             os.close(descriptor)
 

@@ -27,8 +27,8 @@ def cores_beside(cpu: int | None, allowed: AbstractSet[int]) -> AbstractSet[int]
 
 
 def leave_loop_core(cores: AbstractSet[int], *, idle_priority: bool = False) -> None:
-    """Move the calling thread to those cores, with no more than ordinary priority; in no hurry it takes only
-    time that nobody else wants, and gives way at once. What is not allowed stays as it is: a container may be
+    """Move the calling thread to those cores, with no more than ordinary priority; with idle_priority it
+    takes only idle time, and gives way at once. What is not allowed stays as it is: a container may be
     held to fewer cores than it sees, and a sandbox may forbid the call."""
     with suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_IDLE if idle_priority else os.SCHED_OTHER, os.sched_param(0))

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class Idler(Protocol):
-    """Whoever knows what runs, and whether nothing does and nothing waits."""
+    """The part that knows what runs, and whether nothing does and nothing waits."""
 
     @property
     def backend(self) -> Backend: ...

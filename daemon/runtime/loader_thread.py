@@ -61,7 +61,7 @@ class Loader:
         except Exception as error:
             log.exception("loading a model")
             outcome = ModelRefused(f"{type(error).__name__}: {error}")
-        # A loop that is closed has nobody waiting any more.
+        # A loop that is closed has no task waiting any more.
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._end, done, outcome)
 

@@ -7,7 +7,8 @@
 A client chooses words that end up here, so no character of a message may begin a new line or move a
 terminal's cursor; what follows a message (a traceback) is indented. Of one message a few come through, then
 only their number: a client that fails a thousand times a second fills no disk. The reader of standard error
-may have stopped to read: the loop does not wait for it; messages that it missed are counted, and the log says so later.
+may have stopped to read: the loop does not wait for it; messages that it missed are counted, and the log says
+    so later.
 """
 
 from __future__ import annotations
@@ -223,7 +224,7 @@ class LineHandler(logging.Handler):
             try:
                 data = data[os.write(self._descriptor, data[:WRITE_BYTES]) :]
             except OSError:
-                # Closed, or on a full disk: nobody is left to tell.
+                # Closed, or on a full disk: there is no one to tell.
                 self._lost += 1
                 return
         self._lost = 0

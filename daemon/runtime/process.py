@@ -110,7 +110,7 @@ def ignore_overflow() -> None:
 def freeze_garbage() -> None:
     """Take all that exists now out of the collector's sight, and stop it from running.
 
-    Looking at a thousand connections takes it 9 ms, in which nobody is answered. So nothing that a connection
+    Looking at a thousand connections takes it 9 ms, without answers. So nothing that a connection
     or a
     request leaves behind may need it: reference counts free it all, and tests hold every kind of client to
         that.

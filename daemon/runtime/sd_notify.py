@@ -34,7 +34,7 @@ class Notifier:
     ) -> None:
         """
         Args:
-            address: a path, or a name after "@" in the abstract namespace; "" is nobody.
+            address: a path, or a name after "@" in the abstract namespace; "" is none.
             clock: CLOCK_MONOTONIC in ns.
         """
         self.watchdog_ns = watchdog_ns

@@ -116,7 +116,7 @@ class Watchdog:
 
 
 def _run_empty(work: Work) -> str:
-    """Run a batch that nobody asked for; what went wrong, "" where nothing did.
+    """Run a batch without a request; what went wrong, "" where nothing did.
 
     On a CPU it is over when this returns. A device is asked not to grow cold, and is not waited for.
     """

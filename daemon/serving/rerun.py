@@ -1,5 +1,5 @@
-"""A batch that failed, run again in halves: only the rows that fail by themselves are answered MODEL_ERROR, not
-those of other clients in the same batch. No I/O, and no waiting."""
+"""A batch that failed, run again in halves: only the rows that fail by themselves are answered MODEL_ERROR,
+not those of other clients in the same batch. No I/O, and no waiting."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 
 class Rerun:
-    """One batch of two rows or more. A batch with one bad row among n takes about 2 log2(n) runs, twice its rows in all.
+    """One batch of two rows or more. A batch with one bad row among n takes about 2 log2(n) runs, twice its
+    rows in all.
 
     Attributes:
         error: what a single row failed with last, at first what the batch did.
@@ -83,7 +84,8 @@ class Rerun:
 def culprits(
     segments: list[Segment], bad: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 ) -> list[tuple[str, int]]:
-    """The client and the instrument of each row of a batch that `bad` marks; one that has left is left out."""
+    """The client and the instrument of each row of a batch that `bad` marks; one that has left is left
+    out."""
     found: list[tuple[str, int]] = []
     for segment in segments:
         if segment.session.closed or not segment.live:

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from sigd.models.spec import ModelSpec
 
 _FEW_COLUMNS: Final = 16
-"""Up to so many integers a row are looked at one by one on the fast path; more go the batch path, where NumPy looks at all."""
+"""Up to so many integers a row are looked at one by one on the fast path; more go the batch path, where NumPy
+looks at all."""
 
 
 class RowCheck:
@@ -67,7 +68,8 @@ class RowCheck:
         return np.asarray((values == np.trunc(values)) & (values >= self._low) & (values <= self._high))
 
     def integers_of(self, row: memoryview[float]) -> Callable[[], bool] | None:
-        """Whether the integers of a row in `row`, float32, are what the model wants; None where it wants none."""
+        """Whether the integers of a row in `row`, float32, are what the model wants; None where it wants
+        none."""
         if not self.integers:
             return None
         ranges = self._ranges

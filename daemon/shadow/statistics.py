@@ -1,9 +1,9 @@
 """How a comparison stands, told by the process that compares to the daemon through memory that both have
 mapped.
 
-Two places take turns, each with a number that rises and a checksum over all of it. Nobody waits for anybody:
-who reads takes the newest place that is whole, so a writer that is killed in the middle, or a processor that
-lets others see its stores in another order, costs one look and no wrong number.
+Two places take turns, each with a number that rises and a checksum over all of it. Neither side waits for the
+other: who reads takes the newest place that is whole, so a writer that is killed in the middle, or a
+processor that lets others see its stores in another order, costs one look and no wrong number.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class Keys:
         os.close(self._signals)
 
     def leave_within(self, until_s: float) -> bool:
-        """Wait until `until_s` on the monotonic clock; True, and at once, where somebody wants to leave."""
+        """Wait until `until_s` on the monotonic clock; True, and at once, where the user wants to leave."""
         waiting = [self._signalled, *([self._terminal] if self._terminal >= 0 else [])]
         while True:
             ready = select.select(waiting, [], [], max(until_s - time.monotonic(), 0))[0]

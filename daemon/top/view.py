@@ -26,7 +26,7 @@ class Screen:
     """What is shown, and what of the intervals before is still needed for it.
 
     Args:
-        socket: where is asked, for when nobody answers.
+        socket: where is asked, for when no daemon answers.
     """
 
     def __init__(self, socket: str, every_s: float) -> None:
@@ -47,7 +47,7 @@ class Screen:
             del self._trends[name]
 
     def silent(self, reason: str) -> None:
-        """Nobody answered."""
+        """No daemon answered."""
         self._silence = reason
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:

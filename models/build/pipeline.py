@@ -138,8 +138,9 @@ class _Rows:
 
     Attributes:
         calibration: float32, (n, features): what int8 ranges are taken from.
-        judging: float32, (n, features): what accuracy is measured on, in an order of no meaning, for the oracle may not
-            come to the last. None of them is a calibration row of an int8 build: those would be judged by themselves.
+        judging: float32, (n, features): what accuracy is measured on, in an order of no meaning, for the
+            oracle may not come to the last. None of them is a calibration row of an int8 build: those would
+            be judged by themselves.
     """
 
     calibration: Float32Array

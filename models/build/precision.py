@@ -84,7 +84,8 @@ def to_int8(
             every batch.
 
     Raises:
-        ModelRefused: nothing in it can be quantised, it cannot be run on the rows, or the rows give a tensor no range.
+        ModelRefused: nothing in it can be quantised, it cannot be run on the rows, or the rows give a tensor
+        no range.
     """
     import onnx
     from onnxruntime import quantization
@@ -109,8 +110,9 @@ def to_int8(
                 quant_format=quantization.QuantFormat.QDQ,
                 op_types_to_quantize=_QUANTISED,
                 per_channel=True,
-                # Without VNNI (AVX2 alone) pairs of 8-bit products are added in 16 bits, which saturates: the engine
-                # answers with other numbers than its graph. Weights of 7 bits are right on every processor.
+                # Without VNNI (AVX2 alone) pairs of 8-bit products are added in 16 bits, which saturates: the
+                # engine answers with other numbers than its graph. Weights of 7 bits are right on every
+                # processor.
                 reduce_range=on_cpu,
                 activation_type=quantization.QuantType.QUInt8 if on_cpu else quantization.QuantType.QInt8,
                 weight_type=quantization.QuantType.QInt8,
@@ -139,8 +141,8 @@ def to_int8(
 
 
 def _check_fits_float16(model: ModelProto, path: Path) -> None:
-    """The converter cuts values off at the largest float16 in silence. A single bound or mask may be cut off: what is
-    compared with it or added to it is a float16 too."""
+    """The converter cuts values off at the largest float16 in silence. A single bound or mask may be cut off:
+    what is compared with it or added to it is a float16 too."""
     from onnx import numpy_helper
 
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -172,8 +174,8 @@ def _check_ranges(
     rows: Float32Array,
     method: CalibrationMethod,
 ) -> None:
-    """A tensor without a range gets the scale 1 from the quantiser, which rounds all that it will really hold to whole
-    numbers. What really ranges over 255 has that scale too, so suspects are run."""
+    """A tensor without a range gets the scale 1 from the quantiser, which rounds all that it will really hold
+    to whole numbers. What really ranges over 255 has that scale too, so suspects are run."""
     suspects = _of_scale_1(quantised)
     if not suspects:
         return

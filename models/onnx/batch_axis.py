@@ -1,7 +1,8 @@
 """Operators that work across the batch by their definition, found in the graph without running it.
 
-Shapes are inferred with a name of our own for the batch axis, so that an axis is taken for the batch only where the
-standard's rules say that it is one: attention over the time axis of a transposed tensor is left alone.
+Shapes are inferred with a name of our own for the batch axis, so that an axis is taken for the batch only
+where the standard's rules say that it is one: attention over the time axis of a transposed tensor is left
+alone.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ _MEAN_VARIANCE_AXES: Final = (0, 2, 3)
 
 
 def batch_spanning(model: ModelProto) -> tuple[str, ...]:
-    """The nodes of the graph that work across the batch by their definition, named for messages. One that only might
-    is not among them."""
+    """The nodes of the graph that work across the batch by their definition, named for messages. One that
+    only might is not among them."""
     candidates = [node for node in model.graph.node if _may_span(node)]
     if not candidates:
         return ()
@@ -147,7 +148,8 @@ def _fed_by_input(graph: GraphProto) -> set[str]:
 
 
 def _inferred_dims(model: ModelProto) -> dict[str, tuple[int | str, ...]]:
-    """The axes of every tensor as far as they can be inferred: a size, a name, or "" where nothing is known."""
+    """The axes of every tensor as far as they can be inferred: a size, a name, or "" where nothing is
+    known."""
     from onnx import helper
     from onnx.shape_inference import InferenceError, infer_shapes
 

@@ -27,8 +27,8 @@ class Columns:
         dims: its axes without the batch; empty where it is one value a row.
         batch_axis: which axis of the tensor is the batch; WHOLE_CALL where none is.
         first: number of its first column in the row.
-        labels: of an output: the class that each column stands for; or, where the graph answers with text, the text that
-            each number stands for.
+        labels: of an output: the class that each column stands for; or, where the graph answers with text,
+            the text that each number stands for.
         text: True where the graph answers with text, of which the row has the number.
     """
 
@@ -58,7 +58,8 @@ class Columns:
 
     @property
     def integers(self) -> tuple[int, int] | None:
-        """The least and the greatest value that a column can have, where its values are integers; else None."""
+        """The least and the greatest value that a column can have, where its values are integers; else
+        None."""
         return integer_range(self.dtype)
 
 

@@ -1,6 +1,7 @@
 """A graph with any inputs and outputs, wrapped so that it reads one flat float32 row and answers with one.
 
-In front: Split, Reshape, Transpose, Cast. Behind: LabelEncoder, Cast, Transpose, Reshape, Concat. Each only where it is
+In front: Split, Reshape, Transpose, Cast. Behind: LabelEncoder, Cast, Transpose, Reshape, Concat. Each only
+where it is
 needed: a side that is one float32 tensor with the batch in front is left as it is, and costs nothing.
 The inner tensors keep their names, so that no node of the model itself is touched.
 """
@@ -26,8 +27,8 @@ _SPLIT_BY_INPUT: Final = 13
 _LABELS_BY_KEYS: Final = 2
 """From this version of ai.onnx.ml on LabelEncoder maps keys to values, before it knew only text to index."""
 _HALF: Final = ("float16", "bfloat16")
-"""ONNX Runtime computes these in float32, and would leave the rounding out where two casts meet: a Reshape keeps them
-apart, so that the answers are those of the file."""
+"""ONNX Runtime computes these in float32, and would leave the rounding out where two casts meet: a Reshape
+keeps them apart, so that the answers are those of the file."""
 _OPSET_WHERE_NONE: Final = 13
 _ML_VERSION_WHERE_NONE: Final = 2
 _ML: Final = "ai.onnx.ml"

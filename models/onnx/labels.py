@@ -14,7 +14,8 @@ _MOST: Final = 4096
 
 
 def class_labels(model: ModelProto) -> tuple[str, ...]:
-    """The classes of a classifier, in the order of its probabilities; empty where the graph names none or several sets."""
+    """The classes of a classifier, in the order of its probabilities; empty where the graph names none or
+    several sets."""
     nodes = model.graph.node
     for operator in ("ZipMap", ""):
         found = {
@@ -29,7 +30,8 @@ def class_labels(model: ModelProto) -> tuple[str, ...]:
 
 
 def text_labels(model: ModelProto, output: str) -> tuple[str, ...]:
-    """The texts that an output of strings can hold, from the nodes that it comes from; empty where they do not tell."""
+    """The texts that an output of strings can hold, from the nodes that it comes from; empty where they do
+    not tell."""
     makers = {name: node for node in model.graph.node for name in node.output}
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     found: dict[tuple[str, ...], None] = {}

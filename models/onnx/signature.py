@@ -1,7 +1,9 @@
-"""What a graph reads and answers, as columns of a flat row: from its declarations, and from a run where they lie or are silent.
+"""What a graph reads and answers, as columns of a flat row: from its declarations, and from a run where they
+lie or are silent.
 
-One call of the model runs as many rows as its batch axis has places. Where it has no such axis, the whole call is one
-row. Which of the two holds, and how wide each output is, is found by running it: exporters declare wrong shapes.
+One call of the model runs as many rows as its batch axis has places. Where it has no such axis, the whole
+call is one row. Which of the two holds, and how wide each output is, is found by running it: exporters
+declare wrong shapes.
 """
 
 from __future__ import annotations
@@ -90,7 +92,8 @@ def real_inputs(model: ModelProto) -> list[ValueInfoProto]:
 
 
 def declared_dims(value: ValueInfoProto) -> tuple[Dim, ...] | None:
-    """The axes of a tensor, free ones as their name or None (some exporters write -1); None where there is no shape."""
+    """The axes of a tensor, free ones as their name or None (some exporters write -1); None where there is no
+    shape."""
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):
         return None
@@ -205,7 +208,8 @@ _Layout = tuple[list[Columns], int | None]
 
 
 def _layouts(path: Path, inputs: tuple[_Declared, ...], fixed: _Sizes) -> list[_Layout]:
-    """How the inputs may be read as rows, the likeliest first: columns, and the batch where the file fixes it."""
+    """How the inputs may be read as rows, the likeliest first: columns, and the batch where the file fixes
+    it."""
     dims = [tuple(fixed.of(one, axis, dim) for axis, dim in enumerate(one.dims)) for one in inputs]
     free = [
         (one, axis)
@@ -248,7 +252,8 @@ def _layouts(path: Path, inputs: tuple[_Declared, ...], fixed: _Sizes) -> list[_
 
 
 def _batch_axes(dims: list[tuple[Dim, ...]]) -> list[int | None] | None:
-    """For each input the axis that is the batch, None where it has none; None for all where no axis can be it."""
+    """For each input the axis that is the batch, None where it has none; None for all where no axis can be
+    it."""
     leading = [axes[0] for axes in dims if axes and not isinstance(axes[0], int)]
     if leading:
         names = {name for name in leading if name is not None}

@@ -147,7 +147,7 @@ def test_the_command_shows_both_bars_and_ends_by_them(
     assert as_json["served"]["least"] == as_json["served"]["most"] == 100
 
 
-def test_somebody_must_be_silent() -> None:
+def test_some_connection_must_be_silent() -> None:
     run = CliRunner().invoke(main, ["--connections", "10", "--talking", "10"])
     assert run.exit_code == 2
-    assert "leaves nobody silent" in run.output
+    assert "leaves none silent" in run.output

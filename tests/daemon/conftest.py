@@ -36,7 +36,7 @@ _UNFINISHED = 12_345.0
 
 
 class FakeClock:
-    """Stands still unless somebody moves it."""
+    """Stands still unless the test moves it."""
 
     def __init__(self) -> None:
         self.now_ns = 1_000_000_000

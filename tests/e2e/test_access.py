@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tests.conftest import ModelMaker
     from tests.e2e.conftest import StartDaemon
 
-ENGINE, TRADERS, STRANGER = 4_000_001, 4_000_002, 4_000_003
+ENGINE, TRADERS, OUTSIDER = 4_000_001, 4_000_002, 4_000_003
 """Numbers that no user and no group of this machine has."""
 MANY_GROUPS = tuple(range(5_000_000, 5_000_400))
 """More than Python's getsockopt() takes."""
@@ -47,7 +47,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be oth
 
 
 def ask_as(
-    path: Path, uid: int, gid: int = STRANGER, groups: Sequence[int] = (), said: bytes = Hello().encode()
+    path: Path, uid: int, gid: int = OUTSIDER, groups: Sequence[int] = (), said: bytes = Hello().encode()
 ) -> bytes:
     """Say something as another user, Hello by default; the first bytes of the answer."""
     done = subprocess.run(
@@ -81,7 +81,7 @@ def silent_crowd(path: Path, count: int) -> Iterator[None]:
 
 
 @needs_root
-def test_users_and_members_of_groups_are_served_and_nobody_else(
+def test_users_and_members_of_groups_are_served_and_no_other(
     open_folder: Path, start_daemon: StartDaemon, models: ModelMaker
 ) -> None:
     daemon = start_daemon(
@@ -95,24 +95,24 @@ def test_users_and_members_of_groups_are_served_and_nobody_else(
         },
     )
     for uid, gid, groups in (
-        (ENGINE, STRANGER, ()),
-        (STRANGER, TRADERS, ()),
-        (STRANGER, STRANGER, (TRADERS,)),
-        (STRANGER, STRANGER, (*MANY_GROUPS, TRADERS)),
+        (ENGINE, OUTSIDER, ()),
+        (OUTSIDER, TRADERS, ()),
+        (OUTSIDER, OUTSIDER, (TRADERS,)),
+        (OUTSIDER, OUTSIDER, (*MANY_GROUPS, TRADERS)),
         (0, 0, ()),
     ):
         assert len(ask_as(daemon.socket, uid, gid, groups)) == 128, "a Welcome"
     for uid, gid, groups in (
-        (STRANGER, STRANGER, ()),
+        (OUTSIDER, OUTSIDER, ()),
         (TRADERS, ENGINE, (ENGINE,)),
-        (STRANGER, STRANGER, MANY_GROUPS),
+        (OUTSIDER, OUTSIDER, MANY_GROUPS),
     ):
         refused = Reject.decode(ask_as(daemon.socket, uid, gid, groups)[8:])
         assert refused.code == RejectCode.NOT_AUTHORISED
         assert refused.reason == f"uid {uid} refused; expected user {ENGINE} or group {TRADERS}"
     status = daemon.until(lambda status: status.connections_open == 0)
     assert status.rejects == {"NOT_AUTHORISED": 3}
-    assert f"NOT_AUTHORISED (7): uid {STRANGER} refused; expected user {ENGINE}" in daemon.said()
+    assert f"NOT_AUTHORISED (7): uid {OUTSIDER} refused; expected user {ENGINE}" in daemon.said()
 
 
 @needs_root
@@ -125,10 +125,10 @@ def test_the_permissions_of_both_sockets_are_their_own(
     assert stat.S_IMODE(daemon.socket.stat().st_mode) == 0o660
     assert stat.S_IMODE(admin.stat().st_mode) == 0o600
     group = os.getegid()
-    assert len(ask_as(daemon.socket, STRANGER, group)) == 128
-    for path, gid in ((daemon.socket, STRANGER), (admin, group)):
+    assert len(ask_as(daemon.socket, OUTSIDER, group)) == 128
+    for path, gid in ((daemon.socket, OUTSIDER), (admin, group)):
         with pytest.raises(ConnectionError, match="PermissionError"):
-            ask_as(path, STRANGER, gid)
+            ask_as(path, OUTSIDER, gid)
 
 
 @needs_root
@@ -139,7 +139,7 @@ def test_the_admin_socket_may_be_opened_to_the_group(
         "--model", str(models.copied(4)), folder=open_folder, config={"admin_socket_mode": "'0660'"}
     )
     admin = daemon.socket.with_name("sigd.sock.admin")
-    assert ask_as(admin, STRANGER, os.getegid(), said=b'{"op": "status"}\n').startswith(b'{"version":')
+    assert ask_as(admin, OUTSIDER, os.getegid(), said=b'{"op": "status"}\n').startswith(b'{"version":')
 
 
 @needs_root
@@ -155,14 +155,16 @@ def test_one_user_cannot_take_the_places_of_another(
     clients = [daemon.connect() for _ in range(3)]
     with pytest.raises(Rejected, match=f"3 clients of uid {os.geteuid()} are served already"):
         daemon.connect()
-    assert len(ask_as(daemon.socket, STRANGER)) == 128
+    assert len(ask_as(daemon.socket, OUTSIDER)) == 128
     for client in clients:
         assert client.request([5, 0, 0, 0]).outputs[0] == 5
         client.close()
 
 
-def test_a_thousand_silent_connections_lock_nobody_out(start_daemon: StartDaemon, models: ModelMaker) -> None:
-    """They hold every place that one user can have, until somebody has something to say."""
+def test_thousand_silent_connections_lock_no_client_out(
+    start_daemon: StartDaemon, models: ModelMaker
+) -> None:
+    """They hold every place that one user can have, until a client has something to say."""
     daemon = start_daemon("--model", str(models.copied(4)), config={"hello_timeout_s": 3600})
     before = daemon.connect()
     assert before.request([1, 0, 0, 0]).outputs[0] == 1

@@ -1,4 +1,5 @@
-"""Models of several inputs, outputs and types, served over both transports: bit-equal to ONNX Runtime on the file."""
+"""Models of several inputs, outputs and types, served over both transports: bit-equal to ONNX Runtime on the
+file."""
 
 from __future__ import annotations
 

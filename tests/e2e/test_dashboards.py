@@ -107,7 +107,7 @@ def test_every_series_that_is_asked_for_is_told(
 
 
 def test_every_label_that_is_grouped_by_or_shown_is_there(expressions: dict[str, list[str]]) -> None:
-    """A misspelt label groups all into one and shows an empty name: nobody notices."""
+    """A misspelt label groups all into one and shows an empty name, unnoticed."""
     known = {label for family in FAMILIES for label in family.labels} | {"le", *OF_THE_SCRAPE}
     used = set()
     for query in (query for queries in expressions.values() for query in queries):

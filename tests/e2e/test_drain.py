@@ -1,4 +1,4 @@
-"""`sigd drain`: as SIGTERM, and then some: whoever asked knows how it ended."""
+"""`sigd drain`: as SIGTERM, and the command knows how it ended."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_its_exit_code_is_the_daemons(start_daemon: StartDaemon, models: ModelMa
     assert "requests were not answered within 0.1 s" in daemon.said()
 
 
-def test_nobody_to_drain(tmp_path: Path) -> None:
+def test_no_daemon_to_drain(tmp_path: Path) -> None:
     done = drain(tmp_path / "s")
     assert done.returncode == 3
     assert "no daemon answers there" in done.stderr

@@ -106,7 +106,7 @@ def test_a_model_file_that_changes_while_it_is_served_changes_nothing(
 
 
 @pytest.mark.parametrize("what", ["file", "directory"])
-def test_a_socket_that_is_removed_harms_nobody_who_is_connected(
+def test_removed_socket_harms_no_connected_client(
     start_daemon: StartDaemon, models: ModelMaker, tmp_path: Path, what: str
 ) -> None:
     model = str(models.copied(4))

@@ -131,7 +131,7 @@ def test_a_client_that_dies_in_the_middle_of_a_frame(daemon: Daemon, cut: int) -
     assert daemon.status().models[0].pending_rows <= 1
 
 
-def test_a_slow_reader_is_cut_off_at_the_bound_and_hurts_nobody_else(
+def test_slow_reader_is_cut_off_at_the_bound_and_hurts_no_other(
     start_daemon: StartDaemon, models: ModelMaker
 ) -> None:
     bound_bytes = 100_000
@@ -309,7 +309,7 @@ def test_a_session_that_was_ended_says_so_to_its_client(daemon: Daemon) -> None:
     client.close()
 
 
-def test_askers_are_told_what_is_wrong_and_hurt_nobody(daemon: Daemon) -> None:
+def test_admin_clients_are_told_what_is_wrong_and_hurt_no_other(daemon: Daemon) -> None:
     asked: list[Callable[[], bytes]] = [lambda: b"nonsense\n", lambda: b"x" * 10_000, lambda: b""]
     for make in asked:
         with socket.socket(socket.AF_UNIX) as asker:

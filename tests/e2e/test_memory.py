@@ -1,4 +1,4 @@
-"""Where memory runs out: at the start with a word, while it serves for whoever comes, and for nobody who is
+"""Where memory runs out: at the start with a word, while it serves for new clients, and not for those who are
 served."""
 
 from __future__ import annotations

@@ -284,7 +284,7 @@ def test_a_signal_that_reaches_the_writer_as_well_loses_nothing(
     assert len(exchange.requests) == 1
 
 
-def test_a_daemon_that_nobody_asked_leaves_nothing(
+def test_daemon_without_requests_leaves_no_recording(
     start_daemon: StartDaemon, directory: Path, model: Path
 ) -> None:
     daemon = start_daemon("--model", str(model), "--record", str(directory))

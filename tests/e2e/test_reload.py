@@ -94,7 +94,7 @@ class Pump(threading.Thread):
 
 
 @pytest.mark.parametrize("idle", ["spin", "block"])
-def test_nobody_notices(start_daemon: StartDaemon, models: ModelMaker, idle: str) -> None:
+def test_no_client_notices(start_daemon: StartDaemon, models: ModelMaker, idle: str) -> None:
     files = [models.scaled(float(factor), 4) for factor in (1, 2, 3)]
     daemon = start_daemon("--model", str(files[0]), "--idle", idle, "--batch-rows-max", "8")
     factors = [1.0] + [2.0, 3.0] * 2
@@ -519,7 +519,7 @@ def test_a_stop_in_the_middle_of_a_reload(start_daemon: StartDaemon, models: Mod
     assert state_of(validator) == "Z", "a process that does not end by itself is ended"
 
 
-def test_nobody_to_ask(tmp_path: Path) -> None:
+def test_no_daemon_to_ask(tmp_path: Path) -> None:
     command = [sys.executable, "-P", "-m", "sigd.daemon", "reload", "--socket", str(tmp_path / "s")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 3

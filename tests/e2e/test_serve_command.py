@@ -130,14 +130,14 @@ def test_pinned_to_a_core(start_daemon: StartDaemon, models: ModelMaker) -> None
 
 
 def test_one_thread_serves(start_daemon: StartDaemon, models: ModelMaker) -> None:
-    """Threads that nobody asked for would take turns with the loop, and be woken for sums too small to
+    """Threads that were not asked for would take turns with the loop, and be woken for sums too small to
     share."""
     daemon = start_daemon("--model", str(models.copied(4)))
     threads = Path(f"/proc/{daemon.process.pid}/task")
     assert len(list(threads.iterdir())) == 1
 
 
-def test_nobody_reads_the_ready_line(start_daemon: StartDaemon, models: ModelMaker) -> None:
+def test_ready_line_is_not_read(start_daemon: StartDaemon, models: ModelMaker) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     daemon = start_daemon("--model", str(models.copied(4)), ready=False, stdout=writing)

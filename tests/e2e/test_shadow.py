@@ -1,4 +1,4 @@
-"""`sigd serve --shadow`: a second model runs the same rows, and nobody who is served can tell."""
+"""`sigd serve --shadow`: a second model runs the same rows, and no client can tell."""
 
 from __future__ import annotations
 

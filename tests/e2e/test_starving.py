@@ -140,7 +140,7 @@ def test_a_crowd_that_comes_and_goes(daemon: Daemon) -> None:
 
 
 @pytest.mark.usefixtures("witness")
-def test_whoever_sends_byte_by_byte_is_answered_and_keeps_nobody_waiting(daemon: Daemon) -> None:
+def test_client_that_sends_byte_by_byte_is_answered_and_keeps_no_other_waiting(daemon: Daemon) -> None:
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(60)
         connection.connect(str(daemon.socket))
@@ -157,7 +157,7 @@ def test_whoever_sends_byte_by_byte_is_answered_and_keeps_nobody_waiting(daemon:
 @pytest.mark.parametrize(
     "said", [Heartbeat(0).encode() * 1000, requests(1000)], ids=["heartbeats", "requests"]
 )
-def test_whoever_never_reads_is_cut_off(daemon: Daemon, said: bytes) -> None:
+def test_client_that_never_reads_is_cut_off(daemon: Daemon, said: bytes) -> None:
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(60)
         connection.connect(str(daemon.socket))

@@ -52,7 +52,7 @@ class Terminal:
             stdout=terminal,
             stderr=terminal,
             start_new_session=True,
-            # Its own controlling terminal, or Ctrl-C would signal nobody.
+            # Its own controlling terminal, or Ctrl-C would signal no process.
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509  there are no threads
             env={**os.environ, "TERM": "xterm-256color"},
         )

@@ -73,7 +73,7 @@ def through(path: str, **asked: object) -> Client:
 
 
 def options_of(direction: str) -> list[str]:
-    """The sshd_config that the page gives, for whoever runs this instead of its user."""
+    """The sshd_config that the page gives, for the user who runs this."""
     (block,) = re.findall(rf"<!-- sshd_config: {direction} -->\n(.*?)<!-- end -->", PAGE, re.DOTALL)
     match, *lines = block.strip().splitlines()
     assert match.split() == ["Match", "User", "sigd-tunnel"]
@@ -266,7 +266,7 @@ def may(sshd: OwnSshd, *options: str, listens_at: str) -> bool:
 
 
 def _reach(listens_at: str) -> bool | None:
-    """None where nobody listens yet."""
+    """None where no process listens yet."""
     is_path = listens_at.startswith("/")
     with socket.socket(socket.AF_UNIX if is_path else socket.AF_INET) as probe:
         probe.settimeout(PATIENCE_S)
@@ -341,7 +341,7 @@ def test_what_takes_tcp_away_takes_unix_sockets_away(
 
 
 @pytest.mark.parametrize("direction", ["local", "remote"])
-def test_nobody_gets_a_shell(start_sshd: StartSshd, direction: str) -> None:
+def test_no_client_gets_a_shell(start_sshd: StartSshd, direction: str) -> None:
     sshd = start_sshd(options_of(direction))
     done = subprocess.run(
         [*sshd.login, "loopback", "echo in"], input="echoed", capture_output=True, text=True, check=True

@@ -1,7 +1,7 @@
 """What ONNX Runtime itself answers for flat rows, one row a call, from the file as its exporter wrote it.
 
-Nothing of sigd's wrapping is used here: inputs are cut out of the row by what the file declares, outputs are put side
-by side as the wire's page says.
+Nothing of sigd's wrapping is used here: inputs are cut out of the row by what the file declares, outputs are
+put side by side as the wire's page says.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ class Reference:
 
 
 def _drop_double_zip_maps(model: Any) -> None:
-    """ONNX Runtime has no ZipMap of float64, which skl2onnx writes all the same: what it would have read is answered."""
+    """ONNX Runtime has no ZipMap of float64, which skl2onnx writes all the same: what it would have read is
+    answered."""
     from onnx import ValueInfoProto
 
     doubles = {value.name for value in model.graph.input if value.type.tensor_type.elem_type == 11}

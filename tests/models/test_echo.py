@@ -1,4 +1,5 @@
-"""The backend that runs no model: what it answers, what it calls itself, and that nobody gets it unasked."""
+"""The backend that runs no model: what it answers, what it calls itself, and that it is never chosen
+unasked."""
 
 from __future__ import annotations
 

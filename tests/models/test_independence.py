@@ -1,4 +1,5 @@
-"""Models whose rows depend on each other, however they do it, and models that give one answer to every row."""
+"""Models whose rows depend on each other, however they do it, and models that give one answer to every
+row."""
 
 from __future__ import annotations
 

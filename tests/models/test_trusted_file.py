@@ -24,7 +24,7 @@ from sigd.models.trusted_file import FileNotTrusted, read_file
 if TYPE_CHECKING:
     from tests.conftest import ModelMaker
 
-SOMEBODY = 4_000_001
+OTHER_USER = 4_000_001
 CONTENT = b"a model"
 
 
@@ -56,10 +56,10 @@ def refused(path: Path) -> str:
 def give_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     """Make it another user's; the user who is to own it instead."""
     if os.geteuid() == 0:
-        os.chown(path, SOMEBODY, -1)
+        os.chown(path, OTHER_USER, -1)
         return 0
-    monkeypatch.setattr(os, "geteuid", lambda: SOMEBODY)
-    return SOMEBODY
+    monkeypatch.setattr(os, "geteuid", lambda: OTHER_USER)
+    return OTHER_USER
 
 
 @pytest.mark.usefixtures("demanded")
@@ -115,13 +115,13 @@ def test_what_belongs_to_another_user_is_refused(
     owner = give_away(target, monkeypatch)
     if owner == 0:
         said = refused(file)
-        assert f"{target} belongs to user {SOMEBODY}, expected root or user 0: chown 0 {target}" in said
+        assert f"{target} belongs to user {OTHER_USER}, expected root or user 0: chown 0 {target}" in said
     else:
-        assert f"expected root or user {SOMEBODY}: chown {SOMEBODY} " in refused(file)
+        assert f"expected root or user {OTHER_USER}: chown {OTHER_USER} " in refused(file)
 
 
 @pytest.mark.usefixtures("demanded")
-def test_whoever_can_turn_a_link_around_decides_too(file: Path, tmp_path: Path) -> None:
+def test_owner_of_a_link_is_checked_too(file: Path, tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
     (tmp_path / "direct.onnx").symlink_to(file)
@@ -186,7 +186,7 @@ def test_permissions_are_those_of_the_file_that_was_opened(
         ("staff", [], False, False),
         ("me", [], True, False),
     ],
-    ids=["its own", "its own and named", "somebody else in it", "another name", "an access list"],
+    ids=["its own", "its own and named", "another member", "another name", "an access list"],
 )
 def test_a_group_that_is_its_owners_own(
     file: Path,

@@ -114,7 +114,8 @@ def install_sigd(root: Path, wheel: Path) -> None:
 
 
 def download_wheels(root: Path) -> Path:
-    """The wheels that requirements/base.lock names, for the root's Python, in a folder beside it; fetched once.
+    """The wheels that requirements/base.lock names, for the root's Python, in a folder beside it; fetched
+    once.
 
     Raises:
         Missing: one cannot be fetched.

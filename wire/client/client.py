@@ -272,7 +272,8 @@ class Client:
         timeout_s: float | None = None,
     ) -> Response:
         """Send one request and wait for its answer; as `send` and `receive`, and nothing else may be
-        unanswered, but what an earlier `request` has waited for in vain: its answer is dropped when it comes."""
+        unanswered, but what an earlier `request` has waited for in vain: its answer is dropped when it
+        comes."""
         if self.unanswered > self._given_up:
             raise RuntimeError(
                 f"{self.unanswered - self._given_up} requests are unanswered, expected none: receive them before"
@@ -305,8 +306,8 @@ class Client:
         return talk.daemon_clock_ns
 
     def model_info(self, generation: int = 0, timeout_s: float | None = None) -> ModelInfo:
-        """Ask which model a generation is, as `Response.model_generation` says it. Answers that come meanwhile
-        are kept.
+        """Ask which model a generation is, as `Response.model_generation` says it. Answers that come
+        meanwhile are kept.
 
         Args:
             generation: 0 is the one that serves now.

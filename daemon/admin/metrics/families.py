@@ -1,7 +1,7 @@
 """What Prometheus is told: a table of families, each with the function that reads its values off the
 counters.
 
-Names, units and labels are a contract with whoever has built a dashboard on them; docs/metrics.md is made
+Names, units and labels are a contract with the dashboards that are built on them; docs/metrics.md is made
 from this table. Durations of answers are in microseconds and say so in their names; all else is in
 Prometheus's base units.
 """

@@ -60,7 +60,7 @@ class GpuWatch:
     def start(self) -> None:
         """Begin, as soon as there is a GPU to look at."""
         if self._cards():
-            # Nobody waits for it at the end: it may hang in the driver.
+            # It is not waited for at the end: it may hang in the driver.
             threading.Thread(target=self._watch, name="sigd-gpu-memory", daemon=True).start()
         else:
             self._timer = self._loop.call_later(EVERY_S, self.start)

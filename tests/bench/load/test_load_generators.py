@@ -284,7 +284,7 @@ def test_a_refused_session_is_a_finding(
     assert measurement.received == 0
 
 
-def test_an_answer_nobody_asked_for_is_found(
+def test_answer_without_a_request_is_found(
     generator: LoadGenerator, start_peer: StartPeer, plan_for: PlanFor
 ) -> None:
     measurement = measure(generator, plan_for(start_peer(fault="twice").path, in_flight=1))
@@ -319,7 +319,7 @@ def test_every_answer_is_accounted_for_by_status(
     assert int(measurement.counts.corrected.sum()) == 270, "latencies are of the requests that got a signal"
 
 
-def test_a_socket_where_nobody_listens(generator: LoadGenerator, tmp_path: Any, plan_for: PlanFor) -> None:
+def test_socket_without_a_listener(generator: LoadGenerator, tmp_path: Any, plan_for: PlanFor) -> None:
     with pytest.raises(PeerFailed, match=r"absent\.sock"):
         generator.run(plan_for(str(tmp_path / "absent.sock")), lambda: None)
 

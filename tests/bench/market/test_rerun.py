@@ -269,6 +269,6 @@ def test_damage_comes_in_its_place_and_parts_no_batch_in_silence() -> None:
 
 
 def test_an_empty_recording_is_told_as_one() -> None:
-    assert str(nothing_to_run(Rerun(lambda _: pytest.fail("there is nobody to run for"), None))) == (
+    assert str(nothing_to_run(Rerun(lambda _: pytest.fail("there is no one to run for"), None))) == (
         "no request is recorded there yet"
     )

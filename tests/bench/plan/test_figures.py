@@ -16,7 +16,8 @@ TABLES = {"parts.toml": Parts, "models.toml": Models}
 
 
 def numbers_outside_figures(value: object, path: str = "") -> list[str]:
-    """Paths of numbers that are not the first value of a figure, nor a bound of one, nor a point of a curve."""
+    """Paths of numbers that are not the first value of a figure, nor a bound of one, nor a point of a
+    curve."""
     if isinstance(value, dict):
         if "points" in value:
             return []

@@ -1,4 +1,4 @@
-"""The admin socket against whoever asks."""
+"""The admin socket against its clients."""
 
 from __future__ import annotations
 
@@ -216,10 +216,10 @@ def test_one_who_cannot_be_accepted_does_not_end_it(
 
     monkeypatch.setattr(asyncio, "open_connection", failing_once)
     serve(tmp_path, ask, every_s=0.01)
-    assert "somebody who asks cannot be answered: [Errno 24] Too many open files" in caplog.text
+    assert "an admin client cannot be answered: [Errno 24] Too many open files" in caplog.text
 
 
-def test_asking_where_nobody_answers(tmp_path: Path) -> None:
+def test_asking_where_no_daemon_answers(tmp_path: Path) -> None:
     with pytest.raises(MissingDependency, match="sigd serve"):
         ask_status(tmp_path / "none")
 
@@ -234,7 +234,7 @@ def test_asking_where_nobody_answers(tmp_path: Path) -> None:
         (b"{}", "the answer is no Status"),
     ],
 )
-def test_asking_somebody_who_is_no_daemon(tmp_path: Path, answer: bytes, said: str, reads: str) -> None:
+def test_asking_a_process_that_is_no_daemon(tmp_path: Path, answer: bytes, said: str, reads: str) -> None:
     """Whatever they said before they closed is told, also where the kernel makes an error of the unread
     question."""
     path = tmp_path / "a"

@@ -43,7 +43,7 @@ class FakeReloader:
 
 
 async def _status() -> Status:
-    raise AssertionError("nobody asked")
+    raise AssertionError("not asked")
 
 
 def with_operations(
@@ -72,7 +72,7 @@ def test_what_a_sighup_began_lives_until_it_has_ended(make_rig: type[Rig]) -> No
     async def work(operations: Operations, reloader: FakeReloader, _: list[str]) -> None:
         operations.hang_up()
         await asyncio.sleep(0)
-        # The loop holds no task: one that nobody else holds may go with the next collection.
+        # The loop holds no task: one without another holder may go with the next collection.
         assert len(operations._hung_up) == 1
         reloader.go_on.set()
         while not reloader.ended:
@@ -114,7 +114,7 @@ def test_a_reload_is_told_as_it_went(make_rig: type[Rig]) -> None:
     )
 
 
-def test_whoever_drains_waits_for_the_end_also_when_another_one_goes_away(make_rig: type[Rig]) -> None:
+def test_drain_waits_for_the_end_also_when_another_one_goes_away(make_rig: type[Rig]) -> None:
     async def work(operations: Operations, _: FakeReloader, stopped: list[str]) -> None:
         first, second = (
             asyncio.ensure_future(operations.ops["drain"](AdminRequest("drain"))) for _ in range(2)

@@ -169,7 +169,7 @@ def start(*arguments: str | Path, **variables: str) -> subprocess.Popen[str]:
 def test_a_signal_in_the_middle_of_a_build_leaves_nothing(
     models: ModelMaker, engine: Path, number: signal.Signals, code: int
 ) -> None:
-    # 50 steps of a second each: nobody waits for those.
+    # 50 steps of a second each: too long for a test.
     with start("build-engine", models.mlp(), "-o", engine, *RTX, STANDIN_STEP_S="1") as process:
         deadline = time.monotonic() + 60
         while not list(engine.parent.iterdir()):
@@ -185,7 +185,7 @@ def test_a_signal_in_the_middle_of_a_build_leaves_nothing(
         assert "cancelled; nothing was written" in err
 
 
-def test_bars_are_drawn_where_somebody_watches(models: ModelMaker, engine: Path) -> None:
+def test_bars_are_drawn_on_a_terminal(models: ModelMaker, engine: Path) -> None:
     """On a pseudo-terminal, because there are none elsewhere."""
     import pty
 

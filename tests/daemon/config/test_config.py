@@ -222,7 +222,7 @@ def test_the_default_socket_is_where_it_can_be_made(tmp_path: Path, monkeypatch:
     assert default_socket_path() == Path("/run/sigd/sigd.sock")
 
 
-def test_whoever_asks_finds_the_daemon_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_find_the_daemon_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     system, mine = tmp_path / "run", tmp_path / "mine"
     for directory in (system, mine):
         directory.mkdir()

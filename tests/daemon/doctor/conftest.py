@@ -239,7 +239,7 @@ def _answer(recorded: Any) -> Any:
 
 @pytest.fixture
 def library() -> Iterator[RecordedNvml]:
-    """The recorded NVML of the two cards; whoever opens it has to close it."""
+    """The recorded NVML of the two cards; its opener has to close it."""
     recorded = RecordedNvml()
     yield recorded
     assert recorded.opened == 0

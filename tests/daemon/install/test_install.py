@@ -72,7 +72,7 @@ def test_once_more_changes_nothing(root: Root) -> None:
     assert all(line.startswith("unchanged ") for line in root.said)
 
 
-def test_another_version_or_option_replaces_what_nobody_touched(root: Root) -> None:
+def test_another_version_or_option_replaces_untouched_files(root: Root) -> None:
     root.install()
     root.said.clear()
     root.install(Target("/srv/sigd/bin/sigd"))
@@ -81,7 +81,7 @@ def test_another_version_or_option_replaces_what_nobody_touched(root: Root) -> N
     assert sorted(line.split()[0] for line in root.said) == ["replaced", *["unchanged"] * 5]
 
 
-def test_a_unit_that_somebody_changed_stops_it_before_anything_is_written(root: Root) -> None:
+def test_changed_unit_stops_it_before_anything_is_written(root: Root) -> None:
     root.install()
     unit = root.path / "etc/systemd/system/sigd.service"
     unit.write_text(unit.read_text().replace("WatchdogSec=5", "WatchdogSec=50"))
@@ -119,7 +119,7 @@ def test_the_configuration_is_the_users_even_by_force(root: Root) -> None:
     ] * 2
 
 
-def test_an_example_that_nobody_touched_goes_too(root: Root) -> None:
+def test_untouched_example_goes_too(root: Root) -> None:
     root.install(Target(gpu=True, realtime_cpu=1))
     root.uninstall(Target(gpu=True, realtime_cpu=1))
     assert root.there() == {}
@@ -153,7 +153,7 @@ def test_what_stands_there(tmp_path: Path, text: str, found: Found) -> None:
     assert look(path, "a\n") is found
 
 
-def test_bytes_that_are_no_text_are_somebodys(tmp_path: Path) -> None:
+def test_bytes_that_are_no_text_are_kept(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"\xff\xfe")
     assert look(tmp_path / "file", "a\n") is Found.CHANGED
 
@@ -307,7 +307,7 @@ def test_wrong_usage(arguments: tuple[str, ...], said: str) -> None:
     assert said in str(done.exception)
 
 
-def test_an_installation_in_somebodys_home_is_refused_before_anything_is_written(
+def test_installation_in_a_home_is_refused_before_anything_is_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(command, "_command", lambda: "/home/joe/venv/bin/sigd")

@@ -57,7 +57,7 @@ def test_what_is_written_where() -> None:
 
 
 def test_as_they_stand_they_are_those_of_the_default_place() -> None:
-    """Whoever copies the files by hand gets the same."""
+    """An operator who copies the files by hand gets the same."""
     for file in files(Target(gpu=True, metrics=True)):
         assert file.content == (ROOT / "systemd" / file.source).read_text(), file.source
 

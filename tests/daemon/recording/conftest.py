@@ -21,7 +21,7 @@ ABOUT = b'{"sigd":"0","host":"h","pid":1,"processor":"p","runtimes":{}}'
 
 
 class Recorded:
-    """A ring, whoever writes to it, and where it is stored.
+    """A ring, its writers, and where it is stored.
 
     Attributes:
         now_ns: the writer's clock.

@@ -287,7 +287,7 @@ def test_one_at_a_time_and_none_once_it_is_stopped(make_bench: MakeBench, make_r
 
 
 def test_an_asker_who_goes_away_takes_nothing_with_him(make_bench: MakeBench, make_rig: type[Rig]) -> None:
-    """And whoever comes next is not told that a reload is under way for ever."""
+    """And the next one is not told that a reload is under way for ever."""
     rig = make_rig()
     bench = make_bench([rig])
     bench.opens = another(make_rig, rig)

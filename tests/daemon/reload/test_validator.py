@@ -150,7 +150,7 @@ async def asked(process: socket.socket) -> int:
     return number
 
 
-def test_an_answer_to_whoever_has_given_up_is_not_the_next_ones(
+def test_answer_to_a_client_that_gave_up_is_not_the_next_ones(
     validator: Validator, process: socket.socket, tmp_path: Path
 ) -> None:
     async def work() -> None:

@@ -1,4 +1,4 @@
-"""Processes beside the loop: what they begin with, and how long nobody starts them again."""
+"""Processes beside the loop: what they begin with, and how long they are not started again."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def test_what_fails_is_told(
         assert await loader.run(lambda: 1) == 1, "and the next one runs"
 
     with_loader(work)
-    assert ("loading a model" in caplog.text) is isinstance(error, KeyError), "what nobody foresaw"
+    assert ("loading a model" in caplog.text) is isinstance(error, KeyError), "unforeseen"
 
 
 def test_nothing_of_a_failure_is_left_without_the_collector() -> None:

@@ -239,12 +239,12 @@ def test_a_long_message_to_a_reader_that_stopped(pipe: Callable[[LogFormat], Pip
 def test_a_reader_that_is_gone(pipe: Callable[[LogFormat], Pipe]) -> None:
     log = pipe(LogFormat.TEXT)
     os.close(log.reading)
-    log.logger.error("nobody hears it")
+    log.logger.error("no one hears it")
     log.logger.critical("nor this")
     log.reading = os.open(os.devnull, os.O_RDONLY)
 
 
-def test_a_record_that_cannot_be_rendered_harms_nobody(
+def test_record_that_cannot_be_rendered_harms_no_other(
     pipe: Callable[[LogFormat], Pipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging, "raiseExceptions", False)
@@ -265,7 +265,7 @@ def test_who_decides_on_the_format() -> None:
 
         assert chosen(LogFormat.AUTO) is LogFormat.TEXT
         assert chosen(LogFormat.AUTO, **journal) is LogFormat.JOURNAL
-        assert chosen(LogFormat.AUTO, JOURNAL_STREAM="1:2") is LogFormat.TEXT, "somebody else's"
+        assert chosen(LogFormat.AUTO, JOURNAL_STREAM="1:2") is LogFormat.TEXT, "of another process"
         assert chosen(LogFormat.AUTO, SIGD_LOG="json", **journal) is LogFormat.JSON
         assert chosen(LogFormat.AUTO, SIGD_LOG="journal") is LogFormat.JOURNAL
         assert chosen(LogFormat.AUTO, SIGD_LOG="", **journal) is LogFormat.JOURNAL

@@ -104,7 +104,7 @@ def test_whether_it_is_watched(usec: str, pid: str, watchdog_ns: int) -> None:
     assert Notifier.from_environment(environ, PID).watchdog_ns == watchdog_ns
 
 
-def test_started_by_hand_there_is_nobody_to_tell() -> None:
+def test_started_by_hand_there_is_no_manager_to_tell() -> None:
     notifier = Notifier.from_environment({}, PID)
     notifier.starting("x")
     notifier.ready("x")
@@ -137,7 +137,7 @@ def test_a_service_manager_that_is_gone_is_said_once(
     assert caplog.text.count("the service manager cannot be told") == 2, "and again when it goes again"
 
 
-def test_a_service_manager_that_does_not_listen_holds_nobody_up(
+def test_deaf_service_manager_holds_nothing_up(
     close: Closing,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,

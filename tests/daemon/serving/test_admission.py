@@ -116,7 +116,7 @@ def test_busy_past_the_bound_of_all_clients_together(make_rig: type[Rig]) -> Non
     assert second.statuses() == [(40, Status.OK)]
 
 
-def test_nobody_who_asks_for_little_is_turned_away_for_what_others_ask(make_rig: type[Rig]) -> None:
+def test_client_that_asks_for_little_is_not_turned_away_for_others(make_rig: type[Rig]) -> None:
     rig = make_rig(rows_pending_max=50)
     greedy = [rig.connect() for _ in range(3)]
     for client in greedy:

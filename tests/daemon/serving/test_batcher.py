@@ -1,4 +1,4 @@
-"""Who is in the next batch, and what becomes of it where somebody leaves."""
+"""Who is in the next batch, and what becomes of it where a client leaves."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_the_short_way_waits_for_no_round_and_counts_what_the_batch_path_counts(
     assert rig.batcher.last_batch_ns == rig.clock.now_ns
 
 
-def test_the_short_way_is_left_as_soon_as_somebody_else_talks(make_rig: type[Rig]) -> None:
+def test_fast_path_is_left_as_soon_as_another_client_talks(make_rig: type[Rig]) -> None:
     """Where a run is long enough for a batch to be worth its price."""
     rig = make_rig()
     rig.backend.run_ns = QUICK_RUN_NS_MAX + 1
@@ -217,7 +217,7 @@ def test_a_heavy_client_leaves_the_others_their_part(make_rig: type[Rig], light_
     assert len(heavy.answers()) < 256
 
 
-def test_among_a_hundred_heavy_clients_nobody_waits_for_more_than_a_batch_of_each(
+def test_light_client_waits_for_at_most_a_batch_of_each_of_a_hundred_heavy_ones(
     make_rig: type[Rig],
 ) -> None:
     rig = make_rig(batch_rows_max=64, rows_pending_max=1 << 20)
@@ -262,7 +262,7 @@ def test_linger_waits_for_company_and_no_longer(make_rig: type[Rig]) -> None:
     assert list(map(len, rig.backend.batches)) == [2]
     first.say(rig.requests(range(8)))
     rig.batcher.poll()
-    assert list(map(len, rig.backend.batches)) == [2, 8], "a full batch waits for nobody"
+    assert list(map(len, rig.backend.batches)) == [2, 8], "a full batch does not wait"
     assert not rig.batcher.poll()
 
 

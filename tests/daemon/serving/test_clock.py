@@ -14,9 +14,9 @@ import uvloop
 ROOT = Path(__file__).resolve().parents[3]
 WALL_CLOCKS = {"time", "time_ns", "now", "utcnow", "today", "CLOCK_REALTIME", "localtime", "gmtime", "ctime"}
 OF_PEOPLE = {
-    "daemon/admin/metrics/observer.py": "since when a daemon has been up, for whoever reads its metrics",
+    "daemon/admin/metrics/observer.py": "since when a daemon has been up, for readers of its metrics",
     "daemon/recording/recorder.py": "a recording's name",
-    "daemon/recording/segments.py": "when a recorded block was, for whoever reads it",
+    "daemon/recording/segments.py": "when a recorded block was, for its readers",
     "models/build/record.py": "when an engine was built",
 }
 """Files that tell people what time it is."""

@@ -73,7 +73,7 @@ def test_it_is_counted_to_the_bin_whatever_it_took(make_rig: type[Rig]) -> None:
     assert rig.counters.by_status[Status.OK] == rig.counters.batches_by_rows[1] == 7
 
 
-def test_where_a_run_takes_long_it_needs_nobody_else(make_rig: type[Rig]) -> None:
+def test_long_run_needs_no_other_client(make_rig: type[Rig]) -> None:
     rig = make_rig()
     rig.backend.run_ns = QUICK_RUN_NS_MAX + 1
     client, other = alone(rig), rig.connect()
@@ -97,14 +97,14 @@ def test_where_a_run_is_quick_it_is_for_everybody(make_rig: type[Rig]) -> None:
     assert {answer.outputs[0] for other in others for answer in other.answers()} == {7.0, 8.0}
 
 
-@pytest.mark.parametrize("why", ["somebody waits", "it drains", "the loop rests", "another model is served"])
+@pytest.mark.parametrize("why", ["a client waits", "it drains", "the loop rests", "another model is served"])
 def test_it_is_for_everybody_until(make_rig: type[Rig], why: str) -> None:
     rig = make_rig()
     client, other = alone(rig), rig.connect()
     other.say(rig.request(1))
     rig.run()
     assert answered_at_once(rig, client, rig.request(1))
-    if why == "somebody waits":
+    if why == "a client waits":
         other.say(rig.requests(range(2, 7)))
     elif why == "it drains":
         client.session.drain(GoodbyeCode.DRAINING)
@@ -395,7 +395,7 @@ def test_a_swap_waits_for_a_long_one(make_rig: type[Rig]) -> None:
     ]
 
 
-def test_with_no_room_for_it_a_long_one_runs_for_nobody(make_rig: type[Rig]) -> None:
+def test_without_room_a_long_one_does_not_run(make_rig: type[Rig]) -> None:
     rig, client = on_a_device(make_rig, looks=None)
     # As where others have asked for more than the daemon takes.
     rig.batcher.pending_rows += 10**6

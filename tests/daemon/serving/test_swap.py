@@ -154,7 +154,7 @@ def test_the_new_model_may_run_other_batches(rig: Rig, rows_max: int) -> None:
 
 
 def test_nothing_of_the_old_model_is_kept_not_even_by_who_stays_silent(make_rig: type[Rig]) -> None:
-    """Arrays of a GPU's are freed under whoever still looks at them, and those of a large model take
+    """Arrays of a GPU's are freed under views of them, and those of a large model take
     memory."""
     rig = make_rig()
     clients = [rig.connect() for _ in range(3)]

@@ -1,4 +1,4 @@
-"""Whoever reads the board sees what was written last or what was before that, and nothing between."""
+"""A reader of the board sees what was written last or what was before that, and nothing between."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_of_a_write_that_is_seen_in_part_or_in_any_order_nothing_is_read(
         assert Board(memory).read().compared == 101
 
 
-def test_nobody_waits_for_a_writer_that_was_killed() -> None:
+def test_killed_writer_is_not_waited_for() -> None:
     memory = mmap.mmap(-1, STANDING_BYTES)
     reader = Board(memory)
     Board(memory).write(Statistics(compared=1))

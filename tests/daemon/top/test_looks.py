@@ -20,7 +20,7 @@ PATH = Path("/s.admin")
 
 
 class FakeKeys:
-    """Nobody presses anything before the given look."""
+    """No key is pressed before the given look."""
 
     def __init__(self, leaves_at: int = 1000) -> None:
         self.waits = 0
@@ -43,7 +43,7 @@ def looks(
         assert path == PATH
         answer = next(coming)
         if answer is None:
-            raise MissingDependency("nobody")
+            raise MissingDependency("no daemon")
         return answer
 
     monkeypatch.setattr(top, "ask_status", ask)
@@ -65,11 +65,11 @@ def test_silence_lengthens_the_interval(monkeypatch: pytest.MonkeyPatch, make_st
 def test_no_answer_to_the_last_look_is_an_error(
     monkeypatch: pytest.MonkeyPatch, make_status: MakeStatus
 ) -> None:
-    with pytest.raises(MissingDependency, match="nobody"):
+    with pytest.raises(MissingDependency, match="no daemon"):
         looks(monkeypatch, [make_status(), make_status(1.0), None], 2, FakeKeys())
 
 
-def test_until_somebody_leaves(monkeypatch: pytest.MonkeyPatch, make_status: MakeStatus) -> None:
+def test_until_a_client_leaves(monkeypatch: pytest.MonkeyPatch, make_status: MakeStatus) -> None:
     keys = FakeKeys(leaves_at=3)
     told = looks(monkeypatch, [make_status(seconds) for seconds in (0.0, 1.0, 2.0, 3.0)], None, keys)
     assert len(told) == 2

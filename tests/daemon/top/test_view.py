@@ -137,7 +137,7 @@ def test_nothing_to_show(make_status: MakeStatus) -> None:
     assert "clients: none" in text
 
 
-def test_nobody_answers_and_then_another_daemon(make_status: MakeStatus, hard: Status) -> None:
+def test_no_daemon_answers_and_then_another_does(make_status: MakeStatus, hard: Status) -> None:
     screen = screen_of(make_status(), hard)
     screen.silent("/s.admin: no daemon answers there")
     text = "\n".join(shown(screen))

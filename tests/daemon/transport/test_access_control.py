@@ -1,4 +1,4 @@
-"""Who may connect: the rule and the kernel's word on who somebody is."""
+"""Who may connect: the rule and the kernel's word on who a peer is."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sigd.daemon.config.config import load_config
 from sigd.daemon.errors import UsageError
 from sigd.daemon.transport.access_control import Access, Credentials, access_of, credentials_of, peer_groups
 
-STRANGER = Credentials(pid=1, uid=4_000_000_001, gid=4_000_000_002)
+OUTSIDER = Credentials(pid=1, uid=4_000_000_001, gid=4_000_000_002)
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_where_the_kernel_does_not_tell_the_groups_there_are_none() -> None:
 
 def test_without_a_rule_everybody_is_let_in(pair: socket.socket) -> None:
     access = access_of(AccessConfig())
-    assert access.admits(STRANGER, pair.fileno())
+    assert access.admits(OUTSIDER, pair.fileno())
     assert access.expected == ""
 
 
@@ -56,13 +56,13 @@ def test_names_are_looked_up() -> None:
 @pytest.mark.parametrize(
     ("config", "peer", "admitted"),
     [
-        (AccessConfig(users=(STRANGER.uid,)), STRANGER, True),
-        (AccessConfig(groups=(STRANGER.gid,)), STRANGER, True),
-        (AccessConfig(users=(5,), groups=(STRANGER.gid,)), STRANGER, True),
-        (AccessConfig(users=(STRANGER.gid,)), STRANGER, False),
-        (AccessConfig(groups=(STRANGER.uid,)), STRANGER, False),
-        (AccessConfig(users=(5,)), STRANGER._replace(uid=0), True),
-        (AccessConfig(groups=(5,)), STRANGER._replace(uid=os.geteuid()), True),
+        (AccessConfig(users=(OUTSIDER.uid,)), OUTSIDER, True),
+        (AccessConfig(groups=(OUTSIDER.gid,)), OUTSIDER, True),
+        (AccessConfig(users=(5,), groups=(OUTSIDER.gid,)), OUTSIDER, True),
+        (AccessConfig(users=(OUTSIDER.gid,)), OUTSIDER, False),
+        (AccessConfig(groups=(OUTSIDER.uid,)), OUTSIDER, False),
+        (AccessConfig(users=(5,)), OUTSIDER._replace(uid=0), True),
+        (AccessConfig(groups=(5,)), OUTSIDER._replace(uid=os.geteuid()), True),
     ],
     ids=["user", "group", "one of both", "another user", "another group", "root", "the daemon's own user"],
 )
@@ -73,9 +73,9 @@ def test_who_is_let_in(pair: socket.socket, config: AccessConfig, peer: Credenti
 def test_a_supplementary_group_is_as_good_as_the_primary(pair: socket.socket) -> None:
     groups = peer_groups(pair.fileno())
     for group in groups:
-        assert Access(frozenset(), frozenset({group}), "x").admits(STRANGER, pair.fileno())
+        assert Access(frozenset(), frozenset({group}), "x").admits(OUTSIDER, pair.fileno())
     others = frozenset({4_000_000_000}) - groups
-    assert not Access(frozenset(), others, "x").admits(STRANGER, pair.fileno())
+    assert not Access(frozenset(), others, "x").admits(OUTSIDER, pair.fileno())
 
 
 @pytest.mark.parametrize(

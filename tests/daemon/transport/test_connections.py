@@ -143,7 +143,7 @@ def test_a_place_that_is_given_back_can_be_had_again(play: Play) -> None:
     play(scene, connections_per_user_max=1, connections_max=1)
 
 
-def test_silence_makes_room_for_whoever_comes(play: Play) -> None:
+def test_silent_connection_makes_room_for_a_new_one(play: Play) -> None:
     async def scene(place: Place) -> None:
         talker = await place.hello(BOB)
         assert await served(talker)
@@ -177,7 +177,7 @@ def test_the_silence_of_one_user_makes_room_for_its_own(play: Play) -> None:
     play(scene, connections_per_user_max=2)
 
 
-def test_a_crowd_that_keeps_silent_locks_nobody_out(play: Play) -> None:
+def test_silent_crowd_locks_no_client_out(play: Play) -> None:
     async def scene(place: Place) -> None:
         crowd = [await place.silent(ALICE) for _ in range(300)]
         for uid in (ALICE, BOB):
@@ -189,7 +189,7 @@ def test_a_crowd_that_keeps_silent_locks_nobody_out(play: Play) -> None:
     play(scene, connections_max=100, connections_per_user_max=90)
 
 
-def test_who_is_refused_takes_no_place_and_makes_nobody_go(play: Play) -> None:
+def test_refused_client_takes_no_place_and_evicts_no_other(play: Play) -> None:
     async def scene(place: Place) -> None:
         silent = await place.silent(ALICE)
         for _ in range(20):

@@ -167,7 +167,7 @@ def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
         pass
 
 
-def test_a_directory_in_tmp_that_somebody_else_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_directory_in_tmp_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     everybodys = tmp_path / "tmp"
     everybodys.mkdir()
     everybodys.chmod(0o1777)
@@ -187,7 +187,7 @@ def test_another_daemons_file_is_not_removed(path: Path) -> None:
 
 
 def test_of_two_that_start_at_once_one_waits_for_the_other(path: Path) -> None:
-    """Whoever holds the directory's lock may be between looking and binding."""
+    """The holder of the directory's lock may be between looking and binding."""
     stale(path)
     holder = os.open(path.parent, os.O_RDONLY)
     fcntl.flock(holder, fcntl.LOCK_EX)

@@ -252,7 +252,7 @@ def test_single_request_waits_for_a_device_as_long_as_it_is_quick(
 
 
 @pytest.mark.parametrize("written", ["another", "nonsense", "two"])
-def test_what_becomes_something_else_while_a_device_runs_harms_nobody(
+def test_change_of_model_while_a_device_runs_harms_no_client(
     make_rig: type[Rig], monkeypatch: pytest.MonkeyPatch, written: str
 ) -> None:
     """A client that writes to its slot, or another one, while the loop waits for the device."""
@@ -366,7 +366,7 @@ def test_asleep_it_is_woken_by_the_doorbell(rigged: RingRig) -> None:
     client = rigged.connect()
     assert rigged.host.may_sleep()
     client.send(rigged.rig.requests([1]))
-    assert not rigged.poll(), "asleep, nobody looks"
+    assert not rigged.poll(), "asleep, no one looks"
     assert client.answers() == []
     wakes = rigged.wakes
     assert rigged.loop.turn() == 1
@@ -624,7 +624,7 @@ def test_of_many_rings_the_quiet_ones_sleep(make_rig: type[Rig]) -> None:
 
 
 def test_many_rings_have_their_beats_in_turns(make_rig: type[Rig]) -> None:
-    """And each of them in time, those that have just come among them, whoever else goes meanwhile."""
+    """And each of them in time, those that have just come among them, whatever other clients go meanwhile."""
     rigged = RingRig(make_rig())
     clients = [rigged.connect() for _ in range(2 * BEATEN_AT_ONCE)]
 

@@ -130,7 +130,7 @@ def test_an_engine_that_stood_there_is_replaced(models: ModelMaker, build_here: 
 
 
 def unsupported(models: ModelMaker, name: str = "volatility_node") -> Path:
-    """A model with an operator of a domain that nobody implements."""
+    """A model with an operator of a domain without an implementation."""
     graph = helper.make_graph(
         [helper.make_node("Volatility", ["features"], ["logits"], domain="com.example", name=name)],
         "model",

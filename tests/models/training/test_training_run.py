@@ -30,7 +30,7 @@ LINEAR = Recipe(hidden=(), learning_rate=3e-3, epochs_max=3, batch_rows=256)
 
 
 class Silence:
-    """Progress that nobody watches."""
+    """Progress without a watcher."""
 
     def stage(self, text: str, total: int) -> Callable[[int], None]:
         return lambda steps: None

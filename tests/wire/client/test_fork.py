@@ -1,4 +1,5 @@
-"""A client belongs to the process that opened it: in a child after fork() it refuses, and the parent's goes on."""
+"""A client belongs to the process that opened it: in a child after fork() it refuses, and the parent's goes
+on."""
 
 from __future__ import annotations
 

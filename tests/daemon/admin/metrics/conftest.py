@@ -1,5 +1,5 @@
-"""Everything that is told, of a daemon that is not there: a batcher with its fakes, and watches that nobody
-started."""
+"""Everything that is told, of a daemon that is not there: a batcher with its fakes, and watches that no
+thread started."""
 
 from __future__ import annotations
 
