@@ -23,6 +23,7 @@ from typing import Final
 
 from sigd.models.errors import BackendUnavailable, ModelError, ModelRefused
 from sigd.models.manifest import Manifest, RuntimeName, decode_manifest, encode_manifest, manifest_path
+from sigd.models.onnx.columns import Columns
 from sigd.models.processor import instruction_sets
 from sigd.models.spec import ModelSpec, model_name
 from sigd.models.trusted_file import read_file
@@ -141,6 +142,11 @@ def check_engine(
         output_dims=manifest.output.row_dims,
         batch_rows=manifest.batch_rows,
         opset=manifest.source.opset if manifest.runtime == "onnxruntime" else None,
+        input_columns=manifest.input_columns
+        or (Columns(manifest.input.name, "float32", manifest.input.row_dims),),
+        output_columns=manifest.output_columns
+        or (Columns(manifest.output.name, "float32", manifest.output.row_dims),),
+        reads_missing=manifest.reads_missing,
     )
 
 

@@ -24,7 +24,7 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True):
         name: of the node; empty where it has none.
         operator: its type, with the domain where that is not ONNX's own; empty where a plan gives names only.
         outputs: the tensors that it gives.
-        parameters: values in the constant tensors that it reads; 0 where a plan does not say.
+        parameters: values in the constant tensors that it reads, or in its attributes (trees); 0 where a plan does not say.
     """
 
     name: str
@@ -42,7 +42,8 @@ def onnx_layers(model: ModelProto) -> tuple[Layer, ...]:
             name=node.name,
             operator=f"{node.domain}.{node.op_type}" if node.domain else node.op_type,
             outputs=tuple(node.output),
-            parameters=sum(sizes.get(name, 0) for name in node.input),
+            parameters=sum(sizes.get(name, 0) for name in node.input)
+            + (sum(len(one.floats) for one in node.attribute) if node.domain == "ai.onnx.ml" else 0),
         )
         for node in graph.node
     )

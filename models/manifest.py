@@ -8,6 +8,7 @@ manifest: `model.engine` goes with `model.engine.json`.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Final, Literal
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from sigd.models.backend import Float32Array
 from sigd.models.errors import ModelRefused
+from sigd.models.onnx.columns import Columns, row_width
 
 SCHEMA: Final = 1
 """Version of the manifest's layout; a reader refuses any other."""
@@ -147,6 +149,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             costs before the builder adds its own.
         built_at: UTC, ISO 8601.
         rebuild: the command that builds it again, word by word.
+        input_columns, output_columns: which columns of a row are which tensor of the model, see
+            `sigd.models.onnx.columns`; empty where it has one of each.
+        reads_missing: how the model reads NaN as a missing value; "" where it does not.
     """
 
     schema: int = SCHEMA
@@ -169,6 +174,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     built_at: str
     build_seconds: float
     rebuild: tuple[str, ...]
+    input_columns: tuple[Columns, ...] = ()
+    output_columns: tuple[Columns, ...] = ()
+    reads_missing: str = ""
 
     @property
     def batch_rows_max(self) -> int:
@@ -230,6 +238,12 @@ def _contradiction(manifest: Manifest) -> str | None:
         return "has a profile that is not 1 <= min <= opt <= max"
     if manifest.runtime not in manifest.tools:
         return f"does not give the version of {manifest.runtime}"
+    for columns, dims in (
+        (manifest.input_columns, manifest.input.row_dims),
+        (manifest.output_columns, manifest.output.row_dims),
+    ):
+        if columns and row_width(columns) != math.prod(dims):
+            return f"names {row_width(columns)} columns of a row of {math.prod(dims)}"
     golden = manifest.golden
     for what, content, dims in (
         ("features", golden.features, manifest.input.row_dims),

@@ -20,7 +20,7 @@ from sigd.models.manifest import RuntimeName
 from sigd.models.onnx.batch_axis import batch_spanning
 from sigd.models.onnx.file import read_onnx
 from sigd.models.reading import AS_IT_IS, ReadOptions
-from sigd.models.spec import read_spec
+from sigd.models.spec import read_spec, with_missing
 
 AUTO = "auto"
 """The name that lets the file decide."""
@@ -61,6 +61,7 @@ def _onnxruntime(path: Path, options: BackendOptions) -> Backend:
         _check_no_sizes(path, options.reading)
         spec = check_engine(path, environment=cpu_environment(), name=options.name)
         spec = replace(spec, across_batch=batch_spanning(read_onnx(path, spec.sha256).model))
+        spec = with_missing(spec, options.reading.missing)
     else:
         spec = read_spec(path, options.name, options.reading)
     return OnnxRuntimeBackend(spec, options.batch_rows_max, options.intra_op_threads)
@@ -79,7 +80,9 @@ def _tensorrt(path: Path, options: BackendOptions) -> Backend:
     from sigd.models.gpu.tensorrt import tensorrt_backend
 
     _check_no_sizes(path, options.reading)
-    return tensorrt_backend(path, options.batch_rows_max, options.name, options.gpu)
+    backend = tensorrt_backend(path, options.batch_rows_max, options.name, options.gpu)
+    backend.spec = with_missing(backend.spec, options.reading.missing)
+    return backend
 
 
 def _oracle(path: Path, options: BackendOptions) -> Backend:

@@ -107,7 +107,11 @@ def read_served(spec: ModelSpec) -> OnnxFile:
     Raises:
         ModelRefused: the file cannot be read, or has changed since.
     """
-    file = read_onnx(spec.path, spec.sha256)
+    return as_served(read_onnx(spec.path, spec.sha256), spec)
+
+
+def as_served(file: OnnxFile, spec: ModelSpec) -> OnnxFile:
+    """A model that has been read, as the backends run it; the file's own message is wrapped in place."""
     if not spec.wrapped:
         return file
     flatten(file.model, spec.input_columns, spec.output_columns)
@@ -135,8 +139,13 @@ def spec_of(file: OnnxFile, name: str, options: ReadOptions = AS_IT_IS) -> Model
     """The spec of a model that has been read. Raises ModelRefused as `read_spec` does."""
     spec = _shapes_of(file, name, options.sizes)
     how = reads_missing(file.model, [one.name for one in spec.input_columns])
-    takes_nan = options.missing is Missing.NAN or (options.missing is Missing.AUTO and bool(how))
-    return replace(spec, reads_missing=how, takes_nan=takes_nan)
+    return with_missing(replace(spec, reads_missing=how), options.missing)
+
+
+def with_missing(spec: ModelSpec, missing: Missing) -> ModelSpec:
+    """The same model, with NaN being what `missing` says."""
+    taken = missing is Missing.NAN or (missing is Missing.AUTO and bool(spec.reads_missing))
+    return replace(spec, takes_nan=taken)
 
 
 def _shapes_of(file: OnnxFile, name: str, sizes: Mapping[str, int]) -> ModelSpec:
@@ -156,7 +165,7 @@ class _ShapeUnknown(Exception):
 
 def _is_plain(model: ModelProto, inputs: list[ValueInfoProto], outputs: list[ValueInfoProto]) -> bool:
     """Whether one float32 tensor is read and one is answered, by operators whose exporters declare the right
-    shapes."""
+    shapes: those of trees do not."""
     from onnx import TensorProto
 
     return (
@@ -166,7 +175,7 @@ def _is_plain(model: ModelProto, inputs: list[ValueInfoProto], outputs: list[Val
             and value.type.tensor_type.elem_type == TensorProto.FLOAT
             for value in (*inputs, *outputs)
         )
-        and all(node.domain in ("", "ai.onnx") for node in model.graph.node)
+        and all(node.domain != "ai.onnx.ml" for node in model.graph.node)
     )
 
 

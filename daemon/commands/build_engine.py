@@ -13,6 +13,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from sigd.daemon.commands.options import dim_option
 from sigd.daemon.config.flags import FiniteRange
 from sigd.daemon.errors import MissingDependency, UsageError
 
@@ -118,6 +119,7 @@ Examples:
     type=FiniteRange(0, 1),
     help="Write nothing, and exit 1, where labels agree with the oracle's for fewer rows (0.99: 99%).",
 )
+@dim_option
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Of the rows drawn to measure accuracy on."
 )
@@ -130,6 +132,7 @@ def build_engine(
     batch_max: int | None,
     batch_buckets: tuple[int, ...],
     max_workspace: int | None,
+    dims: dict[str, int],
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -156,6 +159,7 @@ def build_engine(
                 rows_min=batch_min, rows_opt=batch_opt, rows_max=batch_max, buckets=batch_buckets
             ),
             workspace_bytes_max=max_workspace,
+            sizes=dims,
             **options,
         )
         machine = this_machine()

@@ -12,6 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sigd.daemon.commands.options import dim_option
+from sigd.models.graph_tensors import GraphTensor, declared_tensors, engine_tensors, served_tensors
+from sigd.models.onnx.trees import Trees
+
 if TYPE_CHECKING:
     from sigd.models.build.builder_types import Module
     from sigd.models.layers import Layer
@@ -25,7 +29,11 @@ class Inspection(msgspec.Struct, kw_only=True):
         file: the file.
         sha256: its digest, in hex.
         size_bytes: its size.
-        input, output: name and axes, the batch first ("N" where it is free).
+        inputs, outputs: every one of the graph's, in its order.
+        refused: why the model cannot be served; "" where it can.
+        takes_nan: whether NaN in a request is a missing value, unless the configuration says otherwise.
+        reads_missing: how the graph reads NaN as a missing value; "" where it does not.
+        trees: of its ensembles of trees; None where they cannot be read.
         parameters: values of all constant tensors; None where the layers cannot be read.
         opset: of the model, or of the model that the engine was built from.
         manifest: of an engine; None for an ONNX model.
@@ -36,8 +44,12 @@ class Inspection(msgspec.Struct, kw_only=True):
     file: str
     sha256: str
     size_bytes: int
-    input: tuple[str, str]
-    output: tuple[str, str]
+    inputs: tuple[GraphTensor, ...]
+    outputs: tuple[GraphTensor, ...]
+    refused: str = ""
+    takes_nan: bool = False
+    reads_missing: str = ""
+    trees: Trees | None = None
     parameters: int | None
     opset: int | None
     manifest: Manifest | None = None
@@ -50,6 +62,7 @@ class Inspection(msgspec.Struct, kw_only=True):
     epilog="""\b
 Examples:
   sigd inspect m.onnx
+  sigd inspect lstm.onnx --dim T=50                 with a size for an axis that the file leaves free
   sigd inspect m.engine --layers
   sigd inspect /var/lib/sigd/recordings             every recording in a directory
   sigd inspect m.engine --json | jq .manifest.accuracy"""
@@ -58,11 +71,13 @@ Examples:
 @click.option(
     "--layers", "with_layers", is_flag=True, help="List every layer, not only how many of each kind."
 )
+@dim_option
 @click.option("--json", "as_json", is_flag=True, help="Everything, as JSON.")
-def inspect(file: Path, with_layers: bool, as_json: bool) -> None:
+def inspect(file: Path, with_layers: bool, dims: dict[str, int], as_json: bool) -> None:
     """Show what FILE is: an ONNX model, an engine with its manifest, or a flight recording.
 
-    Exit code 1 where an engine is not the one that its manifest describes, or a recording is damaged.
+    Exit code 1 where an engine is not the one that its manifest describes, a recording is damaged, or a
+    model cannot be served.
     """
     from sigd.daemon.commands.inspect_recording import inspect_recording
     from sigd.models.engine import ENGINE_SUFFIX
@@ -71,33 +86,45 @@ def inspect(file: Path, with_layers: bool, as_json: bool) -> None:
     if is_recording(file):
         inspect_recording(file, as_json=as_json)
         return
-    found = _engine(file) if file.suffix == ENGINE_SUFFIX else _model(file)
+    found = _engine(file) if file.suffix == ENGINE_SUFFIX else _model(file, dims)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
     else:
         _show(found, with_layers)
-    if not found.intact:
+    if not found.intact or found.refused:
         sys.exit(1)
 
 
-def _model(path: Path) -> Inspection:
+def _model(path: Path, sizes: dict[str, int]) -> Inspection:
+    from sigd.models.errors import ModelRefused
     from sigd.models.layers import onnx_layers
     from sigd.models.onnx.file import read_onnx
+    from sigd.models.onnx.trees import count_trees
+    from sigd.models.reading import ReadOptions
     from sigd.models.spec import spec_of
 
     file = read_onnx(path)
-    spec = spec_of(file, path.stem)
     layers = onnx_layers(file.model)
-    return Inspection(
+    found = Inspection(
         file=str(path),
-        sha256=spec.sha256.hex(),
+        sha256=file.sha256.hex(),
         size_bytes=len(file.content),
-        input=(spec.input_name, _axes(spec.batch_rows, spec.input_dims)),
-        output=(spec.output_name, _axes(spec.batch_rows, spec.output_dims)),
+        inputs=(),
+        outputs=(),
+        trees=count_trees(file.model),
         parameters=sum(layer.parameters for layer in layers),
-        opset=spec.opset,
+        opset=next((one.version for one in file.model.opset_import if one.domain in ("", "ai.onnx")), None),
         layers=layers,
     )
+    try:
+        spec = spec_of(file, "inspected", ReadOptions(sizes))
+    except ModelRefused as error:
+        found.refused = str(error)
+        found.inputs, found.outputs = declared_tensors(file.model)
+        return found
+    found.inputs, found.outputs = served_tensors(spec)
+    found.takes_nan, found.reads_missing = spec.takes_nan, spec.reads_missing
+    return found
 
 
 def _engine(path: Path) -> Inspection:
@@ -116,8 +143,10 @@ def _engine(path: Path) -> Inspection:
         file=str(path),
         sha256=sha256,
         size_bytes=len(content),
-        input=(manifest.input.name, _axes(manifest.batch_rows, manifest.input.row_dims)),
-        output=(manifest.output.name, _axes(manifest.batch_rows, manifest.output.row_dims)),
+        inputs=engine_tensors(manifest.input_columns, manifest.input, manifest.batch_rows),
+        outputs=engine_tensors(manifest.output_columns, manifest.output, manifest.batch_rows),
+        takes_nan=bool(manifest.reads_missing),
+        reads_missing=manifest.reads_missing,
         parameters=None,
         opset=manifest.source.opset,
         manifest=manifest,
@@ -148,10 +177,6 @@ def _engine_layers(path: Path, content: bytes, manifest: Manifest) -> tuple[Laye
     return plan_layers(cast("Module", load(manifest.runtime)), content)
 
 
-def _axes(batch_rows: int | None, dims: tuple[int, ...]) -> str:
-    return f"[{', '.join(str(dim) for dim in ('N' if batch_rows is None else batch_rows, *dims))}]"
-
-
 def _show(found: Inspection, with_layers: bool) -> None:
     # Lines are not wrapped: the command that builds an engine again is there to be copied.
     for name, value in _facts(found):
@@ -160,6 +185,8 @@ def _show(found: Inspection, with_layers: bool) -> None:
         click.echo(f"layers cannot be read here: {found.no_layers_because}")
     elif with_layers:
         _show_layers(found.layers)
+    if found.refused:
+        click.echo(click.style(f"cannot be served: {found.refused}", fg="red"))
     if not found.intact:
         click.echo(
             click.style("this is not the engine that its manifest describes: build it again", fg="red")
@@ -171,10 +198,14 @@ def _facts(found: Inspection) -> list[tuple[str, str]]:
     facts = [
         ("file", f"{found.file} ({found.size_bytes:,} bytes)"),
         ("sha256", found.sha256),
-        ("input", f"{found.input[0]} float32 {found.input[1]}"),
-        ("output", f"{found.output[0]} float32 {found.output[1]}"),
+        *(("input", one.told("feature")) for one in found.inputs),
+        *(("output", one.told("output")) for one in found.outputs),
         ("opset", str(found.opset)),
     ]
+    if not found.refused:
+        facts.append(("NaN", f"a missing value ({found.reads_missing})" if found.takes_nan else "BAD_INPUT"))
+    if found.trees is not None and found.trees.trees:
+        facts.append(("trees", _trees(found.trees)))
     if found.parameters is not None:
         facts.append(("parameters", f"{found.parameters:,}"))
     if found.layers is not None:
@@ -182,6 +213,13 @@ def _facts(found: Inspection) -> list[tuple[str, str]]:
     if found.manifest is not None:
         facts += _manifest_facts(found.manifest)
     return facts
+
+
+def _trees(trees: Trees) -> str:
+    text = f"{trees.trees:,}, with {trees.thresholds:,} thresholds"
+    if trees.inexact:
+        text += f", of which {trees.inexact:,} are no float32: rows on one may fall on its other side (docs/models.md)"
+    return text
 
 
 def _manifest_facts(manifest: Manifest) -> list[tuple[str, str]]:

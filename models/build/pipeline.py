@@ -29,12 +29,13 @@ from sigd.models.denormals import float_environment_kept
 from sigd.models.engine import publish_engine, stage_engine, stage_file, staging_folder, write_whole
 from sigd.models.errors import BackendUnavailable, ModelError, ModelRefused
 from sigd.models.independence import check_answers_differ, check_rows_independent
-from sigd.models.manifest import NOT_MEASURED, Accuracy, Manifest
+from sigd.models.manifest import NOT_MEASURED, Accuracy, Manifest, RuntimeName
 from sigd.models.onnx.file import OnnxFile, read_onnx
 from sigd.models.oracle import OracleBackend
+from sigd.models.reading import ReadOptions
 from sigd.models.registry import BackendOptions, make_backend
 from sigd.models.rows import RowsRefused, read_rows, seeded_rows
-from sigd.models.spec import ModelSpec, spec_of
+from sigd.models.spec import ModelSpec, as_served, spec_of
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -103,7 +104,9 @@ def build_engine(
     with staging_folder(request.engine) as folder, float_environment_kept():
         with phase(progress, "Reading the model"):
             file = read_onnx(request.model)
-            spec = spec_of(file, request.model.stem)
+            spec = spec_of(file, request.model.stem, ReadOptions(request.sizes))
+            _check_operators(file, runtime)
+            file = as_served(file, spec)
             rows = _rows(request, spec)
         job = Job(
             request=request,
@@ -130,6 +133,16 @@ def build_engine(
                 write_whole(request.timing_cache, plan.timing_cache)
             publish_engine(staged, request.engine)
     return manifest
+
+
+def _check_operators(file: OnnxFile, runtime: RuntimeName) -> None:
+    """Trees and other classic models are no work for TensorRT, which says so only after it has parsed all."""
+    classic = sorted({node.op_type for node in file.model.graph.node if node.domain == "ai.onnx.ml"})
+    if classic and runtime != "onnxruntime":
+        raise ModelRefused(
+            f"{file.path}: {', '.join(classic)} of ai.onnx.ml cannot be built for {runtime}, which runs neural networks only:"
+            " build it with --runtime onnxruntime, or serve the ONNX file as it is"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,6 +110,9 @@ def describe(job: Job, findings: Findings) -> Manifest:
         built_at=datetime.now(UTC).isoformat(timespec="seconds"),
         build_seconds=0.0,
         rebuild=rebuild_words(request, job.runtime, fixed_batch=spec.batch_rows is not None),
+        input_columns=spec.input_columns if spec.wrapped else (),
+        output_columns=spec.output_columns if spec.wrapped else (),
+        reads_missing=spec.reads_missing,
     )
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
@@ -117,6 +117,7 @@ class BuildRequest:
         workspace_bytes_max: scratch memory that kernels may use on the GPU; None takes the runtime's default.
         agreement_min: the least share of rows whose label must be the oracle's; None takes any.
         seed: of the rows that are drawn where there are no others.
+        sizes: of axes that the model leaves free, see `sigd.models.reading.ReadOptions`.
     """
 
     model: Path
@@ -132,6 +133,7 @@ class BuildRequest:
     workspace_bytes_max: int | None = None
     agreement_min: float | None = None
     seed: int = 0
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.precision == "int8" and self.calibration is None:
@@ -193,6 +195,8 @@ def rebuild_words(request: BuildRequest, runtime: RuntimeName, fixed_batch: bool
     words = ["sigd", "build-engine", str(request.model.resolve())]
     words += ["--output", str(request.engine.absolute()), "--runtime", runtime]
     words += ["--precision", request.precision, "--seed", str(request.seed)]
+    for name, size in request.sizes.items():
+        words += ["--dim", f"{name}={size}"]
     if not fixed_batch:
         words += request.batches.words()
     optional = {

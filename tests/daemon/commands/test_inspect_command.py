@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
+from onnx import helper
+from tests.e2e.test_any_model import write_classifier
+from tests.models.onnx.test_missing import write_tree
 
 from sigd.models.build.pipeline import build_engine
 from sigd.models.build.request import BuildRequest
@@ -32,10 +35,35 @@ def engine(models: ModelMaker, tmp_path: Path) -> Path:
 def test_a_model_is_described(run_command: Run, models: ModelMaker) -> None:
     ran = run_command("inspect", models.mlp())
     assert ran.code == 0
-    assert "features float32 [N, 8]" in ran.out
-    assert "logits float32 [N, 3]" in ran.out
+    assert "features float32 [N, 8], features 0 to 7" in ran.out
+    assert "logits float32 [N, 3], outputs 0 to 2" in ran.out
     assert "3: 2 Gemm, 1 Relu" in ran.out
     assert "parameters    195" in ran.out
+
+
+def test_every_input_and_output_is_shown_with_its_columns(run_command: Run, tmp_path: Path) -> None:
+    ran = run_command("inspect", write_classifier(tmp_path))
+    assert ran.code == 0
+    assert "instrument int64 [N], feature 0\n" in ran.out
+    assert "x float32 [N, 6], features 1 to 6\n" in ran.out
+    assert "label string [N], output 0 (0 = down, 1 = flat, 2 = up)\n" in ran.out
+    assert "probabilities float32 [N, 3], outputs 1 to 3 (down, flat, up)\n" in ran.out
+
+
+def test_trees_and_missing_values_are_shown(run_command: Run, tmp_path: Path) -> None:
+    ran = run_command("inspect", write_tree(tmp_path))
+    assert "trees         1, with 1 thresholds\n" in ran.out
+    assert "NaN           a missing value (trees that know missing values)\n" in ran.out
+
+
+def test_a_model_that_cannot_be_served_is_shown_with_the_reason(run_command: Run, models: ModelMaker) -> None:
+    path = models.graph([helper.make_node("Relu", ["features"], ["logits"])], ["N", "T"], ["N", "T"])
+    ran = run_command("inspect", path)
+    assert ran.code == 1
+    assert "input         features float32 [N, T]\n" in ran.out
+    assert "cannot be served: " in ran.out
+    assert "--dim T=SIZE" in ran.out
+    assert run_command("inspect", path, "--dim", "T=5").code == 0
 
 
 def test_layers_are_listed_on_demand(run_command: Run, models: ModelMaker) -> None:
@@ -57,7 +85,13 @@ def test_json_holds_everything(run_command: Run, engine: Path) -> None:
     assert found["intact"] is True
     assert found["manifest"] == json.loads(manifest_path(engine).read_bytes())
     assert [layer["operator"] for layer in found["layers"]] == ["com.microsoft.FusedGemm", "Gemm"]
-    assert found["input"] == ["features", "[N, 8]"]
+    (only,) = found["inputs"]
+    assert (only["name"], only["axes"], only["first_column"], only["last_column"]) == (
+        "features",
+        "[N, 8]",
+        0,
+        7,
+    )
 
 
 def test_an_engine_that_was_changed_exits_1(run_command: Run, engine: Path) -> None:

@@ -175,7 +175,7 @@ def test_free_axes_that_no_profile_covers_are_refused(
     models: ModelMaker, build_here: Build, engine: Path
 ) -> None:
     node = helper.make_node("Relu", ["features"], ["logits"])
-    with pytest.raises(ModelRefused, match="expected a size on every axis but the first"):
+    with pytest.raises(ModelRefused, match="expected a size on every axis but the batch"):
         build_here(models.graph([node], ["N", "levels", 4], ["N", "levels", 4]))
     assert not list(engine.parent.iterdir())
 
