@@ -15,10 +15,13 @@ from typing import Final, Self, TypeVar
 import msgspec
 
 from sigd.daemon.admin.messages import ANSWER_TIMEOUT_S, AdminError, AdminRequest, Bins, Status
+from sigd.daemon.config.address import unit_of
 from sigd.daemon.errors import DaemonError, MissingDependency
 
 Answer = TypeVar("Answer", bound=msgspec.Struct)
 
+_UNITS_SOCKETS: Final = Path("/run/sigd")
+"""Where the sockets are the service manager's, with modes of its own."""
 WAIT_STEP_S: Final = 1.0
 """After so long the user is told what is waited for."""
 LOOK_STEPS: Final = 5
@@ -121,10 +124,14 @@ class AdminClient:
 
     def _lacking(self, error: OSError) -> MissingDependency:
         if isinstance(error, PermissionError):
+            if self._admin_socket.parent == _UNITS_SOCKETS:
+                unit = unit_of(self._admin_socket)
+                cure = f"SocketMode=0660 (systemctl edit {unit}, then systemctl restart {unit})"
+            else:
+                cure = 'admin_socket_mode = "0660" in its configuration'
             return MissingDependency(
-                f"{self._admin_socket}: the daemon may not be asked by user {os.geteuid()}: ask as its own user or as"
-                " root. To let its group ask too: for a systemd service SocketMode=0660 in a drop-in (systemctl edit"
-                ' sigd-admin.socket), for any other daemon admin_socket_mode = "0660" in its configuration'
+                f"{self._admin_socket}: the daemon may not be asked by user {os.geteuid()}: ask as its own"
+                f" user or as root, or let its group ask too, with {cure}"
             )
         if isinstance(error, (TimeoutError, BlockingIOError)):
             return MissingDependency(

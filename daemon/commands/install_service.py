@@ -113,8 +113,15 @@ def install_service(
         return
     install(files(target), prefix, force=force, say=click.echo)
     if enable:
+        running = _is_active(target.service)
         for command in start_commands(target):
             _run(command)
+        if running:
+            click.echo(
+                f"RUNNING    {target.service} was running already and goes on with the files and the sigd that it was"
+                f" started with: systemctl restart {target.service} takes up the new ones (engines wait, and are not"
+                f" refused); after a change of the sockets' units: systemctl restart {target.sockets[0]}"
+            )
     elif prefix == _ROOT:
         _show("next", start_commands(target))
     click.echo(
@@ -191,6 +198,14 @@ def _is_known(unit: str) -> bool:
     if not Path("/run/systemd/system").exists():
         return False
     return subprocess.run(["systemctl", "cat", unit], capture_output=True, check=False).returncode == 0
+
+
+def _is_active(unit: str) -> bool:
+    try:
+        done = subprocess.run(["systemctl", "is-active", "--quiet", unit], capture_output=True, check=False)
+    except OSError:
+        return False
+    return done.returncode == 0
 
 
 def _run(command: Sequence[str]) -> None:

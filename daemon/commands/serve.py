@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
+import pwd
 import signal
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from sigd.daemon.config.models import ModelConfig
+    from sigd.daemon.install.service_view import ServiceView
     from sigd.daemon.reload.remembered import RememberedModels
     from sigd.daemon.reload.validator import Validator
     from sigd.daemon.runtime.child_process import Starter
@@ -117,17 +119,54 @@ def serve(
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     if not allow_insecure_files:
         demand_trust()
+    view = _become_service(config_file) if check else None
     recorder = None if record is None else {"directory": record}
     compared = None if shadow is None else {"path": shadow}
     config = load_config(
         config_file, {**overrides, "dims": dims or None, "recorder": recorder, "shadow": compared}
     )
     start_logging(logging.DEBUG if verbose else logging.INFO, config.log_format, os.environ)
-    sys.exit(run(config, check=check))
+    sys.exit(run(config, check=check, view=view))
 
 
-def run(config: Config, *, check: bool) -> int:
-    """Open the model and serve it; the exit code."""
+def _become_service(config_file: Path | None) -> ServiceView | None:
+    """Check as the installed service that reads this configuration, if there is one: as its user, where it may.
+
+    Raises:
+        MissingDependency: its user is not there.
+    """
+    from sigd.daemon.install.service_view import view_of
+    from sigd.daemon.install.units import hidden_part
+
+    view = None if config_file is None else view_of(config_file)
+    if view is None:
+        return None
+    me = pwd.getpwuid(os.geteuid()).pw_name if _is_known(os.geteuid()) else str(os.geteuid())
+    if me == view.user:
+        return view
+    hidden = hidden_part([Path(sys.executable).resolve(), Path(__file__).resolve()])
+    if os.geteuid() == 0 and hidden is None:
+        view.become_user()
+    else:
+        why = f"{hidden} is hidden from it" if os.geteuid() == 0 else "only root can take its place"
+        click.echo(
+            f"sigd: checked as user {me}, and {view.unit} runs as {view.user} ({why}): whether {view.user} may read"
+            " the files is not known from here",
+            err=True,
+        )
+    return view
+
+
+def _is_known(uid: int) -> bool:
+    try:
+        pwd.getpwuid(uid)
+    except KeyError:
+        return False
+    return True
+
+
+def run(config: Config, *, check: bool, view: ServiceView | None = None) -> int:
+    """Open the model and serve it; the exit code. `view`: of the service that a check stands for."""
     # Before NumPy loads it: its threads would share what is too small to share, and wake-ups cost more than
     # the sums.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -157,6 +196,8 @@ def run(config: Config, *, check: bool) -> int:
     notifier = Notifier.from_environment(os.environ, os.getpid())
     passed = take_sockets(os.environ, os.getpid())
     config = place(config, passed)
+    if view is not None:
+        config = _placed_by(config, view)
     for model in config.models():
         if model.backend not in backend_names():
             raise UsageError(
@@ -178,7 +219,7 @@ def run(config: Config, *, check: bool) -> int:
         notifier.needs_time(OPEN_TIMEOUT_S * shadowed)
     shadows = start_shadows(config, backends, starter)
     if check:
-        _say_good(config, backends, shadows)
+        _say_good(config, backends, shadows, view)
         return 0
     for backend in backends:
         log_notes(backend.spec)
@@ -192,13 +233,38 @@ def run(config: Config, *, check: bool) -> int:
     return exit_code
 
 
-def _say_good(config: Config, backends: Iterable[Backend], shadows: Shadows) -> None:
-    """All of it can be opened; it is closed again. Raises UsageError where recordings may not be written."""
-    from sigd.daemon.recording.recorder import check_directory
+def _placed_by(config: Config, view: ServiceView) -> Config:
+    """`config` with the sockets where systemd listens for the service. Raises UsageError where the configuration says
+    another place, or a file that the service does not see."""
+    for name in ("socket", "admin_socket"):
+        configured, listened = getattr(config, name), getattr(view, name)
+        if configured and listened and os.path.abspath(configured) != listened:
+            raise UsageError(
+                f"{name} is {configured}, but systemd listens for {view.unit} on {listened}: leave {name} out, or write"
+                " the same path into ListenStream= of the socket's unit"
+            )
+        if listened:
+            config = msgspec.structs.replace(config, **{name: listened})
+    for model in config.models():
+        if model.path is not None:
+            view.refuse_hidden("model", model.path)
+        if model.shadow is not None:
+            view.refuse_hidden("model", Path(model.shadow.path))
+    if config.recorder.directory:
+        view.refuse_read_only(Path(config.recorder.directory))
+    return config
+
+
+def _say_good(
+    config: Config, backends: Iterable[Backend], shadows: Shadows, view: ServiceView | None
+) -> None:
+    """All of it can be opened; it is closed again. Raises DaemonError where it could not record."""
+    from sigd.daemon.recording.recorder import check_recorder, memory_in
     from sigd.models.notes import notes
 
     if config.recorder.directory:
-        check_directory(Path(config.recorder.directory))
+        memory = memory_in(os.environ) if view is None or view.memory is None else view.memory
+        check_recorder(config.recorder, memory, () if view is None else view.writable or ())
     for backend in backends:
         spec, shadow = backend.spec, shadows.status(backend.spec.name)
         compared = "" if shadow is None else f", compared with {shadow.path} on {shadow.backend}"

@@ -1,13 +1,15 @@
-"""The address of a TCP port that only this machine can reach."""
+"""The address of a TCP port that only this machine can reach, and the units that listen on the paths of sockets."""
 
 from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from sigd.daemon.errors import UsageError
 
 PORT_MAX: Final = 65_535
+_ADMIN_SUFFIX: Final = ".sock.admin"
 
 
 class Loopback(NamedTuple):
@@ -43,3 +45,14 @@ def parse_loopback(text: str) -> Loopback:
             " this machine forward them"
         )
     return Loopback(address, int(port))
+
+
+def unit_of(path: Path) -> str:
+    """The unit of systemd/ that listens on a socket's path.
+
+    >>> unit_of(Path("/run/sigd/sigd.sock")), unit_of(Path("/run/sigd/lob.sock.admin"))
+    ('sigd.socket', 'sigd-admin@lob.socket')
+    """
+    name = "sigd-admin" if path.name.endswith(_ADMIN_SUFFIX) else "sigd"
+    instance = path.name.removesuffix(".admin").removesuffix(".sock")
+    return f"{name}.socket" if instance == "sigd" else f"{name}@{instance}.socket"

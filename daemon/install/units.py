@@ -154,7 +154,10 @@ def _configuration(target: Target) -> str:
     text = read("sigd.toml")
     if not target.instance:
         return text
-    return _exchange(text, re.escape("/etc/sigd/sigd.toml"), f"/etc/sigd/{target.instance}.toml")
+    text = _exchange(text, re.escape("/etc/sigd/sigd.toml"), f"/etc/sigd/{target.instance}.toml")
+    # An instance may write to its own part of the state directory alone.
+    text = _exchange(text, "/var/lib/sigd/", f"/var/lib/sigd/{target.instance}/")
+    return _exchange(text, r"sigd\.socket and sigd-admin\.socket", " and ".join(target.sockets))
 
 
 def _exchange(text: str, pattern: str, replacement: str) -> str:

@@ -10,7 +10,7 @@ import platform
 import secrets
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,6 +26,7 @@ from sigd.daemon.recording.tap import Taps
 from sigd.models.processor import instruction_sets
 from sigd.wire.recording.format import (
     RING_ERROR_WORD,
+    RING_HEADER_BYTES,
     RING_KEEPER_WORD,
     RING_SUFFIX,
     RING_TAIL_WORD,
@@ -96,11 +97,7 @@ class Recorder:
         try:
             ring = Ring.create(path, header)
         except OSError as error:
-            raise MissingDependency(
-                f"{path}: no {config.ring_mib} MiB of memory for what is recorded ({error.strerror}): make"
-                " room in"
-                f" {memory}, or make recorder.ring_mib smaller"
-            ) from None
+            raise _no_memory(memory, config, error.strerror) from None
         try:
             directory.mkdir(mode=0o750, parents=True, exist_ok=True)
             link.symlink_to(path)
@@ -238,18 +235,50 @@ def memory_in(environ: Mapping[str, str]) -> Path:
     return Path(named) if named else MEMORY
 
 
-def check_directory(directory: Path) -> None:
-    """Whether recordings may be written there, as far as that can be told without doing it.
+def check_recorder(config: RecorderConfig, memory: Path, made: Sequence[Path] = ()) -> None:
+    """Whether it could record, as far as that can be told without doing it.
+
+    Args:
+        memory: where its ring would be; the nearest directory that is there stands for it.
+        made: directories that the service manager makes for the daemon, and that may not be there yet.
 
     Raises:
-        UsageError: not.
+        UsageError: recordings may not be written to their directory.
+        MissingDependency: the ring does not fit into memory.
     """
-    existing = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+    directory = Path(config.directory)
+    existing = _existing(directory)
+    to_be_made = any(directory.is_relative_to(place) and not place.exists() for place in made)
+    writable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+    if not (writable or to_be_made):
         raise UsageError(
             f"{directory}: recordings cannot be written there: {existing} is no directory that this user may"
             " write to"
         )
+    if memory == MEMORY and not memory.is_dir():
+        raise _no_memory(memory, config, "No such file or directory")
+    found = os.statvfs(_existing(memory))
+    free_bytes = found.f_bavail * found.f_frsize
+    if free_bytes < RING_HEADER_BYTES + config.ring_bytes:
+        raise _no_memory(memory, config, f"{free_bytes / 2**20:.1f} MiB are free")
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest directory above it that is there."""
+    return next(step for step in (path.absolute(), *path.absolute().parents) if step.exists())
+
+
+def _no_memory(memory: Path, config: RecorderConfig, reason: str | None) -> MissingDependency:
+    if not memory.is_dir():
+        cure = (
+            f"mount memory there (mount -t tmpfs tmpfs {memory}; a container has it with --shm-size), or name a"
+            f" directory of a tmpfs in {MEMORY_VARIABLE}"
+        )
+    else:
+        cure = f"make room in {memory} (of a container: --shm-size), or make recorder.ring_mib smaller"
+    return MissingDependency(
+        f"{memory}: no {config.ring_mib} MiB of memory for what is recorded ({reason}): {cure}"
+    )
 
 
 def _about() -> About:

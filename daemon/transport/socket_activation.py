@@ -6,6 +6,7 @@ being refused. Their files are the service manager's: nothing here removes them.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import stat
@@ -16,12 +17,15 @@ from typing import Final, Self
 
 import msgspec
 
+from sigd.daemon.config.address import unit_of
 from sigd.daemon.config.config import Config
 from sigd.daemon.errors import UsageError
 
 CLIENTS: Final = "sigd"
 ADMIN: Final = "sigd-admin"
 """FileDescriptorName= of the two sockets in their units."""
+
+log = logging.getLogger(__name__)
 
 _SETTINGS: Final = {CLIENTS: "socket", ADMIN: "admin_socket"}
 _FIRST_DESCRIPTOR: Final = 3
@@ -95,8 +99,29 @@ def place(config: Config, passed: dict[str, PassedListener]) -> Config:
                 " out, or"
                 " write the same path into ListenStream= of the socket's unit"
             )
+        _warn_of_mode(setting + "_mode", getattr(config, setting + "_mode"), listener.path)
         config = msgspec.structs.replace(config, **{setting: str(listener.path)})
     return config
+
+
+def _warn_of_mode(setting: str, configured: str, path: Path) -> None:
+    """The mode of a socket is the service manager's business: a configured one has no effect."""
+    default = getattr(Config(), setting)
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except OSError:
+        return
+    if configured != default and int(configured, 8) != mode:
+        log.warning(
+            "%s = %s has no effect: the service manager listens on %s with mode %04o; set SocketMode=%s with"
+            " `systemctl edit %s`, then `systemctl restart` that socket",
+            setting,
+            configured,
+            path,
+            mode,
+            configured,
+            unit_of(path),
+        )
 
 
 def _adopt(descriptor: int, name: str) -> socket.socket:

@@ -277,7 +277,10 @@ def test_enabling_runs_what_would_have_been_advised(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(command, "_run", lambda words: ran.append(" ".join(words)))
     monkeypatch.setattr(command, "install", lambda *_, **__: None)
     monkeypatch.setattr(command, "_check_reach", lambda *_, **__: None)
-    assert run("--enable").exit_code == 0
+    monkeypatch.setattr(command, "_is_active", lambda _: False)
+    done = run("--enable")
+    assert done.exit_code == 0
+    assert "RUNNING" not in done.output
     advised = run()
     assert advised.exit_code == 0
     assert ran == [
@@ -322,3 +325,14 @@ def test_a_command_that_fails_is_told() -> None:
         command._run(["false"])
     with pytest.raises(DaemonError, match="is this a systemd machine"):
         command._run(["no-such-command-at-all"])
+
+
+def test_enabling_a_running_daemon_says_that_it_goes_on_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_run", "install", "_check_reach"):
+        monkeypatch.setattr(command, name, lambda *_, **__: None)
+    monkeypatch.setattr(command, "_is_active", lambda unit: unit == "sigd@lob.service")
+    done = run("--enable", "--instance", "lob")
+    assert done.exit_code == 0
+    assert "RUNNING    sigd@lob.service was running already" in done.output
+    assert "systemctl restart sigd@lob.service takes up the new ones" in done.output
+    assert "systemctl restart sigd@lob.socket" in done.output

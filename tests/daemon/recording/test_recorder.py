@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from sigd.daemon.config.choices import LogFormat
 from sigd.daemon.config.recorder import RecorderConfig
 from sigd.daemon.errors import MissingDependency, UsageError
 from sigd.daemon.recording import recorder as recorder_module
-from sigd.daemon.recording.recorder import Recorder, check_directory
+from sigd.daemon.recording.recorder import Recorder, check_recorder
 from sigd.daemon.runtime.child_process import Starter
 from sigd.wire.recording.reader import open_recordings
 
@@ -84,9 +85,7 @@ def test_memory_that_is_not_to_be_had(
     memory: Path, config: RecorderConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recorder_module, "MEMORY", memory / "nowhere")
-    with pytest.raises(
-        MissingDependency, match=r"no 1 MiB of memory .*No such file.*recorder.ring_mib smaller"
-    ):
+    with pytest.raises(MissingDependency, match=r"no 1 MiB of memory .*No such file.*mount memory there"):
         start(config)
 
 
@@ -97,9 +96,33 @@ def test_a_directory_that_cannot_be_made(memory: Path, config: RecorderConfig, t
         start(wrong)
     assert not list(memory.iterdir()), "no memory is left behind"
     with pytest.raises(UsageError, match="is no directory that this user may write to"):
-        check_directory(Path(wrong.directory))
-    check_directory(tmp_path / "not" / "yet")
-    check_directory(Path("not yet"))
+        check_recorder(wrong, memory)
+    for directory in (tmp_path / "not" / "yet", Path("not yet")):
+        check_recorder(msgspec.structs.replace(config, directory=str(directory)), memory)
+
+
+def test_check_sees_that_the_ring_does_not_fit(
+    memory: Path, config: RecorderConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = os.statvfs(memory)
+    free_bytes = found.f_bavail * found.f_frsize
+    large = msgspec.structs.replace(config, ring_mib=free_bytes // 2**20 + 1)
+    with pytest.raises(MissingDependency, match=r"MiB of memory .* MiB are free\): make room in "):
+        check_recorder(large, memory)
+    monkeypatch.setattr(recorder_module, "MEMORY", memory / "none")
+    with pytest.raises(MissingDependency, match=r"mount memory there \(mount -t tmpfs"):
+        check_recorder(config, memory / "none")
+
+
+def test_directory_that_the_service_manager_makes_need_not_be_there(
+    memory: Path, config: RecorderConfig, tmp_path: Path
+) -> None:
+    state = tmp_path / "file" / "state"
+    (tmp_path / "file").write_text("")
+    inside = msgspec.structs.replace(config, directory=str(state / "recordings"))
+    check_recorder(inside, memory, made=[state])
+    with pytest.raises(UsageError, match="recordings cannot be written there"):
+        check_recorder(inside, memory)
 
 
 @pytest.mark.parametrize(

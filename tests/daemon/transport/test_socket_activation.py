@@ -178,3 +178,21 @@ def test_a_configuration_that_says_another_place(passing: Passing) -> None:
 def test_nothing_passed_changes_nothing() -> None:
     config = Config(socket="/a", admin_socket="/b")
     assert place(config, {}) is config
+
+
+def test_mode_that_has_no_effect_is_told_with_the_units_name(
+    passing: Passing, caplog: pytest.LogCaptureFixture
+) -> None:
+    taken = passing.take(passing.listening("lob.sock.admin"), names="sigd-admin")
+    path = passing.folder / "lob.sock.admin"
+    path.chmod(0o600)
+    place(Config(), taken)
+    place(Config(admin_socket_mode="0600"), taken)
+    assert not caplog.records
+    place(Config(admin_socket_mode="0660"), taken)
+    (told,) = caplog.messages
+    assert told.startswith(f"admin_socket_mode = 0660 has no effect: the service manager listens on {path}")
+    assert "SocketMode=0660 with `systemctl edit sigd-admin@lob.socket`" in told
+    path.chmod(0o660)
+    place(Config(admin_socket_mode="0660"), taken)
+    assert len(caplog.records) == 1, "as it is configured"
