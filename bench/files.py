@@ -32,6 +32,7 @@ def write_whole(path: Path, content: bytes) -> None:
                 aside.unlink()
     except OSError as error:
         raise MissingDependency(
-            f"{path} cannot be written: {error.strerror or error}; nothing is left there. Make room, or name a file"
+            f"{path} cannot be written: {error.strerror or error}; nothing is left there. Make room, or name"
+            " a file"
             " elsewhere, and measure again"
         ) from error

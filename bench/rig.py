@@ -303,7 +303,8 @@ def _check_scheduled(rate_hz: float, duration_s: float) -> None:
     """
     if rate_hz * duration_s > SCHEDULED_MAX:
         raise BadRequest(
-            f"--rate {rate_hz:g} for {duration_s:.3g} s would send {rate_hz * duration_s:.3g} requests, expected"
+            f"--rate {rate_hz:g} for {duration_s:.3g} s would send {rate_hz * duration_s:.3g} requests,"
+            " expected"
             f" {SCHEDULED_MAX:,} at most: choose a lower --rate or a shorter --duration"
         )
 

@@ -54,7 +54,8 @@ def judge(measurement: Measurement, budget_ns: int | None, *, capture_faults: st
     invalid = _invalid(measurement, intended_hz, achieved_hz)
     if capture_faults:
         invalid.append(
-            f"the capture is not whole ({capture_faults}), so requests are missing: --salvage measures with what is"
+            f"the capture is not whole ({capture_faults}), so requests are missing: --salvage measures with"
+            " what is"
         )
     p99_ns = histogram.percentiles_ns(measurement.counts.corrected, [99.0])[0]
     within_budget = None

@@ -127,7 +127,10 @@ def main() -> None:
 
 def _tell_bug(error: Exception) -> None:
     """The traceback, which a report needs, and whose fault it is."""
-    words = f"this is a bug of sigd {__version__}, not of your input: please report it with the command and these lines"
+    words = (
+        f"this is a bug of sigd {__version__}, not of your input: please report it with the command and these"
+        " lines"
+    )
     from sigd.daemon.runtime.logs import is_logging
 
     if is_logging():

@@ -97,7 +97,8 @@ def measure(outputs: Float32Array, reference: Float32Array, measured_on: str) ->
             ("NaN or infinity", "finite") if (expected & ~number).any() else ("a number", "not finite")
         )
         raise ModelRefused(
-            f"on {measured_on}: {found} in {int(wrong.sum())} of {len(outputs)} rows in which the oracle is {wanted}: values"
+            f"on {measured_on}: {found} in {int(wrong.sum())} of {len(outputs)} rows in which the oracle is"
+            f" {wanted}: values"
             " inside leave the range of the precision, so build with a wider one (--precision fp32)"
         )
     outputs_told, reference_told = (

@@ -7,7 +7,7 @@ ModelError                 anything below; the message says what was wrong, what
 ├── BackendFailed          a backend that was open failed while it ran; requests in flight get MODEL_ERROR
 │   └── BackendClosed      used before open() or after close(): a programming error of the caller
 ├── EngineNotWritten       the file system refused an engine (sigd.models.engine)
-├── AccuracyTooLow         an engine agrees less with the oracle than was asked for (sigd.models.build.pipeline)
+├── AccuracyTooLow         an engine agrees less with the oracle than was asked for
 └── RowsRefused            a file of rows does not fit the model (sigd.models.rows)
 """
 

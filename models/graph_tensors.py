@@ -1,4 +1,5 @@
-"""The inputs and outputs of a graph as people are shown them: types, axes, and which columns of a row they are."""
+"""The inputs and outputs of a graph as people are shown them: types, axes, and which columns of a row they
+are."""
 
 from __future__ import annotations
 

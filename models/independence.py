@@ -103,8 +103,10 @@ def check_rows_independent(backend: Backend, real_rows: Float32Array | None = No
         return
     if backend.spec.across_batch:
         raise ModelRefused(
-            f"{backend.spec.path}: {_named(backend)} works across the batch by its definition, so the answer for a"
-            f" row changes with the other rows of its batch, expected rows to be independent: {_way_out(backend)}"
+            f"{backend.spec.path}: {_named(backend)} works across the batch by its definition, so the answer"
+            " for a"
+            " row changes with the other rows of its batch, expected rows to be independent:"
+            f" {_way_out(backend)}"
         )
     for level in _levels(backend, real_rows):
         try:
@@ -137,7 +139,8 @@ def _check_answers_differ(backend: Backend) -> None:
     answers, complete = _varied_answers(backend)
     if not np.isfinite(answers).any():
         log.warning(
-            "%s: answers NaN or infinity to all of %d different rows: every request will be answered MODEL_ERROR unless real"
+            "%s: answers NaN or infinity to all of %d different rows: every request will be answered"
+            " MODEL_ERROR unless real"
             " features differ from these; check the model with sigd compare --data ROWS",
             backend.spec.path,
             len(answers),
@@ -146,7 +149,8 @@ def _check_answers_differ(backend: Backend) -> None:
     if _differ(answers):
         return
     found = (
-        f"{backend.spec.path}: gives one answer to {len(answers)} different rows ({_shown(answers[0])}), expected answers"
+        f"{backend.spec.path}: gives one answer to {len(answers)} different rows ({_shown(answers[0])}),"
+        " expected answers"
         " that depend on the features"
     )
     if backend.spec.across_batch:
@@ -156,7 +160,8 @@ def _check_answers_differ(backend: Backend) -> None:
         )
     if complete and not _has_thresholds(backend):
         raise ModelRefused(
-            f"{found}: was it exported before it was trained, with weights of zeros, or in training mode (model.eval())?"
+            f"{found}: was it exported before it was trained, with weights of zeros, or in training mode"
+            " (model.eval())?"
         )
     log.warning("%s; right only for a model whose thresholds lie outside these rows", found)
 
@@ -179,11 +184,13 @@ def _refusal(backend: Backend, batch: Float32Array, kept: slice) -> ModelRefused
     path = backend.spec.path
     if _answers(backend, batch)[kept].tobytes() != _answers(backend, batch)[kept].tobytes():
         return ModelRefused(
-            f"{path}: answers the same batch differently from one run to the next, expected answers that depend on the"
+            f"{path}: answers the same batch differently from one run to the next, expected answers that"
+            " depend on the"
             " features alone: look for a Random operator, or for Dropout left in training mode (model.eval())"
         )
     return ModelRefused(
-        f"{path}: the answer for a row changes with the other rows of its batch, expected rows to be independent:"
+        f"{path}: the answer for a row changes with the other rows of its batch, expected rows to be"
+        " independent:"
         f" {_MIXES}; {_way_out(backend)}"
     )
 
@@ -203,7 +210,8 @@ def _way_out(backend: Backend) -> str:
     except BackendFailed:
         answers = np.empty((0, backend.spec.outputs), np.float32)
     inference = (
-        "export it in inference mode (model.eval()), with statistics that were fixed in training; batches of one row"
+        "export it in inference mode (model.eval()), with statistics that were fixed in training; batches of"
+        " one row"
         " are no way out, for a single row has nothing to be compared with"
     )
     if _normalises(backend):
@@ -211,12 +219,16 @@ def _way_out(backend: Backend) -> str:
     columns = backend.spec.input_columns
     name = columns[0].name if columns else backend.spec.input_name
     together = (
-        "where the rows of one call belong together (all instruments at once), give their number, and one request is"
+        "where the rows of one call belong together (all instruments at once), give their number, and one"
+        " request is"
         f" one call: --dim {name}.0=ROWS"
     )
     if not _differ(answers):
         return f"{inference}; {together}"
-    alone = "export it without, or serve it with batch_rows_max 1, if it was trained and tested on batches of one row"
+    alone = (
+        "export it without, or serve it with batch_rows_max 1, if it was trained and tested on batches of one"
+        " row"
+    )
     return f"{alone}; {together}"
 
 

@@ -24,7 +24,8 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True):
         name: of the node; empty where it has none.
         operator: its type, with the domain where that is not ONNX's own; empty where a plan gives names only.
         outputs: the tensors that it gives.
-        parameters: values in the constant tensors that it reads, or in its attributes (trees); 0 where a plan does not say.
+        parameters: values in the constant tensors that it reads, or in its attributes (trees); 0 where a plan
+            does not say.
     """
 
     name: str

@@ -31,14 +31,16 @@ def notes(spec: ModelSpec) -> tuple[Note, ...]:
     elif spec.reads_missing:
         found.append(
             Note(
-                f"answers NaN with BAD_INPUT, as configured, though its graph reads NaN as missing ({spec.reads_missing})"
+                "answers NaN with BAD_INPUT, as configured, though its graph reads NaN as missing"
+                f" ({spec.reads_missing})"
             )
         )
     found += [Note(f"does not serve output {name!r}: it {reason}", True) for name, reason in spec.left_out]
     if spec.input_columns and spec.input_columns[0].batch_axis == WHOLE_CALL:
         found.append(
             Note(
-                "runs one row a call: its inputs have no batch axis. An export with a batch axis would answer many"
+                "runs one row a call: its inputs have no batch axis. An export with a batch axis would answer"
+                " many"
                 " clients faster",
                 True,
             )
@@ -46,7 +48,8 @@ def notes(spec: ModelSpec) -> tuple[Note, ...]:
     elif spec.batch_rows == 1:
         found.append(
             Note(
-                "runs one row a call: its batch is fixed to 1, which costs most of its throughput. Free the batch in the"
+                "runs one row a call: its batch is fixed to 1, which costs most of its throughput. Free the"
+                " batch in the"
                 ' export: torch.onnx.export(..., dynamic_shapes=({0: torch.export.Dim("batch")},))',
                 True,
             )

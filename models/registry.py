@@ -71,7 +71,8 @@ def _check_no_sizes(engine: Path, reading: ReadOptions) -> None:
     if reading.sizes:
         names = ", ".join(f"--dim {name}={size}" for name, size in reading.sizes.items())
         raise ModelRefused(
-            f"{engine}: {names} is for an ONNX file, expected none for an engine, whose sizes are fixed: give them to"
+            f"{engine}: {names} is for an ONNX file, expected none for an engine, whose sizes are fixed: give"
+            " them to"
             " sigd build-engine"
         )
 

@@ -21,8 +21,8 @@ class RowsRefused(ModelError):
 
 
 def seeded_rows(spec: ModelSpec, rows: int, seed: int) -> Float32Array:
-    """Standard normal features, float32, shape (rows, features); the same for the same seed. Columns of integers
-    are 0 or 1, which every model has that takes an instrument's number."""
+    """Standard normal features, float32, shape (rows, features); the same for the same seed. Columns of
+    integers are 0 or 1, which every model has that takes an instrument's number."""
     drawn = np.random.default_rng(seed).standard_normal((rows, spec.features), np.float32)
     for one in spec.input_columns:
         if one.integers is not None:
@@ -41,7 +41,8 @@ def read_rows(path: Path, spec: ModelSpec, rows_max: int) -> Float32Array:
         rows_max: the most rows.
 
     Returns:
-        float32, shape (rows, features); every value that the model takes: finite, or NaN where it stands for a missing one.
+        float32, shape (rows, features); every value that the model takes: finite, or NaN where it stands for
+        a missing one.
 
     Raises:
         RowsRefused: not such a file, or rows of another shape, or a value that is not finite.
@@ -57,14 +58,16 @@ def read_rows(path: Path, spec: ModelSpec, rows_max: int) -> Float32Array:
     bad = ~(~np.isinf(rows) if spec.takes_nan else np.isfinite(rows)).all(axis=1)
     if bad.any():
         raise RowsRefused(
-            f"{path}: {int(bad.sum())} rows of {len(rows)} hold {'' if spec.takes_nan else 'a NaN or '}an infinity (the first"
+            f"{path}: {int(bad.sum())} rows of {len(rows)} hold {'' if spec.takes_nan else 'a NaN or '}an"
+            " infinity (the first"
             f" is row {chosen[bad.argmax()]}), expected finite float32 features: drop those rows"
         )
     for one in spec.input_columns:
         own = rows[:, one.first : one.first + one.width]
         if one.integers is not None and not (own == np.trunc(own)).all():
             raise RowsRefused(
-                f"{path}: columns {one.first} to {one.first + one.width - 1} are the integers of input {one.name!r}, and some"
+                f"{path}: columns {one.first} to {one.first + one.width - 1} are the integers of input"
+                f" {one.name!r}, and some"
                 " hold a fraction: put the columns in the order that sigd inspect prints"
             )
     return rows

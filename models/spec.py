@@ -296,7 +296,8 @@ def _features(path: Path, inputs: tuple[Columns, ...]) -> int:
     count = row_width(inputs)
     if count > FEATURES_MAX:
         raise ModelRefused(
-            f"{path}: {count:,} features per row, expected at most {FEATURES_MAX:,}: one frame cannot carry more;"
+            f"{path}: {count:,} features per row, expected at most {FEATURES_MAX:,}: one frame cannot carry"
+            " more;"
             f" {_what_fits(inputs, count)}"
         )
     return count
@@ -311,7 +312,8 @@ def _what_fits(inputs: tuple[Columns, ...], count: int) -> str:
         return "send fewer inputs"
     what = "steps of history or levels of the book" if len(largest.dims) > 1 else "columns"
     return (
-        f"export it with at most {fits:,} in place of {longest:,} on axis {largest.dims.index(longest) + 1} of input"
+        f"export it with at most {fits:,} in place of {longest:,} on axis {largest.dims.index(longest) + 1}"
+        " of input"
         f" {largest.name!r} (fewer {what})"
     )
 
@@ -319,7 +321,8 @@ def _what_fits(inputs: tuple[Columns, ...], count: int) -> str:
 def _outputs(path: Path, count: int) -> int:
     if count > OUTPUTS_MAX:
         raise ModelRefused(
-            f"{path}: {count:,} outputs per row, expected at most {OUTPUTS_MAX:,}: one frame cannot carry more; keep those that"
+            f"{path}: {count:,} outputs per row, expected at most {OUTPUTS_MAX:,}: one frame cannot carry"
+            " more; keep those that"
             " the client needs, with onnx.utils.extract_model(FILE, NEW_FILE, [INPUT], [OUTPUT])"
         )
     return count

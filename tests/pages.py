@@ -70,11 +70,16 @@ def page(figures: Figures) -> str:
     commands = list(dict.fromkeys(bar.command for bar in figures.bars))
     parts = [
         "# Benchmarks",
-        "Run the commands below to measure your own machine; [benchmarking](benchmarking.md) says how they measure.",
+        (
+            "Run the commands below to measure your own machine; [benchmarking](benchmarking.md) says how"
+            " they"
+            " measure."
+        ),
         f"Measured in {figures.date} on {figures.machine}; {figures.software}; the model {figures.model}.",
         chart(figures),
         (
-            "The bar ends at p50, the line at p99. The floor is two native programs over the same transport plus the"
+            "The bar ends at p50, the line at p99. The floor is two native programs over the same transport"
+            " plus the"
             "\nbare model call, in the same run, in turns. The figures are means of two runs of:"
         ),
         "\n".join(f"    {command}" for command in commands),
@@ -84,7 +89,8 @@ def page(figures: Figures) -> str:
         ),
         "## On a GPU",
         figures.gpu
-        + "\n[How](decisions/0005-gpu-path.md), and [what fails how](gpu-faults.md). `make test-gpu` proves it"
+        + "\n[How](decisions/0005-gpu-path.md), and [what fails how](gpu-faults.md). `make test-gpu` proves"
+        " it"
         " on yours.",
         "This page is written by `make pages` from benchmarks.json.",
     ]

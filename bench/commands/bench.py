@@ -40,18 +40,20 @@ COMMANDS: Final = {
     invoke_without_command=True,
     epilog="""\b
 Examples:
-  sigd bench --p99                                       10,000 requests/s with Poisson arrivals, budget 100 us
+  sigd bench --p99                                       10,000 requests/s, Poisson arrivals, budget 100 us
   sigd bench --p99 --closed-loop --floor --idle spin     beside the floor of this machine
   sigd bench --p99 --capture btcusdt.gz --speed 50       the arrivals of a real market, 50 times as fast
   sigd bench --p99 --socket /run/sigd/sigd.sock --rate 2000 --json p99.json --hgrm p99.hgrm
   sigd bench --no-p99 --closed-loop --connections 4 --in-flight 64 --floor --idle spin     throughput
   sigd bench --p99 --closed-loop --floor --idle spin --transport shm        through shared memory
-  sigd bench --no-p99 --closed-loop --in-flight 64 --idle spin --transport shm --backend echo    the daemon alone
+  sigd bench --no-p99 --closed-loop --in-flight 64 --idle spin --transport shm --backend echo    no model
 
 \b
-Open loop: latency counts from the intended send time, so that a stall counts for every request that it held up.
+Open loop: latency counts from the intended send time, so that a stall counts for every request that it held
+up.
 Exit codes: 0 passed; 1 over the budget, or not valid (replies lost, rate missed, contract broken): the files
-are then named NAME.FAIL.json and NAME.FAIL.hgrm; 2 wrong usage or input; 3 the environment lacks something.""",
+are then named NAME.FAIL.json and NAME.FAIL.hgrm; 2 wrong usage or input; 3 the environment lacks
+something.""",
 )
 @click.option(
     "--p99/--no-p99", default=True, show_default=True, help="Hold p99 to the budget, or only measure."

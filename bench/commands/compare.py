@@ -97,7 +97,8 @@ def compare(
         _show(Console(highlight=False), comparison, samples)
     if comparison.label_agreement is None:
         click.echo(
-            f"sigd: nothing could be compared: in each of the {comparison.rows:,} rows one side or both answer NaN or infinity:"
+            f"sigd: nothing could be compared: in each of the {comparison.rows:,} rows one side or both"
+            " answer NaN or infinity:"
             " give rows that the models will really see with --data",
             err=True,
         )

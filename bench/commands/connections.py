@@ -28,8 +28,8 @@ Examples:
   sigd bench connections --json > connections.json
 
 \b
-Exit codes: 0 both bars were kept; 1 not, or the run is not valid; 2 wrong usage or input; 3 the environment lacks
-something, for example a C++ compiler.""",
+Exit codes: 0 both bars were kept; 1 not, or the run is not valid; 2 wrong usage or input; 3 the environment
+lacks something, for example a C++ compiler.""",
 )
 @click.option(
     "--connections", type=click.IntRange(2, 1000), default=1000, show_default=True, help="All together."

@@ -85,7 +85,10 @@ def demo(duration_s: float, capture: Path | None, model: str | None, seed: int, 
                 f"the model takes {welcome.features} features, the demo's market gives {FEATURE_COUNT}"
             )
         source = capture.name if capture is not None else f"synthetic market, seed {seed}"
-        head = f"{source}  →  {FEATURE_COUNT} features  →  {welcome.model_name} {welcome.model_sha256.hex()[:12]}"
+        head = (
+            f"{source}  →  {FEATURE_COUNT} features  →  {welcome.model_name}"
+            f" {welcome.model_sha256.hex()[:12]}"
+        )
         with Live(console=console, auto_refresh=False) as live:
             try:
                 state = run_demo(

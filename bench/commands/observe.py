@@ -26,8 +26,8 @@ Examples:
   sigd bench observe --rounds 40        on a machine that is busy with other work
 
 \b
-Exit codes: 0 metrics cost a request less than 150 ns; 1 more, or the run is not valid; 2 wrong usage or input; 3 the
-environment lacks something, for example a C++ compiler.""",
+Exit codes: 0 metrics cost a request less than 150 ns; 1 more, or the run is not valid; 2 wrong usage or
+input; 3 the environment lacks something, for example a C++ compiler.""",
 )
 @click.option("--rounds", type=click.IntRange(1), default=10, show_default=True, help="Of two turns each.")
 @click.option(

@@ -24,8 +24,8 @@ Examples:
   sigd plan --markdown docs/workstation docs/workstation/machine.toml
 
 \b
-Exit codes: 0 it fits; 1 something does not; 2 the file is not a machine's description. With --vllm and --markdown 0
-where the files were written."""
+Exit codes: 0 it fits; 1 something does not; 2 the file is not a machine's description. With --vllm and
+--markdown 0 where the files were written."""
 )
 @click.argument("machine_file", metavar="MACHINE.toml", type=click.Path(path_type=Path))
 @click.option("--all", "everything", is_flag=True, help="Every verdict, those that fit included.")
@@ -50,7 +50,8 @@ where the files were written."""
     "markdown_folder",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Write the document of the workstation, with its corrections and its plots. Reads recommended.toml and"
+    help="Write the document of the workstation, with its corrections and its plots. Reads recommended.toml"
+    " and"
     " compare/*.toml beside MACHINE.toml.",
 )
 def plan(

@@ -26,8 +26,8 @@ Examples:
   sigd bench reload --model a.onnx --other b.onnx --json > reload.json
 
 \b
-Exit codes: 0 the bar was kept; 1 not, or the run is not valid; 2 wrong usage or input; 3 the environment lacks
-something, for example a C++ compiler.""",
+Exit codes: 0 the bar was kept; 1 not, or the run is not valid; 2 wrong usage or input; 3 the environment
+lacks something, for example a C++ compiler.""",
 )
 @click.option("--reloads", type=click.IntRange(1), default=100, show_default=True, help="All together.")
 @click.option(

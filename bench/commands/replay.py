@@ -46,9 +46,9 @@ Examples:
   sigd replay recordings --model new.onnx --json    how far away is another model?
 
 \b
-A recording is what `sigd serve --record DIR` writes: DIR, or one segment in it. Exit codes: 0 done; 1 an answer of a
-recording is not what it was, or further away than --tolerance, or a part of the source is missing or wrong, and
---salvage was not given; 2 wrong usage or input; 3 the environment lacks something."""
+A recording is what `sigd serve --record DIR` writes: DIR, or one segment in it. Exit codes: 0 done; 1 an
+answer of a recording is not what it was, or further away than --tolerance, or a part of the source is missing
+or wrong, and --salvage was not given; 2 wrong usage or input; 3 the environment lacks something."""
 )
 @click.argument("source", metavar="CAPTURE|RECORDING", type=click.Path(path_type=Path, exists=True))
 @click.option(

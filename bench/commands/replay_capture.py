@@ -44,8 +44,8 @@ def replay_capture(
     salvage: bool,
     as_json: bool,
 ) -> None:
-    """Run a market capture through the features and a daemon, and say what the signals were worth. End with 1 where
-    something of the capture is missing or wrong, unless `salvage` asks for what is whole.
+    """Run a market capture through the features and a daemon, and say what the signals were worth. End with 1
+    where something of the capture is missing or wrong, unless `salvage` asks for what is whole.
 
     Horizon and flatness default to what the model says it was trained for.
 

@@ -64,8 +64,8 @@ def capture_requests(
         salvage: read what is whole of it.
 
     Returns:
-        (arrivals, frames, reader): int64, shape (requests,), the local receive times in ns; uint8, shape (requests,
-        bytes); and what has read them, which knows what is wrong with the capture.
+        (arrivals, frames, reader): int64, shape (requests,), the local receive times in ns; uint8, shape
+        (requests, bytes); and what has read them, which knows what is wrong with the capture.
 
     Raises:
         BadRequest: the capture cannot be read, or the model does not take the features of the market.

@@ -87,7 +87,8 @@ class Replayer:
         on_progress: Callable[[int, int], None],
         stream: FeatureStream | None = None,
     ) -> Signals:
-        """Replay all events; `on_progress` gets (events, samples) now and then. `stream`: where they go; None makes one.
+        """Replay all events; `on_progress` gets (events, samples) now and then. `stream`: where they go; None
+        makes one.
 
         Raises:
             SessionError: the daemon ended the session or did not answer.

@@ -62,7 +62,8 @@ def build() -> NativePrograms:
         directory.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise MissingDependency(
-            f"{directory.parent} cannot be made for the programs of the measurement: {error.strerror}; name a folder"
+            f"{directory.parent} cannot be made for the programs of the measurement: {error.strerror}; name a"
+            " folder"
             " that you can write to in SIGD_CACHE, or measure with --client python and without --floor"
         ) from error
     # Built aside and renamed: no process meets half a build, and the second to come finds the first's.

@@ -135,7 +135,8 @@ def corrections(planned: Machine) -> str:
     return (
         f"{WRITTEN}# The plan's claims, one by one\n\n"
         f"Of {len(rows)}: {counted}. In brackets stands what the plan does not say.\n"
-        "Where a figure is computed, a test holds the claim against it. [figures.md](figures.md) says what the grades mean.\n\n"
+        "Where a figure is computed, a test holds the claim against it. [figures.md](figures.md) says what"
+        " the grades mean.\n\n"
         + markdown.table(("#", "the plan says", "what is right", "why", "verdict", "source"), rows)
         + "\n"
     )

@@ -1,6 +1,6 @@
 """What can be wrong with a machine's description.
 
-PlanError            anything below; the message says what was found, what was expected, what to do; exit code 2
+PlanError            anything below; the message says what was found, expected, and to do; exit code 2
 ├── UnknownPart      a part, a model or a format of weights that the tables do not have
 └── BadMachine       the file is not a machine's description
 """

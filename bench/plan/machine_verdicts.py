@@ -46,7 +46,8 @@ def _power(machine: Machine) -> Iterator[Verdict]:
         area="power",
         subject="supply, milliseconds",
         level=level,
-        why=f"peaks of {peak.best:.0f} W when all cards peak at once; an {machine.supply.standard.upper()} supply of"
+        why=f"peaks of {peak.best:.0f} W when all cards peak at once; an {machine.supply.standard.upper()}"
+        " supply of"
         f" {rating:.0f} W promises {bears.low:.0f} W",
         fix="" if level == "fits" else f"{capped}; or an ATX 3 supply",
         harm=Harm.MACHINE_STOPS,
@@ -78,7 +79,10 @@ def _cap(machine: Machine) -> str:
     """The highest power limit with which supply and battery fit, as advice."""
     cap = power.highest_cap_w(machine)
     if cap is None:
-        return "take out a card, or buy a stronger supply and battery: no power limit that a card keeps is enough"
+        return (
+            "take out a card, or buy a stronger supply and battery: no power limit that a card keeps is"
+            " enough"
+        )
     return f"set a power limit of {cap:.0f} W a card at boot (nvidia-smi --power-limit={cap:.0f})"
 
 
@@ -118,9 +122,11 @@ def _heat(machine: Machine) -> Iterator[Verdict]:
             area="thermal",
             subject="card memory",
             level="tight",
-            why=f"GDDR6X is rated to about {limit.value:.0f} C, half of an RTX 3090's chips sit on its back, and the"
+            why=f"GDDR6X is rated to about {limit.value:.0f} C, half of an RTX 3090's chips sit on its back,"
+            " and the"
             " driver shows no sensor on Linux",
-            fix="cool the back of the cards, cap their power, and read the sensor once under load (as root, gddr6)",
+            fix="cool the back of the cards, cap their power, and read the sensor once under load (as root,"
+            " gddr6)",
             harm=Harm.DAMAGE,
         )
 
@@ -175,7 +181,8 @@ def _exchange(machine: Machine) -> Iterator[Verdict]:
             area="links",
             subject="IOMMU",
             level="tight",
-            why="in translated mode AMD's IOMMU has stopped pairs of cards (IO_PAGE_FAULT, Xid 154) under tensor"
+            why="in translated mode AMD's IOMMU has stopped pairs of cards (IO_PAGE_FAULT, Xid 154) under"
+            " tensor"
             " parallelism",
             fix="boot with iommu=pt, and set iommu_passthrough = true in this file",
             harm=Harm.MACHINE_STOPS,
@@ -226,7 +233,8 @@ def _disk(machine: Machine) -> Iterator[Verdict]:
                 area="disk",
                 subject=f"start of {work.name}",
                 level="fits",
-                why=f"{size / 1e9:.1f} GB are read in {reading.low:.0f} to {reading.high:.0f} s; then the engine"
+                why=f"{size / 1e9:.1f} GB are read in {reading.low:.0f} to {reading.high:.0f} s; then the"
+                " engine"
                 f" compiles for {starting.low:.0f} to {starting.high:.0f} s",
                 unit="s",
                 need=reading + starting,
@@ -271,7 +279,8 @@ def _network(machine: Machine) -> Iterator[Verdict]:
         area="network",
         subject="slot of the network card",
         level="fits" if ports <= slot else "does not fit",
-        why=f"x{lanes} of PCIe {part.generation.value:.0f}.0 carries {slot:.1f} GB/s, {nic.ports} port(s) {ports:.2f}"
+        why=f"x{lanes} of PCIe {part.generation.value:.0f}.0 carries {slot:.1f} GB/s, {nic.ports} port(s)"
+        f" {ports:.2f}"
         + (
             ""
             if lanes == nic.lanes

@@ -50,7 +50,8 @@ def bars(title: str, unit: str, rows: Sequence[Bar], limit: float, limit_name: s
             left, right = min(start, end), min(start + length, end)
             colour = COLOURS[names.index(name) % len(COLOURS)]
             body.append(
-                f'<rect x="{LEFT + left * scale:.1f}" y="{y + 5}" width="{(right - left) * scale:.1f}" height="19"'
+                f'<rect x="{LEFT + left * scale:.1f}" y="{y + 5}" width="{(right - left) * scale:.1f}"'
+                ' height="19"'
                 f' fill="{colour}"/>'
             )
             start += length
@@ -88,13 +89,15 @@ def curves(title: str, x_unit: str, y_unit: str, lines: Sequence[Line]) -> str:
     for number, line in enumerate(lines):
         colour = COLOURS[number % len(COLOURS)]
         drawn = " ".join(
-            f"{left + width * (x - x_low) / (x_high - x_low):.1f},{top + CURVES_HEIGHT * (1 - y / y_high):.1f}"
+            f"{left + width * (x - x_low) / (x_high - x_low):.1f}"
+            f",{top + CURVES_HEIGHT * (1 - y / y_high):.1f}"
             for x, y in line.points
         )
         body.append(f'<polyline points="{drawn}" fill="none" stroke="{colour}" stroke-width="2"/>')
         body.append(f'<text x="{left + 8 + 230 * number}" y="46" fill="{colour}">{escape(line.name)}</text>')
     body.append(
-        f'<text x="{left + width / 2:.0f}" y="{top + CURVES_HEIGHT + 36}" text-anchor="middle">{escape(x_unit)}</text>'
+        f'<text x="{left + width / 2:.0f}" y="{top + CURVES_HEIGHT + 36}"'
+        f' text-anchor="middle">{escape(x_unit)}</text>'
     )
     body.append(f'<text x="{left}" y="{top - 4}" font-size="11">{escape(y_unit)}</text>')
     return _svg(top + CURVES_HEIGHT + 50, body)
@@ -102,7 +105,8 @@ def curves(title: str, x_unit: str, y_unit: str, lines: Sequence[Line]) -> str:
 
 def _svg(height: int, body: Sequence[str]) -> str:
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}"'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}"'
+        f' height="{height}"'
         ' font-family="sans-serif" font-size="12">\n'
         f'<rect width="{WIDTH}" height="{height}" fill="white"/>\n' + "\n".join(body) + "\n</svg>\n"
     )

@@ -37,19 +37,25 @@ def placement(planned: Machine, recommended: Machine) -> str:
     budget, turn = parts().sigd.budget.value, parts().sigd.time_slice_short.value
     lines = [
         (
-            f"- **Card {planned.sigd.card}: sigd alone.** Without MPS a neighbour's turn on the card takes {turn:,.0f} us at the"
+            f"- **Card {planned.sigd.card}: sigd alone.** Without MPS a neighbour's turn on the card takes"
+            f" {turn:,.0f} us at the"
             f" shortest, and the budget is {budget:.0f} us."
         ),
         (
-            f"- **Card {cards}: the language model.** The largest that fits for certain is {place.work.model} in"
+            f"- **Card {cards}: the language model.** The largest that fits for certain is {place.work.model}"
+            " in"
             f" {place.work.weights}: {place.fit.need.best / GIB:.1f} of {place.fit.limit.best / GIB:.1f} GiB,"
-            f" {span(place.rate)} tok/s a stream without a power limit. Training takes the same card while vLLM is stopped."
+            f" {span(place.rate)} tok/s a stream without a power limit. Training takes the same card while"
+            " vLLM is stopped."
         ),
         (
             "- **Both cards: only with sigd stopped,** on its CPU engine, or under MPS with its tail measured"
             " (`sigd bench --neighbour CMD`)."
         ),
-        f"- **{recommended.limit_w(0):.0f} W a card,** the highest limit with which the battery bears the machine.",
+        (
+            f"- **{recommended.limit_w(0):.0f} W a card,** the highest limit with which the battery bears the"
+            " machine."
+        ),
     ]
     return "\n".join(lines)
 
@@ -192,7 +198,8 @@ def compute(machine: Machine) -> str:
             )
         )
     head = (
-        "card", "FP16, TFLOPS", "INT8, TOPS", "FP32, TFLOPS", "GB/s", "GiB", "both, one model split: TFLOPS; GB/s",
+        "card", "FP16, TFLOPS", "INT8, TOPS", "FP32, TFLOPS", "GB/s", "GiB", ("both, one model split: TFLOPS;"
+                                                                             " GB/s"),
     )  # fmt: skip
     return table(head, rows)
 

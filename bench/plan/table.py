@@ -61,7 +61,8 @@ def rows(plan: Plan) -> Iterator[str]:
         low, high = _ends(one.need)
         limit = "" if one.limit is None else short(one.limit.best)
         yield (
-            f"{MARKS[one.level]:5} {one.area:9} {subject:30} {low:>6} {high:>6} {limit:>6} {one.unit}".rstrip()
+            f"{MARKS[one.level]:5} {one.area:9} {subject:30} {low:>6} {high:>6} {limit:>6}"
+            f" {one.unit}".rstrip()
         )
 
 

@@ -51,7 +51,8 @@ def service(machine: Machine, binary: str = BINARY) -> Service:
     fit = serving.fit(machine, work)
     if fit.level != "fits":
         raise BadMachine(
-            f"{work.name!r} is to be served, and does not fit for certain: it needs up to {fit.need.high / 2**30:.1f} GiB of"
+            f"{work.name!r} is to be served, and does not fit for certain: it needs up to"
+            f" {fit.need.high / 2**30:.1f} GiB of"
             f" {fit.limit.low / 2**30:.1f} a card; lower context_tokens or sequences, or take a smaller model"
         )
     checkpoint = work.checkpoint or CHECKPOINTS.get((work.model, work.weights), "")
@@ -116,7 +117,10 @@ def _unit(machine: Machine, work: Work, fit: Fit, checkpoint: str, cache: int, b
         arguments.append("--disable-custom-all-reduce")
     affinity = cpus(machine)
     lines = [
-        f"# {work.model} in {work.weights} on card {', '.join(map(str, work.cards))}. `sigd plan --vllm` wrote this file.",
+        (
+            f"# {work.model} in {work.weights} on card {', '.join(map(str, work.cards))}. `sigd plan --vllm`"
+            " wrote this file."
+        ),
         "[Unit]",
         "Description=vLLM, a language model beside sigd",
         "# sigd takes its memory first.",

@@ -123,7 +123,8 @@ def _tuning(machine: Machine, work: Work) -> Verdict:
     level = judge(need, limit)
     named = ", ".join(f"{name} {part.best / GIB:.1f}" for name, part in items)
     cures = {
-        "full": "train LoRA or QLoRA adapters, or divide states over cards and host memory (ZeRO-3 with offload)",
+        "full": "train LoRA or QLoRA adapters, or divide states over cards and host memory (ZeRO-3 with"
+        " offload)",
         "lora": "use QLoRA: the base in 4 bits",
         "qlora": "divide the base over both cards (FSDP with QLoRA), or shorten the sequences",
     }
@@ -159,7 +160,8 @@ def _network(machine: Machine, work: Work) -> Verdict:
     else:
         bounds = Range(min(training.CPU_SAMPLES_S, roof), roof, roof)
         why = (
-            f"{count:,} parameters, batches of {training.SIGNAL_BATCH_ROWS:,}: arithmetic allows {roof:,.0f} samples/s;"
+            f"{count:,} parameters, batches of {training.SIGNAL_BATCH_ROWS:,}: arithmetic allows {roof:,.0f}"
+            " samples/s;"
             f" a CPU of two cores gives {training.CPU_SAMPLES_S:,}; the loader decides between them"
         )
     level: Level = reaches(bounds, work.wanted) if work.wanted else "fits"
@@ -192,7 +194,8 @@ def _tail(machine: Machine, work: Work) -> Iterator[Verdict]:
             area="placement",
             subject=subject,
             level="does not fit",
-            why=f"without MPS the driver gives each process its turn, {figures.time_slice_short.value:,.0f} us at the"
+            why=f"without MPS the driver gives each process its turn, {figures.time_slice_short.value:,.0f}"
+            " us at the"
             f" shortest setting, against a budget of {budget:.0f} us",
             fix="run it on another card; or stop sigd, or give sigd its CPU engine, while it runs",
             harm=Harm.LATE_SIGNALS,
@@ -206,7 +209,8 @@ def _tail(machine: Machine, work: Work) -> Iterator[Verdict]:
         area="placement",
         subject=subject,
         level="tight",
-        why="under MPS both run at once and share the memory's bandwidth; a fatal error of one ends the other; the"
+        why="under MPS both run at once and share the memory's bandwidth; a fatal error of one ends the"
+        " other; the"
         " tail has to be measured",
         fix="measure the tail: sigd bench --neighbour CMD",
         harm=Harm.LATE_SIGNALS,
@@ -227,7 +231,8 @@ def _resident(machine: Machine, work: Work) -> Iterator[Verdict]:
                 area="placement",
                 subject=f"{work.name}: beside {other.name}",
                 level="tight",
-                why=f"both want card {', '.join(map(str, shared))}, and a served model leaves no memory there",
+                why=f"both want card {', '.join(map(str, shared))}, and a served model leaves no memory"
+                " there",
                 fix="stop vllm.service while it trains",
                 harm=Harm.DOES_NOT_START,
             )

@@ -119,7 +119,8 @@ class AdminClient:
     def _silent(self, request: AdminRequest, bound_s: float) -> MissingDependency:
         found, cure = _fares(self.listener_pid)
         return MissingDependency(
-            f"{self._admin_socket}: no answer to {request.op!r} within {bound_s:.3g} s (timed out): {found}; {cure}"
+            f"{self._admin_socket}: no answer to {request.op!r} within {bound_s:.3g} s (timed out): {found};"
+            f" {cure}"
         )
 
     def _lacking(self, error: OSError) -> MissingDependency:
@@ -136,7 +137,8 @@ class AdminClient:
         if isinstance(error, (TimeoutError, BlockingIOError)):
             return MissingDependency(
                 f"{self._admin_socket}: a process listens there and accepts no connection within"
-                f" {self._timeout_s:.3g} s (timed out): it is stopped or hangs; systemctl status sigd, or ss -xlp, names it"
+                f" {self._timeout_s:.3g} s (timed out): it is stopped or hangs; systemctl status sigd, or ss"
+                " -xlp, names it"
             )
         return MissingDependency(
             f"{self._admin_socket}: no daemon answers there ({error.strerror or error}); start one with: sigd"

@@ -71,7 +71,8 @@ def _wait_for_end(pid: int) -> None:
         poller.register(process, select.POLLIN)
         if not poller.poll(END_S * 1000):
             raise MissingDependency(
-                f"the daemon has answered everything, and its process {pid} has not ended within {END_S:.0f} s: see its"
+                f"the daemon has answered everything, and its process {pid} has not ended within {END_S:.0f}"
+                " s: see its"
                 f" log; kill -ABRT {pid} ends it with the stack of where it hangs in the log"
             )
     finally:

@@ -218,7 +218,10 @@ def _facts(found: Inspection) -> list[tuple[str, str]]:
 def _trees(trees: Trees) -> str:
     text = f"{trees.trees:,}, with {trees.thresholds:,} thresholds"
     if trees.inexact:
-        text += f", of which {trees.inexact:,} are no float32: rows on one may fall on its other side (docs/models.md)"
+        text += (
+            f", of which {trees.inexact:,} are no float32: rows on one may fall on its other side"
+            " (docs/models.md)"
+        )
     return text
 
 

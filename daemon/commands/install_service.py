@@ -118,8 +118,10 @@ def install_service(
             _run(command)
         if running:
             click.echo(
-                f"RUNNING    {target.service} was running already and goes on with the files and the sigd that it was"
-                f" started with: systemctl restart {target.service} takes up the new ones (engines wait, and are not"
+                f"RUNNING    {target.service} was running already and goes on with the files and the sigd"
+                " that it was"
+                f" started with: systemctl restart {target.service} takes up the new ones (engines wait, and"
+                " are not"
                 f" refused); after a change of the sockets' units: systemctl restart {target.sockets[0]}"
             )
     elif prefix == _ROOT:

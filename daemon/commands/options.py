@@ -24,5 +24,6 @@ dim_option = click.option(
     multiple=True,
     callback=_sizes,
     metavar="NAME=SIZE",
-    help="The size of an axis that the model file leaves free: T=50, or INPUT.AXIS=50 for one without a name. Repeatable.",
+    help="The size of an axis that the model file leaves free: T=50, or INPUT.AXIS=50 for one without a name."
+    " Repeatable.",
 )

@@ -20,7 +20,7 @@ Examples:
   sigd reload                                            every model's file as it is now, as on SIGHUP
   sigd reload --model /models/lob-mlp-7.onnx             another file for the default model
   sigd reload --name next --model /models/lob-mlp-8.onnx
-  sigd reload --model wide.onnx --allow-new-shape        its clients are told to go, and come back to the new shape"""
+  sigd reload --model wide.onnx --allow-new-shape        its clients are told to go and come back"""
 )
 @click.option(
     "--model", type=click.Path(path_type=Path), help="Model file.  [default: the one that is served]"

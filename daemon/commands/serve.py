@@ -64,7 +64,8 @@ Examples:
 @click.option(
     "--missing",
     type=click.Choice([missing.value for missing in Missing]),
-    help="What NaN is: a missing value where the model reads it as one (auto), always, or refused.  [default: auto]",
+    help="What NaN is: a missing value where the model reads it as one (auto), always, or refused.  [default:"
+    " auto]",
 )
 @click.option("--batch-rows-max", type=click.IntRange(1, 4096), help="The largest batch.  [default: 64]")
 @click.option(
@@ -130,7 +131,8 @@ def serve(
 
 
 def _become_service(config_file: Path | None) -> ServiceView | None:
-    """Check as the installed service that reads this configuration, if there is one: as its user, where it may.
+    """Check as the installed service that reads this configuration, if there is one: as its user, where it
+    may.
 
     Raises:
         MissingDependency: its user is not there.
@@ -150,7 +152,8 @@ def _become_service(config_file: Path | None) -> ServiceView | None:
     else:
         why = f"{hidden} is hidden from it" if os.geteuid() == 0 else "only root can take its place"
         click.echo(
-            f"sigd: checked as user {me}, and {view.unit} runs as {view.user} ({why}): whether {view.user} may read"
+            f"sigd: checked as user {me}, and {view.unit} runs as {view.user} ({why}): whether {view.user}"
+            " may read"
             " the files is not known from here",
             err=True,
         )
@@ -234,13 +237,14 @@ def run(config: Config, *, check: bool, view: ServiceView | None = None) -> int:
 
 
 def _placed_by(config: Config, view: ServiceView) -> Config:
-    """`config` with the sockets where systemd listens for the service. Raises UsageError where the configuration says
-    another place, or a file that the service does not see."""
+    """`config` with the sockets where systemd listens for the service. Raises UsageError where the
+    configuration says another place, or a file that the service does not see."""
     for name in ("socket", "admin_socket"):
         configured, listened = getattr(config, name), getattr(view, name)
         if configured and listened and os.path.abspath(configured) != listened:
             raise UsageError(
-                f"{name} is {configured}, but systemd listens for {view.unit} on {listened}: leave {name} out, or write"
+                f"{name} is {configured}, but systemd listens for {view.unit} on {listened}: leave {name}"
+                " out, or write"
                 " the same path into ListenStream= of the socket's unit"
             )
         if listened:

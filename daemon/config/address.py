@@ -1,4 +1,5 @@
-"""The address of a TCP port that only this machine can reach, and the units that listen on the paths of sockets."""
+"""The address of a TCP port that only this machine can reach, and the units that listen on the paths of
+sockets."""
 
 from __future__ import annotations
 

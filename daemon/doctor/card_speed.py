@@ -50,7 +50,10 @@ def pcie(card: Card) -> Finding:
     generation, width = card.pcie_generation, card.pcie_width
     if generation is None or width is None:
         return on_card(card, check, "skip", "the driver does not say")
-    seen = f"generation {generation} of {card.pcie_generation_max or '?'}, x{width} of x{card.pcie_width_max or '?'}"
+    seen = (
+        f"generation {generation} of {card.pcie_generation_max or '?'}, x{width} of"
+        f" x{card.pcie_width_max or '?'}"
+    )
     if width < min(PCIE_WIDTH_MIN, card.pcie_width_max or PCIE_WIDTH_MIN):
         return on_card(
             card,

@@ -1,5 +1,5 @@
-"""What the daemon of an installed unit sees and may do, read from the unit's files: `sigd serve --check` checks as
-that daemon would find things, and not as the user who asks."""
+"""What the daemon of an installed unit sees and may do, read from the unit's files: `sigd serve --check`
+checks as that daemon would find things, and not as the user who asks."""
 
 from __future__ import annotations
 
@@ -67,7 +67,8 @@ class ServiceView:
             return
         places = ", ".join(map(str, self.writable)) or "no directory"
         raise UsageError(
-            f"{directory}: {self.unit} may write to {places} only: record there, or let it write elsewhere with"
+            f"{directory}: {self.unit} may write to {places} only: record there, or let it write elsewhere"
+            " with"
             f" `systemctl edit {self.unit}` and the lines [Service] and ReadWritePaths={directory}"
         )
 

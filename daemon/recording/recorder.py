@@ -271,7 +271,8 @@ def _existing(path: Path) -> Path:
 def _no_memory(memory: Path, config: RecorderConfig, reason: str | None) -> MissingDependency:
     if not memory.is_dir():
         cure = (
-            f"mount memory there (mount -t tmpfs tmpfs {memory}; a container has it with --shm-size), or name a"
+            f"mount memory there (mount -t tmpfs tmpfs {memory}; a container has it with --shm-size), or name"
+            " a"
             f" directory of a tmpfs in {MEMORY_VARIABLE}"
         )
     else:

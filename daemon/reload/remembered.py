@@ -75,7 +75,8 @@ class RememberedModels:
             return
         except (OSError, ModelRefused, msgspec.DecodeError) as error:
             log.error(
-                "%s: what `sigd reload` said to serve cannot be read, and the configured models are served: %s",
+                "%s: what `sigd reload` said to serve cannot be read, and the configured models are served:"
+                " %s",
                 self._place,
                 error,
             )
@@ -88,7 +89,8 @@ class RememberedModels:
             return configured
         if told.configured != _shown(configured):
             log.warning(
-                "model %s: %s is served, for the configuration names it now; at %s `sigd reload` said to serve %s",
+                "model %s: %s is served, for the configuration names it now; at %s `sigd reload` said to"
+                " serve %s",
                 name,
                 configured,
                 told.at,
@@ -102,7 +104,8 @@ class RememberedModels:
         told.starts += 1
         self._write()
         log.warning(
-            "model %s: %s is served, as `sigd reload` said at %s, and not %s of the configuration, which should"
+            "model %s: %s is served, as `sigd reload` said at %s, and not %s of the configuration, which"
+            " should"
             " name it too",
             name,
             told.path,
@@ -115,7 +118,8 @@ class RememberedModels:
         """The file that a reload said cannot be served: the configured one is."""
         self.reverted.add(name)
         log.error(
-            "model %s: THE OLD MODEL IS SERVED AGAIN, %s of the configuration: %s, which `sigd reload` said to serve"
+            "model %s: THE OLD MODEL IS SERVED AGAIN, %s of the configuration: %s, which `sigd reload` said"
+            " to serve"
             " at %s, cannot be: %s. Serve the right one with: sigd reload --name %s --model FILE",
             name,
             self.configured[name],
@@ -144,8 +148,14 @@ class RememberedModels:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self._told[name] = Told(_shown(configured), str(path.absolute()), now)
         if (reason := self._write()) is not None:
-            return f"NOT remembered ({reason}): a restart serves {configured} again, unless the configuration names it"
-        return f"remembered in {self._place}: a restart serves it too, until the configuration names another file"
+            return (
+                f"NOT remembered ({reason}): a restart serves {configured} again, unless the configuration"
+                " names it"
+            )
+        return (
+            f"remembered in {self._place}: a restart serves it too, until the configuration names another"
+            " file"
+        )
 
     def as_configured(self, name: str, path: Path) -> bool:
         """Whether a model serves the file that the configuration names."""

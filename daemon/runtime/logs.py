@@ -2,7 +2,7 @@
 
     text     2026-01-31T09:30:00.123456Z sigd WARNING client 'engine' did not read its answers ...
     journal  <4>client 'engine' did not read its answers ...             see sd-daemon(3)
-    json     {"time":"2026-01-31T09:30:00.123456Z","level":"warning","logger":"sigd.daemon.transport.connections","message":...}
+    json     {"time":"2026-01-31T09:30:00.123456Z","level":"warning","logger":"sigd.daemon","message":...}
 
 A client chooses words that end up here, so no character of a message may begin a new line or move a
 terminal's cursor; what follows a message (a traceback) is indented. Of one message a few come through, then

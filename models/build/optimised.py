@@ -76,4 +76,7 @@ def _explained(message: str, model: ModelProto) -> str:
         operator = f"{domain}.{operator}" if domain else operator
     else:
         return f"refuses it: {message}"
-    return f"does not support operator {operator} (node {', '.join(map(repr, nodes))}) on the CPU: export the model without it"
+    return (
+        f"does not support operator {operator} (node {', '.join(map(repr, nodes))}) on the CPU: export the"
+        " model without it"
+    )

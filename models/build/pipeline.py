@@ -140,7 +140,8 @@ def _check_operators(file: OnnxFile, runtime: RuntimeName) -> None:
     classic = sorted({node.op_type for node in file.model.graph.node if node.domain == "ai.onnx.ml"})
     if classic and runtime != "onnxruntime":
         raise ModelRefused(
-            f"{file.path}: {', '.join(classic)} of ai.onnx.ml cannot be built for {runtime}, which runs neural networks only:"
+            f"{file.path}: {', '.join(classic)} of ai.onnx.ml cannot be built for {runtime}, which runs"
+            " neural networks only:"
             " build it with --runtime onnxruntime, or serve the ONNX file as it is"
         )
 
@@ -171,7 +172,8 @@ def _rows(request: BuildRequest, spec: ModelSpec) -> _Rows:
         needed = 2 * (spec.batch_rows or 1)
         if len(different) < needed:
             raise RowsRefused(
-                f"{request.calibration}: {len(different)} different rows in {len(rows)}, expected at least {needed}: every"
+                f"{request.calibration}: {len(different)} different rows in {len(rows)}, expected at least"
+                f" {needed}: every"
                 " second one calibrates, and the others say how accurate that is"
             )
         calibration, judging = different[::2], different[1::2]
@@ -243,8 +245,10 @@ def _sample(job: Job, rows: Float32Array) -> _Sample:
         oracle.close()
     if not np.isfinite(answers).any() or np.isnan(answers).any(axis=1).all():
         raise ModelRefused(
-            f"{job.spec.path}: the model itself answers NaN or infinity to all of {len(answers)} rows, expected numbers:"
-            " there is nothing that an engine could be measured by. Give rows that it will really see with --calibration,"
+            f"{job.spec.path}: the model itself answers NaN or infinity to all of {len(answers)} rows,"
+            " expected numbers:"
+            " there is nothing that an engine could be measured by. Give rows that it will really see with"
+            " --calibration,"
             " or look for a square root, a logarithm or a division that leaves its domain"
         )
     return _Sample(rows[: len(answers)], answers, oracle.batch_rows_max)
@@ -323,8 +327,10 @@ def _check_error(manifest: Manifest, request: BuildRequest, sample: _Sample) -> 
     most = error_max(request.precision, sample.answers)
     if isinstance(measured, Accuracy) and measured.max_abs > most:
         raise AccuracyTooLow(
-            f"{request.model}: in {request.precision} its answers are up to {measured.max_abs:.3g} away from the oracle's,"
-            f" expected at most {most:.3g} for that precision: nothing was written. Calibrate with rows nearer to what it"
+            f"{request.model}: in {request.precision} its answers are up to {measured.max_abs:.3g} away from"
+            " the oracle's,"
+            f" expected at most {most:.3g} for that precision: nothing was written. Calibrate with rows"
+            " nearer to what it"
             " will see, or give a wider --precision"
         )
 

@@ -161,8 +161,10 @@ def _check_fits_float16(model: ModelProto, path: Path) -> None:
         bound = values.size == 1 and readers.get(name, set()) <= _READERS_OF_BOUNDS
         if cut.any() and not bound:
             raise ModelRefused(
-                f"{path}: {int(cut.sum())} of {values.size} values of {name!r} lie beyond {_FLOAT16_MAX:.0f}, the largest"
-                f" float16 (up to {float(np.abs(values[cut]).max()):.6g}), and would be cut off: scale the model's features"
+                f"{path}: {int(cut.sum())} of {values.size} values of {name!r} lie beyond {_FLOAT16_MAX:.0f},"
+                " the largest"
+                f" float16 (up to {float(np.abs(values[cut]).max()):.6g}), and would be cut off: scale the"
+                " model's features"
                 " or weights, or build it with --precision fp32 or tf32"
             )
 
@@ -199,8 +201,10 @@ def _check_ranges(
     for name in suspects:
         if high[name] - low[name] < _RANGE_OF_SCALE_1:
             raise ModelRefused(
-                f"{spec.path}: the {len(rows)} calibration rows give {name!r} no range for int8 ({method}; its values are"
-                f" {low[name]:.6g} to {high[name]:.6g}): calibrate with rows that the model will really see, take the"
+                f"{spec.path}: the {len(rows)} calibration rows give {name!r} no range for int8 ({method};"
+                " its values are"
+                f" {low[name]:.6g} to {high[name]:.6g}): calibrate with rows that the model will really see,"
+                " take the"
                 " ranges with --calibration-method minmax, or build it with --precision fp16 or fp32"
             )
 

@@ -3,7 +3,7 @@ only here.
 
     differs                           TensorRT 10, 11      TensorRT-RTX 1
     module                            tensorrt             tensorrt_rtx
-    kernels for a shape               in the plan          compiled when a context first meets it: asked for at once
+    kernels for a shape               in the plan          compiled when a context first meets it
     may this context be captured?     capturing tells      has to be asked first
 
 Names that only some versions have (`device_memory_size`, `create_execution_context_without_device_memory`)

@@ -1,6 +1,6 @@
 """The part of TensorRT's Python API that sigd uses: typed here, because the real bindings come without types.
 
-    code that uses TensorRT  --mypy-->  these protocols  --contract test-->  the real bindings of every version
+    code that uses TensorRT  --mypy-->  these protocols  --contract test-->  the bindings of every version
 
 A name that is misspelt in our code is an error of mypy's; one that is misspelt here, or has another signature
 in some version, fails tests/simcuda/test_trt_contract.py, which reads the real bindings. Parameters carry the

@@ -1,10 +1,10 @@
 """Read a capture: the raw websocket messages of one instrument, as a collector wrote them.
 
-A capture is gzip, one message a line: `<local receive time, Unix ns> <JSON>`; times in microseconds, milliseconds or
-seconds are recognised by their size, and blank lines are skipped. The JSON is either a message of
-Binance's combined streams (`{"stream": "btcusdt@bookTicker", "data": {...}}` with the streams bookTicker,
-depth and trade, spot or USD-M futures) or the answer of its REST depth endpoint (`lastUpdateId`, `bids`,
-`asks`).
+A capture is gzip, one message a line: `<local receive time, Unix ns> <JSON>`; times in microseconds,
+milliseconds or seconds are recognised by their size, and blank lines are skipped. The JSON is either a
+message of Binance's combined streams (`{"stream": "btcusdt@bookTicker", "data": {...}}` with the streams
+bookTicker, depth and trade, spot or USD-M futures) or the answer of its REST depth endpoint (`lastUpdateId`,
+`bids`, `asks`).
 
 Futures diffs name the update they follow (`pu`); spot diffs name their own first update (`U`), which is one
 more. Both become `previous_update_id`.
@@ -79,13 +79,13 @@ class Watched(Protocol):
 class CaptureReader:
     """Reads the events of one capture in the order they were received, as a stream.
 
-    Trades that did not come from the order book (futures report insurance-fund and liquidation transfers with a
-    `X` other than MARKET) are left out.
+    Trades that did not come from the order book (futures report insurance-fund and liquidation transfers with
+    a `X` other than MARKET) are left out.
 
     Args:
         path: the capture.
-        salvage: count what is torn or damaged, and go on behind it, where else CaptureError is raised; an event whose
-            time goes back counts as received with the one before it.
+        salvage: count what is torn or damaged, and go on behind it, where else CaptureError is raised; an
+            event whose time goes back counts as received with the one before it.
 
     Attributes:
         faults: what is wrong with it, as far as it has been read.
@@ -103,14 +103,15 @@ class CaptureReader:
         self._before_ns = 0
 
     def watch(self, stream: Watched) -> None:
-        """The stream that is given every event as it comes: what it finds wrong is put down with the event's line."""
+        """The stream that is given every event as it comes: what it finds wrong is put down with the event's
+        line."""
         self._watched = stream
 
     def __iter__(self) -> Iterator[MarketEvent]:
         """
         Raises:
-            CaptureError: the file is missing or no gzip file; without `salvage`, too, it is cut short, or a line is
-                not as the module says; with the line number and what was expected.
+            CaptureError: the file is missing or no gzip file; without `salvage`, too, it is cut short, or a
+                line is not as the module says; with the line number and what was expected.
         """
         try:
             with self.path.open("rb") as file:
@@ -144,7 +145,8 @@ class CaptureReader:
                     symbol = symbol or line_symbol
                     if line_symbol != symbol:
                         raise ValueError(
-                            f"belongs to {line_symbol!r}, the lines above to {symbol!r}; expected one instrument a"
+                            f"belongs to {line_symbol!r}, the lines above to {symbol!r}; expected one"
+                            " instrument a"
                             " file"
                         )
                 if receive_ns < self._before_ns:
@@ -195,7 +197,8 @@ def parse_lines(lines: Iterable[bytes], source: str = "<lines>") -> Iterator[Mar
 
 
 def _unit_of(stamp: int) -> tuple[str, int]:
-    """What a stamp is in, and nanoseconds of one: a time of this century has 10 digits in seconds, 13 in ms, and so on."""
+    """What a stamp is in, and nanoseconds of one: a time of this century has 10 digits in seconds, 13 in ms,
+    and so on."""
     return _UNITS.get(len(str(stamp)), ("ns", 1))
 
 

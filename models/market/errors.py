@@ -2,7 +2,7 @@
 
 MarketError              anything below; the message says what was wrong, what was expected and what to do
 ├── CaptureError         a line or a file that is not a capture; carries the file's name and the line number
-└── BookError            the order book cannot be trusted any more; it has emptied itself and awaits a snapshot
+└── BookError            the order book cannot be trusted; it is empty and awaits a snapshot
     ├── BookGap          a depth message is missing: the next one does not follow the last
     └── BookCrossed      the best bid is not below the best ask
 """

@@ -1,4 +1,5 @@
-"""What is wrong with a capture that can still be read: counted, and the first of each kind kept with line and time."""
+"""What is wrong with a capture that can still be read: counted, and the first of each kind kept with line and
+time."""
 
 from __future__ import annotations
 
@@ -70,10 +71,14 @@ class CaptureFaults:
             self.first.append(CaptureFault(kind=kind, line=line, time_ns=time_ns, problem=problem))
 
     def look(self, event: MarketEvent, line: int) -> None:
-        """Whether an event follows the one of its kind before it. Depth messages are the order book's business."""
+        """Whether an event follows the one of its kind before it. Depth messages are the order book's
+        business."""
         if isinstance(event, BestQuote):
             if event.update_id < self._update_id:
-                problem = f"a quote of update {event.update_id} follows one of {self._update_id}, expected a later one"
+                problem = (
+                    f"a quote of update {event.update_id} follows one of {self._update_id}, expected a later"
+                    " one"
+                )
                 self.add("out of order", line, event.receive_ns, problem)
             self._update_id = event.update_id
         elif isinstance(event, Trade):

@@ -1,4 +1,5 @@
-"""Lines out of a gzip file, also where it is damaged: a collector that is killed leaves the end of its file open."""
+"""Lines out of a gzip file, also where it is damaged: a collector that is killed leaves the end of its file
+open."""
 
 from __future__ import annotations
 
@@ -16,9 +17,11 @@ OnDamage = Callable[[str], None]
 
 
 def lines(file: BinaryIO, on_damage: OnDamage) -> Iterator[bytes]:
-    """The lines of all members of a gzip file, without their line feeds. A last line that has none is a line too.
+    """The lines of all members of a gzip file, without their line feeds. A last line that has none is a line
+    too.
 
-    Behind damage the next member is looked for: a collector that was started again after a crash appends to its file.
+    Behind damage the next member is looked for: a collector that was started again after a crash appends to
+    its file.
     """
     rest = b""
     for chunk in _chunks(file, on_damage):

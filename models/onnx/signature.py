@@ -131,7 +131,8 @@ def _declared(path: Path, value: ValueInfoProto) -> _Declared:
     kind = value.type.WhichOneof("value")
     if kind != "tensor_type":
         raise ModelRefused(
-            f"{path}: input {value.name!r} is a {kind or 'value without a type'}, expected a tensor: give the model tensors"
+            f"{path}: input {value.name!r} is a {kind or 'value without a type'}, expected a tensor: give the"
+            " model tensors"
             " before the export"
         )
     dtype = type_name(value.type.tensor_type.elem_type)
@@ -139,7 +140,8 @@ def _declared(path: Path, value: ValueInfoProto) -> _Declared:
         raise ModelRefused(f"{path}: {strings_refused(value.name)}")
     if dtype not in FLOATS and integer_range(dtype) is None:
         raise ModelRefused(
-            f"{path}: input {value.name!r} is {dtype}, expected floats, integers or bool: convert it inside the model"
+            f"{path}: input {value.name!r} is {dtype}, expected floats, integers or bool: convert it inside"
+            " the model"
         )
     dims = declared_dims(value)
     if dims is None:
@@ -148,7 +150,8 @@ def _declared(path: Path, value: ValueInfoProto) -> _Declared:
         )
     if any(isinstance(dim, int) and dim < 1 for dim in dims):
         raise ModelRefused(
-            f"{path}: input {value.name!r} has the shape {shown_dims(dims)}, expected sizes of at least 1: name the batch axis"
+            f"{path}: input {value.name!r} has the shape {shown_dims(dims)}, expected sizes of at least 1:"
+            " name the batch axis"
             " instead of giving it a size, and give every other axis its size"
         )
     return _Declared(str(value.name), dtype, dims)
@@ -158,7 +161,8 @@ def strings_refused(name: str) -> str:
     """Why an input of strings is not served, and what is."""
     return (
         f"input {name!r} holds strings, which the wire does not carry: number them before the training"
-        f" (codes = {{text: number for number, text in enumerate(sorted(set(column)))}}), train on the numbers, and declare the"
+        f" (codes = {{text: number for number, text in enumerate(sorted(set(column)))}}), train on the"
+        " numbers, and declare the"
         f" input as Int64TensorType([None, 1]) in the export; the client then sends the number"
     )
 
@@ -181,14 +185,16 @@ class _Sizes:
                     }
                 )
                 raise ModelRefused(
-                    f"{path}: --dim {key}={sizes[key]} names no axis, expected one of {', '.join(free) or 'none: all have a size'}"
+                    f"{path}: --dim {key}={sizes[key]} names no axis, expected one of"
+                    f" {', '.join(free) or 'none: all have a size'}"
                 )
         for one in inputs:
             for axis, dim in enumerate(one.dims):
                 size = self.of(one, axis, dim)
                 if isinstance(dim, int) and size != dim:
                     raise ModelRefused(
-                        f"{path}: --dim gives axis {axis} of input {one.name!r} the size {size}, the file fixes it to {dim}"
+                        f"{path}: --dim gives axis {axis} of input {one.name!r} the size {size}, the file"
+                        f" fixes it to {dim}"
                     )
                 if axis == 0 and any(key in sizes for key in _keys(one, axis, dim)):
                     self.batch_is_fixed = True
@@ -236,7 +242,8 @@ def _layouts(path: Path, inputs: tuple[_Declared, ...], fixed: _Sizes) -> list[_
         without = inputs[axes_of.index(None)]
         name = _keys(free[0][0], free[0][1], free[0][0].dims[free[0][1]])[0]
         raise ModelRefused(
-            f"{path}: input {without.name!r} has the shape {shown_dims(without.dims)}, which has no batch axis, while others have"
+            f"{path}: input {without.name!r} has the shape {shown_dims(without.dims)}, which has no batch"
+            " axis, while others have"
             f" one: give the batch a size, and each call is one row: --dim {name}=1"
         )
     return [
@@ -271,7 +278,8 @@ def _batch_axes(dims: list[tuple[Dim, ...]]) -> list[int | None] | None:
 
 def _free_axis(path: Path, one: _Declared, axis: int, dim: Dim) -> str:
     return (
-        f"{path}: input {one.name!r} has the shape {shown_dims(one.dims)}, expected a size on every axis but the batch: give axis"
+        f"{path}: input {one.name!r} has the shape {shown_dims(one.dims)}, expected a size on every axis but"
+        " the batch: give axis"
         f" {axis} its size with --dim {_keys(one, axis, dim)[0]}=SIZE, or in the configuration dims ="
         f' {{"{_keys(one, axis, dim)[0]}" = SIZE}}'
     )

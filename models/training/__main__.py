@@ -30,7 +30,8 @@ TRANSFER_CAPTURES = ("usdm_ethusdt_*.gz", "spot_btcusdt_*.gz")
 
 _WHERE = """\
 Expected the raw Binance captures of 2024-08-08 from the examples of the public project nkaz001/hftbacktest
-(examples/usdm/btcusdt_20240808.gz, examples/usdm/ethusdt_20240808.gz, examples/spot/btcusdt_20240808.gz), saved as
+(examples/usdm/btcusdt_20240808.gz, examples/usdm/ethusdt_20240808.gz,
+examples/spot/btcusdt_20240808.gz), saved as
 usdm_btcusdt_20240808.gz, usdm_ethusdt_20240808.gz and spot_btcusdt_20240808.gz. Then either
   make train SIGD_DATA=FOLDER        (the folder that holds them)
   make train CAPTURE=FILE            (a capture of your own, alone)"""

@@ -129,5 +129,9 @@ def test_a_capture_that_is_not_whole_makes_a_run_invalid() -> None:
     verdict = judge(measurement(), 100_000, capture_faults="2 gap, 1 torn line")
     assert not verdict.valid
     assert verdict.reasons == (
-        "the capture is not whole (2 gap, 1 torn line), so requests are missing: --salvage measures with what is",
+        (
+            "the capture is not whole (2 gap, 1 torn line), so requests are missing: --salvage measures with"
+            " what"
+            " is"
+        ),
     )

@@ -262,7 +262,7 @@ def test_a_writer_that_is_killed_is_started_again_and_nothing_is_lost(
             if kill:
                 writer = writer_of(daemon)
                 os.kill(writer, signal.SIGKILL)
-                wait_until(lambda: writers_of(daemon) not in ([], [writer]), "no other writer came")  # noqa: B023
+                wait_until(lambda: writers_of(daemon) not in ([], [writer]), "no other writer")  # noqa: B023
     assert daemon.stop() == 0
     assert "ended with -9 and is started again" in daemon.said()
     recording, exchanges = read(directory)

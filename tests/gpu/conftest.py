@@ -1,6 +1,6 @@
 """What the tests for a machine with an NVIDIA GPU share: the engines, and a report to send back.
 
-    make test-gpu         needs a GPU, its driver, TensorRT and PyCUDA (pip install 'sigd[gpu]'); writes out/gpu-report.json
+    make test-gpu         needs a GPU, its driver, TensorRT and PyCUDA (pip install 'sigd[gpu]')
 
 Everything is real: the engines are built by TensorRT on the card, and run there. Nothing is judged by its
 latency; the report has the figures.

@@ -3,7 +3,7 @@ ENGINE
 
     wild       a kernel on the backend's stream writes where there is no memory: the context is dead
     late       one keeps the card busy for two seconds, with a device timeout of 200 ms: to sigd it hangs
-    full       another tenant holds the card's memory while the engine is opened, and then it does not any more
+    full       another tenant holds the card's memory while the engine is opened, then gives it back
 
 What it prints is one JSON object. The process must end well by itself, whatever happened to its context.
 """

@@ -1,14 +1,14 @@
 """Prepare what the tests of the GPU path need on a machine without a GPU, and run a command with it.
 
     python tests/simcuda/prepare.py                                  prepare, and say where
-    python tests/simcuda/prepare.py -- pytest tests/simcuda          prepare, then run a command in that environment
+    python tests/simcuda/prepare.py -- pytest tests/simcuda          prepare, then run a command in it
 
 Everything goes into one folder under $XDG_CACHE_HOME/sigd, named by a digest of what it is made from, and is
 made once:
 
-    site/              PyCUDA, compiled here, and cuda-bindings, as pip installs them; NVIDIA's headers from PyPI
+    site/              PyCUDA, compiled here, and cuda-bindings, as pip installs them; NVIDIA's headers
     driver-DIGEST/     libcuda.so.1, compiled from tests/simcuda/driver
-    bindings/VERSION/  TensorRT's Python bindings, with empty libraries in place of TensorRT: to be read, not to be run
+    bindings/VERSION/  TensorRT's Python bindings, with empty libraries in place of TensorRT: to be read only
 
 No CUDA toolkit, no driver and no GPU is used, and none that this machine may have. It takes a C and a C++
 compiler, the project's development environment, and PyPI the first time (about two minutes, nearly all of it

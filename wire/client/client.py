@@ -276,7 +276,8 @@ class Client:
         comes."""
         if self.unanswered > self._given_up:
             raise RuntimeError(
-                f"{self.unanswered - self._given_up} requests are unanswered, expected none: receive them before"
+                f"{self.unanswered - self._given_up} requests are unanswered, expected none: receive them"
+                " before"
                 " request()"
             )
         self.send(features, deadline_ns=deadline_ns, instrument_id=instrument_id)

@@ -86,7 +86,8 @@ class Conversation:
         self.inbox.take(self.inbox.rows)
         self._ended(
             lambda _: UsedAfterFork(
-                f"this client was opened by process {parent_pid} before fork(), which uses it on: connect anew in this process"
+                f"this client was opened by process {parent_pid} before fork(), which uses it on: connect"
+                " anew in this process"
             )
         )
 

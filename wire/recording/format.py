@@ -1,7 +1,7 @@
 """The format of recordings: segments of blocks of records, and the ring that they are written through. No
 I/O.
 
-    stream    what one daemon records, records after records, from position 0 on; `sigd.daemon.recording` writes it
+    stream    what one daemon records, from position 0 on; `sigd.daemon.recording` writes it
     ring      the newest part of the stream, in memory that outlives the daemon
     segment   a file with a stretch of the stream of fixed length
     block     a piece of that stretch as it was taken from the ring, with a checksum

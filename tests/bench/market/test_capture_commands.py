@@ -1,4 +1,5 @@
-"""`sigd replay` and `sigd bench --capture` of a capture with a gap: told, and good only where it was asked for."""
+"""`sigd replay` and `sigd bench --capture` of a capture with a gap: told, and good only where it was asked
+for."""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ PAGE = (WORKSTATION / "README.md").read_text()
 WRITTEN = ("README.md", "corrections.md", "figures.md", "memory.svg", "power.svg", "exchange.svg")
 PARTS = (
     "Hardware", "Architecture", "Power", "Heat", "Compute", "Language models", "Training",
-    "Tensor parallelism, PCIe and NVLink", "Trading integration", "TensorRT", "vLLM", "Network", "Verification",
+    "Tensor parallelism, PCIe and NVLink",
+    "Trading integration", "TensorRT", "vLLM", "Network", "Verification",
     "Apple Silicon, one RTX 4090, three RTX 3090",
 )  # fmt: skip
 

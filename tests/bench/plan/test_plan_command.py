@@ -51,7 +51,8 @@ def test_json_has_the_same_verdicts() -> None:
 
 def test_a_machine_that_fits_ends_with_0(tmp_path: Path) -> None:
     text = SMALL + (
-        '[[work]]\nname = "8B"\nkind = "serve"\nmodel = "llama-3.1-8b"\nweights = "awq"\ncards = [0]\nwanted = 30\n'
+        '[[work]]\nname = "8B"\nkind = "serve"\nmodel = "llama-3.1-8b"\nweights = "awq"\ncards = [0]\nwanted'
+        " = 30\n"
     )
     result = run(written(tmp_path, text))
     assert result.exit_code == 0, result.output

@@ -29,7 +29,8 @@ def machine_of(cards: list[str], *, sigd: bool = False, limit_w: float | None = 
 
 
 @given(
-    name=MODELS, weights=FORMATS, cards=st.lists(CARDS, min_size=2, max_size=5), tokens=TOKENS, sequences=SEQUENCES,
+    name=MODELS, weights=FORMATS, cards=st.lists(CARDS, min_size=2, max_size=5),
+    tokens=TOKENS, sequences=SEQUENCES,
     kept=st.integers(1, 4), sigd=st.booleans(),
 )  # fmt: skip
 @settings(max_examples=40, deadline=None)

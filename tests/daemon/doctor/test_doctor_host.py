@@ -324,7 +324,10 @@ def test_the_chosen_cpu_is_an_isolated_one_and_otherwise_the_last(make_host: Mak
 
 
 def test_the_kernel_log_is_read_record_by_record(make_host: MakeHost) -> None:
-    log = "6,339,5140900,-;NVRM: loaded\n SUBSYSTEM=pci\n3,340,91,-;NVRM: Xid (PCI:0000:01:00): 79, gone; lost\n"
+    log = (
+        "6,339,5140900,-;NVRM: loaded\n SUBSYSTEM=pci\n3,340,91,-;NVRM: Xid (PCI:0000:01:00): 79, gone;"
+        " lost\n"
+    )
     assert make_host({"dev/kmsg": log}).kernel_log() == [
         "NVRM: loaded",
         "NVRM: Xid (PCI:0000:01:00): 79, gone; lost",

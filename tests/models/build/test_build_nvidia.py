@@ -147,7 +147,8 @@ def test_an_unsupported_operator_is_named_with_its_node(
     [
         (
             (
-                "Myelin ([pass.cpp:337] Cannot compile operation 'gemm_of_h0' for Turing (SM75): FP32 GEMM is not"
+                "Myelin ([pass.cpp:337] Cannot compile operation 'gemm_of_h0' for Turing (SM75): FP32 GEMM is"
+                " not"
                 " supported. In)"
             ),
             ModelRefused,

@@ -91,7 +91,10 @@ def test_cmake_finds_the_package_where_it_lies(consumer: Path) -> None:
 def found(version: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """What CMake says to a project that asks for a version."""
     need("cmake", "make")
-    lists = f"cmake_minimum_required(VERSION 3.16)\nproject(asks LANGUAGES NONE)\nfind_package(sigd {version} REQUIRED)\n"
+    lists = (
+        f"cmake_minimum_required(VERSION 3.16)\nproject(asks LANGUAGES NONE)\nfind_package(sigd {version}"
+        " REQUIRED)\n"
+    )
     (folder / "CMakeLists.txt").write_text(lists)
     command = ["cmake", "-S", str(folder), "-B", str(folder / "build"), "-G", "Unix Makefiles"]
     return subprocess.run(
