@@ -140,23 +140,25 @@ class _Ring:
         words: the region's first page as u64, for those who poll `words[head_word]` in their own loop.
         head_word, tail_word: places in it.
         flags: the same page as u32.
+        memory: the whole region.
+        slots_offset, stride: where its slots lie, in bytes.
         sleeping: place in it of the consumer's flag.
         fence: to be called between publishing and looking at that flag.
     """
 
     __slots__ = (
-        "_bytes",
         "_mask",
         "_rows",
         "_slots",
-        "_slots_offset",
-        "_stride",
         "fence",
         "flags",
         "frame_bytes",
         "head_word",
+        "memory",
         "ring_slots",
         "sleeping",
+        "slots_offset",
+        "stride",
         "tail_word",
         "words",
     )
@@ -166,11 +168,11 @@ class _Ring:
         view = region._view
         if kind == "request":
             self.frame_bytes = request_frame_bytes(layout.features)
-            self._slots_offset, self._stride = REGION_HEADER_BYTES, layout.request_stride
+            self.slots_offset, self.stride = REGION_HEADER_BYTES, layout.request_stride
             consumer = "daemon"
         else:
             self.frame_bytes = response_frame_bytes(layout.outputs)
-            self._slots_offset, self._stride = layout.response_offset, layout.response_stride
+            self.slots_offset, self.stride = layout.response_offset, layout.response_stride
             consumer = "client"
         self.ring_slots = layout.ring_slots
         self._mask = layout.ring_slots - 1
@@ -180,7 +182,7 @@ class _Ring:
         self.flags = view[:REGION_HEADER_BYTES].cast("I")
         self.sleeping = OFFSETS[f"{consumer}_sleeping"] // _U32_BYTES
         self.fence = fence
-        self._bytes = view
+        self.memory = view
         # A view of each slot, made when it is first used: slicing anew each time costs more than copying the
         # frame.
         self._slots: list[memoryview | None] = [None] * layout.ring_slots
@@ -188,22 +190,22 @@ class _Ring:
             (layout.ring_slots, self.frame_bytes // _U64_BYTES),
             np.uint64,
             view,
-            self._slots_offset,
-            (self._stride, _U64_BYTES),
+            self.slots_offset,
+            (self.stride, _U64_BYTES),
         )
 
     def slot(self, place: int) -> memoryview:
         """The frame in slot `place`, which the other side may write to at any time."""
         view = self._slots[place]
         if view is None:
-            offset = self._slots_offset + place * self._stride
-            view = self._slots[place] = self._bytes[offset : offset + self.frame_bytes]
+            offset = self.slots_offset + place * self.stride
+            view = self._slots[place] = self.memory[offset : offset + self.frame_bytes]
         return view
 
     def release(self) -> None:
         """Let go of the memory, even while a traceback still holds on to this; nothing is called
         after it."""
-        del self.words, self.flags, self._bytes, self._slots, self._rows
+        del self.words, self.flags, self.memory, self._slots, self._rows
 
 
 class RingProducer(_Ring):
@@ -369,8 +371,8 @@ class RingConsumer(_Ring):
                 f" ({self._message.template_id})"
             )
         check_length(self._message.name, header, self.frame_bytes)
-        if header.frame_bytes > self._stride:
-            raise violation(f"frame of {header.frame_bytes} bytes in a slot of {self._stride}")
+        if header.frame_bytes > self.stride:
+            raise violation(f"frame of {header.frame_bytes} bytes in a slot of {self.stride}")
         _HEADER_WORD.pack_into(into, offset, self.header)
 
     def may_sleep(self) -> bool:

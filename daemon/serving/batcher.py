@@ -495,7 +495,7 @@ class Batcher:
             self._rerun = None
             rerun.store()
             if bad := rerun.culprits(self._segments):
-                self._log_failure(rerun.error, bad)
+                self._log_failure(rerun.take_error(), bad)
             self._complete(self.clock())
             self._succeed_if_due()
 

@@ -42,6 +42,38 @@ ANSWERED: Final[Found] = 2
 """What was in it is answered."""
 RingPoll = Callable[[], Found]
 """Takes what is in a ring, and says what it found."""
+PollRound = Callable[[int, int], int]
+"""(polls at most, answers at most) -> how many times something was found: polls until there is nothing left to do, or until
+a request has been handed over."""
+
+
+def make_poll_round(poll: RingPoll) -> PollRound:
+    """Polls a ring many times."""
+
+    def poll_round(polls_max: int, answered_max: int) -> int:
+        answered = 0
+        for _ in range(polls_max):
+            found = poll()
+            if found:
+                answered += 1
+                if found == HANDED_OVER or answered == answered_max:
+                    break
+        return answered
+
+    return poll_round
+
+
+def make_hand_over(
+    session: Session, batcher: Batcher, take: Callable[[int, int], bool]
+) -> Callable[[int], Found]:
+    """Makes a request that came at that time, and that a device takes long for, the batcher's."""
+
+    def hand_over(now_ns: int) -> Found:
+        waits = take(now_ns, 1)
+        batcher.adopt(session, now_ns)
+        return HANDED_OVER if waits else EMPTY
+
+    return hand_over
 
 
 def make_ring_poll(
@@ -118,11 +150,7 @@ def make_ring_poll(
         except FrameError:
             return True  # the batch path meets it too, and says so
 
-    def hand_over(now_ns: int) -> Found:
-        """The device takes long: what it runs becomes the batcher's."""
-        waits = take(now_ns, 1)
-        batcher.adopt(session, now_ns)
-        return HANDED_OVER if waits else EMPTY
+    hand_over = make_hand_over(session, batcher, take)
 
     def fast_poll() -> Found:
         taken = requests.taken

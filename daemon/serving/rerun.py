@@ -19,15 +19,14 @@ class Rerun:
     rows in all.
 
     Attributes:
-        error: what a single row failed with last, at first what the batch did.
         running: whether a part has been submitted and is not finished.
     """
 
-    __slots__ = ("_backend", "_bad", "_inputs", "_outputs", "_part", "_parts", "error", "running")
+    __slots__ = ("_backend", "_bad", "_error", "_inputs", "_outputs", "_part", "_parts", "running")
 
     def __init__(self, backend: Backend, rows: int, error: Exception) -> None:
         """The first `rows` rows of the backend's `inputs` are the batch."""
-        self.error = error
+        self._error: Exception | None = error
         self.running = False
         self._backend = backend
         self._inputs = backend.inputs[:rows].copy()
@@ -61,9 +60,15 @@ class Rerun:
         self.running = False
         if len(self._part) == 1:
             self._bad[self._part.start] = True
-            self.error = error
+            self._error = error
         else:
             self._halve()
+
+    def take_error(self) -> Exception:
+        """What a single row failed with last. Taken out: its traceback holds on to this object."""
+        error, self._error = self._error, None
+        assert error is not None
+        return error
 
     def store(self) -> None:
         """Leave the backend as if the batch had run: the outputs of rows that failed are NaN."""

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from sigd.daemon.config.limits import FEW_ROWS
+from sigd.daemon.serving import native_fast_path
 from sigd.daemon.serving.fast_path import FastPath, make_fast_path, never, run_one_by_one
 from sigd.daemon.serving.handshake import Terms, agree, read_hello
 from sigd.daemon.serving.row_statuses import RowStatuses
@@ -266,7 +267,8 @@ class Session:
         self.generation = batcher.generation
         self.outbox = ResponseOutbox(batcher.spec.outputs, batcher.batch_rows_max, batcher.generation)
         self.tap = batcher.open_tap(self, in_rings=self._rings is not None)
-        self.fast_path = make_fast_path(self, batcher, batcher.clock)
+        make = native_fast_path.make_stream if native_fast_path.serves(batcher) else make_fast_path
+        self.fast_path = make(self, batcher, batcher.clock)
         if self._rings is not None:
             self._rings.attach()
 

@@ -21,7 +21,16 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from sigd.daemon.errors import MissingDependency
-from sigd.daemon.serving.fast_path_ring import EMPTY, HANDED_OVER, Found, RingPoll, make_ring_poll
+from sigd.daemon.serving import native_fast_path
+from sigd.daemon.serving.fast_path_ring import (
+    EMPTY,
+    HANDED_OVER,
+    Found,
+    PollRound,
+    RingPoll,
+    make_poll_round,
+    make_ring_poll,
+)
 from sigd.daemon.transport.doorbell import BellRinger, silence
 from sigd.wire.errors import FrameError
 from sigd.wire.region import RegionLayout, region_layout
@@ -39,11 +48,11 @@ BEATEN_AT_ONCE: Final = 20
 are staggered."""
 AWAKE_MAX: Final = 16
 """Of more rings than that not all are polled in every tick: those that were quiet for a beat sleep."""
-ROUND: Final = range(8)
+POLLS: Final = 8
 """Polls of rings that are the only ones awake, in one round of the loop."""
 ANSWERED_MAX: Final = 4
 """Requests from them that are answered at once in one round."""
-ONLY_CLIENT_ROUND: Final = range(128)
+ONLY_CLIENT_POLLS: Final = 128
 ONLY_CLIENT_ANSWERED_MAX: Final = 32
 """The same where no other client is connected that the round could be kept from: a quarter of a
 millisecond."""
@@ -55,7 +64,7 @@ class SessionRings:
 
     Attributes:
         layout, descriptors: see daemon.serving.ports.Rings.
-        poll: see daemon.serving.fast_path_ring.
+        poll, poll_round: see daemon.serving.fast_path_ring.
         awake: polled in every tick.
         stalled: its client does not take its answers, so nothing more is taken from it.
     """
@@ -73,6 +82,7 @@ class SessionRings:
         "awake",
         "layout",
         "poll",
+        "poll_round",
         "stalled",
     )
 
@@ -81,7 +91,7 @@ class SessionRings:
         self.layout = layout
         self.awake = False
         self.stalled = False
-        self.poll: RingPoll = _nothing
+        self._poll_by(_nothing)
         self._host = host
         self._session = session
         self._clock = host.clock
@@ -120,15 +130,17 @@ class SessionRings:
 
     def detach(self) -> None:
         """Let go of the batcher's model, and go the batch path until `attach()`."""
-        self.poll = self._poll_batch_path
+        self._poll_by(self._poll_batch_path)
         self._host.poll_anew()
 
     def attach(self) -> None:
         """Have a fast path to the batcher's model."""
         session = self._session
-        self.poll = make_ring_poll(
-            session, session.batcher, self._requests, self._responses, self.take, self._wake_client
-        )
+        ends = (session, session.batcher, self._requests, self._responses, self.take, self._wake_client)
+        if native_fast_path.serves(session.batcher):
+            self.poll, self.poll_round = native_fast_path.make_ring(*ends)
+        else:
+            self._poll_by(make_ring_poll(*ends))
         self._host.poll_anew()
 
     def take(self, now_ns: int, rows_seen: int) -> bool:
@@ -169,8 +181,11 @@ class SessionRings:
         self._host.remove(self, self._bells[0])
         self._close_descriptors()
         # A session and its rings hold each other.
-        self.poll = _nothing
+        self._poll_by(_nothing)
         del self._session, self._requests, self._responses, self._region
+
+    def _poll_by(self, poll: RingPoll) -> None:
+        self.poll, self.poll_round = poll, make_poll_round(poll)
 
     def _poll_batch_path(self) -> Found:
         """As the function of `make_ring_poll`, without a fast path."""
@@ -250,6 +265,7 @@ class RingHost:
         self._due: deque[SessionRings] = deque()
         self._awake: tuple[SessionRings, ...] = ()
         self._polls: tuple[RingPoll, ...] = ()
+        self._poll_round: PollRound = _NO_ROUND
         self._timer: asyncio.TimerHandle | None = None
 
     def poll(self) -> bool:
@@ -261,19 +277,11 @@ class RingHost:
                 if poll():
                     busy = True
             return busy
-        (poll,) = polls
-        answered = 0
         # A client that was just answered asks again before a round of the loop would be over. The round also
-        # serves the sockets, which wait no longer than for `answered_max` requests.
-        only_client = self._counters.connections_open == len(self._open)
-        answered_max = ONLY_CLIENT_ANSWERED_MAX if only_client else ANSWERED_MAX
-        for _ in ONLY_CLIENT_ROUND if only_client else ROUND:
-            found = poll()
-            if found:
-                answered += 1
-                if found == HANDED_OVER or answered == answered_max:
-                    break
-        return answered > 0
+        # serves the sockets, which wait no longer than for so many requests.
+        if self._counters.connections_open == len(self._open):
+            return self._poll_round(ONLY_CLIENT_POLLS, ONLY_CLIENT_ANSWERED_MAX) > 0
+        return self._poll_round(POLLS, ANSWERED_MAX) > 0
 
     def open(self, session: Session, ring_slots: int) -> SessionRings:
         """Rings for a session; see daemon.serving.ports.OpenRings.
@@ -356,6 +364,7 @@ class RingHost:
     def _set_awake(self, awake: tuple[SessionRings, ...]) -> None:
         self._awake = awake
         self._polls = tuple(rings.poll for rings in awake)
+        self._poll_round = awake[0].poll_round if len(awake) == 1 else _NO_ROUND
 
     def _beat(self) -> None:
         """What has to be done for all rings now and then."""
@@ -386,6 +395,9 @@ class RingHost:
 def _nothing() -> Found:
     """The poll of rings that are not there yet, or any more."""
     return EMPTY
+
+
+_NO_ROUND: Final = make_poll_round(_nothing)
 
 
 def _eventfd() -> int:

@@ -15,6 +15,7 @@ import pytest
 
 from sigd.daemon.config.limits import Limits
 from sigd.daemon.runtime.process import ignore_overflow
+from sigd.daemon.serving import native_fast_path
 from sigd.daemon.serving.batcher import Batcher
 from sigd.daemon.serving.counters import ClientCounters, ModelCounters
 from sigd.daemon.serving.ports import OpenRings, SessionTaps
@@ -148,6 +149,17 @@ class FakeBackend:
     def close(self) -> None:
         assert self._running is None, "a batch is running"
         self.closed = True
+
+
+@pytest.fixture(scope="module", params=["python", "c"])
+def each_fast_path(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Runs a module's tests on the fast path in Python, and on its twin in C where it is built."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "python":
+            patch.setattr(native_fast_path, "Path", None)
+        elif not native_fast_path.is_built():
+            pytest.skip("the fast path in C is not built: make native")
+        yield
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from sigd.wire.recording.reader import Exchanges
 
+pytestmark = pytest.mark.usefixtures("each_fast_path")
+
 FEATURES, OUTPUTS = 4, 2
 
 
@@ -136,13 +138,13 @@ def test_every_status(recording: Recording) -> None:
     assert second.responses["status"].tolist() == [Status.DRAINING]
 
 
-def test_a_batch_that_failed_is_no_part_of_the_one_before(recording: Recording) -> None:
+def test_batch_that_failed_is_no_part_of_the_one_before(recording: Recording) -> None:
     client = recording.connect()
     rig = recording.rig
     for failure in (None, RuntimeError("by chance"), None):
         rig.batcher.close_fast_path()
         recording.say(client, rig.request(1, 1), rig.request(2, 1))
-        rig.backend.failure = failure
+        rig.backend.broken = failure
         recording.run()
     exchanges = recording.check()
     assert [exchange.responses["status"].tolist() for exchange in exchanges] == [[0, 0], [4, 4], [0, 0]]

@@ -18,6 +18,8 @@ from sigd.wire.status import Status
 if TYPE_CHECKING:
     from tests.daemon.conftest import Rig
 
+pytestmark = pytest.mark.usefixtures("each_fast_path")
+
 NAN_OUTPUT = -7.0
 INF_OUTPUT = -8.0
 FAILS = -9.0

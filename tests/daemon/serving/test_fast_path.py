@@ -17,6 +17,8 @@ from sigd.wire.status import GoodbyeCode, Status
 if TYPE_CHECKING:
     from tests.daemon.conftest import FakeClient, Rig
 
+pytestmark = pytest.mark.usefixtures("each_fast_path")
+
 
 def alone(rig: Rig) -> FakeClient:
     """A client that had the last batch to itself."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +15,8 @@ from sigd.wire.status import GoodbyeCode, HelloFlag, Status
 
 if TYPE_CHECKING:
     from tests.daemon.conftest import Answer, Rig
+
+pytestmark = pytest.mark.usefixtures("each_fast_path")
 
 NAN_OUTPUT = -7.0
 MS = 1_000_000

@@ -18,6 +18,8 @@ from sigd.wire.status import Status
 if TYPE_CHECKING:
     from tests.daemon.conftest import FakeClient, Rig
 
+pytestmark = pytest.mark.usefixtures("each_fast_path")
+
 
 def said(client: FakeClient) -> list[tuple[int, int, float]]:
     """Sequence, generation and first output of each answer."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sigd.daemon.serving.counters import LatencyCounts
-from sigd.daemon.serving.fast_path_ring import ANSWERED, EMPTY, HANDED_OVER, Found
+from sigd.daemon.serving.fast_path_ring import ANSWERED, EMPTY, HANDED_OVER, Found, make_poll_round
 from sigd.daemon.serving.session import Session
 from sigd.daemon.transport import rings as shared_memory
 from sigd.daemon.transport.rings import AWAKE_MAX, BEAT_S, BEATEN_AT_ONCE, RingHost, SessionRings
@@ -27,6 +27,8 @@ from sigd.wire.status import GoodbyeCode, RejectCode, Status, Transport
 
 if TYPE_CHECKING:
     from tests.daemon.conftest import FakeClient, Rig
+
+pytestmark = pytest.mark.usefixtures("each_fast_path")
 
 pytestmark = pytest.mark.skipif(bool(why_not_here()), reason=why_not_here())
 
@@ -709,7 +711,7 @@ def test_one_round_keeps_other_clients_waiting_for_a_few_requests_only(
         looks.append(found)
         return found
 
-    rigged.host._polls = (look,)
+    rigged.host._poll_round = make_poll_round(look)
     assert rigged.poll() is (found != EMPTY)
     assert len(looks) == looked
 

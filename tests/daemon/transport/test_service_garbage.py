@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from tests.conftest import ModelMaker
     from tests.daemon.conftest import Rig
 
+pytestmark = pytest.mark.usefixtures("each_fast_path")
+
 TIMES = 20
 
 SAID: dict[str, list[bytes]] = {

@@ -1,0 +1,534 @@
+/* The fast path in C: the twin of daemon/serving/fast_path.py and fast_path_ring.py, to the bit.
+ *
+ * An object of type Path serves one connection for as long as it has one model, as the closures of the twins do. It holds
+ * the interpreter's lock throughout, and keeps no state of its own: counters, ring positions and the owner of the fast
+ * path are the attributes of the same Python objects. What is unusual is left to Python, which decides anew.
+ *
+ * A client may write to its ring at any time: a request is copied out of its slot once, and only the copy is looked at.
+ */
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030b0000
+#include <Python.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <time.h>
+
+#include "engine.h"
+
+enum { EMPTY, HANDED_OVER, ANSWERED, FAILED = -1 };
+enum { REFUSED, DONE, UNDER_WAY };
+enum { HEADER, SEQUENCE, CLIENT_TIME, DEADLINE, INSTRUMENT, FEATURES }; /* words of a request */
+enum { RECEIVE_TIME = 3, SEND_TIME, RESPONSE_INSTRUMENT, OUTCOME, OUTPUTS }; /* words of a response from 3 on */
+#define FINE_SHIFT 7
+#define U32 0xffffffffu
+
+typedef struct {
+    PyObject_HEAD
+    /* Python's side; every one of them may be None but where it says so. */
+    PyObject *session, *batcher, *inbox, *counters; /* never None */
+    PyObject *total, *queue, *model;                /* lists of counts, never None */
+    PyObject *clock;                                /* None: CLOCK_MONOTONIC */
+    PyObject *capsule;                              /* of the engine's runner, or `run` is called */
+    PyObject *run, *under_way;                      /* run() is `under_way` where it has not finished */
+    PyObject *odd_values, *integers;                /* () -> whether the row may run; integers may be None */
+    PyObject *record;                               /* may be None */
+    PyObject *adopt;   /* ring: (now) -> found; stream: (bytes, now, start) */
+    PyObject *send, *single; /* stream: send(single), where `frame` lies in the memory of `single` */
+    PyObject *requests, *responses, *take, *wake_client; /* ring */
+    /* memory, held through buffers */
+    Py_buffer row, input, output, frame, region;
+    const struct sigd_runner *runner;
+    uint32_t features, outputs;
+    uint64_t request_header, response_header, generation, one_row_ok;
+    /* ring */
+    uint64_t *head, *tail, *answer_head, *answer_tail;
+    uint32_t *client_sleeping;
+    uint8_t *request_slots, *response_slots;
+    uint64_t request_stride, response_stride, slots;
+} Path;
+
+static PyObject *str_fast_path_owner, *str_fast_path_open, *str_serving, *str_tail, *str_taken, *str_published, *str_tail_seen,
+    *str_one_by_one_rows_max, *str_last_batch_ns, *str_slow_ns, *str_count_single, *str_fast_path_failed, *str_frame_bytes, *str_header;
+
+/* -- small things */
+
+static int get_u64(PyObject *object, PyObject *name, uint64_t *value) {
+    PyObject *number = PyObject_GetAttr(object, name);
+    if (!number) return -1;
+    *value = PyLong_AsUnsignedLongLong(number);
+    Py_DECREF(number);
+    return *value == UINT64_MAX && PyErr_Occurred() ? -1 : 0;
+}
+
+static int set_u64(PyObject *object, PyObject *name, uint64_t value) {
+    PyObject *number = PyLong_FromUnsignedLongLong(value);
+    if (!number) return -1;
+    int failed = PyObject_SetAttr(object, name, number);
+    Py_DECREF(number);
+    return failed;
+}
+
+static int now(Path *self, uint64_t *value) {
+    if (self->clock == Py_None) {
+        struct timespec time;
+        clock_gettime(CLOCK_MONOTONIC, &time);
+        *value = (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
+        return 0;
+    }
+    PyObject *number = PyObject_CallNoArgs(self->clock);
+    if (!number) return -1;
+    *value = PyLong_AsUnsignedLongLong(number);
+    Py_DECREF(number);
+    return *value == UINT64_MAX && PyErr_Occurred() ? -1 : 0;
+}
+
+/* 1, 0, or -1 where Python raised; `result` is taken. */
+static int truth(PyObject *result) {
+    if (!result) return -1;
+    int yes = PyObject_IsTrue(result);
+    Py_DECREF(result);
+    return yes;
+}
+
+static int add_one(PyObject *list, uint64_t bin) {
+    PyObject *count = PyList_GetItem(list, (Py_ssize_t)bin);
+    if (!count) return -1;
+    PyObject *more = PyLong_FromLongLong(PyLong_AsLongLong(count) + 1);
+    return more ? PyList_SetItem(list, (Py_ssize_t)bin, more) : -1;
+}
+
+/* -- what both transports share */
+
+/* As Batcher.may_run_at_once. */
+static int may_run(Path *self) {
+    PyObject *owner = PyObject_GetAttr(self->batcher, str_fast_path_owner);
+    if (!owner) return -1;
+    Py_DECREF(owner);
+    if (owner == self->session) return 1;
+    int open = truth(PyObject_GetAttr(self->batcher, str_fast_path_open));
+    return open > 0 ? truth(PyObject_GetAttr(self->session, str_serving)) : open;
+}
+
+/* Whether the row's values may run: finite, or what the model takes besides. */
+static int row_is_good(Path *self, const uint64_t *request) {
+    const uint32_t *bits = (const uint32_t *)(request + FEATURES);
+    uint32_t odd = 0;
+    /* As the twin: from 1.7e38 on, which Python then looks at closely. */
+    for (uint32_t i = 0; i < self->features; i++) odd |= (bits[i] & 0x7f000000u) == 0x7f000000u;
+    if (odd) {
+        int good = truth(PyObject_CallNoArgs(self->odd_values));
+        if (good <= 0) return good;
+    }
+    return self->integers == Py_None ? 1 : truth(PyObject_CallNoArgs(self->integers));
+}
+
+static int outputs_are_finite(const Path *self) {
+    const uint8_t *at = self->output.buf;
+    uint32_t infinite = 0;
+    for (uint32_t i = 0; i < self->outputs; i++) {
+        uint32_t bits;
+        memcpy(&bits, at + 4 * i, 4);
+        infinite |= (bits & 0x7f800000u) == 0x7f800000u;
+    }
+    return !infinite;
+}
+
+/* The batch path says what failed; 0, or -1 where it is no Exception. */
+static int note_failure(Path *self) {
+    PyObject *type, *error, *trace;
+    if (!PyErr_ExceptionMatches(PyExc_Exception)) return -1;
+    PyErr_Fetch(&type, &error, &trace);
+    PyErr_NormalizeException(&type, &error, &trace);
+    if (trace) PyException_SetTraceback(error, trace);
+    PyObject *noted = PyObject_CallMethodObjArgs(self->batcher, str_fast_path_failed, error, NULL);
+    Py_XDECREF(type);
+    Py_XDECREF(error);
+    Py_XDECREF(trace);
+    Py_XDECREF(noted);
+    return noted ? 0 : -1;
+}
+
+/* Run the model on the row of `request`. */
+static int run_model(Path *self, const uint64_t *request) {
+    if (self->runner)
+        return self->runner->run(self->runner->engine, (const float *)(request + FEATURES), self->output.buf, 1) == 0
+                   ? DONE
+                   : REFUSED;
+    memcpy(self->input.buf, request + FEATURES, 4u * self->features);
+    PyObject *result = PyObject_CallNoArgs(self->run);
+    if (!result) return note_failure(self) < 0 ? FAILED : REFUSED;
+    int done = result == self->under_way ? UNDER_WAY : DONE;
+    Py_DECREF(result);
+    return done;
+}
+
+/* Words 1 to 6 and the outputs of an answer. */
+static void write_answer(const Path *self, uint64_t *answer, const uint64_t *request, uint64_t received, uint64_t sent,
+                         uint64_t infer_ns) {
+    answer[SEQUENCE] = request[SEQUENCE];
+    answer[CLIENT_TIME] = request[CLIENT_TIME];
+    answer[RECEIVE_TIME] = received;
+    answer[SEND_TIME] = sent;
+    answer[RESPONSE_INSTRUMENT] = (request[INSTRUMENT] & U32) | self->generation;
+    answer[OUTCOME] = self->one_row_ok | infer_ns;
+    memcpy(answer + OUTPUTS, self->output.buf, 4u * self->outputs);
+}
+
+static int count(Path *self, uint64_t end_ns, uint64_t total_ns, uint64_t infer_ns) {
+    uint64_t slow_ns;
+    if (set_u64(self->batcher, str_last_batch_ns, end_ns) < 0 || get_u64(self->counters, str_slow_ns, &slow_ns) < 0) return -1;
+    if (total_ns < slow_ns) {
+        if (add_one(self->total, total_ns >> FINE_SHIFT) < 0 || add_one(self->queue, (total_ns - infer_ns) >> FINE_SHIFT) < 0)
+            return -1;
+        return add_one(self->model, infer_ns >> FINE_SHIFT);
+    }
+    PyObject *total = PyLong_FromUnsignedLongLong(total_ns), *infer = PyLong_FromUnsignedLongLong(infer_ns);
+    PyObject *done = total && infer ? PyObject_CallMethodObjArgs(self->counters, str_count_single, total, infer, NULL) : NULL;
+    Py_XDECREF(total);
+    Py_XDECREF(infer);
+    Py_XDECREF(done);
+    return done ? 0 : -1;
+}
+
+static int late(uint64_t deadline_ns, uint64_t now_ns) { return deadline_ns && deadline_ns < now_ns; }
+
+/* -- a stream */
+
+/* 1 answered or under way, 0 nothing was done, -1 Python raised */
+static int answer_stream(Path *self, uint64_t count_bytes, uint64_t now_ns) {
+    const uint64_t *request = self->row.buf;
+    uint64_t tail, frame_bytes, header, start_ns, end_ns;
+    int may = may_run(self);
+    if (may <= 0) return may;
+    /* The inbox learns the header of a newer version, with its longer frames. */
+    if (get_u64(self->inbox, str_tail, &tail) < 0 || get_u64(self->inbox, str_frame_bytes, &frame_bytes) < 0 ||
+        get_u64(self->inbox, str_header, &header) < 0)
+        return FAILED;
+    if (tail || count_bytes != frame_bytes || request[HEADER] != header) return 0;
+    if (late(request[DEADLINE], now_ns)) return 0;
+    int good = row_is_good(self, request);
+    if (good <= 0) return good;
+    if (now(self, &start_ns) < 0) return FAILED;
+    int done = run_model(self, request);
+    if (done == UNDER_WAY) {
+        PyObject *adopted = PyObject_CallFunction(self->adopt, "KKK", (unsigned long long)count_bytes,
+                                                  (unsigned long long)now_ns, (unsigned long long)start_ns);
+        Py_XDECREF(adopted);
+        return adopted ? 1 : FAILED;
+    }
+    if (done != DONE) return done == FAILED ? FAILED : 0;
+    if (now(self, &end_ns) < 0) return FAILED;
+    uint64_t infer_ns = end_ns - start_ns;
+    if (!outputs_are_finite(self) || late(request[DEADLINE], end_ns) || infer_ns > U32) return 0;
+    write_answer(self, self->frame.buf, request, now_ns, end_ns, infer_ns);
+    PyObject *sent = PyObject_CallFunctionObjArgs(self->send, self->single, NULL);
+    if (!sent) return FAILED;
+    Py_DECREF(sent);
+    if (count(self, end_ns, end_ns - now_ns, infer_ns) < 0) return FAILED;
+    if (self->record != Py_None) {
+        PyObject *recorded = PyObject_CallNoArgs(self->record);
+        if (!recorded) return FAILED;
+        Py_DECREF(recorded);
+    }
+    return 1;
+}
+
+static PyObject *answer(Path *self, PyObject *const *arguments, Py_ssize_t given) {
+    if (given != 2) return PyErr_Format(PyExc_TypeError, "answer(count_bytes, now_ns), got %zd arguments", given);
+    uint64_t count_bytes = PyLong_AsUnsignedLongLong(arguments[0]), now_ns = PyLong_AsUnsignedLongLong(arguments[1]);
+    if (PyErr_Occurred()) return NULL;
+    int answered = answer_stream(self, count_bytes, now_ns);
+    return answered < 0 ? NULL : PyBool_FromLong(answered);
+}
+
+/* -- a ring */
+
+static int batch_path(Path *self, uint64_t now_ns, uint64_t rows) {
+    PyObject *result = PyObject_CallFunction(self->take, "KK", (unsigned long long)now_ns,
+                                             (unsigned long long)(rows > INT64_MAX ? 0 : rows));
+    int waits = truth(result);
+    return waits < 0 ? FAILED : waits ? HANDED_OVER : EMPTY;
+}
+
+static int batch_path_now(Path *self, uint64_t rows) {
+    uint64_t now_ns;
+    return now(self, &now_ns) < 0 ? FAILED : batch_path(self, now_ns, rows);
+}
+
+/* As RingProducer.room() == 0, or its counter broke the rules: 1; -1 where Python raised. */
+static int is_full(Path *self, uint64_t published) {
+    uint64_t seen, tail = __atomic_load_n(self->answer_tail, __ATOMIC_ACQUIRE);
+    if (get_u64(self->responses, str_tail_seen, &seen) < 0) return -1;
+    if (tail < seen || tail > published) return 1;
+    if (tail != seen && set_u64(self->responses, str_tail_seen, tail) < 0) return -1;
+    return published - tail == self->slots;
+}
+
+/* Whether so many requests, more than one, may run one by one. */
+static int few_enough(Path *self, uint64_t rows, uint64_t published) {
+    uint64_t most;
+    if (get_u64(self->batcher, str_one_by_one_rows_max, &most) < 0) return -1;
+    if (rows > most || rows > self->slots) return 0;
+    int full = is_full(self, published);
+    return full < 0 ? -1 : !full;
+}
+
+static int poll_once(Path *self) {
+    uint64_t taken, head, published, seen, tail, now_ns, end_ns;
+    if (get_u64(self->requests, str_taken, &taken) < 0) return FAILED;
+    head = __atomic_load_n(self->head, __ATOMIC_ACQUIRE);
+    if (head == taken) return EMPTY;
+    uint64_t rows = head - taken;
+    if (get_u64(self->responses, str_published, &published) < 0) return FAILED;
+    int fit = rows == 1 ? 1 : few_enough(self, rows, published);
+    if (fit > 0) fit = may_run(self);
+    if (fit > 0) {
+        if (get_u64(self->inbox, str_tail, &tail) < 0 || get_u64(self->responses, str_tail_seen, &seen) < 0) return FAILED;
+        fit = !tail;
+        if (fit && published - seen == self->slots) {
+            int full = is_full(self, published);
+            fit = full < 0 ? -1 : !full;
+        }
+    }
+    if (fit <= 0) return fit < 0 ? FAILED : batch_path_now(self, rows);
+    uint64_t *request = self->row.buf;
+    memcpy(request, self->request_slots + (taken & (self->slots - 1)) * self->request_stride, (size_t)self->row.len);
+    if (now(self, &now_ns) < 0) return FAILED;
+    if (request[HEADER] != self->request_header || late(request[DEADLINE], now_ns)) return batch_path(self, now_ns, rows);
+    int good = row_is_good(self, request);
+    if (good <= 0) return good < 0 ? FAILED : batch_path(self, now_ns, rows);
+    int done = run_model(self, request);
+    if (done == UNDER_WAY) {
+        PyObject *found = PyObject_CallFunction(self->adopt, "K", (unsigned long long)now_ns);
+        if (!found) return FAILED;
+        int value = (int)PyLong_AsLong(found);
+        Py_DECREF(found);
+        return value;
+    }
+    if (done != DONE) return done == FAILED ? FAILED : batch_path(self, now_ns, rows);
+    if (now(self, &end_ns) < 0) return FAILED;
+    uint64_t infer_ns = end_ns - now_ns;
+    if (!outputs_are_finite(self) || late(request[DEADLINE], end_ns) || infer_ns > U32) return batch_path(self, now_ns, rows);
+    /* The slot is free before the answer is there: a client that sees the answer may send the next request at once. */
+    __atomic_store_n(self->tail, taken + 1, __ATOMIC_RELEASE);
+    uint64_t *answer = (uint64_t *)(self->response_slots + (published & (self->slots - 1)) * self->response_stride);
+    answer[HEADER] = self->response_header;
+    write_answer(self, answer, request, now_ns, end_ns, infer_ns);
+    __atomic_store_n(self->answer_head, published + 1, __ATOMIC_RELEASE);
+    /* The answer is there: what follows delays no client, as long as it is shorter than a client's turn. */
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    int asleep = __atomic_load_n(self->client_sleeping, __ATOMIC_RELAXED) != 0;
+    if (set_u64(self->requests, str_taken, taken + 1) < 0 || set_u64(self->responses, str_published, published + 1) < 0)
+        return FAILED;
+    if (asleep) {
+        PyObject *woken = PyObject_CallNoArgs(self->wake_client);
+        if (!woken) return FAILED;
+        Py_DECREF(woken);
+    }
+    if (count(self, end_ns, infer_ns, infer_ns) < 0) return FAILED;
+    if (self->record != Py_None) {
+        PyObject *recorded = PyObject_CallFunction(
+            self->record, "KKKKKK", (unsigned long long)request[SEQUENCE], (unsigned long long)request[CLIENT_TIME],
+            (unsigned long long)now_ns, (unsigned long long)end_ns, (unsigned long long)request[INSTRUMENT],
+            (unsigned long long)(self->one_row_ok | infer_ns));
+        if (!recorded) return FAILED;
+        Py_DECREF(recorded);
+    }
+    return ANSWERED;
+}
+
+static PyObject *poll(Path *self, PyObject *nothing) {
+    (void)nothing;
+    int found = poll_once(self);
+    return found < 0 ? NULL : PyLong_FromLong(found);
+}
+
+/* poll_round(polls, answered_max): as RingHost's loop over poll(); how many were answered or handed over. */
+static PyObject *poll_round(Path *self, PyObject *const *arguments, Py_ssize_t given) {
+    if (given != 2) return PyErr_Format(PyExc_TypeError, "poll_round(polls, answered_max), got %zd arguments", given);
+    long polls = PyLong_AsLong(arguments[0]), most = PyLong_AsLong(arguments[1]), answered = 0;
+    if (PyErr_Occurred()) return NULL;
+    while (polls-- > 0 && answered < most) {
+        int found = poll_once(self);
+        if (found < 0) return NULL;
+        if (found == EMPTY) continue;
+        answered++;
+        if (found == HANDED_OVER) break;
+    }
+    return PyLong_FromLong(answered);
+}
+
+/* -- the type */
+
+#define OBJECTS(X)                                                                                                        \
+    X(session) X(batcher) X(inbox) X(counters) X(total) X(queue) X(model) X(clock) X(capsule) X(run) X(under_way)         \
+    X(odd_values) X(integers) X(record) X(adopt) X(send) X(single) X(requests) X(responses) X(take) X(wake_client)
+
+static int traverse(Path *self, visitproc visit, void *arg) {
+#define VISIT(name) Py_VISIT(self->name);
+    OBJECTS(VISIT)
+    Py_VISIT(Py_TYPE((PyObject *)self));
+    return 0;
+}
+
+static int clear(Path *self) {
+#define CLEAR(name) Py_CLEAR(self->name);
+    OBJECTS(CLEAR)
+    return 0;
+}
+
+static void dealloc(Path *self) {
+    PyTypeObject *type = Py_TYPE((PyObject *)self);
+    PyObject_GC_UnTrack(self);
+    Py_buffer *buffers[] = {&self->row, &self->input, &self->output, &self->frame, &self->region};
+    for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++)
+        if (buffers[i]->obj) PyBuffer_Release(buffers[i]);
+    clear(self);
+    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    release(self);
+    Py_DECREF(type);
+}
+
+/* Writable bytes under `name`; none where it is not given. -1 where there are fewer than `least`. */
+static int take_buffer(PyObject *given, const char *name, Py_buffer *buffer, uint64_t least) {
+    PyObject *object = PyDict_GetItemString(given, name);
+    if (!object) return 0;
+    if (PyObject_GetBuffer(object, buffer, PyBUF_WRITABLE) < 0) return -1;
+    if ((uint64_t)buffer->len < least) {
+        PyErr_Format(PyExc_ValueError, "%s has %zd bytes, expected %llu", name, buffer->len, (unsigned long long)least);
+        return -1;
+    }
+    return 0;
+}
+
+static int take_number(PyObject *given, const char *name, uint64_t *value) {
+    PyObject *object = PyDict_GetItemString(given, name);
+    *value = object ? PyLong_AsUnsignedLongLong(object) : 0;
+    return *value == UINT64_MAX && PyErr_Occurred() ? -1 : 0;
+}
+
+static int take_region(Path *self, PyObject *given) {
+    uint64_t head, tail, answer_head, answer_tail, sleeping, request_offset, response_offset;
+    struct {
+        const char *name;
+        uint64_t *value;
+    } numbers[] = {
+        {"head", &head}, {"tail", &tail}, {"answer_head", &answer_head}, {"answer_tail", &answer_tail},
+        {"client_sleeping", &sleeping}, {"request_offset", &request_offset}, {"response_offset", &response_offset},
+        {"request_stride", &self->request_stride}, {"response_stride", &self->response_stride}, {"slots", &self->slots},
+    };
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        if (take_number(given, numbers[i].name, numbers[i].value) < 0) return -1;
+    uint64_t bytes = (uint64_t)self->region.len;
+    if (!self->slots || self->slots & (self->slots - 1) || self->slots > bytes || request_offset > bytes ||
+        response_offset > bytes || self->request_stride > bytes || self->response_stride > bytes ||
+        request_offset + self->slots * self->request_stride > bytes ||
+        response_offset + self->slots * self->response_stride > bytes || self->request_stride < (uint64_t)self->row.len ||
+        self->response_stride < 8u * OUTPUTS + 4u * self->outputs || head >= 512 || tail >= 512 || answer_head >= 512 ||
+        answer_tail >= 512 || sleeping >= 1024 || bytes < 4096) {
+        PyErr_SetString(PyExc_ValueError, "the region does not hold its rings");
+        return -1;
+    }
+    uint8_t *memory = self->region.buf;
+    uint64_t *words = (uint64_t *)memory;
+    self->head = words + head;
+    self->tail = words + tail;
+    self->answer_head = words + answer_head;
+    self->answer_tail = words + answer_tail;
+    self->client_sleeping = (uint32_t *)memory + sleeping;
+    self->request_slots = memory + request_offset;
+    self->response_slots = memory + response_offset;
+    return 0;
+}
+
+/* Path(given): a dict with what the struct names. */
+static int init(Path *self, PyObject *arguments, PyObject *keywords) {
+    (void)keywords;
+    PyObject *given;
+    if (!PyArg_ParseTuple(arguments, "O!", &PyDict_Type, &given)) return -1;
+    if (self->session) {
+        PyErr_SetString(PyExc_TypeError, "a Path is made once");
+        return -1;
+    }
+#define TAKE(name)                                                                                                        \
+    {                                                                                                                     \
+        PyObject *object = PyDict_GetItemString(given, #name);                                                            \
+        self->name = object ? object : Py_None;                                                                           \
+        Py_INCREF(self->name);                                                                                            \
+    }
+    OBJECTS(TAKE)
+    uint64_t features, outputs;
+    if (take_number(given, "features", &features) < 0 || take_number(given, "outputs", &outputs) < 0 ||
+        take_number(given, "request_header", &self->request_header) < 0 ||
+        take_number(given, "response_header", &self->response_header) < 0 ||
+        take_number(given, "generation", &self->generation) < 0 || take_number(given, "one_row_ok", &self->one_row_ok) < 0)
+        return -1;
+    if (!features || !outputs || features > U32 / 8 || outputs > U32 / 8) {
+        PyErr_SetString(PyExc_ValueError, "no features or no outputs");
+        return -1;
+    }
+    self->features = (uint32_t)features;
+    self->outputs = (uint32_t)outputs;
+    if (take_buffer(given, "row", &self->row, 8u * FEATURES + 4 * features) < 0 ||
+        take_buffer(given, "input", &self->input, 4 * features) < 0 ||
+        take_buffer(given, "output", &self->output, 4 * outputs) < 0 ||
+        take_buffer(given, "frame", &self->frame, 8u * OUTPUTS + 4 * outputs) < 0 ||
+        take_buffer(given, "region", &self->region, 4096) < 0)
+        return -1;
+    if (!self->row.obj || !self->input.obj || !self->output.obj || !(self->frame.obj || self->region.obj)) {
+        PyErr_SetString(PyExc_ValueError, "row, input, output, and frame or region are needed");
+        return -1;
+    }
+    if (self->region.obj && take_region(self, given) < 0) return -1;
+    if (self->capsule != Py_None) {
+        self->runner = PyCapsule_GetPointer(self->capsule, SIGD_RUNNER_CAPSULE);
+        if (!self->runner) return -1;
+        if (self->runner->version != SIGD_RUNNER_VERSION || self->runner->features != features ||
+            self->runner->outputs != outputs) {
+            PyErr_SetString(PyExc_ValueError, "the engine's runner is of another version or shape");
+            return -1;
+        }
+    }
+    return 0;
+}
+
+static PyMethodDef methods[] = {
+    {"answer", (PyCFunction)(void (*)(void))answer, METH_FASTCALL, "answer(count_bytes, now_ns) -> bool"},
+    {"poll", (PyCFunction)poll, METH_NOARGS, "poll() -> what was found"},
+    {"poll_round", (PyCFunction)(void (*)(void))poll_round, METH_FASTCALL, "poll_round(polls, answered_max) -> int"},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot slots[] = {
+    {Py_tp_init, init}, {Py_tp_dealloc, dealloc}, {Py_tp_traverse, traverse}, {Py_tp_clear, clear},
+    {Py_tp_methods, methods}, {Py_tp_doc, "The fast path of one connection."}, {0, NULL},
+};
+
+static PyType_Spec spec = {"sigd.daemon.serving._fast_path.Path", sizeof(Path), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+                           slots};
+
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_fast_path", "The fast path in C.", -1, NULL, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__fast_path(void) {
+    struct {
+        PyObject **place;
+        const char *text;
+    } names[] = {
+        {&str_fast_path_owner, "fast_path_owner"}, {&str_fast_path_open, "fast_path_open"}, {&str_serving, "serving"},
+        {&str_tail, "tail"}, {&str_taken, "taken"}, {&str_published, "published"}, {&str_tail_seen, "tail_seen"},
+        {&str_one_by_one_rows_max, "one_by_one_rows_max"}, {&str_last_batch_ns, "last_batch_ns"}, {&str_slow_ns, "slow_ns"},
+        {&str_count_single, "count_single"}, {&str_fast_path_failed, "fast_path_failed"},
+        {&str_frame_bytes, "frame_bytes"}, {&str_header, "header"},
+    };
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (!(*names[i].place = PyUnicode_InternFromString(names[i].text))) return NULL;
+    PyObject *made = PyModule_Create(&module);
+    PyObject *type = made ? PyType_FromSpec(&spec) : NULL;
+    if (!type || PyModule_AddObject(made, "Path", type) < 0) {
+        Py_XDECREF(type);
+        Py_XDECREF(made);
+        return NULL;
+    }
+    return made;
+}

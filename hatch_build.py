@@ -1,0 +1,156 @@
+"""Builds the C extensions into the wheel, where there is a C compiler; without one the wheel is pure Python.
+
+SIGD_NATIVE says what is wanted: "auto" (the default), "off", or "required", which makes a failed build an error.
+`python hatch_build.py` builds them in place, for a checkout.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+ROOT = Path(__file__).resolve().parent
+FLAGS = [
+    *("-std=gnu11", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"),
+    # The bits of an answer belong to the source: no product is contracted into a sum behind its back.
+    *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
+]
+
+
+@dataclass(frozen=True)
+class Extension:
+    """A module in C for the stable interface of Python 3.11 and later.
+
+    Attributes:
+        name: its file's name without the ending.
+        folder: where its sources lie, and it itself in the package.
+        sources: C files in that folder, with the flags that each needs beside the common ones.
+        include: further folders with headers.
+    """
+
+    name: str
+    folder: str
+    sources: dict[str, tuple[str, ...]]
+    include: tuple[str, ...] = field(default=())
+
+    @property
+    def file(self) -> str:
+        """What Python looks for."""
+        return f"{self.folder}/{self.name}.abi3.so"
+
+
+def extensions() -> list[Extension]:
+    """All of them, as this machine's processor family needs them."""
+    # The fast path runs a native engine by the entry that `engine.h` describes.
+    return [Extension("_fast_path", "daemon/serving", {"fast_path.c": ()}, ("models/native",))]
+
+
+def compiler() -> list[str] | None:
+    """The command of a C compiler: CC, or the first of the usual names that is there."""
+    if os.environ.get("CC"):
+        return shlex.split(os.environ["CC"])
+    return next(([name] for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
+
+
+def build(extension: Extension, command: list[str], target: Path) -> None:
+    """Compile an extension into the file `target`.
+
+    Raises:
+        subprocess.CalledProcessError: the compiler refused it; its `stderr` says why.
+        OSError: the compiler cannot be started.
+    """
+    include = [f"-I{ROOT / folder}" for folder in extension.include]
+    include.append(f"-I{sysconfig.get_path('include')}")
+    with tempfile.TemporaryDirectory() as made:
+
+        def compiled(source: tuple[str, tuple[str, ...]]) -> str:
+            name, flags = source
+            to = str(Path(made) / f"{name}.o")
+            path = str(ROOT / extension.folder / name)
+            _run([*command, *FLAGS, *flags, *include, "-c", path, "-o", to])
+            return to
+
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            objects = list(pool.map(compiled, extension.sources.items()))
+        whole = str(Path(made) / target.name)
+        _run([*command, "-shared", *objects, "-lm", "-o", whole])
+        # A process may have the old one mapped: it keeps that.
+        beside = target.with_name(f".{target.name}.new")
+        shutil.copyfile(whole, beside)
+        beside.replace(target)
+
+
+def _run(words: list[str]) -> None:
+    subprocess.run(words, check=True, capture_output=True, text=True)
+
+
+def _wanted() -> str:
+    wanted = os.environ.get("SIGD_NATIVE", "auto")
+    if wanted not in ("auto", "off", "required"):
+        raise SystemExit(f"SIGD_NATIVE is {wanted!r}, expected auto, off or required")
+    return wanted
+
+
+class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
+    """What hatchling calls while it builds a wheel, editable or not."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Build what can be built, and tell hatchling where it goes."""
+        wanted = _wanted()
+        command = compiler()
+        if wanted == "off":
+            return
+        if command is None:
+            self._absent(wanted, "there is no C compiler (apt-get install gcc, or set CC)")
+            return
+        for extension in extensions():
+            target = ROOT / extension.file
+            try:
+                build(extension, command, target)
+            except subprocess.CalledProcessError as error:
+                self._absent(wanted, f"{shlex.join(command)} refused it:\n{error.stderr}")
+                return
+            except OSError as error:
+                self._absent(wanted, str(error))
+                return
+            if version != "editable":
+                build_data["force_include"][str(target)] = f"sigd/{extension.file}"
+        if version != "editable":
+            build_data["pure_python"] = False
+            build_data["tag"] = f"cp311-abi3-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
+
+    def _absent(self, wanted: str, why: str) -> None:
+        if wanted == "required":
+            raise SystemExit(f"the C extensions were not built, and SIGD_NATIVE=required: {why}")
+        self.app.display_warning(f"the C extensions were not built, sigd will run without them: {why}")
+
+
+def main() -> int:
+    """Build all of them in place."""
+    command = compiler()
+    if command is None:
+        print("sigd: there is no C compiler: apt-get install gcc, or set CC", file=sys.stderr)
+        return 3
+    for extension in extensions():
+        try:
+            build(extension, command, ROOT / extension.file)
+        except subprocess.CalledProcessError as error:
+            print(error.stderr, file=sys.stderr)
+            return 1
+        print(f"built {extension.file}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
