@@ -1,7 +1,7 @@
 """Builds the C extensions into the wheel, where there is a C compiler; without one the wheel is pure Python.
 
-SIGD_NATIVE says what is wanted: "auto" (the default), "off", or "required", which makes a failed build an error.
-`python hatch_build.py` builds them in place, for a checkout.
+SIGD_NATIVE says what is wanted: "auto" (the default), "off", or "required", which makes a failed build an
+error. `python hatch_build.py` builds them in place, for a checkout.
 """
 
 from __future__ import annotations

@@ -43,8 +43,7 @@ ANSWERED: Final[Found] = 2
 RingPoll = Callable[[], Found]
 """Takes what is in a ring, and says what it found."""
 PollRound = Callable[[int, int], int]
-"""(polls at most, answers at most) -> how many times something was found: polls until there is nothing left to do, or until
-a request has been handed over."""
+"""(polls at most, answers at most) -> how many times something was found; until a request is handed over."""
 
 
 def make_poll_round(poll: RingPoll) -> PollRound:
