@@ -13,6 +13,7 @@ from sigd.bench.floor import floor
 from sigd.bench.hiccup import Hiccups
 from sigd.bench.load.contract import LATE_NS, STATUS_NAMES, Measurement
 from sigd.bench.rig import Mode, Outcome
+from sigd.bench.stolen import SHARE_MAX
 from sigd.models.market.capture import CaptureReader
 from sigd.models.market.faults import CaptureFault
 from sigd.wire.status import Transport
@@ -117,6 +118,16 @@ class MemoryFacts(msgspec.Struct, frozen=True, kw_only=True):
     growth_kib: int
 
 
+class StolenFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """Shares of the run's time that the machine took away; see `sigd.bench.stolen.Stolen`. Above `share_max` a run that
+    does not pass is inconclusive."""
+
+    daemon_waited: float
+    hypervisor: float
+    client: float
+    share_max: float
+
+
 class FloorRatio(msgspec.Struct, frozen=True, kw_only=True):
     """sigd against the floor at one percentile; see `sigd.bench.floor.floor.Ratio`."""
 
@@ -183,6 +194,7 @@ class Document(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         valid: whether the figures may be quoted; `reasons` says why not.
         passed: valid and within the budget.
+        inconclusive: not passed, and the machine took so much time away that this says nothing of the daemon.
         latency: from the intended send time (a closed loop: from the send). `uncorrected`: from the send.
         max_over_median: of `latency`.
         ns_per_request: of the run's time, for each answered request, whatever its status.
@@ -192,6 +204,7 @@ class Document(msgspec.Struct, frozen=True, kw_only=True):
     schema: int
     valid: bool
     passed: bool
+    inconclusive: bool
     reasons: list[str]
     budget_us: float | None
     latency: Percentiles
@@ -205,6 +218,7 @@ class Document(msgspec.Struct, frozen=True, kw_only=True):
     accounting: Accounting
     late_sends: LateSends
     hiccups: list[HiccupFacts]
+    stolen: StolenFacts
     memory: MemoryFacts | None
     floor: FloorFacts | None
     capture: CaptureFacts | None
@@ -223,6 +237,7 @@ def document(outcome: Outcome) -> Document:
         schema=SCHEMA,
         valid=judged.valid,
         passed=judged.passed,
+        inconclusive=judged.inconclusive,
         reasons=list(judged.reasons),
         budget_us=None if budget_ns is None else budget_ns / 1000,
         latency=latency,
@@ -246,6 +261,12 @@ def document(outcome: Outcome) -> Document:
             threshold_us=LATE_NS / 1000, count=measured.late_sends, worst_us=_us(measured.late_worst_ns)
         ),
         hiccups=_hiccups(outcome),
+        stolen=StolenFacts(
+            daemon_waited=round(outcome.stolen.daemon_waited, 5),
+            hypervisor=round(outcome.stolen.hypervisor, 5),
+            client=round(outcome.stolen.client, 5),
+            share_max=SHARE_MAX,
+        ),
         memory=_memory(outcome),
         floor=_floor(outcome),
         capture=_capture(outcome.capture),

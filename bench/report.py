@@ -182,6 +182,11 @@ def _share(part: int, whole: int) -> str:
 
 def _hiccups(document: Document, console: Console) -> None:
     console.print(_hiccup_table(document))
+    stolen = document.stolen
+    console.print(
+        f"taken    {stolen.hypervisor:.2%} of the time by the hypervisor; the daemon waited for its core for"
+        f" {stolen.daemon_waited:.2%}; the client saw gaps of {stolen.client:.2%}"
+    )
     worst_us = max(facts.worst_us for facts in document.hiccups)
     if document.budget_us is not None and worst_us > document.budget_us:
         console.print(
@@ -288,10 +293,14 @@ def _verdict(document: Document, console: Console) -> None:
             Text(f"PASS     {p99} within the budget of {document.budget_us:g} us", style="bold green")
         )
         return
-    word = "FAIL" if document.valid else "INVALID, the figures may not be quoted"
-    console.print(Text(word, style="bold red"))
+    style = "red"
+    if document.inconclusive:
+        word, style = "INCONCLUSIVE, the machine was taken away", "yellow"
+    else:
+        word = "FAIL" if document.valid else "INVALID, the figures may not be quoted"
+    console.print(Text(word, style=f"bold {style}"))
     for reason in document.reasons:
-        console.print(Text(f"         {reason}", style="red"))
+        console.print(Text(f"         {reason}", style=style))
 
 
 def _us(us: float) -> str:

@@ -28,6 +28,7 @@ from sigd.bench.load.schedule import NS_PER_S, Int64Array
 from sigd.bench.native import build as native
 from sigd.bench.native.build import NativePrograms
 from sigd.bench.pinning import allowed_cpus, choose_cores
+from sigd.bench.stolen import Stolen, StolenWatch
 from sigd.models.market.capture import CaptureReader
 from sigd.wire.errors import ConnectFailed
 from sigd.wire.messages import Hello, Welcome
@@ -104,6 +105,7 @@ class Outcome:
         cpus: the cores of the daemon and of the client; None = not pinned by us.
         memory: None where the daemon's memory cannot be read from here.
         rounds: of the floor; empty without it.
+        stolen: what the machine took away while it was measured.
         capture: what has read the capture and knows what is wrong with it; None without one.
     """
 
@@ -119,6 +121,7 @@ class Outcome:
     memory: Memory | None
     rounds: list[FloorRound]
     capture: CaptureReader | None
+    stolen: Stolen
     verdict: verdict.Verdict
 
 
@@ -150,15 +153,25 @@ def run(settings: Settings, say: Say) -> Outcome:
     with _target(settings, daemon_cpu, say) as target:
         plans, capture = _plans(settings, target, client_cpu, say)
         memory = _MemoryWatch(target.welcome.daemon_pid)
+        taken = StolenWatch(
+            target.welcome.daemon_pid if _is_sigd(target.welcome.daemon_pid) else None,
+            [cpu for cpu in watched if cpu is not None],
+        )
+
+        def warmed_up() -> None:
+            memory.warmed_up()
+            taken.warmed_up()
+
         rounds: list[FloorRound] = []
         if settings.floor:
             assert programs is not None
-            rounds = _rounds(settings, target, plans, generator, programs, daemon_cpu, memory, say)
+            rounds = _rounds(settings, target, plans, generator, programs, daemon_cpu, warmed_up, say)
             measurement = pool(rounds).sigd
         else:
             say(_measuring_line(settings, plans[0]))
-            measurement = generator.run(plans[0], memory.warmed_up)
+            measurement = generator.run(plans[0], warmed_up)
         found = memory.found()
+        stolen = taken.found(measurement.elapsed_ns, measurement.hiccup_sum_ns)
         if target.own is not None:
             target.own.stop()
     after = hiccup.measure(watched, _HICCUP_SECONDS, programs)
@@ -175,9 +188,14 @@ def run(settings: Settings, say: Say) -> Outcome:
         memory=found,
         rounds=rounds,
         capture=capture,
+        stolen=stolen,
         verdict=verdict.judge(
             measurement,
             settings.budget_ns,
+            # In a floor run the daemon is stopped between its turns, which the kernel does not count as waiting for it.
+            stolen_share=measurement.hiccup_sum_ns / max(measurement.elapsed_ns, 1)
+            if rounds
+            else stolen.largest,
             capture_faults="" if capture is None or settings.salvage else str(capture.faults),
         ),
     )
@@ -339,7 +357,7 @@ def _rounds(
     generator: LoadGenerator,
     programs: NativePrograms,
     daemon_cpu: int | None,
-    memory: _MemoryWatch,
+    warmed_up: Callable[[], None],
     say: Say,
 ) -> list[FloorRound]:
     own = target.own
@@ -359,7 +377,7 @@ def _rounds(
             def run_sigd(plan: LoadPlan = plan) -> Measurement:
                 own.resume()
                 try:
-                    return generator.run(plan, memory.warmed_up)
+                    return generator.run(plan, warmed_up)
                 finally:
                     own.pause()
 

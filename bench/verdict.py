@@ -8,9 +8,11 @@ from pathlib import Path
 from sigd.bench import histogram
 from sigd.bench.load.contract import STATUS_NAMES, Measurement
 from sigd.bench.load.schedule import NS_PER_S
+from sigd.bench.stolen import SHARE_MAX
 from sigd.wire.status import Status
 
 RATE_TOLERANCE = 0.01
+INCONCLUSIVE_EXIT_CODE = 4
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Verdict:
     Attributes:
         valid: nothing was lost, the contract was kept and the rate was met: the figures may be quoted.
         within_budget: p99 was within the budget; None where none was set.
+        inconclusive: it did not pass, and the machine took so much time away that this says nothing of the daemon.
         p99_ns: of the corrected latency.
         rate_intended_hz: 0 in a closed loop.
         rate_achieved_hz: requests sent in a second.
@@ -28,6 +31,7 @@ class Verdict:
 
     valid: bool
     within_budget: bool | None
+    inconclusive: bool
     p99_ns: int
     rate_intended_hz: float
     rate_achieved_hz: float
@@ -38,14 +42,28 @@ class Verdict:
         """Valid, and within the budget if there was one."""
         return self.valid and self.within_budget is not False
 
+    @property
+    def exit_code(self) -> int:
+        """What `sigd bench` ends with."""
+        if self.passed:
+            return 0
+        return INCONCLUSIVE_EXIT_CODE if self.inconclusive else 1
 
-def judge(measurement: Measurement, budget_ns: int | None, *, capture_faults: str = "") -> Verdict:
+
+def judge(
+    measurement: Measurement,
+    budget_ns: int | None,
+    *,
+    capture_faults: str = "",
+    stolen_share: float = 0.0,
+) -> Verdict:
     """Hold a measurement to the rules of measuring and to its budget.
 
     Args:
         measurement: what was measured.
         budget_ns: for p99; None sets none.
         capture_faults: what is wrong with the capture that the requests come from; "" where all is well.
+        stolen_share: of the run's time, what the machine took away.
 
     A request that was answered without a signal (BUSY, EXPIRED, ...) has no latency, and counts as over the
     budget.
@@ -63,8 +81,22 @@ def judge(measurement: Measurement, budget_ns: int | None, *, capture_faults: st
     if budget_ns is not None:
         over = _over_budget(measurement, p99_ns, budget_ns)
         within_budget = not over and measurement.statuses[Status.OK] > 0
+    # Too slow or too late is what a machine does that is busy elsewhere; a lost answer or a broken contract is not.
+    late = (
+        measurement.violation is None
+        and not measurement.lost
+        and measurement.received > 0
+        and not capture_faults
+    )
+    inconclusive = bool(invalid or over) and late and stolen_share > SHARE_MAX
+    if inconclusive:
+        over.append(
+            f"{stolen_share:.1%} of the time was taken away by the machine (hypervisor or other processes), expected at"
+            f" most {SHARE_MAX:.0%}: this says nothing of the daemon; measure on a machine that is idle, on cores of its own"
+        )
     return Verdict(
         valid=not invalid,
+        inconclusive=inconclusive,
         within_budget=within_budget,
         p99_ns=p99_ns,
         rate_intended_hz=intended_hz,
@@ -73,10 +105,13 @@ def judge(measurement: Measurement, budget_ns: int | None, *, capture_faults: st
     )
 
 
-def named_by_verdict(path: Path, passed: bool) -> Path:
-    """Where a result is written: as asked if the run passed, else with .FAIL before the ending, so that a bad
-    run cannot be quoted by accident."""
-    return path if passed else path.with_name(f"{path.stem}.FAIL{path.suffix}")
+def named_by_verdict(path: Path, exit_code: int) -> Path:
+    """Where a result is written: as asked if the run passed, else with .FAIL or .INCONCLUSIVE before the ending, so that
+    a bad run cannot be quoted by accident."""
+    if not exit_code:
+        return path
+    word = "INCONCLUSIVE" if exit_code == INCONCLUSIVE_EXIT_CODE else "FAIL"
+    return path.with_name(f"{path.stem}.{word}{path.suffix}")
 
 
 def _rates(measurement: Measurement) -> tuple[float, float]:

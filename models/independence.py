@@ -12,6 +12,7 @@ from the graph, because a mixture can be too small for rows that were chosen by 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -246,7 +247,7 @@ def _levels(backend: Backend, real_rows: Float32Array | None) -> list[_Level]:
     levels.append(
         _Level(
             _varied_rows(count, features),
-            (_filled(0.0), wide, (wide * 1e6).astype(np.float32)),
+            (wide, (wide * 1e6).astype(np.float32)),
             required=False,
         )
     )
@@ -273,30 +274,35 @@ def _varied_rows(count: int, features: int) -> Float32Array:
 
 
 def _varied_answers(backend: Backend) -> tuple[Float32Array, bool]:
-    """Answers to rows that differ, and whether all kinds of them ran."""
+    """Answers to rows that differ, and whether all kinds of them ran. It ends with the first answer that is another one,
+    for a batch of a large model takes long."""
     features = backend.spec.features
     count = max(_SINGLE_ROWS, backend.batch_rows_max)
     unit = np.linspace(0.0, 0.9375, count * features, dtype=np.float32).reshape(count, features)
-    answers = [_in_batches(backend, unit)]
-    if _differ(answers[0]):
-        return answers[0], True
-    complete = True
     whole = np.arange(4, dtype=np.float32)[:, None].repeat(features, axis=1)
-    for rows in (whole, _varied_rows(count, features)):
+    answers = np.empty((0, backend.spec.outputs), np.float32)
+    complete = True
+    for rows in (unit, whole, _varied_rows(count, features)):
         try:
-            answers.append(_in_batches(backend, rows))
+            for batch in _batches(backend, rows):
+                answers = np.concatenate([answers, _answers(backend, batch)])
+                if _differ(answers) and np.isfinite(answers).any():
+                    return answers, complete
         except BackendFailed as error:
-            if error.fatal:
+            if error.fatal or rows is unit:
                 raise
             complete = False
-    return np.concatenate(answers), complete
+    return answers, complete
 
 
-def _in_batches(backend: Backend, rows: Float32Array) -> Float32Array:
-    size = backend.batch_rows_max
-    return np.concatenate(
-        [_answers(backend, rows[first : first + size]) for first in range(0, len(rows), size)]
-    )
+def _batches(backend: Backend, rows: Float32Array) -> Iterator[Float32Array]:
+    """The first two rows of each kind say most, so they come first."""
+    sizes = (min(2, backend.batch_rows_max), backend.batch_rows_max)
+    first = 0
+    while first < len(rows):
+        size = sizes[min(first, 1)]
+        yield rows[first : first + size]
+        first += size
 
 
 def _one_by_one(backend: Backend, rows: Float32Array) -> Float32Array:

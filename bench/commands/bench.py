@@ -52,8 +52,9 @@ Examples:
 Open loop: latency counts from the intended send time, so that a stall counts for every request that it held
 up.
 Exit codes: 0 passed; 1 over the budget, or not valid (replies lost, rate missed, contract broken): the files
-are then named NAME.FAIL.json and NAME.FAIL.hgrm; 2 wrong usage or input; 3 the environment lacks
-something.""",
+are then named NAME.FAIL.json and NAME.FAIL.hgrm; 4 inconclusive: not passed, but the machine took more than 1%
+of the time away, so that it says nothing of the daemon (NAME.INCONCLUSIVE.json); 2 wrong usage or input; 3 the
+environment lacks something.""",
 )
 @click.option(
     "--p99/--no-p99", default=True, show_default=True, help="Hold p99 to the budget, or only measure."
@@ -136,13 +137,13 @@ def bench(context: click.Context, /, json_file: Path | None, hgrm_file: Path | N
     # Told to end: leave by an exception, so that a daemon of ours is not left behind.
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
-        passed = _measure(options, json_file, hgrm_file)
+        exit_code = _measure(options, json_file, hgrm_file)
     except BenchError as error:
         click.echo(f"sigd: {error}", err=True)
         sys.exit(error.exit_code)
     finally:
         signal.signal(signal.SIGTERM, before)
-    sys.exit(0 if passed else 1)
+    sys.exit(exit_code)
 
 
 def _refuse_options_before(context: click.Context) -> None:
@@ -163,7 +164,7 @@ def _terminated(number: int, _frame: object) -> NoReturn:
     sys.exit(128 + number)
 
 
-def _measure(options: dict[str, Any], json_file: Path | None, hgrm_file: Path | None) -> bool:
+def _measure(options: dict[str, Any], json_file: Path | None, hgrm_file: Path | None) -> int:
     import msgspec
     from rich.console import Console
 
@@ -182,11 +183,11 @@ def _measure(options: dict[str, Any], json_file: Path | None, hgrm_file: Path | 
     if json_to_stdout:
         click.echo(written.decode())
     elif json_file is not None:
-        _write(named_by_verdict(json_file, result.passed), written + b"\n", console)
+        _write(named_by_verdict(json_file, outcome.verdict.exit_code), written + b"\n", console)
     if hgrm_file is not None:
         text = histogram.hgrm(outcome.measurement.counts.corrected)
-        _write(named_by_verdict(hgrm_file, result.passed), text.encode(), console)
-    return result.passed
+        _write(named_by_verdict(hgrm_file, outcome.verdict.exit_code), text.encode(), console)
+    return outcome.verdict.exit_code
 
 
 def settings_of(

@@ -33,11 +33,13 @@ class Report(msgspec.Struct, kw_only=True):
         by_status: their answers.
         replayed: those that were run again.
         left_out: those that were not, by the reason.
-        not_recorded: answered, but missing between those that are there.
+        not_recorded: answered, but missing between those that are there: the recorder had no room for them.
+        unreadable: missing where the recording is damaged, as far as their number is known.
         models: one for each that answered.
         made_elsewhere: what differs between then and now besides the model, and may explain a difference.
         damage: what could not be read.
-        passed: what the exit code says.
+        passed: what the exit code says: every answer of the recordings was run again, where it can be, and is what it may
+            be. Never where something could not be read.
     """
 
     recordings: list[str]
@@ -46,6 +48,7 @@ class Report(msgspec.Struct, kw_only=True):
     replayed: int
     left_out: dict[str, int]
     not_recorded: int
+    unreadable: int
     models: list[Compared]
     made_elsewhere: list[str]
     damage: list[str]
@@ -89,11 +92,12 @@ def replay_recording(
         replayed=rerun.replayed,
         left_out=rerun.left_out,
         not_recorded=rerun.not_recorded,
+        unreadable=rerun.unreadable,
         models=models,
         made_elsewhere=_made_elsewhere(recordings),
         damage=damage,
         elapsed_s=time.monotonic() - began_s,
-        passed=all(compared.passed(tolerance) for compared in models),
+        passed=not damage and all(compared.passed(tolerance) for compared in models),
     )
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(report)).decode())
@@ -157,6 +161,7 @@ def _run(recording: Recording, rerun: Rerun, damage: list[str], progress: Progre
                     " what is"
                 )
             damage.append(str(batch))
+            rerun.on_damage()
             continue
         rerun.run(batch)
         count_bytes = sum(part.requests.nbytes + part.responses.nbytes for part in batch)
@@ -203,7 +208,11 @@ def _show(report: Report, tolerance: float | None) -> None:
     statuses = ", ".join(f"{name} {count:,}" for name, count in report.by_status.items() if count)
     say(f"recorded   {report.requests:,} requests: {statuses}")
     if report.not_recorded:
-        say(f"           {report.not_recorded:,} more were answered and are missing between them")
+        say(
+            f"           {report.not_recorded:,} more were answered and not recorded: the recorder had no room for them"
+        )
+    if report.unreadable:
+        say(f"           {report.unreadable:,} more are missing where the recording is damaged")
     for name in report.damage:
         say(f"damaged    {name}")
     left_out = ", ".join(f"{reason} {count:,}" for reason, count in report.left_out.items())
@@ -216,7 +225,16 @@ def _show(report: Report, tolerance: float | None) -> None:
     if not report.passed:
         for difference in report.made_elsewhere:
             say(f"note       {difference}")
-    say("passed" if report.passed else "FAILED")
+    say(_verdict(report, tolerance))
+
+
+def _verdict(report: Report, tolerance: float | None) -> str:
+    if report.passed:
+        return "passed"
+    if all(compared.passed(tolerance) for compared in report.models):
+        missing = f"at least {report.unreadable:,} requests" if report.unreadable else "what is damaged"
+        return f"NOT WHOLE: the {report.replayed:,} that could be run passed, {missing} could not be read"
+    return "FAILED"
 
 
 def _show_model(compared: Compared, tolerance: float | None, say: Callable[[str], None]) -> None:

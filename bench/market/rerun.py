@@ -104,10 +104,17 @@ class Rerun:
         self.by_status = {status.name: 0 for status in Status}
         self.left_out: dict[str, int] = {}
         self.not_recorded = 0
+        self.unreadable = 0
+        self._damaged = False
 
     def start_recording(self) -> None:
         """What follows is numbered from its own start."""
         self._next = -1
+        self._damaged = False
+
+    def on_damage(self) -> None:
+        """What is missing before the next batch could not be read."""
+        self._damaged = True
 
     def run(self, batch: Batch) -> None:
         """Run one batch, all parts of which one model answered.
@@ -154,7 +161,11 @@ class Rerun:
 
     def _account(self, part: Exchanges) -> None:
         if 0 <= self._next < part.first:
-            self.not_recorded += part.first - self._next
+            if self._damaged:
+                self.unreadable += part.first - self._next
+            else:
+                self.not_recorded += part.first - self._next
+        self._damaged = False
         self._next = part.first + len(part.requests)
         self.requests += len(part.requests)
         counts = np.bincount(part.responses["status"], minlength=len(Status)).tolist()

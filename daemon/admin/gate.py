@@ -194,4 +194,4 @@ def _p99_us(then: LatencyStatus, now: LatencyStatus) -> float | None:
     counted = dict(then.bins)
     bins: Bins = [(edge_ns, count - counted.get(edge_ns, 0)) for edge_ns, count in now.bins]
     bins = [(edge_ns, count) for edge_ns, count in bins if count > 0]
-    return percentile_ns(bins, 99.0) / 1000 if bins else None
+    return min(percentile_ns(bins, 99.0), now.max_ns) / 1000 if bins else None

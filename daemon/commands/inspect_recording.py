@@ -10,16 +10,17 @@ from pathlib import Path
 import click
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from sigd.daemon.admin.client import percentile_ns
 from sigd.daemon.errors import UsageError
 from sigd.daemon.runtime.logs import printable
-from sigd.daemon.serving.counters import LatencyCounts
 from sigd.wire.errors import NoRecording, RecordingDamaged
 from sigd.wire.recording.reader import About, Damage, Exchanges, Recording, SessionFacts, open_recordings
 from sigd.wire.status import Status
 
 PERCENTS = (50.0, 99.0, 99.9)
+_BITS_KEPT = 11
 
 
 class ClientSummary(msgspec.Struct, kw_only=True):
@@ -27,7 +28,7 @@ class ClientSummary(msgspec.Struct, kw_only=True):
 
     Attributes:
         sessions: how many of it there were.
-        latency_us: from receive to send, by percentile.
+        latency_us: from receive to send by the stamps of the answers, by percentile, and the longest.
     """
 
     client: str
@@ -50,7 +51,8 @@ class Summary(msgspec.Struct, kw_only=True):
         first_at, last_at: when the first and the last request that is there were received, UTC; None without
             any.
         earlier: requests before the first one: their segments were deleted.
-        not_recorded: requests that are missing between those that are there.
+        not_recorded: requests that are missing between those that are there: the recorder had no room for them.
+        unreadable: requests that are missing where the recording is damaged, as far as their number is known.
         rate_per_s: of requests, over the whole span.
         mean_batch_rows: of the answers that ran.
         models: digest in hex, by "name, generation".
@@ -67,6 +69,7 @@ class Summary(msgspec.Struct, kw_only=True):
     requests: int = 0
     earlier: int = 0
     not_recorded: int = 0
+    unreadable: int = 0
     rate_per_s: float = 0.0
     mean_batch_rows: float = 0.0
     by_status: dict[str, int]
@@ -101,6 +104,7 @@ def summarise(recording: Recording) -> Summary:
     for item in recording.read():
         if isinstance(item, Damage):
             damage.append(str(item))
+            counting.damaged = True
         else:
             counting.add(item)
     summary = Summary(
@@ -112,6 +116,7 @@ def summarise(recording: Recording) -> Summary:
         requests=counting.requests,
         earlier=max(counting.first, 0),
         not_recorded=counting.not_recorded,
+        unreadable=counting.unreadable,
         by_status={status.name: counting.by_status[status] for status in Status},
         models=counting.models,
         clients=[client.summary() for client in counting.clients.values()],
@@ -128,6 +133,28 @@ def summarise(recording: Recording) -> Summary:
     return summary
 
 
+class _Latencies:
+    """Durations by their stamps, of any length, to three digits and a half; the longest exactly."""
+
+    def __init__(self) -> None:
+        self.max_ns = 0
+        self._counts: Counter[int] = Counter()
+
+    def add(self, end_ns: npt.NDArray[np.uint64], begin_ns: npt.NDArray[np.uint64]) -> None:
+        durations_ns = np.maximum(end_ns.astype(np.int64) - begin_ns.astype(np.int64), 0)
+        self.max_ns = max(self.max_ns, int(durations_ns.max()))
+        # What frexp calls the exponent is the length in bits; all but the first 11 bits go.
+        shift = np.maximum(np.frexp(durations_ns.astype(np.float64))[1] - _BITS_KEPT, 0)
+        upper_ns = ((durations_ns >> shift) + 1 << shift) - 1
+        for edge_ns, count in zip(
+            *map(np.ndarray.tolist, np.unique(upper_ns, return_counts=True)), strict=True
+        ):
+            self._counts[edge_ns] += count
+
+    def percentile_ns(self, percent: float) -> int:
+        return min(percentile_ns(sorted(self._counts.items()), percent), self.max_ns)
+
+
 class _Client:
     """The requests of one client to one model."""
 
@@ -135,19 +162,14 @@ class _Client:
         self.facts = facts
         self.sessions: set[int] = set()
         self.by_status: Counter[int] = Counter()
-        self.latencies = LatencyCounts()
+        self.latencies = _Latencies()
 
     def add(self, item: Exchanges) -> None:
         self.sessions.add(item.session)
         self.by_status.update(item.responses["status"].tolist())
-        durations_ns = item.responses["send_time_ns"] - item.responses["receive_time_ns"]
-        for duration_ns, count in zip(
-            *map(np.ndarray.tolist, np.unique(durations_ns, return_counts=True)), strict=True
-        ):
-            self.latencies.add(duration_ns, count)
+        self.latencies.add(item.responses["send_time_ns"], item.responses["receive_time_ns"])
 
     def summary(self) -> ClientSummary:
-        bins = self.latencies.sparse()
         return ClientSummary(
             client=self.facts.client,
             transport=self.facts.transport,
@@ -157,8 +179,8 @@ class _Client:
             requests=self.by_status.total(),
             by_status={status.name: self.by_status[status] for status in Status if self.by_status[status]},
             latency_us={
-                f"p{percent:g}": min(percentile_ns(bins, percent), self.latencies.max_ns) / 1e3
-                for percent in PERCENTS
+                **{f"p{percent:g}": self.latencies.percentile_ns(percent) / 1e3 for percent in PERCENTS},
+                "max": self.latencies.max_ns / 1e3,
             },
         )
 
@@ -169,7 +191,8 @@ class _Counting:
     def __init__(self) -> None:
         self.requests = 0
         self.first = -1
-        self.not_recorded = 0
+        self.not_recorded = self.unreadable = 0
+        self.damaged = False
         self.first_ns = self.last_ns = 0
         self.rows_run = self.batches = 0
         self.by_status: Counter[int] = Counter()
@@ -184,7 +207,12 @@ class _Counting:
             self.first = item.first
             self.first_ns = int(responses["receive_time_ns"][0])
         else:
-            self.not_recorded += max(item.first - self._next, 0)
+            missing = max(item.first - self._next, 0)
+            if self.damaged:
+                self.unreadable += missing
+            else:
+                self.not_recorded += missing
+        self.damaged = False
         self._next = item.first + len(responses)
         self.last_ns = max(self.last_ns, int(responses["receive_time_ns"][-1]))
         self.requests += len(responses)
@@ -237,6 +265,8 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
         requests += f"; {summary.earlier:,} before them are deleted"
     if summary.not_recorded:
         requests += f"; {summary.not_recorded:,} between them were answered and not recorded"
+    if summary.unreadable:
+        requests += f"; {summary.unreadable:,} between them cannot be read, because the recording is damaged"
     facts.append(("requests", requests))
     answers = ", ".join(f"{name} {count:,}" for name, count in summary.by_status.items() if count)
     facts.append(("answers", answers or "none"))

@@ -13,6 +13,7 @@ from sigd.daemon.admin.client import ask_status, percentile_ns
 from sigd.daemon.admin.messages import LatencyStatus, ModelStatus, Status
 from sigd.daemon.config.config import admin_path_of, running_socket_path
 from sigd.daemon.recording.status import RecorderStatus
+from sigd.daemon.serving.counters import BEYOND_NS, END_NS
 from sigd.daemon.shadow.status import ShadowStatus
 
 PERCENTS = (50.0, 90.0, 99.0, 99.9, 99.99)
@@ -57,12 +58,19 @@ def _percentiles(latency: LatencyStatus) -> dict[str, float]:
         "count": sum(count for _, count in latency.bins),
         **{f"p{percent:g}_us": _percentile_us(latency, percent) for percent in PERCENTS},
         "max_us": latency.max_ns / 1000,
+        "longer_than_1073742_us": sum(count for edge_ns, count in latency.bins if edge_ns == BEYOND_NS),
     }
 
 
 def _percentile_us(latency: LatencyStatus, percent: float) -> float:
     """The upper edge of a bin may lie above the largest duration in it."""
     return min(percentile_ns(latency.bins, percent), latency.max_ns) / 1000
+
+
+def _shown_percentile(latency: LatencyStatus, percent: float) -> str:
+    if percentile_ns(latency.bins, percent) == BEYOND_NS:
+        return f"> {END_NS / 1e9:.2f} s"
+    return f"{_percentile_us(latency, percent):.1f}"
 
 
 def _show(answer: Status) -> None:
@@ -138,7 +146,7 @@ def _show_model(console: Console, model: ModelStatus) -> None:
     for name, latency in (("total", model.total), ("queue", model.queue), ("model", model.infer)):
         table.add_row(
             name,
-            *(f"{_percentile_us(latency, percent):.1f}" for percent in PERCENTS),
+            *(_shown_percentile(latency, percent) for percent in PERCENTS),
             f"{latency.max_ns / 1000:.1f}",
         )
     console.print(table)

@@ -20,6 +20,10 @@ from sigd.wire.status import RejectCode, Status
 FINE_SHIFT: Final = 7
 COARSE_SHIFT: Final = 17
 BINS: Final = 1 << 13
+END_NS: Final = BINS << COARSE_SHIFT
+"""1.07 s."""
+BEYOND_NS: Final = 1 << 62
+"""The edge that is shown for what is longer; the longest of all is kept beside the bins."""
 QUICK_BINS: Final = 1 << 9
 USERS_MAX: Final = 32
 """A client that can take on many user ids must not make memory, or a scrape, grow with them."""
@@ -33,9 +37,20 @@ class LatencyCounts:
 
     Attributes:
         quick: more counts for the first bins, of single durations; see `ModelCounters`.
+        beyond: how many were longer than the bins reach, END_NS.
+        coarse_sum_ns: exact sum of all that do not lie in the bins of 128 ns.
     """
 
-    __slots__ = ("_coarse", "_coarse_table", "_fine", "_fine_table", "_max_ns", "quick")
+    __slots__ = (
+        "_coarse",
+        "_coarse_table",
+        "_fine",
+        "_fine_table",
+        "_max_ns",
+        "beyond",
+        "coarse_sum_ns",
+        "quick",
+    )
 
     def __init__(self) -> None:
         self._fine_table = np.zeros(BINS, np.uint64)
@@ -43,6 +58,8 @@ class LatencyCounts:
         self._fine = self._fine_table.data
         self._coarse = self._coarse_table.data
         self.quick = [0] * QUICK_BINS
+        self.beyond = 0
+        self.coarse_sum_ns = 0
         self._max_ns = 0
 
     def add(self, duration_ns: int, count: int = 1) -> None:
@@ -51,7 +68,11 @@ class LatencyCounts:
         if bin_index < BINS:
             self._fine[bin_index] += count
         else:
-            self._coarse[min(duration_ns >> COARSE_SHIFT, BINS - 1)] += count
+            self.coarse_sum_ns += duration_ns * count
+            if duration_ns < END_NS:
+                self._coarse[duration_ns >> COARSE_SHIFT] += count
+            else:
+                self.beyond += count
         if duration_ns > self._max_ns:  # noqa: PLR1730  a call of max() costs more than the branch
             self._max_ns = duration_ns
 
@@ -73,17 +94,20 @@ class LatencyCounts:
         return fine, self._coarse_table.copy()
 
     def sparse(self) -> list[tuple[int, int]]:
-        """The bins that are not empty as (upper edge in ns, count), ascending."""
+        """The bins that are not empty as (upper edge in ns, count), ascending; what is longer than the bins reach has the
+        edge BEYOND_NS."""
         fine, coarse = self.tables()
         max_ns = self.max_ns
         bins = _filled(fine[: (max_ns >> FINE_SHIFT) + 1], FINE_SHIFT)
         if max_ns >= BINS << FINE_SHIFT:
             bins += _filled(coarse, COARSE_SHIFT)
+        if self.beyond:
+            bins.append((BEYOND_NS, self.beyond))
         return bins
 
     def count(self) -> int:
         """How many durations were counted."""
-        return int(self._fine_table.sum()) + int(self._coarse_table.sum()) + sum(self.quick)
+        return int(self._fine_table.sum()) + int(self._coarse_table.sum()) + sum(self.quick) + self.beyond
 
 
 def _filled(table: Table, shift: int) -> list[tuple[int, int]]:

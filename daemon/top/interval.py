@@ -10,6 +10,7 @@ import msgspec
 
 from sigd.daemon.admin.client import percentile_ns
 from sigd.daemon.admin.messages import Bins, LatencyStatus, ModelStatus, Status
+from sigd.daemon.serving.counters import BEYOND_NS
 
 _COARSE_FROM_NS: Final = 1 << 20
 """Bins that end later are 131,072 ns wide, the others 128."""
@@ -175,7 +176,9 @@ def _model(before: ModelStatus | None, after: ModelStatus, seconds: float) -> Mo
 
 
 def _durations(before: LatencyStatus | None, after: LatencyStatus) -> Durations:
-    bins = sorted(_grown(dict(before.bins) if before else {}, dict(after.bins)).items())
+    grown = _grown(dict(before.bins) if before else {}, dict(after.bins))
+    # Beyond the bins the longest of all is the only bound that is known.
+    bins = sorted((after.max_ns if edge_ns == BEYOND_NS else edge_ns, n) for edge_ns, n in grown.items())
     count = sum(number for _, number in bins)
     if not count:
         return Durations(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)

@@ -121,8 +121,8 @@ def test_answers_without_a_signal_count_as_over_the_budget() -> None:
     [("p99.json", "p99.FAIL.json"), ("out/p99.hgrm", "out/p99.FAIL.hgrm"), ("p99", "p99.FAIL")],
 )
 def test_a_bad_run_cannot_be_quoted_by_accident(asked: str, failed: str) -> None:
-    assert named_by_verdict(Path(asked), passed=True) == Path(asked)
-    assert named_by_verdict(Path(asked), passed=False) == Path(failed)
+    assert named_by_verdict(Path(asked), 0) == Path(asked)
+    assert named_by_verdict(Path(asked), 1) == Path(failed)
 
 
 def test_a_capture_that_is_not_whole_makes_a_run_invalid() -> None:
@@ -135,3 +135,27 @@ def test_a_capture_that_is_not_whole_makes_a_run_invalid() -> None:
             " is"
         ),
     )
+
+
+@pytest.mark.parametrize(("share", "code"), [(0.0, 1), (0.01, 1), (0.011, 4), (0.8, 4)])
+def test_a_run_over_budget_on_a_machine_that_was_taken_away_is_inconclusive(share: float, code: int) -> None:
+    verdict = judge(measurement([500.0] * 100), 100_000, stolen_share=share)
+    assert verdict.exit_code == code
+    assert verdict.inconclusive is (code == 4)
+    assert any("was taken away by the machine" in reason for reason in verdict.reasons) is (code == 4)
+
+
+def test_a_missed_rate_is_inconclusive_too_but_no_lost_answer_is() -> None:
+    late = measurement(sent_span_ns=2 * SECOND)
+    assert judge(late, None, stolen_share=0.5).exit_code == 4
+    assert judge(replace(late, received=999), None, stolen_share=0.5).exit_code == 1
+    assert judge(late, None, stolen_share=0.5, capture_faults="1 gap").exit_code == 1
+
+
+def test_a_run_that_passes_passes_whatever_was_taken_away() -> None:
+    assert judge(measurement(), 100_000, stolen_share=0.9).exit_code == 0
+
+
+@pytest.mark.parametrize(("code", "name"), [(0, "r.json"), (1, "r.FAIL.json"), (4, "r.INCONCLUSIVE.json")])
+def test_files_are_named_by_the_verdict(code: int, name: str) -> None:
+    assert named_by_verdict(Path("out/r.json"), code) == Path("out") / name

@@ -123,7 +123,7 @@ def test_another_model_is_compared(recorded: Path, models: ModelMaker) -> None:
     assert compared["sha256"] != compared["recorded_sha256"]
     assert compared["equal"] == 0
     assert compared["max_difference"] > 0.01
-    assert 0 < compared["argmax_changed"] < OK
+    assert 0 < compared["decisions_changed"] < OK
     assert report["passed"], "it is another one"
     done = sigd("replay", recorded, "--model", other, "--tolerance", 0.001)
     assert done.returncode == 1
@@ -173,12 +173,29 @@ def test_a_damaged_recording_says_from_where_and_what_is_whole_can_be_had(copy: 
     assert done.returncode == 2
     assert f"{copy}: from byte " in done.stderr
     assert "--salvage" in done.stderr
-    report = told("replay", copy, "--salvage")
+    report = told("replay", copy, "--salvage", code=1)
     assert 0 < report["replayed"] < OK // 2
     assert len(report["damage"]) == 1
+    assert not report["passed"]
+    assert all(compared["equal"] == compared["requests"] for compared in report["models"])
+    assert "NOT WHOLE: the " in sigd("replay", copy, "--salvage").stdout
     done = sigd("inspect", copy)
     assert done.returncode == 1
     assert f"damaged       {copy}: from byte " in done.stdout
+
+
+def test_what_is_missing_behind_a_flipped_byte_is_not_said_to_be_unrecorded(copy: Path) -> None:
+    """The first block holds the first burst: what follows it tells how many requests it had."""
+    content = bytearray(copy.read_bytes())
+    content[len(content) // 4] ^= 0xFF
+    copy.write_bytes(content)
+    (found,) = told("inspect", copy, code=1)
+    assert found["damage"]
+    assert found["not_recorded"] == 0
+    assert found["earlier"] + found["requests"] + found["unreadable"] == ALL // 2
+    assert "not recorded" not in sigd("inspect", copy).stdout
+    report = told("replay", copy, "--salvage", code=1)
+    assert (report["not_recorded"], report["unreadable"]) == (0, found["unreadable"])
 
 
 @pytest.mark.parametrize(

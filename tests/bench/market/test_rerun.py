@@ -272,3 +272,12 @@ def test_an_empty_recording_is_told_as_one() -> None:
     assert str(nothing_to_run(Rerun(lambda _: pytest.fail("there is no one to run for"), None))) == (
         "no request is recorded there yet"
     )
+
+
+def test_what_is_missing_where_it_is_damaged_is_no_gap_of_the_recorder() -> None:
+    rerun = rerun_of(FakeBackend(), [exchange([1], first=0), exchange([2], first=4)])
+    assert (rerun.not_recorded, rerun.unreadable) == (3, 0)
+    rerun.on_damage()
+    rerun.run([exchange([3], first=10)])
+    rerun.run([exchange([4], first=12)])
+    assert (rerun.not_recorded, rerun.unreadable) == (4, 5)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sigd.daemon.admin.client import percentile_ns
 from sigd.daemon.serving.counters import (
+    BEYOND_NS,
     BINS,
     COARSE_SHIFT,
     FINE_SHIFT,
@@ -31,8 +32,10 @@ durations = st.one_of(
 
 def upper_edge_ns(duration_ns: int) -> int:
     """Where the bin of a duration ends."""
+    if duration_ns >= COARSE_END_NS:
+        return BEYOND_NS
     shift = FINE_SHIFT if duration_ns < FINE_END_NS else COARSE_SHIFT
-    return min((duration_ns >> shift) + 1, BINS) << shift
+    return (duration_ns >> shift) + 1 << shift
 
 
 @given(st.lists(st.tuples(durations, st.integers(1, 5)), max_size=40))
@@ -56,7 +59,8 @@ def test_bins_hold_what_was_added(added: list[tuple[int, int]]) -> None:
         (FINE_END_NS - 1, FINE_END_NS),
         (FINE_END_NS, FINE_END_NS + (1 << COARSE_SHIFT)),
         (COARSE_END_NS - 1, COARSE_END_NS),
-        (COARSE_END_NS * 100, COARSE_END_NS),
+        (COARSE_END_NS, BEYOND_NS),
+        (COARSE_END_NS * 100, BEYOND_NS),
     ],
 )
 def test_edges(duration_ns: int, edge_ns: int) -> None:

@@ -14,7 +14,15 @@ from sigd.daemon.admin.metrics.buckets import (
     latency_histogram,
     rows_histogram,
 )
-from sigd.daemon.serving.counters import BINS, COARSE_SHIFT, FINE_SHIFT, LatencyCounts, ModelCounters
+from sigd.daemon.serving.counters import (
+    BEYOND_NS,
+    BINS,
+    COARSE_SHIFT,
+    END_NS,
+    FINE_SHIFT,
+    LatencyCounts,
+    ModelCounters,
+)
 
 FINE_END_NS = BINS << FINE_SHIFT
 durations = st.one_of(
@@ -24,14 +32,17 @@ durations = st.one_of(
 
 def bin_edges(duration_ns: int) -> tuple[int, int]:
     """Of the bin that a duration counts in."""
+    if duration_ns >= END_NS:
+        return END_NS, BEYOND_NS
     shift = FINE_SHIFT if duration_ns < FINE_END_NS else COARSE_SHIFT
-    index = min(duration_ns >> shift, BINS - 1)
+    index = duration_ns >> shift
     return index << shift, (index + 1) << shift
 
 
 @given(st.lists(durations, max_size=60))
 @example([999, 1000, 1023, 1024, 999_999, 1_000_000, FINE_END_NS - 1, FINE_END_NS])
 @example([FINE_END_NS - 1])
+@example([END_NS - 1, END_NS, 7_060_000_000])
 def test_each_bucket_holds_the_bins_that_fit_in_whole(sample: list[int]) -> None:
     counts = LatencyCounts()
     for duration_ns in sample:
@@ -42,8 +53,11 @@ def test_each_bucket_holds_the_bins_that_fit_in_whole(sample: list[int]) -> None
         assert held == sum(upper_ns <= bound_us * 1000 for _, upper_ns in edges)
     assert len(buckets) == len(LATENCY_BOUNDS_US) + 1
     assert buckets[-1] == count == len(sample)
-    middles_us = math.fsum((lower_ns + upper_ns) / 2000 for lower_ns, upper_ns in edges)
-    assert total_us == pytest.approx(middles_us, rel=1e-12, abs=1e-9)
+    sum_us = math.fsum(
+        (sum(bin_edges(duration_ns)) / 2 if duration_ns < FINE_END_NS else duration_ns) / 1000
+        for duration_ns in sample
+    )
+    assert total_us == pytest.approx(sum_us, rel=1e-12, abs=1e-9)
 
 
 @given(st.lists(st.integers(0, FINE_END_NS - 1), min_size=1, max_size=60))
