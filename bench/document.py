@@ -119,8 +119,8 @@ class MemoryFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StolenFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """Shares of the run's time that the machine took away; see `sigd.bench.stolen.Stolen`. Above `share_max` a run that
-    does not pass is inconclusive."""
+    """Shares of the run's time that the machine took away; see `sigd.bench.stolen.Stolen`. Above `share_max`
+    a run that does not pass is inconclusive."""
 
     daemon_waited: float
     hypervisor: float

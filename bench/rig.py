@@ -192,7 +192,8 @@ def run(settings: Settings, say: Say) -> Outcome:
         verdict=verdict.judge(
             measurement,
             settings.budget_ns,
-            # In a floor run the daemon is stopped between its turns, which the kernel does not count as waiting for it.
+            # In a floor run the daemon is stopped between its turns, which the kernel does not count as
+            # waiting for it.
             stolen_share=measurement.hiccup_sum_ns / max(measurement.elapsed_ns, 1)
             if rounds
             else stolen.largest,

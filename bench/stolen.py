@@ -1,4 +1,5 @@
-"""How much of a run the machine took away from it: what a hypervisor stole, and what other processes had instead.
+"""How much of a run the machine took away from it: what a hypervisor stole, and what other processes had
+instead.
 
 A p99 says nothing of the daemon where more than one part in a hundred of its time was not its own.
 """
@@ -12,8 +13,8 @@ from pathlib import Path
 from typing import Final
 
 SHARE_MAX: Final = 0.01
-"""Above this share a run that is over its budget, or misses its rate, says nothing: a hundredth is what a 99th percentile
-leaves out."""
+"""Above this share a run that is over its budget, or misses its rate, says nothing: a hundredth is what a
+99th percentile leaves out."""
 _STEAL_FIELD: Final = 8
 _STEAL_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 
@@ -59,7 +60,8 @@ class StolenWatch:
             self._begun = (self._waited_ns(), self._stolen_ticks())
 
     def found(self, elapsed_ns: int, client_gaps_ns: int) -> Stolen:
-        """What was taken since then, of a run of that length; `client_gaps_ns` is what the client itself saw."""
+        """What was taken since then, of a run of that length; `client_gaps_ns` is what the client itself
+        saw."""
         if self._begun is None or elapsed_ns <= 0:
             return Stolen()
         waited_before, ticks_before = self._begun

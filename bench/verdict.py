@@ -22,7 +22,8 @@ class Verdict:
     Attributes:
         valid: nothing was lost, the contract was kept and the rate was met: the figures may be quoted.
         within_budget: p99 was within the budget; None where none was set.
-        inconclusive: it did not pass, and the machine took so much time away that this says nothing of the daemon.
+        inconclusive: it did not pass, and the machine took so much time away that this says nothing of the
+            daemon.
         p99_ns: of the corrected latency.
         rate_intended_hz: 0 in a closed loop.
         rate_achieved_hz: requests sent in a second.
@@ -81,7 +82,8 @@ def judge(
     if budget_ns is not None:
         over = _over_budget(measurement, p99_ns, budget_ns)
         within_budget = not over and measurement.statuses[Status.OK] > 0
-    # Too slow or too late is what a machine does that is busy elsewhere; a lost answer or a broken contract is not.
+    # Too slow or too late is what a machine does that is busy elsewhere; a lost answer or a broken contract
+    # is not.
     late = (
         measurement.violation is None
         and not measurement.lost
@@ -91,8 +93,10 @@ def judge(
     inconclusive = bool(invalid or over) and late and stolen_share > SHARE_MAX
     if inconclusive:
         over.append(
-            f"{stolen_share:.1%} of the time was taken away by the machine (hypervisor or other processes), expected at"
-            f" most {SHARE_MAX:.0%}: this says nothing of the daemon; measure on a machine that is idle, on cores of its own"
+            f"{stolen_share:.1%} of the time was taken away by the machine (hypervisor or other processes),"
+            " expected at"
+            f" most {SHARE_MAX:.0%}: this says nothing of the daemon; measure on a machine that is idle, on"
+            " cores of its own"
         )
     return Verdict(
         valid=not invalid,
@@ -106,8 +110,8 @@ def judge(
 
 
 def named_by_verdict(path: Path, exit_code: int) -> Path:
-    """Where a result is written: as asked if the run passed, else with .FAIL or .INCONCLUSIVE before the ending, so that
-    a bad run cannot be quoted by accident."""
+    """Where a result is written: as asked if the run passed, else with .FAIL or .INCONCLUSIVE before the
+    ending, so that a bad run cannot be quoted by accident."""
     if not exit_code:
         return path
     word = "INCONCLUSIVE" if exit_code == INCONCLUSIVE_EXIT_CODE else "FAIL"

@@ -274,8 +274,8 @@ def _varied_rows(count: int, features: int) -> Float32Array:
 
 
 def _varied_answers(backend: Backend) -> tuple[Float32Array, bool]:
-    """Answers to rows that differ, and whether all kinds of them ran. It ends with the first answer that is another one,
-    for a batch of a large model takes long."""
+    """Answers to rows that differ, and whether all kinds of them ran. It ends with the first answer that is
+    another one, for a batch of a large model takes long."""
     features = backend.spec.features
     count = max(_SINGLE_ROWS, backend.batch_rows_max)
     unit = np.linspace(0.0, 0.9375, count * features, dtype=np.float32).reshape(count, features)

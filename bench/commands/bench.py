@@ -52,9 +52,9 @@ Examples:
 Open loop: latency counts from the intended send time, so that a stall counts for every request that it held
 up.
 Exit codes: 0 passed; 1 over the budget, or not valid (replies lost, rate missed, contract broken): the files
-are then named NAME.FAIL.json and NAME.FAIL.hgrm; 4 inconclusive: not passed, but the machine took more than 1%
-of the time away, so that it says nothing of the daemon (NAME.INCONCLUSIVE.json); 2 wrong usage or input; 3 the
-environment lacks something.""",
+are then named NAME.FAIL.json and NAME.FAIL.hgrm; 4 inconclusive: not passed, but the machine took more than
+1% of the time away, so that it says nothing of the daemon (NAME.INCONCLUSIVE.json); 2 wrong usage or input; 3
+the environment lacks something.""",
 )
 @click.option(
     "--p99/--no-p99", default=True, show_default=True, help="Hold p99 to the budget, or only measure."

@@ -38,8 +38,8 @@ class Report(msgspec.Struct, kw_only=True):
         models: one for each that answered.
         made_elsewhere: what differs between then and now besides the model, and may explain a difference.
         damage: what could not be read.
-        passed: what the exit code says: every answer of the recordings was run again, where it can be, and is what it may
-            be. Never where something could not be read.
+        passed: what the exit code says: every answer of the recordings was run again, where it can be, and is
+            what it may be. Never where something could not be read.
     """
 
     recordings: list[str]
@@ -209,7 +209,8 @@ def _show(report: Report, tolerance: float | None) -> None:
     say(f"recorded   {report.requests:,} requests: {statuses}")
     if report.not_recorded:
         say(
-            f"           {report.not_recorded:,} more were answered and not recorded: the recorder had no room for them"
+            f"           {report.not_recorded:,} more were answered and not recorded: the recorder had no"
+            " room for them"
         )
     if report.unreadable:
         say(f"           {report.unreadable:,} more are missing where the recording is damaged")

@@ -27,8 +27,8 @@ Bins = list[tuple[int, int]]
 
 
 class LatencyStatus(msgspec.Struct, frozen=True):
-    """Durations since the start, in ns; bins are 128 ns wide up to 1.05 ms, then 131 us up to 1.07 s. What took longer has
-    the upper edge 2**62."""
+    """Durations since the start, in ns; bins are 128 ns wide up to 1.05 ms, then 131 us up to 1.07 s. What
+    took longer has the upper edge 2**62."""
 
     bins: Bins
     max_ns: int

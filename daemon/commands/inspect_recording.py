@@ -51,7 +51,8 @@ class Summary(msgspec.Struct, kw_only=True):
         first_at, last_at: when the first and the last request that is there were received, UTC; None without
             any.
         earlier: requests before the first one: their segments were deleted.
-        not_recorded: requests that are missing between those that are there: the recorder had no room for them.
+        not_recorded: requests that are missing between those that are there: the recorder had no room for
+            them.
         unreadable: requests that are missing where the recording is damaged, as far as their number is known.
         rate_per_s: of requests, over the whole span.
         mean_batch_rows: of the answers that ran.

@@ -94,8 +94,8 @@ class LatencyCounts:
         return fine, self._coarse_table.copy()
 
     def sparse(self) -> list[tuple[int, int]]:
-        """The bins that are not empty as (upper edge in ns, count), ascending; what is longer than the bins reach has the
-        edge BEYOND_NS."""
+        """The bins that are not empty as (upper edge in ns, count), ascending; what is longer than the bins
+        reach has the edge BEYOND_NS."""
         fine, coarse = self.tables()
         max_ns = self.max_ns
         bins = _filled(fine[: (max_ns >> FINE_SHIFT) + 1], FINE_SHIFT)
