@@ -7,6 +7,7 @@ error. `python hatch_build.py` builds them in place, for a checkout.
 from __future__ import annotations
 
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -14,9 +15,8 @@ import sys
 import sysconfig
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
@@ -26,10 +26,11 @@ FLAGS = [
     # The bits of an answer belong to the source: no product is contracted into a sum behind its back.
     *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
 ]
+AVX2 = ("-mavx2", "-mfma", "-mf16c")
+AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 
 
-@dataclass(frozen=True)
-class Extension:
+class Extension(NamedTuple):
     """A module in C for the stable interface of Python 3.11 and later.
 
     Attributes:
@@ -42,7 +43,7 @@ class Extension:
     name: str
     folder: str
     sources: dict[str, tuple[str, ...]]
-    include: tuple[str, ...] = field(default=())
+    include: tuple[str, ...] = ()
 
     @property
     def file(self) -> str:
@@ -52,8 +53,15 @@ class Extension:
 
 def extensions() -> list[Extension]:
     """All of them, as this machine's processor family needs them."""
-    # The fast path runs a native engine by the entry that `engine.h` describes.
-    return [Extension("_fast_path", "daemon/serving", {"fast_path.c": ()}, ("models/native",))]
+    plain = ("module.c", "runner.c", "plan.c", "pack.c", "trees.c", "isa_plain.c")
+    kernels: dict[str, tuple[str, ...]] = dict.fromkeys(plain, ())
+    if platform.machine() == "x86_64":
+        kernels |= {"isa_avx2.c": AVX2, "isa_avx512.c": AVX512}
+    return [
+        Extension("_kernels", "models/native", kernels),
+        # The fast path runs a native engine by the entry that `engine.h` describes.
+        Extension("_fast_path", "daemon/serving", {"fast_path.c": ()}, ("models/native",)),
+    ]
 
 
 def compiler() -> list[str] | None:

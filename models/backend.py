@@ -20,6 +20,7 @@ import numpy.typing as npt
 from sigd.models.spec import ModelSpec
 
 Float32Array = npt.NDArray[np.float32]
+_PAGE_BYTES = 4096
 
 
 class Backend(Protocol):
@@ -137,3 +138,11 @@ def bucket_of_rows(batch_rows_max: int) -> tuple[int, ...]:
     smallest)."""
     sizes = buckets(batch_rows_max)
     return tuple(next(size for size in sizes if size >= rows) for rows in range(batch_rows_max + 1))
+
+
+def aligned_rows(rows: int, columns: int) -> Float32Array:
+    """Zeros, float32, (rows, columns), starting on a page."""
+    size = rows * columns * 4
+    raw = np.zeros(size + _PAGE_BYTES, np.uint8)
+    start = -raw.ctypes.data % _PAGE_BYTES
+    return raw[start : start + size].view(np.float32).reshape(rows, columns)

@@ -8,6 +8,7 @@ leaves a pair that is refused, never one that loads and lies.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import math
 import os
 import shlex
@@ -22,7 +23,14 @@ from types import MappingProxyType
 from typing import Final
 
 from sigd.models.errors import BackendUnavailable, ModelError, ModelRefused
-from sigd.models.manifest import Manifest, RuntimeName, decode_manifest, encode_manifest, manifest_path
+from sigd.models.manifest import (
+    CPU_RUNTIMES,
+    Manifest,
+    RuntimeName,
+    decode_manifest,
+    encode_manifest,
+    manifest_path,
+)
 from sigd.models.onnx.columns import Columns
 from sigd.models.processor import instruction_sets
 from sigd.models.spec import ModelSpec, model_name
@@ -30,6 +38,7 @@ from sigd.models.trusted_file import read_file
 
 ENGINE_SUFFIX: Final = ".engine"
 INSTALL: Final[Mapping[RuntimeName, str]] = {
+    "native": "install a C compiler (apt-get install gcc), then pip install --force-reinstall --no-cache-dir --no-binary sigd sigd",
     "onnxruntime": "pip install onnxruntime",
     "tensorrt": "pip install 'sigd[gpu]'",
     "tensorrt-rtx": "pip install 'sigd[rtx]'",
@@ -66,19 +75,18 @@ class Environment:
     cpu: str = field(default_factory=instruction_sets)
 
 
-def cpu_environment() -> Environment:
-    """This machine without its GPU.
+def cpu_environment(runtime: RuntimeName = "onnxruntime") -> Environment:
+    """This machine without its GPU, with one of `CPU_RUNTIMES`.
 
     Raises:
-        BackendUnavailable: ONNX Runtime is not installed.
+        BackendUnavailable: it is not installed.
     """
+    module = "onnxruntime" if runtime == "onnxruntime" else "sigd.models.native._kernels"
     try:
-        import onnxruntime
+        version = importlib.import_module(module).__version__
     except ImportError as error:
-        raise BackendUnavailable(
-            f"the package onnxruntime cannot be imported ({error}): {INSTALL['onnxruntime']}"
-        ) from error
-    return Environment({"onnxruntime": onnxruntime.__version__})
+        raise BackendUnavailable(f"{module} cannot be imported ({error}): {INSTALL[runtime]}") from error
+    return Environment({runtime: version})
 
 
 def read_manifest(engine: Path | str) -> Manifest:
@@ -128,7 +136,7 @@ def check_engine(
     _read_checked(path, manifest.plan.sha256, manifest)
     _check_runtime(path, manifest, environment)
     _check_device(path, manifest, environment)
-    if batch_rows_max is not None and manifest.runtime != "onnxruntime":
+    if batch_rows_max is not None and manifest.runtime not in CPU_RUNTIMES:
         _check_batch(path, manifest, batch_rows_max)
     return ModelSpec(
         name=model_name(path, name),

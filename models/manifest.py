@@ -23,7 +23,8 @@ SCHEMA: Final = 1
 """Version of the manifest's layout; a reader refuses any other."""
 NOT_MEASURED: Final = "not measured"
 
-RuntimeName = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
+RuntimeName = Literal["native", "onnxruntime", "tensorrt", "tensorrt-rtx"]
+CPU_RUNTIMES: Final[frozenset[RuntimeName]] = frozenset({"native", "onnxruntime"})
 PrecisionName = Literal["fp32", "tf32", "fp16", "int8"]
 
 

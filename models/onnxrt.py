@@ -13,9 +13,7 @@ from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-
-from sigd.models.backend import Float32Array, bucket_of_rows
+from sigd.models.backend import Float32Array, aligned_rows, bucket_of_rows
 from sigd.models.denormals import flush_denormals
 from sigd.models.errors import BackendClosed, BackendFailed, BackendUnavailable, ModelRefused
 from sigd.models.onnx.parts import WEIGHTS_FILE, OnnxParts, take_apart
@@ -24,7 +22,6 @@ from sigd.models.spec import ModelSpec, read_served
 if TYPE_CHECKING:
     import onnxruntime
 
-_PAGE_BYTES = 4096
 _LOG_FATAL = 4
 _ALLOCATION_FAILED = "Failed to allocate memory"
 
@@ -77,8 +74,8 @@ class OnnxRuntimeBackend:
         says."""
         session, self._session = self._session, None
         flush_denormals()
-        self.inputs = _aligned(self.batch_rows_max, self.spec.features)
-        self.outputs = _aligned(self.batch_rows_max, self.spec.outputs)
+        self.inputs = aligned_rows(self.batch_rows_max, self.spec.features)
+        self.outputs = aligned_rows(self.batch_rows_max, self.spec.outputs)
         if self.spec.batch_rows is None:
             bucket_of = bucket_of_rows(self.batch_rows_max)
         else:
@@ -225,11 +222,3 @@ def _prepared_call(session: Any, binding: Any, run_options: Any) -> Callable[[],
     # the call.
     call.__dict__["binding"] = binding
     return call
-
-
-def _aligned(rows: int, columns: int) -> Float32Array:
-    """Zeros, float32, (rows, columns), starting on a page."""
-    size = rows * columns * 4
-    raw = np.zeros(size + _PAGE_BYTES, np.uint8)
-    start = -raw.ctypes.data % _PAGE_BYTES
-    return raw[start : start + size].view(np.float32).reshape(rows, columns)

@@ -77,6 +77,17 @@ def _check_no_sizes(engine: Path, reading: ReadOptions) -> None:
         )
 
 
+def _native(path: Path, options: BackendOptions) -> Backend:
+    from sigd.models.native.backend import NativeBackend
+
+    if path.suffix == ENGINE_SUFFIX:
+        _check_no_sizes(path, options.reading)
+        spec = check_engine(path, environment=cpu_environment("native"), name=options.name)
+    else:
+        spec = read_spec(path, options.name, options.reading)
+    return NativeBackend(spec, options.batch_rows_max)
+
+
 def _tensorrt(path: Path, options: BackendOptions) -> Backend:
     from sigd.models.gpu.tensorrt import tensorrt_backend
 
@@ -115,6 +126,7 @@ class _Entry:
 
 _BACKENDS = {
     "onnxruntime": _Entry(_onnxruntime, (".onnx",), ("onnxruntime",)),
+    "native": _Entry(_native, (), ("native",)),
     "tensorrt": _Entry(_tensorrt, (), ("tensorrt", "tensorrt-rtx")),
     "oracle": _Entry(_oracle),
     "echo": _Entry(_echo, runs_model=False),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
@@ -60,7 +61,7 @@ Examples:
 )
 @click.option(
     "--runtime",
-    type=click.Choice(["auto", "tensorrt", "tensorrt-rtx", "onnxruntime"]),
+    type=click.Choice(["auto", "tensorrt", "tensorrt-rtx", "onnxruntime", "native"]),
     default="auto",
     show_default=True,
     help="What is to run it; auto takes what this machine can run.",
@@ -163,7 +164,9 @@ def build_engine(
             **options,
         )
         machine = this_machine()
-        _say(console, choose_runtime(request, machine))
+        choice = choose_runtime(request, machine)
+        _say(console, choice)
+        request = replace(request, runtime=choice.runtime)
         with _bars(console) as bars:
             manifest = build(request, _Bars(bars), machine)
     except ValueError as error:

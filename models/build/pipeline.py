@@ -29,7 +29,8 @@ from sigd.models.denormals import float_environment_kept
 from sigd.models.engine import publish_engine, stage_engine, stage_file, staging_folder, write_whole
 from sigd.models.errors import BackendUnavailable, ModelError, ModelRefused
 from sigd.models.independence import check_answers_differ, check_rows_independent
-from sigd.models.manifest import NOT_MEASURED, Accuracy, Manifest, RuntimeName
+from sigd.models.manifest import CPU_RUNTIMES, NOT_MEASURED, Accuracy, Manifest, RuntimeName
+from sigd.models.native.lowering import lower
 from sigd.models.onnx.file import OnnxFile, read_onnx
 from sigd.models.oracle import OracleBackend
 from sigd.models.reading import ReadOptions
@@ -96,7 +97,7 @@ def build_engine(
     progress = progress or Unwatched()
     machine = machine or this_machine()
     runtime = choose_runtime(request, machine).runtime
-    gpu = machine.gpu if runtime != "onnxruntime" else None
+    gpu = machine.gpu if runtime not in CPU_RUNTIMES else None
     if gpu is not None and request.compute_capability is None:
         request = replace(request, compute_capability=gpu.compute_capability)
     check_runtime_options(request, runtime)
@@ -201,6 +202,9 @@ def _converted(file: OnnxFile, job: Job, rows: Float32Array) -> ModelProto:
 
 def _plan(module: ModuleType, model: ModelProto, job: Job, progress: BuildProgress) -> BuiltPlan:
     request = job.request
+    if job.runtime == "native":
+        with phase(progress, "Lowering"):
+            return BuiltPlan(lower(model, job.spec), {})
     if job.runtime == "onnxruntime":
         level = DEFAULT_LEVEL if request.optimization_level is None else request.optimization_level
         with phase(progress, "Optimising"):
@@ -275,7 +279,7 @@ def _measured(folder: Path, job: Job, model: ModelProto, plan: BuiltPlan, sample
         conversion_accuracy=_conversion_accuracy(folder, job, model, sample),
     )
     manifest = describe(job, findings)
-    if job.runtime != "onnxruntime" and not job.gpu_is_here:
+    if job.runtime not in CPU_RUNTIMES and not job.gpu_is_here:
         return manifest
     staged = stage_engine(folder, job.request.engine, plan.content, manifest)
     return describe(job, replace(findings, accuracy=_accuracy(staged, manifest, sample)))
@@ -289,7 +293,7 @@ def _conversion_accuracy(
     ONNX Runtime computes most of a float16 graph in float32 on a CPU, so what a GPU will make of that is
     measured on the reference evaluator, which rounds after every operator; it is slow, so on fewer rows.
     """
-    emulated = job.request.precision == "fp16" and job.runtime != "onnxruntime"
+    emulated = job.request.precision == "fp16" and job.runtime not in CPU_RUNTIMES
     package = "onnx" if emulated else "onnxruntime"
     path = folder / "converted.onnx"
     stage_file(path, job.request.engine, model.SerializeToString())

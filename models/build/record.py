@@ -117,6 +117,8 @@ def describe(job: Job, findings: Findings) -> Manifest:
 
 
 def _target(job: Job, plan: BuiltPlan) -> Target:
+    if job.runtime == "native":
+        return Target()
     if job.runtime == "onnxruntime":
         level = plan.flags["optimization_level"]
         assert isinstance(level, int)

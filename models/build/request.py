@@ -11,12 +11,13 @@ from typing import Final, Literal
 from sigd.models.backend import buckets
 from sigd.models.engine import ENGINE_SUFFIX
 from sigd.models.errors import ModelRefused
-from sigd.models.manifest import PrecisionName, Profile, RuntimeName
+from sigd.models.manifest import CPU_RUNTIMES, PrecisionName, Profile, RuntimeName
 from sigd.models.spec import ModelSpec
 
 BATCH_ROWS_MAX: Final = 64
 """The largest batch where nothing is said: the daemon's own default."""
-RUNTIMES: Final[tuple[RuntimeName, ...]] = ("tensorrt", "tensorrt-rtx", "onnxruntime")
+RUNTIMES: Final[tuple[RuntimeName, ...]] = ("tensorrt", "tensorrt-rtx", "onnxruntime", "native")
+NATIVE_PRECISIONS: Final[tuple[PrecisionName, ...]] = ("fp32",)
 PRECISIONS: Final[tuple[PrecisionName, ...]] = ("fp32", "tf32", "fp16", "int8")
 CalibrationMethod = Literal["minmax", "percentile", "entropy"]
 CALIBRATION_METHODS: Final[tuple[CalibrationMethod, ...]] = ("minmax", "percentile", "entropy")
@@ -166,9 +167,9 @@ def check_runtime_options(request: BuildRequest, runtime: RuntimeName) -> None:
         "--timing-cache": request.timing_cache,
     }
     given = [option for option, value in gpu_only.items() if value is not None]
-    if runtime == "onnxruntime" and given:
+    if runtime in CPU_RUNTIMES and given:
         raise ValueError(
-            f"{', '.join(given)}: for a GPU only, and this is a build for ONNX Runtime on the CPU: leave it"
+            f"{', '.join(given)}: for a GPU only, and this is a build for {runtime} on the CPU: leave it"
             " out, or give"
             " --runtime tensorrt or tensorrt-rtx"
         )
@@ -178,6 +179,8 @@ def check_runtime_options(request: BuildRequest, runtime: RuntimeName) -> None:
             " give --precision"
             " fp32"
         )
+    if runtime == "native":
+        _check_native_options(request)
     if runtime == "tensorrt-rtx" and request.timing_cache is not None:
         raise ValueError(
             "--timing-cache: TensorRT-RTX chooses its kernels without timing them and has no such cache:"
@@ -188,6 +191,16 @@ def check_runtime_options(request: BuildRequest, runtime: RuntimeName) -> None:
             "TensorRT-RTX builds without a GPU and so must be told for which: give --compute-capability, for"
             " example 8.6"
         )
+
+
+def _check_native_options(request: BuildRequest) -> None:
+    if request.precision not in NATIVE_PRECISIONS:
+        raise ValueError(
+            f"{request.precision}: the native kernels compute in {' or '.join(NATIVE_PRECISIONS)}: give one of them, or"
+            " --runtime onnxruntime"
+        )
+    if request.optimization_level is not None:
+        raise ValueError("--optimization-level: the native kernels have one way to run a model: leave it out")
 
 
 def rebuild_words(request: BuildRequest, runtime: RuntimeName, fixed_batch: bool) -> tuple[str, ...]:

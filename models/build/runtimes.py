@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Final
 
-from sigd.models.build.request import BuildRequest
+from sigd.models.build.request import NATIVE_PRECISIONS, BuildRequest
+from sigd.models.cpu_choice import choose_cpu_backend
+from sigd.models.denormals import float_environment_kept
 from sigd.models.engine import INSTALL
 from sigd.models.errors import BackendUnavailable
 from sigd.models.gpu.cuda import gpu_facts
 from sigd.models.manifest import RuntimeName
+from sigd.models.spec import read_spec
 
 _MODULES: Final[dict[RuntimeName, str]] = {
+    "native": "sigd.models.native._kernels",
     "onnxruntime": "onnxruntime",
     "tensorrt": "tensorrt",
     "tensorrt-rtx": "tensorrt_rtx",
@@ -107,7 +111,7 @@ def _auto(request: BuildRequest, machine: Machine) -> Choice:
     if gpu is None:
         if wanted is not None:
             return Choice("tensorrt-rtx", f"it builds for compute capability {wanted} without a GPU")
-        return Choice("onnxruntime", f"no GPU can be used here ({machine.no_gpu_because})")
+        return _on_cpu(request, machine)
     if wanted not in (None, gpu.compute_capability):
         return Choice(
             "tensorrt-rtx", f"it builds for compute capability {wanted}, and {gpu.name} has another"
@@ -119,6 +123,17 @@ def _auto(request: BuildRequest, machine: Machine) -> Choice:
     return Choice(
         "onnxruntime", f"there is {gpu.name}, but no TensorRT to build for it: {INSTALL['tensorrt']}"
     )
+
+
+def _on_cpu(request: BuildRequest, machine: Machine) -> Choice:
+    no_gpu = f"no GPU can be used here ({machine.no_gpu_because})"
+    if "native" not in machine.installed:
+        return Choice("onnxruntime", f"{no_gpu}, and the native kernels are not built: {INSTALL['native']}")
+    if request.precision not in NATIVE_PRECISIONS or request.optimization_level is not None:
+        return Choice("onnxruntime", no_gpu)
+    with float_environment_kept():
+        choice = choose_cpu_backend(read_spec(request.model))
+    return Choice(choice.backend, f"{no_gpu}, and {choice.why}")
 
 
 def _importable(module: str) -> bool:

@@ -35,7 +35,7 @@ def test_a_name_overrules_the_ending(models: ModelMaker) -> None:
 def test_an_ending_that_says_nothing_is_refused() -> None:
     with pytest.raises(
         ModelRefused,
-        match=r"its ending '\.pt' .* expected \.onnx \(onnxruntime\) or \.engine: .*: onnxruntime, tensorrt,"
+        match=r"its ending '\.pt' .* expected \.onnx \(onnxruntime\) or \.engine: .*: onnxruntime, native, tensorrt,"
         r" oracle",
     ):
         make_backend(Path("model.pt"))
@@ -43,7 +43,8 @@ def test_an_ending_that_says_nothing_is_refused() -> None:
 
 def test_an_unknown_name_lists_those_that_there_are() -> None:
     with pytest.raises(
-        ValueError, match="no backend is called 'cuda', expected one of auto, onnxruntime, tensorrt, oracle"
+        ValueError,
+        match="no backend is called 'cuda', expected one of auto, onnxruntime, native, tensorrt, oracle",
     ):
         open_backend("model.onnx", backend="cuda")
 

@@ -1,0 +1,124 @@
+/* What a checked plan becomes at load, and what the three builds of the kernels have in common. */
+#pragma once
+#include "engine.h"
+#include "plan.h"
+
+/* A number of chains: sums run in parallel chains whose number and order belong to the format, not to a register, so
+ * that each instruction set gives the same bits. */
+#define LANES 16u     /* chains of a sum over a group, and of a sum over trees */
+#define DOT_LANES 32u /* chains of an output of a layer with few outputs */
+#define DOT_OUTPUTS_MAX 8u
+#define WIDE_OUTPUTS_MIN 64u /* from here on one chain for each output is enough to fill the processor */
+#define SPLIT_CHAINS 4u
+
+#define ROUND_UP(n, to) (((n) + (to)-1) / (to) * (to))
+#define STRIDE(width) ROUND_UP((size_t)(width), 16) /* floats from one row of a buffer to the next */
+
+enum weights { WEIGHTS_F32, WEIGHTS_F16, WEIGHTS_BF16, WEIGHTS_I8 };
+enum layout {
+    LAYOUT_DOT,   /* few outputs: [N][K padded to DOT_LANES] */
+    LAYOUT_SPLIT, /* panels, SPLIT_CHAINS chains an output */
+    LAYOUT_WIDE,  /* panels, one chain an output */
+};
+
+struct dense {
+    uint32_t k, n, n_padded;
+    enum layout layout;
+    enum weights type;
+    uint32_t function;
+    float alpha, beta;
+    int skip;
+    const void *weights; /* packed for the instruction set */
+    const float *bias;   /* n_padded */
+    const float *scale;  /* n_padded: of int8 weights */
+};
+
+struct tree_node {
+    float threshold;
+    uint32_t feature; /* PLAN_LEAF: a leaf */
+    uint32_t right;   /* for a leaf: the place of its weights */
+};
+
+/* LANES trees side by side. For every inner node: which byte of the ranks it looks at, the rank of its threshold, and
+ * the leaves that are out of the question where the row's rank is above it. */
+struct tree_group {
+    uint32_t nodes;  /* of the largest tree, rounded up to 2 */
+    uint32_t target;
+    uint8_t *which, *rank; /* [nodes][LANES] */
+    uint32_t *low, *high;  /* [nodes][LANES]: leaves 0-31 and 32-63; `high` is NULL where no tree has so many */
+    float *leaves;         /* [LANES][32 or 64] */
+};
+
+struct trees {
+    uint32_t count, targets, leaf_width, average;
+    uint32_t *first; /* the first node of each tree */
+    uint32_t *target;
+    uint32_t *lane; /* which chain of its target each tree adds to, in the order of `order` */
+    uint32_t *order;
+    struct tree_node *nodes;
+    const float *weights, *base;
+    /* Empty where a tree has more than 64 leaves or the trees look at too much. */
+    struct tree_group *groups;
+    uint32_t group_count;
+    uint32_t ranked;    /* bytes of ranks */
+    uint32_t *ranked_feature;
+    float *ladder, *pivots; /* [ranked][256], [ranked][16]: thresholds in order, and every 16th of them */
+    uint32_t *missing_true_node; /* [nodes]: 1 where a NaN takes the true branch */
+};
+
+struct op {
+    struct plan_op plan;
+    uint32_t in_width, out_width;
+    const float *tensor[PLAN_OP_TENSORS];
+    struct dense dense, recurrent;
+    struct trees trees;
+};
+
+struct block; /* memory that the engine owns */
+
+struct engine {
+    const struct isa *isa;
+    uint32_t features, outputs, buffers, ops;
+    uint32_t *widths;
+    size_t *places; /* floats of all buffers before this one, for one row */
+    struct op *op;
+    struct block *blocks;
+    size_t row_floats;                 /* of all buffers */
+    size_t temporary_row_floats;       /* of the largest operation, for one row */
+    size_t temporary_floats;           /* of the largest operation, whatever the rows */
+    size_t k_max;                      /* longest input of a layer */
+    uint64_t macs;                     /* multiplications for one row, roughly */
+};
+
+/* The scratch memory of one runner. */
+struct scratch {
+    uint32_t block_rows;
+    float *arena, *temporary, *packed;
+    int32_t *packed_ids;
+};
+
+/* One build of the kernels. */
+struct isa {
+    const char *name;
+    uint32_t lanes;       /* floats of a vector */
+    uint32_t panel_max;   /* vectors of a panel, one chain an output */
+    uint32_t split_max;   /* vectors of a panel, SPLIT_CHAINS chains an output */
+    int (*supported)(void);
+    void (*run)(const struct engine *, const struct scratch *, const float *rows, float *out, uint32_t n);
+};
+
+/* For each mask of 8 lanes the lanes that it holds, lowest first, a byte each. */
+extern uint64_t compress_order[256];
+
+extern const struct isa isa_plain;
+#if defined(__x86_64__)
+extern const struct isa isa_avx2, isa_avx512;
+#endif
+
+/* The best that this processor has, or the one of that name; NULL where there is none. */
+const struct isa *isa_find(const char *name);
+
+/* An engine out of a plan, or NULL with the reason in `error`. Neither `plan` nor `error` is kept. */
+struct engine *engine_load(const uint8_t *plan, size_t size, const struct isa *, char *error, size_t error_size);
+void engine_free(struct engine *);
+void *engine_allocate(struct engine *, size_t bytes); /* zeros, aligned to 64; NULL without memory */

@@ -1,0 +1,13 @@
+/* An engine with the scratch memory that one thread needs to run it. */
+#pragma once
+#include "internal.h"
+
+struct runner {
+    struct sigd_runner facts; /* what C callers see */
+    const struct engine *engine;
+    struct scratch scratch;
+};
+
+/* For batches of at most that many rows; NULL without memory. The engine outlives it. */
+struct runner *runner_new(const struct engine *, uint32_t rows_max);
+void runner_free(struct runner *);
