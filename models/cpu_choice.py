@@ -1,4 +1,4 @@
-"""Which of the CPU's backends serves an ONNX model: the native kernels, where they cover it and are measured faster."""
+"""Which of the CPU's backends serves an ONNX model: the native kernels where they cover it and are faster."""
 
 from __future__ import annotations
 

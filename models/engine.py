@@ -38,7 +38,8 @@ from sigd.models.trusted_file import read_file
 
 ENGINE_SUFFIX: Final = ".engine"
 INSTALL: Final[Mapping[RuntimeName, str]] = {
-    "native": "install a C compiler (apt-get install gcc), then pip install --force-reinstall --no-cache-dir --no-binary sigd sigd",
+    "native": "install a C compiler (apt-get install gcc), then pip install --force-reinstall"
+    " --no-cache-dir --no-binary sigd sigd",
     "onnxruntime": "pip install onnxruntime",
     "tensorrt": "pip install 'sigd[gpu]'",
     "tensorrt-rtx": "pip install 'sigd[rtx]'",

@@ -139,7 +139,7 @@ def build_engine(
 def _check_operators(file: OnnxFile, runtime: RuntimeName) -> None:
     """Trees and other classic models are no work for TensorRT, which says so only after it has parsed all."""
     classic = sorted({node.op_type for node in file.model.graph.node if node.domain == "ai.onnx.ml"})
-    if classic and runtime != "onnxruntime":
+    if classic and runtime not in CPU_RUNTIMES:
         raise ModelRefused(
             f"{file.path}: {', '.join(classic)} of ai.onnx.ml cannot be built for {runtime}, which runs"
             " neural networks only:"

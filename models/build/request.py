@@ -196,8 +196,8 @@ def check_runtime_options(request: BuildRequest, runtime: RuntimeName) -> None:
 def _check_native_options(request: BuildRequest) -> None:
     if request.precision not in NATIVE_PRECISIONS:
         raise ValueError(
-            f"{request.precision}: the native kernels compute in {' or '.join(NATIVE_PRECISIONS)}: give one of them, or"
-            " --runtime onnxruntime"
+            f"{request.precision}: the native kernels compute in {' or '.join(NATIVE_PRECISIONS)}: give one"
+            " of them, or --runtime onnxruntime"
         )
     if request.optimization_level is not None:
         raise ValueError("--optimization-level: the native kernels have one way to run a model: leave it out")

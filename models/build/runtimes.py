@@ -14,6 +14,7 @@ from sigd.models.engine import INSTALL
 from sigd.models.errors import BackendUnavailable
 from sigd.models.gpu.cuda import gpu_facts
 from sigd.models.manifest import RuntimeName
+from sigd.models.reading import ReadOptions
 from sigd.models.spec import read_spec
 
 _MODULES: Final[dict[RuntimeName, str]] = {
@@ -132,7 +133,7 @@ def _on_cpu(request: BuildRequest, machine: Machine) -> Choice:
     if request.precision not in NATIVE_PRECISIONS or request.optimization_level is not None:
         return Choice("onnxruntime", no_gpu)
     with float_environment_kept():
-        choice = choose_cpu_backend(read_spec(request.model))
+        choice = choose_cpu_backend(read_spec(request.model, options=ReadOptions(request.sizes)))
     return Choice(choice.backend, f"{no_gpu}, and {choice.why}")
 
 

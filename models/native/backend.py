@@ -1,7 +1,7 @@
 """The native backend: a plan run by the kernels in C, in the caller's thread.
 
-A batch runs exactly its own rows, without buckets: a row gives the same bits alone and in any batch. The kernels flush
-denormals by themselves, whatever the thread's settings are.
+A batch runs exactly its own rows, without buckets: a row gives the same bits alone and in any batch. The
+kernels flush denormals by themselves, whatever the thread's settings are.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from sigd.models.native.lowering import lower
 from sigd.models.spec import ModelSpec, read_served
 
 NOT_BUILT: Final = (
-    "the native kernels are not built: sigd was installed where there is no C compiler. Install one (apt-get install gcc)"
-    " and install sigd again: pip install --force-reinstall --no-deps --no-cache-dir --no-binary sigd sigd"
+    "the native kernels are not built: sigd was installed where there is no C compiler. Install one"
+    " (apt-get install gcc) and install sigd again: pip install --force-reinstall --no-deps --no-cache-dir"
+    " --no-binary sigd sigd"
 )
 
 
@@ -50,7 +51,8 @@ class NativeBackend:
 
     Args:
         spec: the model: an ONNX file, or a native engine.
-        batch_rows_max: the largest batch, in rows. A model with a fixed batch is opened with that one instead.
+        batch_rows_max: the largest batch, in rows. A model with a fixed batch is opened with that one
+            instead.
         instruction_set: which build of the kernels; None takes the best that this processor has.
     """
 
@@ -73,11 +75,13 @@ class NativeBackend:
             engine = built.load(self._plan(), self._instruction_set)
         except ValueError as error:
             raise ModelRefused(
-                f"{self.spec.path}: not a plan that the native kernels run ({error}): build it again with sigd build-engine"
+                f"{self.spec.path}: not a plan that the native kernels run ({error}): build it again"
+                " with sigd build-engine"
             ) from error
         if (engine.features, engine.outputs) != (self.spec.features, self.spec.outputs):
             raise ModelRefused(
-                f"{self.spec.path}: its plan maps {engine.features} features to {engine.outputs} outputs, its manifest says"
+                f"{self.spec.path}: its plan maps {engine.features} features to {engine.outputs} outputs, its"
+                " manifest says"
                 f" {self.spec.features} and {self.spec.outputs}: build it again with sigd build-engine"
             )
         self.inputs = aligned_rows(self.batch_rows_max, self.spec.features)
@@ -88,7 +92,7 @@ class NativeBackend:
             self._run(rows)
 
     def submit(self, rows: int) -> bool:
-        """Run the first `rows` rows of `inputs`; True, for the outputs are there. Raises as `Backend.submit` says."""
+        """Run the first `rows` rows of `inputs`; True, for the outputs are there."""
         if self._run is None:
             raise self._closed()
         self._run(rows)
@@ -112,8 +116,8 @@ class NativeBackend:
         """What C code runs this model by, for batches of at most `rows_max` rows: see `engine.h`.
 
         Returns:
-            A runner of its own, with scratch memory of its own; `.capsule` holds the `struct sigd_runner *`. It stays
-            good when this backend is closed.
+            A runner of its own, with scratch memory of its own; `.capsule` holds the `struct sigd_runner *`.
+            It stays good when this backend is closed.
         """
         if self._runner is None:
             raise self._closed()

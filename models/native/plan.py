@@ -1,4 +1,4 @@
-"""Writing a plan: the model as data that the kernels run. `plan.h` describes the bytes and what each operation does."""
+"""Writing a plan: the model as data that the kernels run. `plan.h` describes the bytes and the operations."""
 
 from __future__ import annotations
 

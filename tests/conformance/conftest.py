@@ -33,7 +33,7 @@ BACKENDS: dict[str, tuple[pytest.MarkDecorator, ...]] = {
 SERVE_ENGINES = frozenset({"tensorrt"})
 """Those that are given an engine, built from the model."""
 NOT_COVERED = {"native": frozenset({"Cast", "ReduceMean"})}
-"""Operations of the suite's models that a backend refuses by name: a feature that is an index, a mean over rows."""
+"""Operations of the suite's models that a backend refuses: a feature that is an index, a mean over rows."""
 CHECK_NO_INDEX = frozenset({"tensorrt"})
 """Those on which an index out of its range is not an error: a GPU reads whatever is there."""
 RUN_NO_MODEL = frozenset({"echo"})

@@ -35,8 +35,8 @@ def test_a_name_overrules_the_ending(models: ModelMaker) -> None:
 def test_an_ending_that_says_nothing_is_refused() -> None:
     with pytest.raises(
         ModelRefused,
-        match=r"its ending '\.pt' .* expected \.onnx \(onnxruntime\) or \.engine: .*: onnxruntime, native, tensorrt,"
-        r" oracle",
+        match=r"its ending '\.pt' .* expected \.onnx \(onnxruntime\) or \.engine: .*: onnxruntime, native,"
+        r" tensorrt, oracle",
     ):
         make_backend(Path("model.pt"))
 

@@ -1,4 +1,4 @@
-"""From an ONNX model to a plan: every operation by its rule, or a refusal that names the one that has none."""
+"""From an ONNX model to a plan: every operation by its rule, or a refusal that names the one without."""
 
 from __future__ import annotations
 

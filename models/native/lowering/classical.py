@@ -40,7 +40,7 @@ def two_classes(ctx: Lowering, node: Node, score: Value, *, probability: bool) -
     """The scores of both classes from that of the second.
 
     Args:
-        probability: the first is what is missing to 1; otherwise the same with the other sign, before the transform.
+        probability: the first is what is missing to 1; otherwise it is the second negated, transformed.
     """
     both = ctx.rearranged(score, np.array([0, 0]), 0)
     factor = np.array([-1.0, 1.0], np.float32)
@@ -79,7 +79,7 @@ def linear_classifier(ctx: Lowering, node: Node) -> Sequence[Operand | None]:
 
 @lowers("Scaler", domain=ML)
 def scaler(ctx: Lowering, node: Node) -> Sequence[Operand]:
-    """(x - offset) * scale. The offset is taken off first: folded it would cost the digits of a small difference."""
+    """(x - offset) * scale. The offset goes first: folded in it costs the digits of a small difference."""
     value = flat(node)
 
     def row(name: str, default: float) -> Array:

@@ -154,7 +154,7 @@ def _between(ctx: Lowering, node: Node, how: Binary, left: Value, right: Value) 
 
 
 def _as_bias(ctx: Lowering, node: Node, number: int, constant: Array) -> Value | None:
-    """The layer before with the constant in its bias; None where there is none, or the constant differs between steps."""
+    """The layer before with the constant in its bias; None without one, or where it varies by step."""
     layer, value = ctx.layer_before(node, number), node.value(number)
     if layer is None or value.row_axis(-1) is None:
         return None

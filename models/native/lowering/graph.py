@@ -176,8 +176,8 @@ class Lowering:
 
         Args:
             value: where they come from.
-            index: for each element of the new value (its shape: the axes without the batch) the place in the old one,
-                or -1 for a zero.
+            index: for each element of the new value (its shape: the axes without the batch) the place in the
+                old one, or -1 for a zero.
             batch_axis: where the batch stands in the new one.
         """
         dims = tuple(index.shape)
@@ -208,7 +208,7 @@ class Lowering:
         return self.readers.get(node.proto.input[number], 0) == 1
 
     def layer_before(self, node: Node, number: int = 0) -> Op | None:
-        """The layer whose answer is that input and nothing else's, while it has no function of its own yet."""
+        """The layer whose answer is that input and nothing else's, while it has no function yet."""
         operand = node.operand(number)
         if not isinstance(operand, Value) or not self.only_reader(node, number):
             return None
@@ -219,7 +219,7 @@ class Lowering:
 
 
 def row_constant(node: Node, constant: Array, value: Value) -> Array:
-    """A constant as it goes with one row of a value, which it must not make any larger; float32, the row's shape."""
+    """A constant as it goes with one row of a value, which it must not enlarge; float32, the row's shape."""
     rank = value.rank
     if constant.ndim > rank and math.prod(constant.shape[: constant.ndim - rank]) == 1:
         constant = constant.reshape(constant.shape[constant.ndim - rank :])

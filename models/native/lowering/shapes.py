@@ -16,7 +16,7 @@ _OPEN_END: Final = 1 << 60
 
 
 def reshaped(ctx: Lowering, node: Node, value: Value, wanted: Sequence[int]) -> Value:
-    """The same values under other axes, of which `wanted` gives the sizes as Reshape does (0: as it was, -1: the rest)."""
+    """The same values under other axes, sized as Reshape takes them (0: as it was, -1: the rest)."""
     sizes = [value_size(ctx, value, axis) if size == 0 else int(size) for axis, size in enumerate(wanted)]
     if value.batch_axis != 0:
         raise node.refuse("reshapes a value whose batch is not its first axis")

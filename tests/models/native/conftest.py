@@ -77,7 +77,7 @@ def run_plan(
 
 @pytest.fixture
 def same_bits() -> Run:
-    """Runs a model on every instruction set, in several batches, and finds the same bits: model, rows -> answers."""
+    """Runs a model on every instruction set, in several batches, and finds the same bits."""
 
     def same_bits(model: onnx.ModelProto, rows: Array) -> dict[str, Array]:
         plan = plan_of(model)

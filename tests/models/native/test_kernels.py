@@ -103,7 +103,7 @@ def test_nan_stays_nan(function: str) -> None:
 def forest(
     draw: np.random.Generator, trees: int, leaves: int, features: int, mode: str, grid: int
 ) -> dict[str, Any]:
-    """Attributes of an ensemble with trees of up to that many leaves; thresholds from a grid, so that some are equal."""
+    """Attributes of an ensemble of trees; thresholds from a grid, so that some are equal."""
     table: dict[str, list[Any]] = {
         name: []
         for name in (
