@@ -8,6 +8,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SIGD := $(BIN)/sigd
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
+# pip with a line for each package, so that a minute is not silent; all of its words where it fails.
+install = { $(BIN)/python -m pip --disable-pip-version-check --no-color install --progress-bar off $(1) 2>&1; echo "exit $$?"; } \
+	| awk '/^exit [0-9]+$$/ {code = $$2; next} {said = said $$0 "\n"} \
+	/^Collecting / {print "  " $$2; fflush()} /^Installing collected/ {print "  unpacking them"; fflush()} \
+	END {if (code) printf "%s", said; exit code}'
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all pages test-simcuda test-gpu test-cuda test-rtx test-systemd check format lint types imports bench bench-connections bench-observe bench-reload bench-tunnel profile fuzz soak soak-sessions train lock wheel deb clean
 
@@ -120,14 +126,15 @@ $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.base: requirements/base.lock requirements/build.lock pyproject.toml | $(VENV)/bin/python
-	@echo "installing what requirements/base.lock names"
-	@$(PIP) install --require-hashes -r requirements/base.lock -r requirements/build.lock
+	@echo "installing what requirements/base.lock names (a minute the first time)"
+	@$(call install,--require-hashes -r requirements/base.lock -r requirements/build.lock)
+	@echo "installing sigd"
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/.dev: requirements/dev.lock $(VENV)/.base
 	@echo "installing what requirements/dev.lock names"
-	@$(PIP) install --require-hashes -r requirements/dev.lock
+	@$(call install,--require-hashes -r requirements/dev.lock)
 	@touch $@
 
 $(VENV)/.fleet: requirements/fleet.lock $(VENV)/.dev

@@ -11,7 +11,21 @@ from sigd.daemon.doctor.host import CPUS, Host, format_cpus, parse_cpus
 EXIT_LATENCY_US_MAX = 10
 """A tenth of a budget of 100 us: waking up may not cost more."""
 
-_ANOTHER_CPU = "# give the daemon another core, for example: sigd serve --cpu 1"
+_RARE_HZ = 1 / 60
+"""A device that interrupts less often costs no percentile anything: bringing up a disk is enough for a few."""
+_TWO_CPUS = "# give the machine a second CPU, or serve with --idle block"
+
+
+def _another_cpu(host: Host) -> str:
+    other = max(host.online() - {host.cpu})
+    return f"# give the daemon another core, for example: sigd serve --cpu {other}"
+
+
+def _no_other_cpu(host: Host, check: str) -> Finding | None:
+    """For checks whose fix moves work to other CPUs: where there are none, there is nothing to run."""
+    if host.online() - {host.cpu}:
+        return None
+    return Finding(check, "skip", f"CPU {host.cpu} is the only one: nothing can be moved off it")
 
 
 def governor(host: Host) -> Finding:
@@ -90,13 +104,21 @@ def isolation(host: Host) -> Finding:
     isolated = host.isolated()
     if host.cpu in isolated:
         return Finding(check, "ok", f"CPU {host.cpu} is isolated (with {format_cpus(isolated)})")
+    if not host.online() - {host.cpu}:
+        return Finding(
+            check,
+            "warn",
+            f"CPU {host.cpu} is the only one: the daemon shares it with its clients and the kernel",
+            "Whatever runs on this machine takes the core from the daemon, for milliseconds at a time.",
+            (_TWO_CPUS,),
+        )
     if host.cpu == 0:
         return Finding(
             check,
             "warn",
             "CPU 0 is not isolated, and cannot be well: the kernel does its housekeeping there",
             "Every task that is scheduled on this core takes it from the daemon, for milliseconds at a time.",
-            (_ANOTHER_CPU,),
+            (_another_cpu(host),),
         )
     return Finding(
         check,
@@ -127,6 +149,8 @@ def tick(host: Host) -> Finding:
     without_callbacks = without_tick or callbacks == "all" or host.cpu in parse_cpus(callbacks or "")
     if without_tick:
         return Finding(check, "ok", f"CPU {host.cpu} runs without a tick while it has one task (nohz_full)")
+    if (only := _no_other_cpu(host, check)) is not None:
+        return only
     if tickless is None:
         return Finding(
             check, "skip", "this kernel is built without NO_HZ_FULL, so the tick cannot be stopped"
@@ -138,7 +162,7 @@ def tick(host: Host) -> Finding:
         f"the kernel's tick runs on CPU {host.cpu}: {missing} not set for it",
         "The tick and the kernel's deferred work interrupt the daemon 250 to 1000 times a second, for some"
         " microseconds each time.",
-        (_ANOTHER_CPU,) if host.cpu == 0 else boot_parameters("isolation", *_isolating(host)),
+        (_another_cpu(host),) if host.cpu == 0 else boot_parameters("isolation", *_isolating(host)),
     )
 
 
@@ -157,9 +181,12 @@ def interrupts(host: Host) -> Finding:
     if table is None:
         return Finding(check, "skip", "/proc/interrupts may not be read here")
     there = [line for line in _interrupts(table, host.cpu) if host.cpu in _delivered_to(host, line.number)]
-    fired = sorted((line for line in there if line.fired), key=lambda line: -line.fired)
+    if (only := _no_other_cpu(host, check)) is not None:
+        return only
+    rare = _RARE_HZ * _uptime_s(host)
+    fired = sorted((line for line in there if line.fired > rare), key=lambda line: -line.fired)
     if not fired:
-        quiet = f"; {len(there)} could, and never have" if there else ""
+        quiet = f"; {len(there)} could, and have less than once a minute since boot" if there else ""
         return Finding(check, "ok", f"no device interrupts CPU {host.cpu}{quiet}")
     named = ", ".join(f"{line.number} {line.name} ({line.fired:,} times)" for line in fired[:3])
     more = f" and {len(fired) - 3} more" if len(fired) > 3 else ""
@@ -183,6 +210,14 @@ def interrupts(host: Host) -> Finding:
         " longer.",
         tuple(fix),
     )
+
+
+def _uptime_s(host: Host) -> float:
+    """Since boot, 0 where the kernel does not say."""
+    try:
+        return float((host.read("proc/uptime") or "0").split()[0])
+    except (ValueError, IndexError):
+        return 0.0
 
 
 def _interrupts(table: str, cpu: int) -> list[_Interrupt]:
@@ -235,7 +270,9 @@ def watchdog(host: Host) -> Finding:
     if running is None:
         return Finding(check, "skip", "this kernel has no lockup detector")
     if not running or host.cpu not in mask:
-        return Finding(check, "ok", f"the lockup detector leaves CPU {host.cpu} alone")
+        return Finding(check, "ok", f"the lockup detector leaves CPU {host.cpu} aonly")
+    if (only := _no_other_cpu(host, check)) is not None:
+        return only
     return Finding(
         check,
         "warn",
@@ -253,6 +290,8 @@ def timers(host: Host) -> Finding:
         return Finding(check, "skip", "this kernel has no timer migration to switch off")
     if not migrates:
         return Finding(check, "ok", "timers stay on the CPU that set them")
+    if (only := _no_other_cpu(host, check)) is not None:
+        return only
     if host.cpu in parse_cpus(host.read(f"{CPUS}/nohz_full") or ""):
         return Finding(check, "ok", f"timers migrate, but not to CPU {host.cpu} (nohz_full)")
     return Finding(
