@@ -107,8 +107,8 @@ def demo(duration_s: float, capture: Path | None, model: str | None, seed: int, 
 def choose_idle(allowed: Sequence[int]) -> tuple[int | None, int | None, str]:
     """The daemon's core, the client's, and the daemon's idle strategy, as docs/tuning.md advises.
 
-    With two cores or fewer a daemon that spins takes time from its client and from the rest of the machine: it
-    backs off, and neither is pinned.
+    With two cores or fewer a daemon that spins takes time from its client and from the rest of the machine:
+    it backs off, and neither is pinned.
     """
     if len(allowed) <= 2:
         return None, None, "backoff"
@@ -162,8 +162,8 @@ def sparkline(values: list[float]) -> str:
 def verdict_lines(p99_us: float, daemon_p99_us: float, budget_us: float) -> list[str]:
     """Whether the budget is kept, and whose part it is where not: sigd's, or the machine's.
 
-    sigd answers for the time between its stamps of a request's arrival and its answer. The rest is the kernel,
-    the wait for a core, and this Python client.
+    sigd answers for the time between its stamps of a request's arrival and its answer. The rest is the
+    kernel, the wait for a core, and this Python client.
     """
     parts = f"p99 {p99_us:.1f} us from request to signal; in sigd {daemon_p99_us:.1f} us of its own p99"
     if p99_us <= budget_us:
@@ -171,12 +171,12 @@ def verdict_lines(p99_us: float, daemon_p99_us: float, budget_us: float) -> list
     if daemon_p99_us <= budget_us:
         return [
             (
-                f"[yellow]●[/] {parts}: sigd keeps the budget of {budget_us:g} us, and the way there and back on this"
-                " machine does not"
+                f"[yellow]●[/] {parts}: sigd keeps the budget of {budget_us:g} us, and the way there and back"
+                " on this machine does not"
             ),
             (
-                "  The rest is the wait for a core, the kernel, and this Python client: `sigd doctor` looks for what slows"
-                " this machine."
+                "  The rest is the wait for a core, the kernel, and this Python client: `sigd doctor` looks for"
+                " what slows this machine."
             ),
         ]
     return [

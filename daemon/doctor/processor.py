@@ -12,7 +12,8 @@ EXIT_LATENCY_US_MAX = 10
 """A tenth of a budget of 100 us: waking up may not cost more."""
 
 _RARE_HZ = 1 / 60
-"""A device that interrupts less often costs no percentile anything: bringing up a disk is enough for a few."""
+"""A device that interrupts less often costs no percentile anything: a disk that comes up is enough for a
+few."""
 _TWO_CPUS = "# give the machine a second CPU, or serve with --idle block"
 
 
