@@ -175,8 +175,8 @@ def verdict_lines(p99_us: float, daemon_p99_us: float, budget_us: float) -> list
                 " on this machine does not"
             ),
             (
-                "  The rest is the wait for a core, the kernel, and this Python client: `sigd doctor` looks for"
-                " what slows this machine."
+                "  The rest is the wait for a core, the kernel, and this Python client: `sigd doctor`"
+                " looks for what slows this machine."
             ),
         ]
     return [

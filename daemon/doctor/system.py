@@ -85,16 +85,16 @@ def realtime(host: Host) -> Finding:
             check,
             "ok",
             f"allowed, and limited to {runtime_us:,} us in every {period_us:,} us: right for idle backoff"
-            f" or block; a daemon that spins at real-time priority would stand still for {stopped_ms:g} ms in every"
-            f" {period_us / 1000:g} ms",
+            f" or block; a daemon that spins at real-time priority would stand still for"
+            f" {stopped_ms:g} ms in every {period_us / 1000:g} ms",
         )
     if runtime_us is not None and runtime_us < 0:
         return Finding(
             check,
             "warn",
             "allowed without a limit (kernel.sched_rt_runtime_us = -1)",
-            "A thread that spins at real-time priority then keeps the kernel's own work off its core for good,"
-            " which can hang the machine. To spin, isolate the core and stay at ordinary priority.",
+            "A thread that spins at real-time priority then keeps the kernel's own work off its core for"
+            " good, which can hang the machine. To spin, isolate the core and stay at ordinary priority.",
             sysctl("realtime", "kernel.sched_rt_runtime_us", "950000"),
         )
     return Finding(check, "ok", "allowed")
