@@ -92,8 +92,8 @@ soak: $(VENV)/.dev  ## a hundred million requests over both transports, over dae
 soak-sessions: $(VENV)/.dev  ## a hundred thousand sessions in shared memory come and go, and leave nothing behind
 	$(BIN)/python -m tests.soak.sessions
 
-TRAIN = $(BIN)/python -m sigd.models.training $(if $(SIGD_DATA),--data "$(SIGD_DATA)") $(if $(CAPTURE),--capture "$(CAPTURE)") --out "$(or $(OUT),models/zoo)"
-train: $(VENV)/.base  ## train the shipped model anew: make train SIGD_DATA=FOLDER (or CAPTURE=FILE, OUT=FOLDER)
+TRAIN = $(BIN)/python -m sigd.models.training $(if $(SIGD_DATA),--data "$(SIGD_DATA)") $(if $(CAPTURE),--capture "$(CAPTURE)") $(if $(DEVICE),--device "$(DEVICE)") --out "$(or $(OUT),models/zoo)"
+train: $(VENV)/.base  ## train the shipped model anew: make train SIGD_DATA=FOLDER (or CAPTURE=FILE, OUT=FOLDER, DEVICE=cuda:1)
 	@$(TRAIN) --dry-run
 	@$(MAKE) --no-print-directory $(VENV)/.train
 	$(TRAIN)

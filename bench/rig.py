@@ -126,7 +126,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class _Target:
+class Target:
     """The daemon that is measured; `own` where we started it."""
 
     socket_path: str
@@ -142,7 +142,7 @@ def run(settings: Settings, say: Say) -> Outcome:
         MissingDependency: a compiler or a backend is missing.
         PeerFailed: a process that the measurement needs failed.
     """
-    generator, programs, note = _choose_client(settings)
+    generator, programs, note = choose_client(settings)
     daemon_cpu, client_cpu = choose_cores(allowed_cpus())
     if settings.socket_path is not None:
         daemon_cpu = None
@@ -150,8 +150,8 @@ def run(settings: Settings, say: Say) -> Outcome:
     say(f"watching the machine itself for {_HICCUP_SECONDS:g} s")
     before = hiccup.measure(watched, _HICCUP_SECONDS, programs)
     facts = environment.read(watched, before[0].clock_cost_ns, programs.compiler if programs else None)
-    with _target(settings, daemon_cpu, say) as target:
-        plans, capture = _plans(settings, target, client_cpu, say)
+    with target_of(settings, daemon_cpu, say) as target:
+        plans, capture = plans_of(settings, target, client_cpu, say)
         memory = _MemoryWatch(target.welcome.daemon_pid)
         taken = StolenWatch(
             target.welcome.daemon_pid if _is_sigd(target.welcome.daemon_pid) else None,
@@ -202,7 +202,14 @@ def run(settings: Settings, say: Say) -> Outcome:
     )
 
 
-def _choose_client(settings: Settings) -> tuple[LoadGenerator, NativePrograms | None, str]:
+def choose_client(settings: Settings) -> tuple[LoadGenerator, NativePrograms | None, str]:
+    """The generator, the native programs where they could be built, and why it is not the native one (""
+    where it
+    is).
+
+    Raises:
+        BadRequest, MissingDependency: what was asked for cannot be had.
+    """
     if settings.client == "python":
         if settings.floor:
             raise BadRequest("--floor is measured with the native client: leave out --client python")
@@ -218,12 +225,17 @@ def _choose_client(settings: Settings) -> tuple[LoadGenerator, NativePrograms | 
 
 
 @contextmanager
-def _target(settings: Settings, daemon_cpu: int | None, say: Say) -> Iterator[_Target]:
+def target_of(settings: Settings, daemon_cpu: int | None, say: Say) -> Iterator[Target]:
+    """The daemon to measure: the one that is named, or one of our own while the block runs.
+
+    Raises:
+        BadRequest, MissingDependency, PeerFailed: there is none, or none could be started.
+    """
     if settings.socket_path is None:
         serve = replace(settings.serve, cpu=daemon_cpu)
         say("starting a daemon: sigd " + " ".join(serve.arguments("SOCKET")))
         with OwnDaemon(serve) as own:
-            yield _Target(own.socket_path, _granted(settings, own.socket_path), own)
+            yield Target(own.socket_path, _granted(settings, own.socket_path), own)
         return
     if settings.floor:
         raise BadRequest(
@@ -235,7 +247,7 @@ def _target(settings: Settings, daemon_cpu: int | None, say: Say) -> Iterator[_T
         welcome = _granted(settings, settings.socket_path)
     except ConnectFailed as error:
         raise MissingDependency(str(error)) from error
-    yield _Target(settings.socket_path, welcome, None)
+    yield Target(settings.socket_path, welcome, None)
 
 
 def _granted(settings: Settings, socket_path: str) -> Welcome:
@@ -250,8 +262,8 @@ def _granted(settings: Settings, socket_path: str) -> Welcome:
     return welcome
 
 
-def _plans(
-    settings: Settings, target: _Target, client_cpu: int | None, say: Say
+def plans_of(
+    settings: Settings, target: Target, client_cpu: int | None, say: Say
 ) -> tuple[list[LoadPlan], CaptureReader | None]:
     """One plan, or with the floor one for each round; and what has read the capture, where there is one."""
     welcome = target.welcome
@@ -353,7 +365,7 @@ def _cut(
 
 def _rounds(
     settings: Settings,
-    target: _Target,
+    target: Target,
     plans: list[LoadPlan],
     generator: LoadGenerator,
     programs: NativePrograms,

@@ -47,6 +47,7 @@ Examples:
   sigd bench --no-p99 --closed-loop --connections 4 --in-flight 64 --floor --idle spin     throughput
   sigd bench --p99 --closed-loop --floor --idle spin --transport shm        through shared memory
   sigd bench --no-p99 --closed-loop --in-flight 64 --idle spin --transport shm --backend echo    no model
+  sigd bench --neighbour "python -m sigd.bench.neighbour.hogs memory"       what another tenant does
 
 \b
 Open loop: latency counts from the intended send time, so that a stall counts for every request that it held
@@ -107,6 +108,11 @@ the environment lacks something.""",
 @click.option("--warmup", type=FiniteRange(0), default=1.0, show_default=True, help="Seconds.")
 @click.option("--floor", is_flag=True, help="Measure the machine's own floor in turns, and print the ratios.")
 @click.option(
+    "--neighbour",
+    metavar="CMD",
+    help="Measure what this command does to the tail: blocks beside it and without it, in turns.",
+)
+@click.option(
     "--client",
     type=click.Choice(["auto", "cpp", "python"]),
     default="auto",
@@ -128,6 +134,9 @@ the environment lacks something.""",
 @click.pass_context
 def bench(context: click.Context, /, json_file: Path | None, hgrm_file: Path | None, **options: Any) -> None:
     """Measure the latency of a daemon and prove the budget.
+
+    With --neighbour 12 rounds of two blocks of --duration seconds (0.5) are measured; it fails where the
+    neighbour makes p50 or p99 slower, or takes p99 over the budget.
 
     Without --socket a daemon is started for the run, on a core of its own where there are two.
     """
@@ -172,8 +181,12 @@ def _measure(options: dict[str, Any], json_file: Path | None, hgrm_file: Path | 
     from sigd.bench.document import document
     from sigd.bench.verdict import named_by_verdict
 
+    neighbour = options["neighbour"]
     settings = settings_of(**options)
     _check_writable(json_file, hgrm_file)
+    if neighbour is not None:
+        _refuse("--neighbour has no distribution of one run", neighbour, hgrm=hgrm_file)
+        return _measure_neighbour(settings, neighbour, json_file)
     json_to_stdout = json_file is not None and str(json_file) == "-"
     console = Console(stderr=json_to_stdout, soft_wrap=True, highlight=False)
     outcome = rig.run(settings, lambda line: console.print(line, style="dim"))
@@ -188,6 +201,29 @@ def _measure(options: dict[str, Any], json_file: Path | None, hgrm_file: Path | 
         text = histogram.hgrm(outcome.measurement.counts.corrected)
         _write(named_by_verdict(hgrm_file, outcome.verdict.exit_code), text.encode(), console)
     return outcome.verdict.exit_code
+
+
+def _measure_neighbour(settings: Settings, command: str, json_file: Path | None) -> int:
+    import msgspec
+    from rich.console import Console
+
+    from sigd.bench.neighbour import report
+    from sigd.bench.neighbour.blocks import Asked, measure
+    from sigd.bench.neighbour.process import words_of
+    from sigd.bench.verdict import named_by_verdict
+
+    json_to_stdout = json_file is not None and str(json_file) == "-"
+    console = Console(stderr=json_to_stdout, soft_wrap=True, highlight=False)
+    asked = Asked(settings, words_of(command))
+    result = measure(asked, lambda line: console.print(line, style="dim"))
+    console.print(report.text(result, settings.budget_ns), end="")
+    exit_code = 0 if result.passed else 1
+    written = msgspec.json.format(msgspec.json.encode(result), indent=2)
+    if json_to_stdout:
+        click.echo(written.decode())
+    elif json_file is not None:
+        _write(named_by_verdict(json_file, exit_code), written + b"\n", console)
+    return exit_code
 
 
 def settings_of(
@@ -211,6 +247,7 @@ def settings_of(
     requests: int | None,
     warmup: float,
     floor: bool,
+    neighbour: str | None,
     client: str,
     seed: int,
 ) -> Settings:
@@ -230,6 +267,7 @@ def settings_of(
     _refuse("--closed-loop has no schedule", closed_loop or None, arrivals=arrivals, speed=speed)
     _refuse("--capture brings its own arrivals", capture, arrivals=arrivals)
     _refuse("--floor is measured with --closed-loop or --rate", floor or None, capture=capture)
+    _refuse("--neighbour compares equal blocks", neighbour, floor=floor or None, capture=capture)
     if capture is None:
         _refuse("without --capture there is nothing to speed up", True, speed=speed)
         _refuse("without --capture there is nothing to salvage", True, salvage=salvage or None)

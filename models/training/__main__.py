@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,8 @@ from sigd.models.training.run import MODEL_NAME, Plan, train
 TRAINING_CAPTURE = "usdm_btcusdt_*.gz"
 TRANSFER_CAPTURES = ("usdm_ethusdt_*.gz", "spot_btcusdt_*.gz")
 
+PLANNED_SAMPLES_S = 100_000
+"""What the plan of the workstation asks of training."""
 _WHERE = """\
 Expected the raw Binance captures of 2024-08-08 from the examples of the public project nkaz001/hftbacktest
 (examples/usdm/btcusdt_20240808.gz, examples/usdm/ethusdt_20240808.gz,
@@ -86,6 +89,9 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
     show_default=True,
     help="CPU threads; the weights' last bits depend on it.",
 )
+@click.option(
+    "--device", default="cpu", show_default=True, help='Where to fit: "cpu", or a card as "cuda:1".'
+)
 @click.option("--json", "as_json", is_flag=True, help="Print all results as JSON.")
 @click.option("--dry-run", is_flag=True, help="Say what would be trained on, and stop.")
 def main(
@@ -96,6 +102,7 @@ def main(
     seed: int,
     seeds: int,
     threads: int,
+    device: str,
     as_json: bool,
     dry_run: bool,
 ) -> None:
@@ -112,7 +119,8 @@ def main(
         _fail(
             3, "training needs PyTorch, which is not installed: pip install 'sigd[train]', or run make train"
         )
-    plan = Plan(capture, transfer, out, seed, seeds, threads)
+    _prepare(device)
+    plan = Plan(capture, transfer, out, seed, seeds, threads, device=device)
     try:
         with Progress(*_COLUMNS, console=Console(stderr=True)) as bars:
             report = train(plan, _Bars(bars))
@@ -123,7 +131,35 @@ def main(
         click.echo(msgspec.json.format(msgspec.json.encode(report)).decode())
     else:
         Console().print(summary(report))
+        click.echo(throughput(report.samples_per_s, report.recipe.batch_rows, device))
         click.echo(f"wrote {out / MODEL_NAME}.onnx and {out / MODEL_NAME}.md")
+
+
+def throughput(samples_per_s: float, batch_rows: int, device: str) -> str:
+    """What was measured, beside what the plan of the workstation asks for (docs/workstation/README.md)."""
+    return (
+        f"{samples_per_s:,.0f} samples/s at a batch of {batch_rows:,} on {device}; the"
+        f" workstation's plan asks for"
+        f" {PLANNED_SAMPLES_S:,} ({samples_per_s / PLANNED_SAMPLES_S:.2f} times)"
+    )
+
+
+def _prepare(device: str) -> None:
+    """End where the device cannot be had; else make its sums come out the same in every run."""
+    # Read by cuBLAS when it is first used; PyTorch refuses to be deterministic without it.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    import torch
+
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        cause = str(error).splitlines()[0]
+        _fail(
+            3,
+            f"--device {device}: {cause}; PyTorch sees {torch.cuda.device_count()} cards here: name"
+            f" one of them"
+            " as cuda:N, or leave the device out to train on the CPU",
+        )
 
 
 def _find(data: Path | None, transfer: tuple[Path, ...]) -> tuple[Path, tuple[Path, ...]]:

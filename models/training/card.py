@@ -230,10 +230,17 @@ are those of seed {report.seed}, whatever the other seeds gave:
 {_table(("seed", "passes", "validation log-loss", "held-out log-loss", "held-out balanced accuracy"), rows)}
 
 Throughput: {report.samples_per_s:,.0f} samples/s at batch {recipe.batch_rows:,} (forward, backward and step; PyTorch
-{report.torch_version}, {report.threads} thread{"s" if report.threads > 1 else ""}, {report.machine}).
+{report.torch_version}, {_where(report)}).
 
 The ONNX reference evaluator and ONNX Runtime agree with the trained network within {report.error_max:.1e} on every logit.
 On one machine the same seed gives the same file, byte for byte."""
+
+
+def _where(report: Report) -> str:
+    """What the network was fitted on."""
+    if report.device != "cpu":
+        return f"{report.device}, {report.machine}"
+    return f"{report.threads} thread{'s' if report.threads > 1 else ''}, {report.machine}"
 
 
 def _limits() -> str:

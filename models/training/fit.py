@@ -1,4 +1,4 @@
-"""Fit the network and the logistic regression it is compared with, in PyTorch on the CPU.
+"""Fit the network and the logistic regression it is compared with, in PyTorch on the CPU or a GPU.
 
 Both see each training sample and its mirror image (the two sides of the market exchanged: signed features
 change sign, down and up change places). Nothing in the market favours a side for long, and a few minutes of
@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from sigd.models.features.catalogue import FEATURE_COUNT, MIRROR
 from sigd.models.training.errors import CannotTrain
@@ -24,6 +25,8 @@ from sigd.models.training.samples import Float32Array, Int64Array
 
 if TYPE_CHECKING:
     import torch
+
+Float64Array = npt.NDArray[np.float64]
 
 HIDDEN = (256, 256)
 
@@ -80,6 +83,7 @@ def fit(
     seed: int,
     threads: int = 1,
     report: Callable[[int, float], None] = lambda epoch, loss: None,
+    device: str = "cpu",
 ) -> Fitted:
     """Fit one network. On one machine the same arguments give the same bits.
 
@@ -90,6 +94,7 @@ def fit(
         seed: of the first weights, the order of the samples and the dropout.
         threads: CPU threads; another number may give other last bits.
         report: told each pass and its validation loss.
+        device: PyTorch's name of where to fit, for example "cuda:1"; another one may give other last bits.
 
     Raises:
         CannotTrain: a part is empty, or a loss is not finite.
@@ -102,13 +107,14 @@ def fit(
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(seed)
-    model = _model(recipe)
+    model = _model(recipe).to(device)
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
-    rows = torch.from_numpy(np.concatenate((training[0], training[0] * MIRROR)))
-    classes = torch.from_numpy(np.concatenate((training[1], UP - training[1])))
-    validation_rows, validation_classes = torch.from_numpy(validation[0]), torch.from_numpy(validation[1])
+    # All samples of a capture fit a card, so no step waits for the host.
+    rows = torch.from_numpy(np.concatenate((training[0], training[0] * MIRROR))).to(device)
+    classes = torch.from_numpy(np.concatenate((training[1], UP - training[1]))).to(device)
+    validation_rows, validation_classes = (torch.from_numpy(part).to(device) for part in validation)
     best, best_epoch, best_loss = _network(model), 0, float("inf")
     rates = []
     epoch = 0
@@ -155,7 +161,7 @@ def _pass(
     import torch
 
     model.train()
-    order = torch.randperm(len(rows))
+    order = torch.randperm(len(rows)).to(rows.device)
     batch_rows = min(batch_rows, len(rows))
     batches = len(rows) // batch_rows
     begin = time.perf_counter()
@@ -165,6 +171,9 @@ def _pass(
         optimiser.zero_grad()
         torch.autograd.backward(loss)
         optimiser.step()
+    if rows.is_cuda:
+        # A step on a card is only queued.
+        torch.cuda.synchronize(rows.device)
     return batches * batch_rows / (time.perf_counter() - begin)
 
 
@@ -173,8 +182,13 @@ def _network(model: torch.nn.Sequential) -> Network:
 
     return Network(
         tuple(
-            Layer(step.weight.detach().double().numpy().T.copy(), step.bias.detach().double().numpy().copy())
+            Layer(_doubles(step.weight).T.copy(), _doubles(step.bias))
             for step in model
             if isinstance(step, torch.nn.Linear)
         )
     )
+
+
+def _doubles(parameter: torch.Tensor) -> Float64Array:
+    values: Float64Array = parameter.detach().cpu().double().numpy().copy()
+    return values

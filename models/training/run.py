@@ -84,6 +84,7 @@ class Report:
     calls: tuple[Call, ...]
     samples_per_s: float
     threads: int
+    device: str
     machine: str
     torch_version: str
     error_max: float
@@ -103,6 +104,7 @@ class Plan:
         seeds: how many seeds to fit in all, to show how far luck goes.
         threads: CPU threads of PyTorch.
         network, logistic: how to fit.
+        device: where to fit, in PyTorch's words.
     """
 
     capture: Path
@@ -113,6 +115,7 @@ class Plan:
     threads: int = 1
     network: Recipe = NETWORK
     logistic: Recipe = LOGISTIC
+    device: str = "cpu"
 
 
 def train(plan: Plan, progress: Progress) -> Report:
@@ -137,7 +140,7 @@ def train(plan: Plan, progress: Progress) -> Report:
     def fitted(name: str, recipe: Recipe, seed: int) -> Fitted:
         done = progress.stage(f"fitting {name}", recipe.epochs_max)
         parts = [(standardised[part], classes[part]) for part in (training, validation)]
-        return fit(recipe, parts[0], parts[1], seed, plan.threads, lambda epoch, loss: done(1))
+        return fit(recipe, parts[0], parts[1], seed, plan.threads, lambda epoch, loss: done(1), plan.device)
 
     logistic = fitted("logistic regression", plan.logistic, plan.seed).network.folded(standardisation)
     seeds = range(plan.seed, plan.seed + plan.seeds)
@@ -165,6 +168,7 @@ def train(plan: Plan, progress: Progress) -> Report:
         calls=tuple(calls(probabilities, held_out_classes, moves_bps)),
         samples_per_s=float(np.median([fit_.samples_per_s for fit_ in fits.values()])),
         threads=plan.threads,
+        device=plan.device,
         machine=_processor(),
         torch_version=importlib.metadata.version("torch"),
         error_max=error_max,
