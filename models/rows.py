@@ -92,8 +92,8 @@ def _read_npy(path: Path, spec: ModelSpec) -> Float32Array:
 
 
 def _read_capture(path: Path, spec: ModelSpec, rows_max: int) -> Float32Array:
+    from sigd.models.features import FeatureStream
     from sigd.models.features.catalogue import FEATURE_COUNT
-    from sigd.models.features.stream import FeatureStream
     from sigd.models.market.capture import read_capture
     from sigd.models.market.errors import CaptureError
 

@@ -215,14 +215,21 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> ModelMaker:
 
 
 @pytest.fixture(scope="session")
-def capture_dir() -> Path:
-    """The folder of market captures (*.gz), from SIGD_DATA or beside the repository; skips where there is
-    none."""
+def data_dir() -> Path:
+    """The folder of market data, from SIGD_DATA or beside the repository; skips where there is none."""
     beside = Path(__file__).resolve().parents[2] / "shared" / "data"
     folder = Path(os.environ["SIGD_DATA"]) if "SIGD_DATA" in os.environ else beside
-    captures = sorted(folder.glob("**/*.gz"))
+    if not folder.is_dir():
+        pytest.skip(f"no market data at {folder}: set SIGD_DATA to a folder that has some")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def capture_dir(data_dir: Path) -> Path:
+    """The folder of the captures (*.gz) in the market data; skips where there is none."""
+    captures = sorted(data_dir.glob("**/*.gz"))
     if not captures:
-        pytest.skip(f"no market capture under {folder}: set SIGD_DATA to a folder that has some")
+        pytest.skip(f"no market capture under {data_dir}: set SIGD_DATA to a folder that has some")
     return captures[0].parent
 
 

@@ -18,6 +18,7 @@ from typing import Final
 TEMPORARY: Final = ".tmp"
 """The directory of unfinished files, in the output directory: readers of Parquet pass over names with a
 dot."""
+PARTIAL_SUFFIX: Final = ".partial"
 _BLOCK_BYTES: Final = 1 << 20
 
 
@@ -26,11 +27,9 @@ class NotTheSame(Exception):
 
 
 @contextmanager
-def temporary(out: Path, name: str) -> Iterator[Path]:
+def temporary(directory: Path, name: str) -> Iterator[Path]:
     """A path to write to, removed at the end of the block; give it to `commit` within the block."""
-    directory = out / TEMPORARY
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"{name}.{uuid.uuid4().hex}"
+    path = directory / f".{name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}"
     try:
         yield path
     finally:
@@ -64,7 +63,7 @@ def commit(path: Path, final: Path) -> str:
 
 def commit_bytes(content: bytes, out: Path, final: Path) -> str:
     """Write and commit a small file; as `commit`."""
-    with temporary(out, final.name) as path:
+    with temporary(out / TEMPORARY, final.name) as path:
         path.write_bytes(content)
         return commit(path, final)
 

@@ -8,30 +8,37 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import msgspec
-import numpy as np
 
-from sigd.bench.backfill.commit import NotTheSame, commit, commit_bytes, sha256_of, temporary
+from sigd.bench.backfill.commit import (
+    TEMPORARY,
+    NotTheSame,
+    commit,
+    commit_bytes,
+    sha256_of,
+    temporary,
+)
 from sigd.bench.backfill.plan import Piece, State
 from sigd.bench.backfill.score import Outcomes, Rows, score
+from sigd.bench.backfill.sources import Files, files_of, market_batches, recorded_rows
 from sigd.bench.backfill.stamp import Stamp, stamp_here
 from sigd.bench.backfill.table import About, read_about, writing
 from sigd.models.backend import Backend
 from sigd.models.errors import ModelError
+from sigd.models.features import FeatureStream
 from sigd.models.features.catalogue import FEATURE_COUNT
-from sigd.models.features.stream import FeatureStream
-from sigd.models.market.capture import read_capture
+from sigd.models.market.batch import DIFF
 from sigd.models.market.errors import MarketError
-from sigd.models.market.events import UNITS_PER_ONE, MarketEvent
+from sigd.models.market.events import UNITS_PER_ONE
 from sigd.models.registry import open_backend
+from sigd.wire.errors import WireError
 
 FIRST: Final = "first"
 CONVERGED: Final = "converged"
-_ROWS_TOGETHER: Final = 4096
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,7 +94,16 @@ def run_piece(job: Job, piece: Piece) -> Outcome:
     """Score and commit one piece. Never raises for what is wrong with the input, the model or the disk."""
     try:
         return _run(job, piece)
-    except (_Refused, NotTheSame, MarketError, ModelError, ValueError) as error:
+    except (
+        _Refused,
+        NotTheSame,
+        MarketError,
+        ModelError,
+        WireError,
+        ValueError,
+        OverflowError,
+        ImportError,
+    ) as error:
         return Outcome(piece=piece.id, error=str(error))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
@@ -96,54 +112,108 @@ def run_piece(job: Job, piece: Piece) -> Outcome:
 
 def _run(job: Job, piece: Piece) -> Outcome:
     started_ns = time.monotonic_ns()
+    files = files_of(piece)
     final = Path(job.out, piece.output)
-    source = Path(piece.path)
-    before = source.stat()
     if final.exists():
-        return _found(job, piece, final, before.st_mtime_ns)
+        return _found(job, piece, final, files.mtime_ns)
     backend = _open(job)
-    input_sha256 = sha256_of(source)
-    stream, begins = _begin(job, piece)
-    outcomes = Outcomes(job.stamp.horizon_ns, job.stamp.flat_bps)
-    events = _Counted(read_capture(source))
-    with temporary(Path(job.out), piece.id) as path:
+    out = Path(job.out)
+    work = _Work(job, piece, files.sha256())
+    with temporary(out / TEMPORARY, piece.id) as path:
         with writing(path, piece.symbol, backend.spec.outputs) as table:
-            for rows in rows_of_events(events, stream, converged_only=begins == CONVERGED):
+            outcomes = Outcomes(job.stamp.horizon_ns, job.stamp.flat_bps)
+            for rows in work.rows(backend.spec.features):
                 for columns in outcomes.add(score(backend, rows)):
                     table.write(columns)
             for columns in outcomes.end():
                 table.write(columns)
-            if stream.book_breaks and not job.allow_gaps:
-                raise _Refused(
-                    f"{source}: depth messages are missing, the book broke {stream.book_breaks} times,"
-                    ' rows are missing too; to keep the rows that there are set gaps = "allow" in the plan'
-                )
-            after = source.stat()
-            if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-                raise _Refused(f"{source} changed while it was read: run it again once it is complete")
-            about = About(
-                stamp_sha256=job.stamp.sha256,
-                input_sha256=input_sha256,
-                input_bytes=before.st_size,
-                begins=begins,
-                tick_e8=stream.tick_size_e8,
-                events=events.count,
-                book_breaks=stream.book_breaks,
-                events_ignored=stream.events_ignored,
-            )
+            about = work.about(files)
+            if files_of(piece) != files:
+                raise _Refused(f"{piece.path} changed while it was read: run it again once it is complete")
             table.finish(about)
-        if job.state == "handover":
-            commit_bytes(pickle.dumps(stream), Path(job.out), job.state_file(piece.id))
+        if job.state == "handover" and work.stream is not None:
+            commit_bytes(pickle.dumps(work.stream), out, job.state_file(piece.id))
         digest = commit(path, final)
     return Outcome(
         piece=piece.id,
         rows=outcomes.rows,
-        events=events.count,
+        events=about.events,
         elapsed_s=(time.monotonic_ns() - started_ns) / 1e9,
         sha256=digest,
-        input_mtime_ns=before.st_mtime_ns,
+        input_mtime_ns=files.mtime_ns,
         about=about,
     )
+
+
+class _Work:
+    """The rows of a piece, and what there is to say of its input.
+
+    Attributes:
+        stream: of the features; None for a recording, which has them already.
+    """
+
+    def __init__(self, job: Job, piece: Piece, input_sha256: str) -> None:
+        self._job = job
+        self._piece = piece
+        self._input_sha256 = input_sha256
+        self._events = 0
+        self.stream: FeatureStream | None = None
+        self._begins = FIRST
+        self._breaks_before = self._ignored_before = 0
+        if piece.format != "recording":
+            self.stream, self._begins = _begin(job, piece)
+            self._breaks_before, self._ignored_before = self.stream.book_breaks, self.stream.events_ignored
+
+    def rows(self, features: int) -> Iterator[Rows]:
+        """In the order of time, as many features as the model takes."""
+        if self.stream is None:
+            for rows in recorded_rows(self._piece):
+                if rows.features.shape[1] != features:
+                    raise _Refused(f"{self._job.model} takes {features} features, the recording has others")
+                self._events += len(rows.features)
+                yield rows
+            return
+        if features != FEATURE_COUNT:
+            raise _Refused(f"{self._job.model} takes {features} features, a market gives {FEATURE_COUNT}")
+        has_depth = False
+        for batch in market_batches(self._piece, self._input_sha256):
+            self._events += len(batch.events)
+            has_depth = has_depth or bool((batch.events["kind"] >= DIFF).any())
+            samples = self.stream.on_batch(batch, converged_only=self._begins == CONVERGED)
+            times = batch.events["receive_ns"][samples.event]
+            yield Rows(times, samples.mid_e8 / UNITS_PER_ONE, samples.features)
+        if self._events and not has_depth:
+            raise _Refused(
+                f"{self._piece.path} has no depth messages, only the touch or trades: the features need the"
+                " book"
+            )
+
+    def about(self, files: Files) -> About:
+        """Of what has been read.
+
+        Raises:
+            _Refused: the book broke and the plan does not allow it.
+        """
+        breaks = ignored = tick_e8 = 0
+        if self.stream is not None:
+            breaks = self.stream.book_breaks - self._breaks_before
+            ignored = self.stream.events_ignored - self._ignored_before
+            tick_e8 = self.stream.tick_size_e8
+        if breaks and not self._job.allow_gaps:
+            raise _Refused(
+                f"{self._piece.path}: depth messages are missing, the book broke {breaks} times, rows are"
+                ' missing too; to keep the rows that there are set gaps = "allow" in the plan'
+            )
+        return About(
+            stamp_sha256=self._job.stamp.sha256,
+            input_sha256=self._input_sha256,
+            input_bytes=files.size,
+            begins=self._begins,
+            tick_e8=tick_e8,
+            events=self._events,
+            book_breaks=breaks,
+            events_ignored=ignored,
+        )
 
 
 def _found(job: Job, piece: Piece, final: Path, mtime_ns: int) -> Outcome:
@@ -176,10 +246,6 @@ def _open(job: Job) -> Backend:
                 "this worker is not like the process that started the run (worker, run): "
                 + "; ".join(differences)
             )
-        if backend.spec.features != FEATURE_COUNT:
-            raise _Refused(
-                f"{job.model} takes {backend.spec.features} features, a market gives {FEATURE_COUNT}"
-            )
         _backends[key] = backend
     return backend
 
@@ -197,40 +263,5 @@ def _begin(job: Job, piece: Piece) -> tuple[FeatureStream, str]:
             f"the state after {piece.before} is not at {path}: it is written with that piece; move that"
             " piece's file away and those after it to have them written anew"
         ) from None
-    stream = pickle.loads(content)
-    assert isinstance(stream, FeatureStream)
-    stream.book_breaks = stream.events_ignored = 0
-    return stream, sha256_of(path)
-
-
-class _Counted(Iterator[MarketEvent]):
-    """Events, counted as they pass."""
-
-    def __init__(self, events: Iterable[MarketEvent]) -> None:
-        self._events = iter(events)
-        self.count = 0
-
-    def __next__(self) -> MarketEvent:
-        event = next(self._events)
-        self.count += 1
-        return event
-
-
-def rows_of_events(
-    events: Iterable[MarketEvent], stream: FeatureStream, *, converged_only: bool = False
-) -> Iterator[Rows]:
-    """The samples of a market. `converged_only`: leave out those that a stream which began earlier may give
-    otherwise."""
-    features = np.empty((_ROWS_TOGETHER, FEATURE_COUNT), np.float32)
-    times: list[int] = []
-    mids: list[float] = []
-    for event in events:
-        if stream.on_event(event) and (not converged_only or stream.converged):
-            features[len(times)] = stream.features
-            times.append(event.receive_ns)
-            mids.append(stream.mid_e8 / UNITS_PER_ONE)
-            if len(times) == _ROWS_TOGETHER:
-                yield Rows(np.array(times, np.int64), np.array(mids), features)
-                times.clear()
-                mids.clear()
-    yield Rows(np.array(times, np.int64), np.array(mids), features[: len(times)])
+    handed_over: FeatureStream = pickle.loads(content)
+    return handed_over, sha256_of(path)

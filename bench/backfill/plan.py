@@ -8,7 +8,8 @@
 
     [[input]]
     format = "capture"
-    path = "captures/{symbol}_{date}.gz"       # relative to the plan
+    path = "captures/{symbol}_{date}.gz"       # relative to the plan; {kind} too for tardis
+    parsed = "parsed/{symbol}_{date}.parquet"  # parse once, read this in later runs
     symbols = ["btcusdt", "ethusdt"]
     dates = "2024-08-08..2024-08-31"           # or a list
     ticks = { btcusdt = "0.1" }                # default: from the first snapshot of the symbol's first file
@@ -30,10 +31,11 @@ import msgspec
 
 from sigd.bench.errors import BadRequest
 from sigd.models.market.capture import units_e8
+from sigd.models.market.tardis import KINDS
 
 State = Literal["converge", "handover"]
 Gaps = Literal["refuse", "allow"]
-Format = Literal["capture"]
+Format = Literal["capture", "dbn", "tardis", "parquet", "recording"]
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*")
 _DAYS_MAX: Final = 100_000
@@ -46,6 +48,7 @@ class Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     symbols: list[str]
     dates: list[str] | str
     format: Format = "capture"
+    parsed: str = ""
     ticks: dict[str, str] = {}
     snapshot_levels: int = 0
 
@@ -67,6 +70,7 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         before: the id of the symbol's piece before this one; "" for its first.
+        parsed: where its events are kept in Parquet once they are parsed; "" where they are not.
         tick_e8: the price step in 1e-8; 0 where the plan does not give it.
         snapshot_levels: how many levels a side of a snapshot has at most; 0 where the plan does not say.
     """
@@ -76,6 +80,7 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True):
     format: Format
     path: str
     before: str = ""
+    parsed: str = ""
     tick_e8: int = 0
     snapshot_levels: int = 0
 
@@ -152,11 +157,17 @@ def _pieces_of(plan: Path, entry: Input) -> list[list[Piece]]:
                 raise BadRequest(
                     f"{plan}: the {what} {name!r} cannot name a directory, expected letters, digits and ._:-"
                 )
-        if len(names) > 1 and f"{{{what}}}" not in entry.path:
-            raise BadRequest(
-                f"{plan}: the path {entry.path!r} is the same for {len(names)} {what}s,"
-                f" expected {{{what}}} in it"
-            )
+        for pattern in filter(None, (entry.path, entry.parsed)):
+            if len(names) > 1 and f"{{{what}}}" not in pattern:
+                raise BadRequest(
+                    f"{plan}: {pattern!r} is the same for {len(names)} {what}s, expected {{{what}}} in it"
+                )
+    if entry.format == "tardis" and "{kind}" not in entry.path:
+        raise BadRequest(
+            f"{plan}: {entry.path!r} names one file, expected {{kind}} in it: {', '.join(KINDS)}"
+        )
+    if entry.parsed and entry.format in ("parquet", "recording"):
+        raise BadRequest(f"{plan}: format {entry.format} needs no parsing: leave out parsed")
     for symbol in entry.ticks:
         if symbol not in entry.symbols:
             raise BadRequest(f"{plan}: ticks has {symbol!r}, which is none of the symbols beside it")
@@ -165,13 +176,15 @@ def _pieces_of(plan: Path, entry: Input) -> list[list[Piece]]:
         before = ""
         pieces = []
         for day in dates:
-            name = entry.path.replace("{symbol}", symbol).replace("{date}", day)
             piece = Piece(
                 symbol=symbol,
                 date=day,
                 format=entry.format,
-                path=str((plan.parent / name).absolute()),
+                path=str(plan.parent.absolute() / _named(entry.path, symbol, day)),
                 before=before,
+                parsed=str(plan.parent.absolute() / _named(entry.parsed, symbol, day))
+                if entry.parsed
+                else "",
                 tick_e8=_tick_e8(plan, symbol, entry.ticks.get(symbol)),
                 snapshot_levels=entry.snapshot_levels,
             )
@@ -179,6 +192,10 @@ def _pieces_of(plan: Path, entry: Input) -> list[list[Piece]]:
             before = piece.id
         result.append(pieces)
     return result
+
+
+def _named(pattern: str, symbol: str, day: str) -> str:
+    return pattern.replace("{symbol}", symbol).replace("{date}", day)
 
 
 def _tick_e8(plan: Path, symbol: str, tick: str | None) -> int:

@@ -10,12 +10,14 @@ import msgspec
 
 from sigd.bench.backfill.piece import Job
 from sigd.bench.backfill.plan import Piece, Plan
+from sigd.bench.backfill.sources import market_events
 from sigd.bench.backfill.stamp import stamp_here
 from sigd.bench.backfill.table import require_pyarrow
 from sigd.bench.errors import BadRequest
-from sigd.models.market.capture import read_capture
+from sigd.models.market.batch import batches_of, events_of
 from sigd.models.market.errors import MarketError
 from sigd.models.market.events import DepthSnapshot
+from sigd.models.market.parquet import read_batches
 from sigd.models.registry import open_backend
 from sigd.models.training.outcome import outcome_of_model
 from sigd.models.zoo import default_model_path
@@ -66,15 +68,21 @@ def with_ticks(pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
     ticks: dict[str, int] = {}
     for piece in pieces:
         if piece.symbol not in ticks:
-            ticks[piece.symbol] = piece.tick_e8 or _first_tick_e8(piece)
+            known = piece.tick_e8 or piece.format == "recording"
+            ticks[piece.symbol] = piece.tick_e8 if known else _first_tick_e8(piece)
     return tuple(msgspec.structs.replace(piece, tick_e8=ticks[piece.symbol]) for piece in pieces)
 
 
 def _first_tick_e8(piece: Piece) -> int:
     try:
-        for event in read_capture(piece.path):
-            if isinstance(event, DepthSnapshot):
-                return gcd(*[price for price, _ in event.bids + event.asks])
-    except MarketError:
+        if piece.format == "parquet":
+            batches = read_batches(Path(piece.path))
+        else:
+            batches = batches_of(market_events(piece), 64)
+        for batch in batches:
+            for event in events_of(batch):
+                if isinstance(event, DepthSnapshot):
+                    return gcd(*[price for price, _ in event.bids + event.asks])
+    except (MarketError, ImportError):
         pass
     return 0

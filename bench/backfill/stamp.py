@@ -85,7 +85,7 @@ def _sources_sha256(*packages: str) -> str:
     digest = hashlib.sha256()
     for package in packages:
         root = Path(str(importlib.resources.files(package)))
-        for path in sorted(root.rglob("*.py")):
+        for path in sorted(path for path in root.rglob("*") if path.suffix in (".py", ".c", ".h")):
             digest.update(f"{package}/{path.relative_to(root)}\0".encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()

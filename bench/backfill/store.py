@@ -20,7 +20,7 @@ from typing import Self
 
 import msgspec
 
-from sigd.bench.backfill.commit import TEMPORARY, commit_bytes
+from sigd.bench.backfill.commit import PARTIAL_SUFFIX, TEMPORARY, commit_bytes
 from sigd.bench.backfill.piece import Outcome
 from sigd.bench.backfill.plan import Piece
 from sigd.bench.backfill.stamp import Stamp
@@ -43,6 +43,7 @@ class Store:
         self.out = out
         self.committed: dict[str, Outcome] = {}
         self._index = out / "_pieces.jsonl"
+        self._parsed: set[Path] = set()
         try:
             out.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
@@ -58,20 +59,25 @@ class Store:
 
     def __enter__(self) -> Self:
         self._clear_temporary()
+        (self.out / TEMPORARY).mkdir()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._clear_temporary()
+        for directory in self._parsed:
+            for left in directory.glob(f".*{PARTIAL_SUFFIX}"):
+                left.unlink(missing_ok=True)
         os.close(self._lock)
 
-    def open(self, stamp: Stamp) -> None:
-        """Take this directory into use under a stamp, and read what is committed.
+    def open(self, stamp: Stamp, pieces: Iterable[Piece]) -> None:
+        """Take this directory into use for these pieces under a stamp, and read what is committed.
 
         Raises:
             BadRequest: its pieces were made under another stamp, or its files cannot be read.
         """
+        self._parsed = {Path(piece.parsed).parent for piece in pieces if piece.parsed}
         manifest = self.out / "_manifest.json"
         try:
             if not manifest.exists():

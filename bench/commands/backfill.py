@@ -80,7 +80,7 @@ def _backfill(plan_path: Path, out: Path, workers: int | None, as_json: bool) ->
     plan = read_plan(plan_path)
     job = job_of(plan, out.absolute())
     with Store(out.absolute()) as store:
-        store.open(job.stamp)
+        store.open(job.stamp, plan.pieces)
         pieces = with_ticks(plan.pieces)
         engine = LocalEngine(job, workers or len(os.sched_getaffinity(0)))
         try:

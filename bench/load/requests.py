@@ -70,7 +70,7 @@ def capture_requests(
     Raises:
         BadRequest: the capture cannot be read, or the model does not take the features of the market.
     """
-    from sigd.models.features.stream import FeatureStream
+    from sigd.models.features import FeatureStream
     from sigd.models.market.capture import CaptureReader
     from sigd.models.market.errors import CaptureError, MarketError
 

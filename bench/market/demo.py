@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sigd.bench.histogram import Counts, count, empty, percentiles_ns
+from sigd.models.features import FeatureStream
 from sigd.models.features.catalogue import WINDOWS_NS
-from sigd.models.features.stream import FeatureStream
 from sigd.models.market.events import UNITS_PER_ONE, MarketEvent
 from sigd.wire.client import Client
 from sigd.wire.status import Status

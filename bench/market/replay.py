@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sigd.models.features.stream import FeatureStream
+from sigd.models.features import FeatureStream
 from sigd.models.market.events import UNITS_PER_ONE, MarketEvent
 from sigd.models.training.outcome import FLAT, UNKNOWN, UP, classes_of
 from sigd.wire.client import Client

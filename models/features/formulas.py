@@ -10,7 +10,7 @@ from __future__ import annotations
 from math import asinh, log, log1p, sqrt
 
 from sigd.models.market.book import OrderBook
-from sigd.models.market.events import BestQuote
+from sigd.models.market.events import BestQuote, Level
 
 Row = tuple[float, ...]
 Entry = tuple[int, ...]
@@ -148,6 +148,15 @@ def knows_enough(book: OrderBook) -> bool:
     return all(side.knows(20, distance, twice_mid // 2) for side in (bids, asks))
 
 
+def distance_asymmetry(bids: list[Level], asks: list[Level]) -> float:
+    """Of the mean distances from the mid of these levels, best first, at least two a side."""
+    twice_mid = bids[0][0] + asks[0][0]
+    # Each mean is cross-multiplied by the other side's size to stay in integers.
+    bid_far = sum([(twice_mid - 2 * price) * size for price, size in bids]) * sum([size for _, size in asks])
+    ask_far = sum([(2 * price - twice_mid) * size for price, size in asks]) * sum([size for _, size in bids])
+    return (ask_far - bid_far) / (ask_far + bid_far)
+
+
 def book_row(book: OrderBook) -> Row:
     """The seven features of the L2 book; all 0 where a side has fewer than two levels."""
     bids, asks = book.bids.best(20), book.asks.best(20)
@@ -165,11 +174,8 @@ def book_row(book: OrderBook) -> Row:
         bid_size = book.bids.size_within_e8(distance, twice_mid // 2)
         ask_size = book.asks.size_within_e8(distance, twice_mid // 2)
         imbalances.append(ratio(bid_size - ask_size, bid_size + ask_size))
-    # Mean distances over all 20 levels, each cross-multiplied by the other side's size to stay in integers.
-    bid_far = sum([(twice_mid - 2 * price) * size for price, size in bids]) * sum([size for _, size in asks])
-    ask_far = sum([(2 * price - twice_mid) * size for price, size in asks]) * sum([size for _, size in bids])
     return (
         *imbalances,
-        (ask_far - bid_far) / (ask_far + bid_far),
+        distance_asymmetry(bids, asks),
         log((asks[1][0] - ask) / (bid - bids[1][0])),
     )

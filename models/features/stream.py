@@ -15,6 +15,7 @@ from __future__ import annotations
 import struct
 import sys
 from math import gcd
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +34,10 @@ from sigd.models.features.formulas import (
     trade_row,
     volatility_row,
 )
+from sigd.models.features.samples import Samples
+from sigd.models.features.state import StreamState, within_reach
 from sigd.models.features.windows import WindowLog
+from sigd.models.market.batch import EventBatch, events_of
 from sigd.models.market.book import OrderBook
 from sigd.models.market.errors import BookError
 from sigd.models.market.events import BestQuote, DepthDiff, DepthSnapshot, MarketEvent, Trade
@@ -42,8 +46,9 @@ _pack_features = struct.Struct(f"{FEATURE_COUNT}f").pack_into
 _NEVER_NS = sys.maxsize
 
 
-class FeatureStream:
-    """Turns market events of one instrument into feature vectors.
+class PythonFeatureStream:
+    """Turns market events of one instrument into feature vectors. What the native stream does, readable; it
+    runs where that one was not built, and is what it is checked against.
 
     Attributes:
         features: float32, shape (64,), the last sample; the same array for life, overwritten by each sample.
@@ -116,14 +121,95 @@ class FeatureStream:
             and knows_enough(self._book)
         )
 
-    def __getstate__(self) -> dict[str, object]:
-        state = self.__dict__.copy()
-        del state["_buffer"]
-        return state
+    def __reduce__(self) -> tuple[object, tuple[StreamState]]:
+        from sigd.models.features import restored_stream
 
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state)
-        self._buffer = self.features.data
+        return restored_stream, (self.state(),)
+
+    def state(self) -> StreamState:
+        """All that a stream needs to go on from here."""
+        book, quote, trade = self._book, self._quote, self._trade
+        scalars = {
+            "tick": self.tick_size_e8,
+            "warmup_ns": self._warmup_ns,
+            "begun_ns": self._begun_ns,
+            "warm_at_ns": self._warm_at_ns,
+            "now_ns": self._now_ns,
+            "depth_ns": self._depth_ns,
+            "samples": self.samples,
+            "book_breaks": self.book_breaks,
+            "events_ignored": self.events_ignored,
+            "book_ready": int(self._book_ready),
+            "quote_seen": int(quote is not None),
+            "trade_seen": int(trade is not None),
+            "trade_aged": int(self._trade_aged),
+            "quote_ns": 0 if quote is None else quote.receive_ns,
+            "bid": 0 if quote is None else quote.bid_price_e8,
+            "bid_size": 0 if quote is None else quote.bid_size_e8,
+            "ask": 0 if quote is None else quote.ask_price_e8,
+            "ask_size": 0 if quote is None else quote.ask_size_e8,
+            "trade_ns": 0 if trade is None else trade.receive_ns,
+            "trade_price": 0 if trade is None else trade.price_e8,
+            "aggressor": 0 if trade is None else trade.aggressor,
+            "since_quote_ns": self._since_quote_ns,
+            "since_trade_ns": self._since_trade_ns,
+            "mid_move_sign": self._mid_move_sign,
+            "mid_move_ns": self._mid_move_ns,
+            **book.scalars(),
+        }
+        return StreamState(
+            scalars=scalars,
+            quotes=within_reach(self._quotes.entries, self._now_ns),
+            trades=within_reach(self._trades.entries, self._now_ns),
+            mids=within_reach(self._mids.entries, self._now_ns),
+            bids=book.bids.levels(),
+            asks=book.asks.levels(),
+            kept=book.kept,
+        )
+
+    @classmethod
+    def from_state(cls, state: StreamState) -> Self:
+        """A stream that goes on where another one stood."""
+        scalars = state.scalars
+        stream = cls(tick_size_e8=scalars["tick"], warmup_ns=scalars["warmup_ns"])
+        stream._begun_ns, stream._warm_at_ns = scalars["begun_ns"], scalars["warm_at_ns"]
+        stream._now_ns, stream._depth_ns = scalars["now_ns"], scalars["depth_ns"]
+        stream.samples, stream.book_breaks = scalars["samples"], scalars["book_breaks"]
+        stream.events_ignored = scalars["events_ignored"]
+        stream._book_ready, stream._trade_aged = bool(scalars["book_ready"]), bool(scalars["trade_aged"])
+        if scalars["quote_seen"]:
+            sizes = scalars["bid"], scalars["bid_size"], scalars["ask"], scalars["ask_size"]
+            stream._quote = BestQuote(scalars["quote_ns"], 0, *sizes)
+        if scalars["trade_seen"]:
+            stream._trade = Trade(scalars["trade_ns"], 0, scalars["trade_price"], 0, scalars["aggressor"])
+        stream._since_quote_ns, stream._since_trade_ns = scalars["since_quote_ns"], scalars["since_trade_ns"]
+        stream._mid_move_sign, stream._mid_move_ns = scalars["mid_move_sign"], scalars["mid_move_ns"]
+        for log, entries in (
+            (stream._quotes, state.quotes),
+            (stream._trades, state.trades),
+            (stream._mids, state.mids),
+        ):
+            log.begin_with(entries)
+        stream.mid_e8 = stream._mids.newest[1] / 2
+        stream._book = OrderBook.from_state(scalars, state.bids, state.asks, state.kept)
+        stream._book_row = book_row(stream._book)
+        return stream
+
+    def on_batch(self, batch: EventBatch, *, converged_only: bool = False) -> Samples:
+        """Take a batch of events in; `converged_only` leaves out the samples that are not `converged`.
+
+        Raises:
+            ValueError: an event was received before the last one.
+        """
+        count = len(batch.events)
+        index, mids = np.empty(count, np.int64), np.empty(count, np.float64)
+        features = np.empty((count, FEATURE_COUNT), np.float32)
+        samples = 0
+        for number, event in enumerate(events_of(batch)):
+            if self.on_event(event) and (not converged_only or self.converged):
+                index[samples], mids[samples], features[samples] = number, self.mid_e8, self.features
+                samples += 1
+        return Samples(index[:samples], mids[:samples], features[:samples])
 
     def on_event(self, event: MarketEvent) -> bool:
         """Take one event in; events come in the order they were received.

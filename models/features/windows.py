@@ -29,6 +29,18 @@ class WindowLog:
         self._trim_at = _TRIM_ENTRIES_MIN
         self.newest = origin
 
+    @property
+    def entries(self) -> list[tuple[int, ...]]:
+        """All that are kept, the oldest first."""
+        return self._entries
+
+    def begin_with(self, entries: list[tuple[int, ...]]) -> None:
+        """Go on from the entries of another log."""
+        self._entries = list(entries)
+        self._edges = [0] * len(self._windows_ns)
+        self._trim_at = max(_TRIM_ENTRIES_MIN, 2 * len(entries))
+        self.newest = entries[-1]
+
     def append(self, entry: tuple[int, ...]) -> None:
         """Add the totals after an event."""
         self._entries.append(entry)

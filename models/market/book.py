@@ -10,6 +10,9 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
+from typing import Self
+
+import msgspec
 
 from sigd.models.market.errors import BookCrossed, BookGap
 from sigd.models.market.events import DepthDiff, DepthSnapshot, Level
@@ -70,6 +73,19 @@ class BookSide:
             elif sizes.pop(rank, None) is not None:
                 del ranks[bisect_left(ranks, rank)]
 
+    def levels(self) -> list[Level]:
+        """All levels, worst first."""
+        return [(rank * self._direction, self._sizes[rank]) for rank in reversed(self._ranks)]
+
+    @property
+    def known_rank(self) -> int | None:
+        """The worst rank that the last snapshot covered; None where the side is whole."""
+        return self._known_rank
+
+    @known_rank.setter
+    def known_rank(self, rank: int | None) -> None:
+        self._known_rank = rank
+
     def best_price_e8(self) -> int:
         """The best price; 0 where the side is empty."""
         return self._ranks[0] * self._direction if self._ranks else 0
@@ -105,6 +121,39 @@ class OrderBook:
         self._at_snapshot = False
         self._snapshot_levels = snapshot_levels
         self._kept: deque[DepthDiff] = deque(maxlen=DIFFS_KEPT_MAX)
+
+    @property
+    def kept(self) -> list[DepthDiff]:
+        """The diffs that wait for a snapshot, with times of 0: the book does not look at them."""
+        return [msgspec.structs.replace(diff, receive_ns=0) for diff in self._kept]
+
+    def scalars(self) -> dict[str, int]:
+        """Its state but for the levels and the kept diffs."""
+        bids, asks = self.bids.known_rank, self.asks.known_rank
+        return {
+            "synchronised": int(self.synchronised),
+            "at_snapshot": int(self._at_snapshot),
+            "update_id": self.update_id,
+            "snapshot_levels": self._snapshot_levels,
+            "bids_known": bids or 0,
+            "asks_known": asks or 0,
+            "whole": (bids is None) + 2 * (asks is None),
+        }
+
+    @classmethod
+    def from_state(
+        cls, scalars: dict[str, int], bids: list[Level], asks: list[Level], kept: list[DepthDiff]
+    ) -> Self:
+        """A book that goes on where another one stood."""
+        book = cls(scalars["snapshot_levels"])
+        book.synchronised, book._at_snapshot = bool(scalars["synchronised"]), bool(scalars["at_snapshot"])
+        book.update_id = scalars["update_id"]
+        book.bids.apply(tuple(bids))
+        book.asks.apply(tuple(asks))
+        book.bids.known_rank = None if scalars["whole"] & 1 else scalars["bids_known"]
+        book.asks.known_rank = None if scalars["whole"] & 2 else scalars["asks_known"]
+        book._kept.extend(kept)
+        return book
 
     def on_snapshot(self, snapshot: DepthSnapshot) -> None:
         """Start from a snapshot and replay the kept diffs that are newer. A snapshot that is older than a

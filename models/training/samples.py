@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from sigd.models.features import FeatureStream
 from sigd.models.features.catalogue import FEATURE_COUNT
-from sigd.models.features.stream import FeatureStream
 from sigd.models.market.capture import CaptureReader
 from sigd.models.market.errors import CaptureError
 from sigd.models.market.events import BestQuote

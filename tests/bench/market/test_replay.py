@@ -17,7 +17,7 @@ from sigd.bench.market.demo import run_demo, softmax
 from sigd.bench.market.replay import Replayer, Signals, worth_of
 from sigd.bench.market.signal_file import check_out, columns_of, write_table
 from sigd.bench.market.synthetic import SyntheticMarket
-from sigd.models.features.stream import FeatureStream
+from sigd.models.features import FeatureStream
 from sigd.wire import fields
 from sigd.wire.client import Client, connect
 from sigd.wire.inbox import RequestInbox

@@ -9,7 +9,7 @@ import pytest
 
 from sigd.bench.market.hawkes import CRYPTO_FUTURES, Burstiness, Kernel, arrival_statistics, arrival_times_ns
 from sigd.bench.market.synthetic import TICK_E8, SyntheticMarket
-from sigd.models.features.stream import FeatureStream
+from sigd.models.features import FeatureStream
 from sigd.models.market.book import OrderBook
 from sigd.models.market.events import BestQuote, DepthDiff, DepthSnapshot, Trade
 

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sigd.models.features import FEATURE_COUNT, FEATURE_NAMES, FeatureStream
+from sigd.models.features import FEATURE_COUNT, FEATURE_NAMES, PythonFeatureStream
 from sigd.models.features.catalogue import FEATURES, LOWER_BOUNDS, MIRROR, UPPER_BOUNDS, WINDOWS
 from sigd.models.features.document import document
 from sigd.models.market.capture import read_capture
@@ -68,7 +68,7 @@ def _changes(draw: random.Random, direction: int) -> tuple[Level, ...]:
 
 
 def samples(events: Sequence[MarketEvent], warmup_ns: int = 0) -> Float32Array:
-    stream = FeatureStream(warmup_ns=warmup_ns)
+    stream = PythonFeatureStream(warmup_ns=warmup_ns)
     rows = [stream.features.copy() for event in events if stream.on_event(event)]
     return np.array(rows, np.float32).reshape(len(rows), FEATURE_COUNT)
 
@@ -223,7 +223,7 @@ def _book(named: dict[str, float], events: Sequence[MarketEvent]) -> None:
 
 def assert_as_from_scratch(events: Sequence[MarketEvent], every: int = 1) -> None:
     """Compare each `every`th sample of the stream with the recomputation of all before it."""
-    stream = FeatureStream(warmup_ns=0)
+    stream = PythonFeatureStream(warmup_ns=0)
     taken = 0
     for number, event in enumerate(events, start=1):
         if not stream.on_event(event):
@@ -253,7 +253,7 @@ def test_windows_stay_right_when_a_long_busy_stream_is_trimmed() -> None:
     busy = market(1, 12_000, gaps_ns=(0, 3_500, 800_000, 9 * MS))
     late = busy[-1].receive_ns + 12_000 * MS
     assert_as_from_scratch([*busy, Trade(late, 0, MIDDLE * TICK, 5, 1)], every=2_003)
-    stream = FeatureStream(warmup_ns=0)
+    stream = PythonFeatureStream(warmup_ns=0)
     for event in busy:
         stream.on_event(event)
     stream.on_event(Trade(late, 0, MIDDLE * TICK, 5, 1))
@@ -303,7 +303,7 @@ def test_exchanging_the_sides_flips_the_signed_features_and_no_others(seed: int)
 def test_whatever_the_prices_and_sizes_every_feature_is_finite_bounded_and_normal(
     events: list[tuple[int, bool, int, int, int, int]],
 ) -> None:
-    stream = FeatureStream(tick_size_e8=1, warmup_ns=0)
+    stream = PythonFeatureStream(tick_size_e8=1, warmup_ns=0)
     stream.on_event(DepthSnapshot(0, 1, ((3, 1), (1, 2**53)), ((4, 2**53), (2**53, 1))))
     now_ns = 0
     for gap_ns, is_quote, price, more, size, other_size in events:
@@ -358,7 +358,7 @@ def quote(now_ns: int) -> MarketEvent:
 
 
 def test_samples_begin_when_the_warm_up_has_passed_and_come_with_quotes_and_trades_alone() -> None:
-    stream = FeatureStream()
+    stream = PythonFeatureStream()
     stream.on_event(SNAPSHOT)
     assert not stream.on_event(quote(1_000))
     assert not stream.on_event(quote(10_000 * MS + 999))
@@ -370,7 +370,7 @@ def test_samples_begin_when_the_warm_up_has_passed_and_come_with_quotes_and_trad
 
 
 def test_no_sample_without_a_book_and_none_from_a_gap_until_the_next_snapshot() -> None:
-    stream = FeatureStream(warmup_ns=0)
+    stream = PythonFeatureStream(warmup_ns=0)
     assert not stream.on_event(quote(1))
     stream.on_event(SNAPSHOT.__class__(2, 1, SNAPSHOT.bids, SNAPSHOT.asks))
     assert stream.on_event(quote(3))
@@ -393,8 +393,8 @@ def test_no_sample_without_a_book_and_none_from_a_gap_until_the_next_snapshot() 
     ],
 )
 def test_an_event_that_cannot_be_meant_is_counted_and_changes_nothing(event: MarketEvent) -> None:
-    def run(events: Sequence[MarketEvent]) -> tuple[FeatureStream, bytes]:
-        stream = FeatureStream(warmup_ns=0)
+    def run(events: Sequence[MarketEvent]) -> tuple[PythonFeatureStream, bytes]:
+        stream = PythonFeatureStream(warmup_ns=0)
         for each in events:
             stream.on_event(each)
         return stream, stream.features.tobytes()
@@ -406,14 +406,14 @@ def test_an_event_that_cannot_be_meant_is_counted_and_changes_nothing(event: Mar
 
 
 def test_an_event_from_the_past_is_refused() -> None:
-    stream = FeatureStream()
+    stream = PythonFeatureStream()
     stream.on_event(quote(10))
     with pytest.raises(ValueError, match="received at 9, before the last one at 10"):
         stream.on_event(quote(9))
 
 
 def test_the_vector_is_one_array_for_life() -> None:
-    stream = FeatureStream(warmup_ns=0)
+    stream = PythonFeatureStream(warmup_ns=0)
     view = stream.features
     stream.on_event(SNAPSHOT)
     stream.on_event(quote(1))
@@ -432,7 +432,7 @@ def test_the_vector_is_one_array_for_life() -> None:
 def test_the_tick_is_given_or_read_off_the_snapshot(
     given_e8: int, make: Callable[[], DepthSnapshot], expected_e8: int
 ) -> None:
-    stream = FeatureStream(tick_size_e8=given_e8, warmup_ns=0)
+    stream = PythonFeatureStream(tick_size_e8=given_e8, warmup_ns=0)
     stream.on_event(make())
     assert stream.tick_size_e8 == expected_e8
     assert stream.on_event(quote(1)) is (expected_e8 > 0)
@@ -460,7 +460,7 @@ def test_the_page_of_the_features_is_up_to_date() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("capture", ["usdm_btcusdt", "usdm_ethusdt", "spot_btcusdt"])
 def test_real_captures_give_lively_features_within_bounds(capture_dir: Path, capture: str) -> None:
-    stream = FeatureStream()
+    stream = PythonFeatureStream()
     rows = [
         stream.features.copy()
         for event in read_capture(next(capture_dir.glob(f"{capture}_*.gz")))
