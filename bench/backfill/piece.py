@@ -7,6 +7,7 @@ finish.
 from __future__ import annotations
 
 import pickle
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,7 +88,7 @@ class _Refused(Exception):
     """The piece cannot be scored; the message says why."""
 
 
-_backends: dict[tuple[str, str], Backend] = {}
+_backends: dict[tuple[str, str, int], Backend] = {}
 
 
 def run_piece(job: Job, piece: Piece) -> Outcome:
@@ -232,9 +233,9 @@ def _found(job: Job, piece: Piece, final: Path, mtime_ns: int) -> Outcome:
 
 
 def _open(job: Job) -> Backend:
-    """The model, open for the life of this process, after a check that it works here as it does for the
+    """The model, open for the life of this thread, after a check that it works here as it does for the
     others."""
-    key = (job.stamp.sha256, job.model)
+    key = (job.stamp.sha256, job.model, threading.get_ident())
     backend = _backends.get(key)
     if backend is None:
         backend = open_backend(job.model, job.backend)

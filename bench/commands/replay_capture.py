@@ -19,8 +19,8 @@ from sigd.bench.market.capture_faults import faults_shown, faults_summary
 from sigd.bench.market.replay import Replayer, Signals, Worth, worth_of
 from sigd.bench.market.signal_file import check_out, columns_of, write_table
 from sigd.bench.pinning import allowed_cpus, choose_cores, pinned
+from sigd.models.features import FeatureStream
 from sigd.models.features.catalogue import FEATURE_COUNT
-from sigd.models.features.stream import FeatureStream
 from sigd.models.market import gunzip
 from sigd.models.market.capture import CaptureReader
 from sigd.models.market.errors import CaptureError, MarketError

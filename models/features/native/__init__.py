@@ -19,6 +19,7 @@ from sigd.models.features.native import _stream
 from sigd.models.features.samples import Samples
 from sigd.models.features.state import SCALARS, Entry, StreamState, within_reach
 from sigd.models.market.batch import EventBatch
+from sigd.models.market.errors import BookCrossed, BookError, BookGap
 from sigd.models.market.events import DepthDiff, Level
 
 _scalars = struct.Struct(f"{len(SCALARS)}q")
@@ -46,6 +47,14 @@ class NativeFeatureStream(_stream.Stream):
             warmup_ns,
             snapshot_levels,
         )
+
+    @property
+    def book_break(self) -> BookError | None:
+        """As of `PythonFeatureStream`."""
+        kind, *facts = self.last_break
+        if kind == 0:
+            return None
+        return BookGap(facts[0], facts[1]) if kind == 1 else BookCrossed(*facts)
 
     def on_batch(self, batch: EventBatch, *, converged_only: bool = False) -> Samples:
         """As of `PythonFeatureStream`."""

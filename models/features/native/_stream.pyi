@@ -15,6 +15,7 @@ class Stream:
     book_breaks: int
     events_ignored: int
     mid_e8: float
+    last_break: tuple[int, int, int, int]
     warm: bool
     converged: bool
 

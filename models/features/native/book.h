@@ -16,7 +16,7 @@ typedef struct {
 /* rank = price * direction: lower is better. Worst first, so that changes near the touch move little
  * memory. */
 typedef struct {
-    level* levels;
+    level *levels;
     size_t used, room;
     int64_t direction;
     int64_t known_rank;
@@ -25,26 +25,30 @@ typedef struct {
 
 typedef struct {
     int64_t previous_id, last_id;
-    level* levels; /* bids, then asks */
+    level *levels; /* bids, then asks */
     size_t bids, asks;
 } kept_diff;
+
+typedef enum { NO_BREAK, GAP, CROSSED } break_kind;
 
 typedef struct {
     book_side bids, asks;
     bool synchronised, at_snapshot;
     int64_t update_id, snapshot_levels;
-    kept_diff* kept;
+    kept_diff *kept;
     size_t kept_first, kept_used;
+    break_kind broken_by;
+    int64_t break_facts[3]; /* what BookGap or BookCrossed tells */
 } order_book;
 
 typedef enum { BOOK_FINE, BOOK_BROKEN, BOOK_NO_MEMORY } book_result;
 
-static inline int64_t rank_of(const book_side* side, size_t index) {
+static inline int64_t rank_of(const book_side *side, size_t index) {
     return side->levels[index].price * side->direction;
 }
 
 /* How many levels have a rank above this one: the index at which it stands or belongs. */
-static inline size_t side_find(const book_side* side, int64_t rank) {
+static inline size_t side_find(const book_side *side, int64_t rank) {
     size_t low = 0, high = side->used;
     while (low < high) {
         size_t middle = (low + high) / 2;
@@ -56,10 +60,10 @@ static inline size_t side_find(const book_side* side, int64_t rank) {
     return low;
 }
 
-static inline bool side_insert(book_side* side, size_t index, level added) {
+static inline bool side_insert(book_side *side, size_t index, level added) {
     if (side->used == side->room) {
         size_t room = side->room ? side->room * 2 : 1024;
-        level* more = realloc(side->levels, room * sizeof(level));
+        level *more = realloc(side->levels, room * sizeof(level));
         if (more == NULL) return false;
         side->levels = more;
         side->room = room;
@@ -70,7 +74,7 @@ static inline bool side_insert(book_side* side, size_t index, level added) {
     return true;
 }
 
-static bool side_apply(book_side* side, const level* levels, size_t count) {
+static bool side_apply(book_side *side, const level *levels, size_t count) {
     for (size_t number = 0; number < count; number++) {
         int64_t rank = levels[number].price * side->direction;
         size_t index = side_find(side, rank);
@@ -92,7 +96,7 @@ static bool side_apply(book_side* side, const level* levels, size_t count) {
 
 /* From the last to the first, so that a side that is best first is appended; of equal prices the last one
  * counts. */
-static bool side_replace(book_side* side, const level* levels, size_t count, int64_t snapshot_levels) {
+static bool side_replace(book_side *side, const level *levels, size_t count, int64_t snapshot_levels) {
     side->used = 0;
     for (size_t number = count; number-- > 0;) {
         if (levels[number].size == 0) continue;
@@ -107,23 +111,23 @@ static bool side_replace(book_side* side, const level* levels, size_t count, int
 }
 
 /* The best levels come last in memory: number 0 is the best. */
-static inline const level* side_best(const book_side* side, size_t number) {
+static inline const level *side_best(const book_side *side, size_t number) {
     return &side->levels[side->used - 1 - number];
 }
 
 /* All that rests no further than distance from the price origin; both in 1e-8. */
-static wide side_size_within(const book_side* side, int64_t distance, int64_t origin) {
+static wide side_size_within(const book_side *side, int64_t distance, int64_t origin) {
     int64_t last = origin * side->direction + distance;
     wide sum = 0;
     for (size_t number = 0; number < side->used; number++) {
-        const level* best = side_best(side, number);
+        const level *best = side_best(side, number);
         if (best->price * side->direction > last) break;
         sum += best->size;
     }
     return sum;
 }
 
-static bool side_knows(const book_side* side, size_t count, int64_t distance, int64_t origin) {
+static bool side_knows(const book_side *side, size_t count, int64_t distance, int64_t origin) {
     if (side->whole) return true;
     if (side->used < count) return false;
     int64_t last = origin * side->direction + distance;
@@ -131,18 +135,23 @@ static bool side_knows(const book_side* side, size_t count, int64_t distance, in
     return (rank > last ? rank : last) <= side->known_rank;
 }
 
-static void book_desynchronise(order_book* book) {
+static void book_note_break(order_book *book, break_kind kind, int64_t first, int64_t second,
+                            int64_t third) {
     book->bids.used = book->asks.used = 0;
     book->synchronised = false;
+    book->broken_by = kind;
+    book->break_facts[0] = first;
+    book->break_facts[1] = second;
+    book->break_facts[2] = third;
 }
 
-static bool book_keep(order_book* book, kept_diff diff) {
+static bool book_keep(order_book *book, kept_diff diff) {
     if (book->kept == NULL) {
         book->kept = calloc(DIFFS_KEPT_MAX, sizeof(kept_diff));
         if (book->kept == NULL) return false;
     }
     size_t count = diff.bids + diff.asks;
-    level* copy = malloc((count ? count : 1) * sizeof(level));
+    level *copy = malloc((count ? count : 1) * sizeof(level));
     if (copy == NULL) return false;
     memcpy(copy, diff.levels, count * sizeof(level));
     diff.levels = copy;
@@ -156,14 +165,14 @@ static bool book_keep(order_book* book, kept_diff diff) {
     return true;
 }
 
-static inline kept_diff* book_kept(order_book* book, size_t number) {
+static inline kept_diff *book_kept(order_book *book, size_t number) {
     return &book->kept[(book->kept_first + number) % DIFFS_KEPT_MAX];
 }
 
-static book_result book_apply(order_book* book, const kept_diff* diff) {
+static book_result book_apply(order_book *book, const kept_diff *diff) {
     if (diff->previous_id > book->update_id ||
         (diff->previous_id < book->update_id && !book->at_snapshot)) {
-        book_desynchronise(book);
+        book_note_break(book, GAP, book->update_id, diff->previous_id, 0);
         return BOOK_BROKEN;
     }
     book->at_snapshot = false;
@@ -174,16 +183,15 @@ static book_result book_apply(order_book* book, const kept_diff* diff) {
     return BOOK_FINE;
 }
 
-static book_result book_refuse_crossed(order_book* book) {
-    if (book->bids.used && book->asks.used &&
-        side_best(&book->bids, 0)->price >= side_best(&book->asks, 0)->price) {
-        book_desynchronise(book);
-        return BOOK_BROKEN;
-    }
-    return BOOK_FINE;
+static book_result book_refuse_crossed(order_book *book) {
+    if (!book->bids.used || !book->asks.used) return BOOK_FINE;
+    int64_t bid = side_best(&book->bids, 0)->price, ask = side_best(&book->asks, 0)->price;
+    if (bid < ask) return BOOK_FINE;
+    book_note_break(book, CROSSED, bid, ask, book->update_id);
+    return BOOK_BROKEN;
 }
 
-static book_result book_on_snapshot(order_book* book, const kept_diff* snapshot) {
+static book_result book_on_snapshot(order_book *book, const kept_diff *snapshot) {
     if (book->synchronised && snapshot->last_id <= book->update_id) return BOOK_FINE;
     if (!side_replace(&book->bids, snapshot->levels, snapshot->bids, book->snapshot_levels) ||
         !side_replace(&book->asks, snapshot->levels + snapshot->bids, snapshot->asks,
@@ -194,7 +202,7 @@ static book_result book_on_snapshot(order_book* book, const kept_diff* snapshot)
     book_result result = BOOK_FINE;
     size_t number = 0;
     for (; number < book->kept_used; number++) {
-        const kept_diff* diff = book_kept(book, number);
+        const kept_diff *diff = book_kept(book, number);
         if (diff->last_id > book->update_id && (result = book_apply(book, diff)) != BOOK_FINE) break;
     }
     /* Those up to the one that broke the chain are done with; it and those after it wait for the next
@@ -205,7 +213,7 @@ static book_result book_on_snapshot(order_book* book, const kept_diff* snapshot)
     return result == BOOK_FINE ? book_refuse_crossed(book) : result;
 }
 
-static book_result book_on_diff(order_book* book, const kept_diff* diff) {
+static book_result book_on_diff(order_book *book, const kept_diff *diff) {
     if (!book->synchronised) return book_keep(book, *diff) ? BOOK_FINE : BOOK_NO_MEMORY;
     if (diff->last_id <= book->update_id) return BOOK_FINE;
     book_result result = book_apply(book, diff);
@@ -213,7 +221,7 @@ static book_result book_on_diff(order_book* book, const kept_diff* diff) {
     return result == BOOK_FINE ? book_refuse_crossed(book) : result;
 }
 
-static void book_free(order_book* book) {
+static void book_free(order_book *book) {
     free(book->bids.levels);
     free(book->asks.levels);
     for (size_t number = 0; number < book->kept_used; number++) free(book_kept(book, number)->levels);

@@ -12,7 +12,7 @@ typedef struct {
 typedef struct {
     PyObject_HEAD feature_stream stream;
     bool open;
-    PyObject* wide_asymmetry; /* (bids, asks) -> float, for books whose sums do not fit */
+    PyObject *wide_asymmetry; /* (bids, asks) -> float, for books whose sums do not fit */
     Py_buffer features;       /* float32[64], written by on_event */
     float lower[FEATURES], upper[FEATURES];
 } Stream;
@@ -21,8 +21,8 @@ static PyObject *name_receive_ns, *name_bid_price, *name_bid_size, *name_ask_pri
     *name_price, *name_size, *name_aggressor, *name_previous, *name_last, *name_bids, *name_asks;
 static PyObject *quote_type, *trade_type, *diff_type, *snapshot_type;
 
-static bool int_attribute(PyObject* object, PyObject* name, int64_t* value) {
-    PyObject* attribute = PyObject_GetAttr(object, name);
+static bool int_attribute(PyObject *object, PyObject *name, int64_t *value) {
+    PyObject *attribute = PyObject_GetAttr(object, name);
     if (attribute == NULL) return false;
     *value = PyLong_AsLongLong(attribute);
     Py_DECREF(attribute);
@@ -30,9 +30,9 @@ static bool int_attribute(PyObject* object, PyObject* name, int64_t* value) {
 }
 
 /* Append the levels of a tuple of (price, size) to `levels`, which has room. */
-static bool read_levels(PyObject* side, level* levels) {
+static bool read_levels(PyObject *side, level *levels) {
     for (Py_ssize_t number = 0; number < PyTuple_Size(side); number++) {
-        PyObject* pair = PyTuple_GetItem(side, number);
+        PyObject *pair = PyTuple_GetItem(side, number);
         if (!PyTuple_Check(pair) || PyTuple_Size(pair) != 2) {
             PyErr_SetString(PyExc_TypeError, "a level is a tuple of price_e8 and size_e8");
             return false;
@@ -44,11 +44,11 @@ static bool read_levels(PyObject* side, level* levels) {
     return true;
 }
 
-static PyObject* list_of_best(const book_side* side) {
-    PyObject* list = PyList_New(0);
+static PyObject *list_of_best(const book_side *side) {
+    PyObject *list = PyList_New(0);
     for (size_t number = 0; list != NULL && number < LEVELS && number < side->used; number++) {
-        const level* best = side_best(side, number);
-        PyObject* pair = Py_BuildValue("(LL)", (long long)best->price, (long long)best->size);
+        const level *best = side_best(side, number);
+        PyObject *pair = Py_BuildValue("(LL)", (long long)best->price, (long long)best->size);
         if (pair == NULL || PyList_Append(list, pair) < 0) Py_CLEAR(list);
         Py_XDECREF(pair);
     }
@@ -56,9 +56,9 @@ static PyObject* list_of_best(const book_side* side) {
 }
 
 /* The one feature of the book that may need more than 128 bits, in Python's integers. */
-static bool ask_wide_asymmetry(Stream* self) {
+static bool ask_wide_asymmetry(Stream *self) {
     PyObject *bids = list_of_best(&self->stream.book.bids), *asks = list_of_best(&self->stream.book.asks);
-    PyObject* answer =
+    PyObject *answer =
         bids && asks ? PyObject_CallFunctionObjArgs(self->wide_asymmetry, bids, asks, NULL) : NULL;
     Py_XDECREF(bids);
     Py_XDECREF(asks);
@@ -69,7 +69,7 @@ static bool ask_wide_asymmetry(Stream* self) {
 }
 
 /* 1: a sample, which is written to `features`; 0: none; -1: an exception is set. */
-static int finish(Stream* self, stream_result result, float* features) {
+static int finish(Stream *self, stream_result result, float *features) {
     switch (result) {
         case TAKEN:
             return 0;
@@ -91,7 +91,7 @@ static int finish(Stream* self, stream_result result, float* features) {
     return -1;
 }
 
-static bool in_order(const Stream* self, int64_t receive_ns) {
+static bool in_order(const Stream *self, int64_t receive_ns) {
     if (receive_ns >= self->stream.now_ns) return true;
     PyErr_Format(PyExc_ValueError,
                  "event received at %lld, before the last one at %lld; sort events by time",
@@ -99,7 +99,7 @@ static bool in_order(const Stream* self, int64_t receive_ns) {
     return false;
 }
 
-static int take_depth(Stream* self, PyObject* event, int kind, int64_t receive_ns) {
+static int take_depth(Stream *self, PyObject *event, int kind, int64_t receive_ns) {
     kept_diff depth = {0};
     PyObject *bids = PyObject_GetAttr(event, name_bids), *asks = PyObject_GetAttr(event, name_asks);
     int taken = -1;
@@ -125,9 +125,9 @@ done:
     return taken;
 }
 
-static PyObject* on_event(PyObject* object, PyObject* event) {
-    Stream* self = (Stream*)object;
-    PyObject* type = (PyObject*)Py_TYPE(event);
+static PyObject *on_event(PyObject *object, PyObject *event) {
+    Stream *self = (Stream *)object;
+    PyObject *type = (PyObject *)Py_TYPE(event);
     int64_t receive_ns, values[4];
     int taken;
     if (!int_attribute(event, name_receive_ns, &receive_ns) || !in_order(self, receive_ns)) return NULL;
@@ -153,18 +153,18 @@ static PyObject* on_event(PyObject* object, PyObject* event) {
 
 /* on_rows(events, levels, features, index, mids, converged_only) -> samples. The buffers hold event_row,
  * level, float32[64], int64 and float64; features, index and mids have room for one sample an event. */
-static PyObject* on_rows(PyObject* object, PyObject* arguments) {
-    Stream* self = (Stream*)object;
+static PyObject *on_rows(PyObject *object, PyObject *arguments) {
+    Stream *self = (Stream *)object;
     Py_buffer events, levels, features, index, mids;
     int converged_only;
     if (!PyArg_ParseTuple(arguments, "y*y*w*w*w*p", &events, &levels, &features, &index, &mids,
                           &converged_only))
         return NULL;
     size_t count = (size_t)events.len / sizeof(event_row), level_count = (size_t)levels.len / sizeof(level);
-    const event_row* rows = events.buf;
-    level* all_levels = levels.buf;
-    int64_t* at = index.buf;
-    double* mid = mids.buf;
+    const event_row *rows = events.buf;
+    level *all_levels = levels.buf;
+    int64_t *at = index.buf;
+    double *mid = mids.buf;
     Py_ssize_t samples = 0;
     if ((size_t)features.len < count * FEATURES * sizeof(float) ||
         (size_t)index.len < count * sizeof(int64_t) || (size_t)mids.len < count * sizeof(double)) {
@@ -172,8 +172,8 @@ static PyObject* on_rows(PyObject* object, PyObject* arguments) {
         samples = -1;
     }
     for (size_t number = 0; samples >= 0 && number < count; number++) {
-        const event_row* row = &rows[number];
-        float* sample = (float*)features.buf + (size_t)samples * FEATURES;
+        const event_row *row = &rows[number];
+        float *sample = (float *)features.buf + (size_t)samples * FEATURES;
         int taken = -1;
         if (!in_order(self, row->receive_ns)) {
             samples = -1;
@@ -185,7 +185,7 @@ static PyObject* on_rows(PyObject* object, PyObject* arguments) {
             taken = finish(self, stream_on_trade(&self->stream, row->receive_ns, row->values), sample);
         } else if (row->kind == DIFF || row->kind == SNAPSHOT) {
             /* values: first bid, first ask, end of the asks, in the array of levels */
-            const int64_t* range = row->values;
+            const int64_t *range = row->values;
             if (range[0] < 0 || range[1] < range[0] || range[2] < range[1] ||
                 (size_t)range[2] > level_count) {
                 PyErr_SetString(PyExc_ValueError, "an event's levels lie outside the array of levels");
@@ -218,7 +218,7 @@ static PyObject* on_rows(PyObject* object, PyObject* arguments) {
 
 #define SCALARS 32
 
-static void pack_scalars(const feature_stream* s, int64_t out[SCALARS]) {
+static void pack_scalars(const feature_stream *s, int64_t out[SCALARS]) {
     const int64_t values[SCALARS] = {s->tick,
                                      s->warmup_ns,
                                      s->begun_ns,
@@ -254,12 +254,12 @@ static void pack_scalars(const feature_stream* s, int64_t out[SCALARS]) {
     memcpy(out, values, sizeof values);
 }
 
-static void unpack_scalars(feature_stream* s, const int64_t in[SCALARS]) {
-    int64_t* plain[] = {&s->tick,     &s->warmup_ns, &s->begun_ns,    &s->warm_at_ns,    &s->now_ns,
+static void unpack_scalars(feature_stream *s, const int64_t in[SCALARS]) {
+    int64_t *plain[] = {&s->tick,     &s->warmup_ns, &s->begun_ns,    &s->warm_at_ns,    &s->now_ns,
                         &s->depth_ns, &s->samples,   &s->book_breaks, &s->events_ignored};
     for (size_t number = 0; number < 9; number++) *plain[number] = in[number];
     s->book_ready = in[9], s->quote_seen = in[10], s->trade_seen = in[11], s->trade_aged = in[12];
-    int64_t* later[] = {&s->quote_ns,       &s->bid,
+    int64_t *later[] = {&s->quote_ns,       &s->bid,
                         &s->bid_size,       &s->ask,
                         &s->ask_size,       &s->trade_ns,
                         &s->trade_price,    &s->aggressor,
@@ -274,50 +274,50 @@ static void unpack_scalars(feature_stream* s, const int64_t in[SCALARS]) {
 
 /* dump() -> (scalars, quotes, trades, mids, bids, asks, [(previous_id, last_id, bids, levels)]), all but
  * the list bytes */
-static PyObject* dump(PyObject* object, PyObject* Py_UNUSED(arguments)) {
-    feature_stream* s = &((Stream*)object)->stream;
+static PyObject *dump(PyObject *object, PyObject *Py_UNUSED(arguments)) {
+    feature_stream *s = &((Stream *)object)->stream;
     int64_t scalars[SCALARS];
     pack_scalars(s, scalars);
-    PyObject* kept = PyList_New(0);
+    PyObject *kept = PyList_New(0);
     for (size_t number = 0; kept != NULL && number < s->book.kept_used; number++) {
-        const kept_diff* diff = book_kept(&s->book, number);
-        PyObject* one = Py_BuildValue("(LLny#)", (long long)diff->previous_id, (long long)diff->last_id,
-                                      (Py_ssize_t)diff->bids, (const char*)diff->levels,
+        const kept_diff *diff = book_kept(&s->book, number);
+        PyObject *one = Py_BuildValue("(LLny#)", (long long)diff->previous_id, (long long)diff->last_id,
+                                      (Py_ssize_t)diff->bids, (const char *)diff->levels,
                                       (Py_ssize_t)((diff->bids + diff->asks) * sizeof(level)));
         if (one == NULL || PyList_Append(kept, one) < 0) Py_CLEAR(kept);
         Py_XDECREF(one);
     }
     if (kept == NULL) return NULL;
-    return Py_BuildValue("(y#y#y#y#y#y#N)", (const char*)scalars, (Py_ssize_t)sizeof scalars,
-                         (const char*)s->quotes.entries, (Py_ssize_t)(s->quotes.used * sizeof(entry)),
-                         (const char*)s->trades.entries, (Py_ssize_t)(s->trades.used * sizeof(entry)),
-                         (const char*)s->mids.entries, (Py_ssize_t)(s->mids.used * sizeof(entry)),
-                         (const char*)(s->book.bids.levels ? s->book.bids.levels : (level*)""),
+    return Py_BuildValue("(y#y#y#y#y#y#N)", (const char *)scalars, (Py_ssize_t)sizeof scalars,
+                         (const char *)s->quotes.entries, (Py_ssize_t)(s->quotes.used * sizeof(entry)),
+                         (const char *)s->trades.entries, (Py_ssize_t)(s->trades.used * sizeof(entry)),
+                         (const char *)s->mids.entries, (Py_ssize_t)(s->mids.used * sizeof(entry)),
+                         (const char *)(s->book.bids.levels ? s->book.bids.levels : (level *)""),
                          (Py_ssize_t)(s->book.bids.used * sizeof(level)),
-                         (const char*)(s->book.asks.levels ? s->book.asks.levels : (level*)""),
+                         (const char *)(s->book.asks.levels ? s->book.asks.levels : (level *)""),
                          (Py_ssize_t)(s->book.asks.used * sizeof(level)), kept);
 }
 
-static bool load_log(window_log* log, const Py_buffer* content) {
+static bool load_log(window_log *log, const Py_buffer *content) {
     size_t count = (size_t)content->len / sizeof(entry);
-    const entry* entries = content->buf;
+    const entry *entries = content->buf;
     if (count == 0 || !log_begin(log, entries[0])) return false;
     for (size_t number = 1; number < count; number++)
         if (!log_append(log, &entries[number])) return false;
     return true;
 }
 
-static bool load_side(book_side* side, const Py_buffer* content) {
+static bool load_side(book_side *side, const Py_buffer *content) {
     side->used = 0;
     return side_apply(side, content->buf, (size_t)content->len / sizeof(level));
 }
 
 /* load(what dump returned), into a stream that is new */
-static PyObject* load(PyObject* object, PyObject* state) {
-    Stream* self = (Stream*)object;
-    feature_stream* s = &self->stream;
+static PyObject *load(PyObject *object, PyObject *state) {
+    Stream *self = (Stream *)object;
+    feature_stream *s = &self->stream;
     Py_buffer scalars = {0}, quotes = {0}, trades = {0}, mids = {0}, bids = {0}, asks = {0};
-    PyObject* kept;
+    PyObject *kept;
     if (!PyArg_ParseTuple(state, "y*y*y*y*y*y*O!", &scalars, &quotes, &trades, &mids, &bids, &asks,
                           &PyList_Type, &kept))
         return NULL;
@@ -359,10 +359,10 @@ static PyObject* load(PyObject* object, PyObject* state) {
 /* ---- the type ---- */
 
 /* Stream(features, lower, upper, wide_asymmetry, tick_size_e8, warmup_ns, snapshot_levels) */
-static int init(PyObject* object, PyObject* arguments, PyObject* Py_UNUSED(keywords)) {
-    Stream* self = (Stream*)object;
+static int init(PyObject *object, PyObject *arguments, PyObject *Py_UNUSED(keywords)) {
+    Stream *self = (Stream *)object;
     Py_buffer features, lower, upper;
-    PyObject* wide_asymmetry;
+    PyObject *wide_asymmetry;
     long long tick, warmup_ns, snapshot_levels;
     if (self->open) {
         PyErr_SetString(PyExc_RuntimeError, "a stream is made once");
@@ -391,9 +391,9 @@ static int init(PyObject* object, PyObject* arguments, PyObject* Py_UNUSED(keywo
     return 0;
 }
 
-static void dealloc(PyObject* object) {
-    Stream* self = (Stream*)object;
-    PyTypeObject* type = Py_TYPE(object);
+static void dealloc(PyObject *object) {
+    Stream *self = (Stream *)object;
+    PyTypeObject *type = Py_TYPE(object);
     stream_free(&self->stream);
     if (self->open) PyBuffer_Release(&self->features);
     Py_XDECREF(self->wide_asymmetry);
@@ -401,26 +401,33 @@ static void dealloc(PyObject* object) {
     Py_DECREF(type);
 }
 
-#define INT_GETTER(name, field)                                      \
-    static PyObject* name(PyObject* object, void* Py_UNUSED(none)) { \
-        return PyLong_FromLongLong(((Stream*)object)->stream.field); \
+#define INT_GETTER(name, field)                                       \
+    static PyObject *name(PyObject *object, void *Py_UNUSED(none)) {  \
+        return PyLong_FromLongLong(((Stream *)object)->stream.field); \
     }
 INT_GETTER(get_tick, tick)
 INT_GETTER(get_samples, samples)
 INT_GETTER(get_breaks, book_breaks)
 INT_GETTER(get_ignored, events_ignored)
 
-static PyObject* get_mid(PyObject* object, void* Py_UNUSED(none)) {
-    const feature_stream* stream = &((Stream*)object)->stream;
+static PyObject *get_mid(PyObject *object, void *Py_UNUSED(none)) {
+    const feature_stream *stream = &((Stream *)object)->stream;
     return PyFloat_FromDouble(stream->quote_seen ? (double)log_newest(&stream->mids)->count / 2 : 0.0);
 }
 
-static PyObject* get_warm(PyObject* object, void* Py_UNUSED(none)) {
-    return PyBool_FromLong(stream_warm(&((Stream*)object)->stream));
+/* The kind of the book's last break and its facts; the kind is 0 before the first. */
+static PyObject *get_break(PyObject *object, void *Py_UNUSED(none)) {
+    const order_book *book = &((Stream *)object)->stream.book;
+    return Py_BuildValue("(iLLL)", (int)book->broken_by, (long long)book->break_facts[0],
+                         (long long)book->break_facts[1], (long long)book->break_facts[2]);
 }
 
-static PyObject* get_converged(PyObject* object, void* Py_UNUSED(none)) {
-    return PyBool_FromLong(stream_converged(&((Stream*)object)->stream));
+static PyObject *get_warm(PyObject *object, void *Py_UNUSED(none)) {
+    return PyBool_FromLong(stream_warm(&((Stream *)object)->stream));
+}
+
+static PyObject *get_converged(PyObject *object, void *Py_UNUSED(none)) {
+    return PyBool_FromLong(stream_converged(&((Stream *)object)->stream));
 }
 
 static PyMethodDef methods[] = {{"on_event", on_event, METH_O, NULL},
@@ -429,11 +436,15 @@ static PyMethodDef methods[] = {{"on_event", on_event, METH_O, NULL},
                                 {"load", load, METH_O, NULL},
                                 {NULL, NULL, 0, NULL}};
 
-static PyGetSetDef getters[] = {
-    {"tick_size_e8", get_tick, NULL, NULL, NULL},   {"samples", get_samples, NULL, NULL, NULL},
-    {"book_breaks", get_breaks, NULL, NULL, NULL},  {"events_ignored", get_ignored, NULL, NULL, NULL},
-    {"mid_e8", get_mid, NULL, NULL, NULL},          {"warm", get_warm, NULL, NULL, NULL},
-    {"converged", get_converged, NULL, NULL, NULL}, {NULL, NULL, NULL, NULL, NULL}};
+static PyGetSetDef getters[] = {{"tick_size_e8", get_tick, NULL, NULL, NULL},
+                                {"samples", get_samples, NULL, NULL, NULL},
+                                {"book_breaks", get_breaks, NULL, NULL, NULL},
+                                {"events_ignored", get_ignored, NULL, NULL, NULL},
+                                {"mid_e8", get_mid, NULL, NULL, NULL},
+                                {"last_break", get_break, NULL, NULL, NULL},
+                                {"warm", get_warm, NULL, NULL, NULL},
+                                {"converged", get_converged, NULL, NULL, NULL},
+                                {NULL, NULL, NULL, NULL, NULL}};
 
 static PyType_Slot slots[] = {
     {Py_tp_init, init},       {Py_tp_dealloc, dealloc}, {Py_tp_new, PyType_GenericNew},
@@ -445,14 +456,14 @@ static PyType_Spec spec = {.name = "sigd.models.features.native._stream.Stream",
                            .slots = slots};
 
 /* functions() of some numbers, so that the importer can compare them with Python's own */
-static PyObject* functions(PyObject* Py_UNUSED(module), PyObject* argument) {
+static PyObject *functions(PyObject *Py_UNUSED(module), PyObject *argument) {
     double value = PyFloat_AsDouble(argument);
     if (value == -1.0 && PyErr_Occurred()) return NULL;
     return Py_BuildValue("(dddd)", log(value), log1p(value), asinh(value), sqrt(value));
 }
 
 /* quotient(high, low, high, low): the quotient of two integers of 128 bits, each in two words */
-static PyObject* quotient(PyObject* Py_UNUSED(module), PyObject* arguments) {
+static PyObject *quotient(PyObject *Py_UNUSED(module), PyObject *arguments) {
     long long high[2];
     unsigned long long low[2];
     if (!PyArg_ParseTuple(arguments, "LKLK", &high[0], &low[0], &high[1], &low[1])) return NULL;
@@ -469,8 +480,8 @@ static struct PyModuleDef module = {
 
 PyMODINIT_FUNC PyInit__stream(void) {
     static const struct {
-        PyObject** object;
-        const char* name;
+        PyObject **object;
+        const char *name;
     } NAMES[] = {{&name_receive_ns, "receive_ns"},
                  {&name_bid_price, "bid_price_e8"},
                  {&name_bid_size, "bid_size_e8"},
@@ -485,7 +496,7 @@ PyMODINIT_FUNC PyInit__stream(void) {
                  {&name_asks, "asks"}};
     for (size_t number = 0; number < sizeof NAMES / sizeof *NAMES; number++)
         if ((*NAMES[number].object = PyUnicode_InternFromString(NAMES[number].name)) == NULL) return NULL;
-    PyObject* events = PyImport_ImportModule("sigd.models.market.events");
+    PyObject *events = PyImport_ImportModule("sigd.models.market.events");
     if (events == NULL) return NULL;
     quote_type = PyObject_GetAttrString(events, "BestQuote");
     trade_type = PyObject_GetAttrString(events, "Trade");

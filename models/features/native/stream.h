@@ -41,7 +41,7 @@ typedef struct {
     double book_row[BOOK_FEATURES];
 } feature_stream;
 
-static bool stream_open(feature_stream* stream, int64_t tick, int64_t warmup_ns, int64_t snapshot_levels) {
+static bool stream_open(feature_stream *stream, int64_t tick, int64_t warmup_ns, int64_t snapshot_levels) {
     memset(stream, 0, sizeof *stream);
     stream->tick = tick;
     stream->warmup_ns = warmup_ns;
@@ -54,7 +54,7 @@ static bool stream_open(feature_stream* stream, int64_t tick, int64_t warmup_ns,
            log_begin(&stream->mids, origin);
 }
 
-static void stream_free(feature_stream* stream) {
+static void stream_free(feature_stream *stream) {
     free(stream->quotes.entries);
     free(stream->trades.entries);
     free(stream->mids.entries);
@@ -63,16 +63,16 @@ static void stream_free(feature_stream* stream) {
 
 static inline bool fits(int64_t value) { return -UNITS_MAX < value && value < UNITS_MAX; }
 
-static inline bool stream_warm(const feature_stream* stream) {
+static inline bool stream_warm(const feature_stream *stream) {
     return stream->book_ready && stream->now_ns >= stream->warm_at_ns;
 }
 
-static inline bool stream_converged(const feature_stream* stream) {
+static inline bool stream_converged(const feature_stream *stream) {
     return stream->trade_aged && stream->mid_move_sign != 0 && stream->book_known &&
            stream->begun_ns != NEVER_NS && stream->now_ns >= stream->begun_ns + WINDOWS_NS[WINDOWS - 1];
 }
 
-static stream_result stream_on_quote(feature_stream* stream, int64_t now_ns, const int64_t values[4]) {
+static stream_result stream_on_quote(feature_stream *stream, int64_t now_ns, const int64_t values[4]) {
     int64_t bid = values[0], bid_size = values[1], ask = values[2], ask_size = values[3];
     if (!(fits(bid) && fits(bid_size) && fits(ask) && fits(ask_size))) return TOO_LARGE;
     stream->now_ns = now_ns;
@@ -106,7 +106,7 @@ static stream_result stream_on_quote(feature_stream* stream, int64_t now_ns, con
             stream->since_trade_ns = now_ns - stream->trade_ns;
             stream->trade_aged = true;
         }
-        const entry* before = log_newest(&stream->mids);
+        const entry *before = log_newest(&stream->mids);
         if (twice_mid != before->count) {
             wide move = (wide)twice_mid - before->count, square = move * move;
             entry moved = *before;
@@ -129,7 +129,7 @@ static stream_result stream_on_quote(feature_stream* stream, int64_t now_ns, con
     return stream_warm(stream) ? SAMPLED : TAKEN;
 }
 
-static stream_result stream_on_trade(feature_stream* stream, int64_t now_ns, const int64_t values[3]) {
+static stream_result stream_on_trade(feature_stream *stream, int64_t now_ns, const int64_t values[3]) {
     int64_t price = values[0], size = values[1], aggressor = values[2];
     if (!(fits(price) && fits(size) && -2 < aggressor && aggressor < 2)) return TOO_LARGE;
     stream->now_ns = now_ns;
@@ -172,21 +172,21 @@ static int64_t gcd_of(int64_t a, int64_t b) {
 }
 
 /* Mean distance times size of a side, cross-multiplied by the other side's size. False: it does not fit. */
-static bool far_of(const int64_t* distances, const int64_t* sizes, size_t count, wide others, wide* far) {
+static bool far_of(const int64_t *distances, const int64_t *sizes, size_t count, wide others, wide *far) {
     wide sum = 0;
     for (size_t number = 0; number < count; number++)
         if (__builtin_add_overflow(sum, (wide)distances[number] * sizes[number], &sum)) return false;
     return !__builtin_mul_overflow(sum, others, far);
 }
 
-static bool distance_asymmetry(const book_side* sides[2], int64_t twice_mid, double* asymmetry) {
+static bool distance_asymmetry(const book_side *sides[2], int64_t twice_mid, double *asymmetry) {
     int64_t distances[2][LEVELS], sizes[2][LEVELS];
     size_t counts[2];
     int64_t distance_unit = 0, size_unit = 0;
     for (int side = 0; side < 2; side++) {
         counts[side] = sides[side]->used < LEVELS ? sides[side]->used : LEVELS;
         for (size_t number = 0; number < counts[side]; number++) {
-            const level* best = side_best(sides[side], number);
+            const level *best = side_best(sides[side], number);
             distances[side][number] = (2 * best->price - twice_mid) * sides[side]->direction;
             sizes[side][number] = best->size;
         }
@@ -219,10 +219,10 @@ static bool distance_asymmetry(const book_side* sides[2], int64_t twice_mid, dou
 }
 
 /* False: the distance asymmetry has to be worked out by the caller. */
-static bool stream_book_row(feature_stream* stream) {
-    const book_side* sides[2] = {&stream->book.bids, &stream->book.asks};
+static bool stream_book_row(feature_stream *stream) {
+    const book_side *sides[2] = {&stream->book.bids, &stream->book.asks};
     const book_side *bids = sides[0], *asks = sides[1];
-    double* row = stream->book_row;
+    double *row = stream->book_row;
     memset(row, 0, sizeof stream->book_row);
     stream->book_known = false;
     if (bids->used && asks->used && stream->book.synchronised) {
@@ -253,8 +253,8 @@ static bool stream_book_row(feature_stream* stream) {
     return distance_asymmetry(sides, twice_mid, &row[5]);
 }
 
-static stream_result stream_on_depth(feature_stream* stream, int kind, int64_t now_ns,
-                                     const kept_diff* depth) {
+static stream_result stream_on_depth(feature_stream *stream, int kind, int64_t now_ns,
+                                     const kept_diff *depth) {
     for (size_t number = 0; number < depth->bids + depth->asks; number++) {
         /* Levels of no price would make twice the mid negative, where C and Python divide differently. */
         if (!fits(depth->levels[number].price) || !fits(depth->levels[number].size) ||
@@ -287,12 +287,12 @@ static inline float clipped(double value, float lower, float upper) {
 }
 
 /* Write the sample that the last event is. False: a sum does not fit. */
-static bool stream_write(feature_stream* stream, float* features, const float* lower, const float* upper) {
+static bool stream_write(feature_stream *stream, float *features, const float *lower, const float *upper) {
     log_move_edges(&stream->quotes, stream->now_ns);
     log_move_edges(&stream->trades, stream->now_ns);
     log_move_edges(&stream->mids, stream->now_ns);
     const entry *quote = log_newest(&stream->quotes), *trade = log_newest(&stream->trades);
-    const entry* mid = log_newest(&stream->mids);
+    const entry *mid = log_newest(&stream->mids);
     const entry *quoted[WINDOWS], *traded[WINDOWS], *moved[WINDOWS];
     for (int index = 0; index < WINDOWS; index++) {
         quoted[index] = &stream->quotes.entries[stream->quotes.edges[index]];

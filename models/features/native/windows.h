@@ -21,12 +21,12 @@ typedef struct {
 } entry;
 
 typedef struct {
-    entry* entries;
+    entry *entries;
     size_t used, room;
     size_t edges[WINDOWS];
 } window_log;
 
-static bool log_begin(window_log* log, entry origin) {
+static bool log_begin(window_log *log, entry origin) {
     if (log->entries == NULL) {
         log->room = 4096;
         log->entries = malloc(log->room * sizeof(entry));
@@ -38,11 +38,11 @@ static bool log_begin(window_log* log, entry origin) {
     return true;
 }
 
-static inline const entry* log_newest(const window_log* log) { return &log->entries[log->used - 1]; }
+static inline const entry *log_newest(const window_log *log) { return &log->entries[log->used - 1]; }
 
 /* Move each edge to the last entry at or before now - W; it stays at the oldest where none is that old. */
-static inline void log_move_edges(window_log* log, int64_t now_ns) {
-    const entry* entries = log->entries;
+static inline void log_move_edges(window_log *log, int64_t now_ns) {
+    const entry *entries = log->entries;
     size_t newest = log->used - 1;
     for (int index = 0; index < WINDOWS; index++) {
         size_t edge = log->edges[index];
@@ -54,7 +54,7 @@ static inline void log_move_edges(window_log* log, int64_t now_ns) {
 
 /* Add an entry; before the room is enlarged, what no window reaches any more is dropped. False: no memory.
  */
-static inline bool log_append(window_log* log, const entry* added) {
+static inline bool log_append(window_log *log, const entry *added) {
     if (log->used == log->room) {
         entry kept = *added;
         log_move_edges(log, kept.time_ns);
@@ -63,7 +63,7 @@ static inline bool log_append(window_log* log, const entry* added) {
         memmove(log->entries, log->entries + oldest, log->used * sizeof(entry));
         for (int index = 0; index < WINDOWS; index++) log->edges[index] -= oldest;
         if (log->used * 2 > log->room) {
-            entry* more = realloc(log->entries, log->room * 2 * sizeof(entry));
+            entry *more = realloc(log->entries, log->room * 2 * sizeof(entry));
             if (more == NULL) return false;
             log->entries = more;
             log->room *= 2;

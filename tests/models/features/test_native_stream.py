@@ -67,6 +67,7 @@ def assert_same(events: Sequence[MarketEvent], warmup_ns: int = 0, tick: int = 0
         assert streams[0].features.tobytes() == streams[1].features.tobytes(), f"event {number}"
         assert streams[0].converged is streams[1].converged, f"event {number}"
         assert streams[0].mid_e8 == streams[1].mid_e8
+        assert str(streams[0].book_break) == str(streams[1].book_break)
         assert streams[0].warm is streams[1].warm
     assert streams[0].state() == streams[1].state()
     batched = native.NativeFeatureStream(warmup_ns=warmup_ns, tick_size_e8=tick, snapshot_levels=levels)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.models.market.captures import BEGIN_NS, Line, is_depth, market, packed, text
 
-from sigd.models.features.stream import FeatureStream
+from sigd.models.features import FeatureStream
 from sigd.models.market.capture import CaptureReader, read_capture
 from sigd.models.market.errors import CaptureError
 from sigd.models.market.faults import FIRST_KEPT
