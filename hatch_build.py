@@ -61,6 +61,7 @@ def extensions() -> list[Extension]:
         Extension("_kernels", "models/native", kernels),
         # The fast path runs a native engine by the entry that `engine.h` describes.
         Extension("_fast_path", "daemon/serving", {"fast_path.c": ()}, ("models/native",)),
+        Extension("_stream", "models/features/native", {"module.c": ()}),
     ]
 
 
