@@ -1,4 +1,4 @@
-"""A share of the rows once more, by other means: features in Python, answers from a real daemon, bits compared.
+"""A share of the rows by other means: features in Python, answers from a real daemon, bits compared.
 
 Whatever made the files, native features and batches in this process, is checked against what it must equal.
 """
@@ -47,7 +47,7 @@ class Verified:
 def verify(
     store: Store, job: Job, pieces: tuple[Piece, ...], share: float, on_piece: Callable[[str], None]
 ) -> Verified:
-    """Compare at least `share` of all rows: whole pieces in an order that the stamp decides, the last one in part.
+    """Compare at least `share` of all rows: whole pieces in an order that the stamp decides, the last in part.
 
     Raises:
         BenchError: no daemon can be started.

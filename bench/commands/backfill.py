@@ -57,7 +57,8 @@ Examples:
   sigd backfill plan.toml --out scored               on all cores of this machine
   sigd backfill plan.toml --out scored --workers 2
   sigd backfill plan.toml --out scored --verify 1% --json
-  sigd backfill plan.toml --out /nfs/scored --scheduler tls://head:8786 --tls-ca ca.pem --tls-cert me.pem --tls-key me.key
+  sigd backfill plan.toml --out /nfs/scored --scheduler tls://head:8786 \\
+      --tls-ca ca.pem --tls-cert me.pem --tls-key me.key
 
 \b
 The same command goes on where it was stopped. Exit codes: 0 done; 1 a piece failed; 2 wrong usage or input; 3
