@@ -47,7 +47,7 @@ class Verified:
 def verify(
     store: Store, job: Job, pieces: tuple[Piece, ...], share: float, on_piece: Callable[[str], None]
 ) -> Verified:
-    """Compare at least `share` of all rows: whole pieces in an order that the stamp decides, the last in part.
+    """Compare at least `share` of all rows: whole pieces in the order of a digest, the last one in part.
 
     Raises:
         BenchError: no daemon can be started.

@@ -1,8 +1,8 @@
 """Pieces on the workers of a Dask cluster that runs already; the only module that knows Dask.
 
 A scheduler of Dask runs what anyone who reaches it sends, so its address must be on the loopback, or TLS
-with certificates on both sides. Plan, inputs and the output directory are files that every worker sees under the same
-names, on a file system where link() is atomic (NFS is one).
+with certificates on both sides. Plan, inputs and the output directory are files that every worker sees under
+the same names, on a file system where link() is atomic (NFS is one).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CONNECT_TIMEOUT_S: Final = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """Files in PEM: the authority that signed both sides' certificates, this side's certificate and its key."""
+    """Files in PEM: the authority of both sides' certificates, this side's certificate and its key."""
 
     authority: Path
     certificate: Path
