@@ -9,6 +9,7 @@ tensor at either end.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -130,7 +131,7 @@ def model_name(path: Path, name: str | None = None) -> str:
         raise ModelRefused(
             f"{path}: the model's name {chosen!r} takes {size} bytes, expected 1 to {NAME_BYTES_MAX}"
             " printable UTF-8 bytes:"
-            " give it another name"
+            " give it another name (--name, or name in the configuration)"
         )
     return chosen
 
@@ -253,8 +254,22 @@ def _checked_output_dims(file: OnnxFile, output: ValueInfoProto) -> tuple[Dim, .
         known = _known_dims(dims)
         check_model(checked)
     except (InferenceError, ValidationError, ValueError) as error:  # ValueError: names that are no UTF-8
-        raise ModelRefused(f"{file.path}: not a valid ONNX model: {error}") from error
+        raise ModelRefused(f"{file.path}: {_invalid(error)}") from error
     return known
+
+
+def _invalid(error: Exception) -> str:
+    """What the checker found. A file that is merely newer than the package onnx is no broken one."""
+    from onnx import IR_VERSION, __version__
+
+    newer = re.search(r"ir_version (?P<found>\d+) is higher", str(error))
+    if newer is not None:
+        return (
+            f"has the IR version {newer['found']}, the package onnx {__version__} here knows {IR_VERSION} at"
+            " most: upgrade it (pip install --upgrade onnx), or export the model with an older one"
+            f" (model.ir_version = {IR_VERSION} before onnx.save)"
+        )
+    return f"not a valid ONNX model: {error}"
 
 
 def _check_valid(file: OnnxFile) -> None:
@@ -275,7 +290,7 @@ def _check_valid(file: OnnxFile) -> None:
     try:
         check_model(content)
     except (ValidationError, ValueError) as error:
-        raise ModelRefused(f"{file.path}: not a valid ONNX model: {error}") from error
+        raise ModelRefused(f"{file.path}: {_invalid(error)}") from error
 
 
 def _known_dims(dims: tuple[Dim, ...] | None) -> tuple[Dim, ...]:

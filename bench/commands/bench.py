@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from sigd.bench.rig import Settings
 
+_TABLE_COLUMNS = 110
 _DEFAULT_RATE_HZ = 10_000.0
 
 COMMANDS: Final = {
@@ -189,6 +190,8 @@ def _measure(options: dict[str, Any], json_file: Path | None, hgrm_file: Path | 
         return _measure_neighbour(settings, neighbour, json_file)
     json_to_stdout = json_file is not None and str(json_file) == "-"
     console = Console(stderr=json_to_stdout, soft_wrap=True, highlight=False)
+    # In a narrow terminal a table's lines are wrapped by it: rich would cut the figures off.
+    console.width = max(console.width, _TABLE_COLUMNS)
     outcome = rig.run(settings, lambda line: console.print(line, style="dim"))
     result = document(outcome)
     report.render(result, console)

@@ -48,6 +48,7 @@ Examples:
 )
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="Configuration, TOML.")
 @click.option("--model", help="Model file.  [default: the one that ships with sigd]")
+@click.option("--name", help="What clients call the model.  [default: its file's name without its ending]")
 @click.option(
     "--backend",
     help="What runs the model: auto, or a backend's name; echo runs none, for measuring.  [default: auto]",
@@ -322,7 +323,8 @@ def _open(model: ModelConfig, remembered: RememberedModels) -> Backend:
             path,
             model.backend,
             model.batch_rows_max,
-            name=name,
+            # The backend that runs no model must not be taken for the model.
+            name=model.name if model.backend == "echo" else name,
             intra_op_threads=model.intra_op_threads,
             gpu=model.gpu,
             reading=model.reading,

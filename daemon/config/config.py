@@ -15,6 +15,7 @@ from msgspec import Meta
 from sigd.daemon.config.access import AccessConfig
 from sigd.daemon.config.address import parse_loopback
 from sigd.daemon.config.choices import IdleStrategy, LogFormat
+from sigd.daemon.config.explain import explain
 from sigd.daemon.config.limits import DEFAULTS, Limits
 from sigd.daemon.config.models import (
     BatchRows,
@@ -66,6 +67,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         admin_socket_mode: the same of `admin_socket`.
         access: who of those may be a client; see `sigd.daemon.transport.access_control`.
         model: the model file, "" being the one that ships with sigd; or several models, see `ModelTable`.
+        name: what clients call the model; "" is its file's name without its ending. Of several, each table
+            has its own.
         shadow: what the model is compared with, see `ShadowTable`; of several, each table names its own.
         backend: "auto" goes by the file.
         dims: sizes of the axes that the model file leaves free, see `sigd.models.spec.ReadOptions`.
@@ -92,6 +95,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     admin_socket_mode: SocketMode = "0600"
     access: AccessConfig = AccessConfig()
     model: str | list[ModelTable] = ""
+    name: str = ""
     shadow: ShadowTable | None = None
     backend: str = "auto"
     batch_rows_max: BatchRows = 64
@@ -132,7 +136,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     def models(self) -> tuple[ModelConfig, ...]:
         """What is served, the default model first."""
         tables = (
-            [ModelTable(path=self.model, shadow=self.shadow)] if isinstance(self.model, str) else self.model
+            [ModelTable(name=self.name, path=self.model, shadow=self.shadow)]
+            if isinstance(self.model, str)
+            else self.model
         )
         return tuple(map(self._resolved, tables))
 
@@ -211,8 +217,10 @@ def load_config(file: Path | None, overrides: dict[str, Any]) -> Config:
         UsageError: the file cannot be read, is no TOML, has an unknown name or a value out of its range.
     """
     values: dict[str, Any] = {}
+    text = ""
     if file is not None:
-        values = _read_toml(file)
+        text = _read_text(file)
+        values = _read_toml(file, text)
     for name, value in overrides.items():
         if isinstance(value, dict) and isinstance(values.get(name), dict):
             values[name] = values[name] | value
@@ -222,8 +230,7 @@ def load_config(file: Path | None, overrides: dict[str, Any]) -> Config:
     try:
         config = msgspec.convert(values, Config)
     except msgspec.ValidationError as error:
-        known = ", ".join(_struct_of(str(error)).__struct_fields__)
-        hint = f"; known names are: {known}" if "unknown field" in str(error) else ""
+        hint = explain(str(error), _struct_of(str(error)), text)
         if isinstance(values.get("model"), dict):
             hint = "; a table of a model begins with [[model]]"
         raise UsageError(f"{source}{error}{hint}") from None
@@ -231,6 +238,10 @@ def load_config(file: Path | None, overrides: dict[str, Any]) -> Config:
         config.access.numbers()
         if not isinstance(config.model, str):
             check_tables(config.model)
+            if config.name:
+                raise UsageError(
+                    "name stands beside several models: put it into the [[model]] table that it is for"
+                )
             if config.shadow is not None:
                 raise UsageError(
                     "shadow stands beside several models: put the table [model.shadow] below the [[model]]"
@@ -273,14 +284,22 @@ def _struct_of(error: str) -> type[msgspec.Struct]:
     return AccessConfig if "`$.access`" in error else Config
 
 
-def _read_toml(file: Path) -> dict[str, Any]:
+def _read_text(file: Path) -> str:
+    """The file's text, without the byte order mark that some editors begin it with."""
     try:
-        values = tomllib.loads(read_file(file).decode())
+        return read_file(file).decode("utf-8-sig")
     except ModelRefused as error:
         raise UsageError(str(error)) from None
     except OSError as error:
         raise UsageError(f"{file}: the configuration cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file}: no TOML: {error}; expected UTF-8") from None
+
+
+def _read_toml(file: Path, text: str) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{file}: no TOML: {error}") from None
     _make_relative(values, _PATHS, file.parent)
     for name, path in (("recorder", "directory"), ("shadow", "path")):

@@ -53,6 +53,12 @@ def test_help_has_an_example_and_the_exit_codes() -> None:
     assert "Exit codes" in result.output
 
 
+@pytest.fixture(autouse=True)
+def _no_time_was_taken_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine every run that fails here would be inconclusive."""
+    monkeypatch.setattr(verdict, "SHARE_MAX", float("inf"))
+
+
 def test_a_run_that_passes_writes_what_it_shows(
     client: str, start_peer: StartPeer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -334,3 +340,15 @@ def test_the_daemon_alone_over_shared_memory(
     refused = run(*options, "--closed-loop", "--in-flight", "100000")
     assert refused.exit_code == 2
     assert "its ring has no more slots" in refused.stderr
+
+
+def test_no_figure_is_cut_off_in_a_narrow_terminal(
+    client: str, start_peer: StartPeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    result = run(
+        *("--no-p99", "--closed-loop", "--requests", "200"),
+        *("--socket", start_peer().path, "--client", client),
+    )
+    assert "slowest" in result.output
+    assert "…" not in result.output

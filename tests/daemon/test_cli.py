@@ -199,3 +199,13 @@ def test_python_dash_m_is_the_same_program() -> None:
         [sys.executable, "-P", "-m", "sigd.daemon", "--version"], capture_output=True, text=True, check=True
     )
     assert __version__ in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("staus", "status"), ("relaod", "reload"), ("bild-engine", "build-engine")]
+)
+def test_a_mistyped_command_is_told_the_nearest(typed: str, meant: str) -> None:
+    ran = CliRunner().invoke(cli, [typed])
+    assert ran.exit_code == 2
+    assert f"Did you mean {meant!r}?" in ran.output
+    assert "Did you mean" not in CliRunner().invoke(cli, ["xyzzy"]).output

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -232,3 +233,12 @@ def test_a_corrupted_file_is_served_or_refused(models: ModelMaker, changes: list
     path.write_bytes(content)
     with suppress(ModelRefused):
         assert read_spec(path).features > 0
+
+
+def test_a_newer_ir_version_is_told_with_the_ways_out(models: ModelMaker) -> None:
+    model = onnx.load(models.mlp())
+    model.ir_version = 99
+    path = models.new_path()
+    onnx.save(model, path)
+    with pytest.raises(ModelRefused, match=r"IR version 99, .*pip install --upgrade onnx.* before onnx.save"):
+        read_spec(path)
