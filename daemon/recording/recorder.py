@@ -23,6 +23,7 @@ from sigd.daemon.errors import MissingDependency, UsageError
 from sigd.daemon.recording.ring import Ring
 from sigd.daemon.recording.status import RecorderStatus
 from sigd.daemon.recording.tap import Taps
+from sigd.daemon.runtime.child_process import Restarts, how_it_ended
 from sigd.models.processor import instruction_sets
 from sigd.wire.recording.format import (
     RING_ERROR_WORD,
@@ -49,7 +50,6 @@ MEMORY_VARIABLE: Final = "RUNTIME_DIRECTORY"
 START_TIMEOUT_S: Final = 10.0
 END_TIMEOUT_S: Final = 3.0
 """Less than the service manager's patience (systemd/sigd.service)."""
-RESTART_S: Final = 1.0
 _RUNTIMES: Final = ("onnxruntime", "tensorrt", "tensorrt-rtx", "numpy")
 
 
@@ -74,7 +74,9 @@ class Recorder:
         self.taps = Taps(ring)
         self._closing = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._restart: asyncio.TimerHandle | None = None
+        self._restarts = Restarts(
+            f"the writer of {link}", "the ring holds what is recorded until then", self._start_again
+        )
         self._writer, self._pidfd = self._start_writer()
 
     @classmethod
@@ -136,8 +138,7 @@ class Recorder:
         alone."""
         self._closing = True
         self._unwatch()
-        if self._restart is not None:
-            self._restart.cancel()
+        self._restarts.stop()
         self._ring.end()
         self._ring.close()
         self._let_go_of_writer()
@@ -157,7 +158,7 @@ class Recorder:
 
     def _start_writer(self) -> tuple[subprocess.Popen[bytes], int]:
         self._ring.words[RING_KEEPER_WORD] = 0
-        return self._starter.start(
+        started = self._starter.start(
             "sigd.daemon.recording.writer",
             [
                 str(self._link.parent),
@@ -169,6 +170,8 @@ class Recorder:
             # Its end is how the writer knows that this process has ended, however it did.
             stdin=subprocess.PIPE,
         )
+        self._restarts.started()
+        return started
 
     def _wait_for_writer(self) -> None:
         """Raises MissingDependency where it does not start."""
@@ -188,25 +191,16 @@ class Recorder:
             raise MissingDependency(f"{self._link.parent}: the process that stores recordings there {what}")
 
     def _writer_ended(self) -> None:
+        """The ring holds what is recorded until there is another one."""
         assert self._loop is not None
         self._unwatch()
         self._let_go_of_writer()
-        log.error(
-            "the writer of %s ended with %d and is started again; the ring holds what is recorded until then",
-            self._link,
-            self._writer.wait(),
-        )
-        self._restart = self._loop.call_later(RESTART_S, self._start_again)
+        self._restarts.ended(self._loop, how_it_ended(self._writer.wait()))
 
     def _start_again(self) -> None:
         assert self._loop is not None
-        try:
-            self._writer, self._pidfd = self._start_writer()
-        except OSError as error:
-            log.error("the writer of %s cannot be started: %s", self._link, error)
-            self._restart = self._loop.call_later(RESTART_S, self._start_again)
-        else:
-            self.watch(self._loop)
+        self._writer, self._pidfd = self._start_writer()
+        self.watch(self._loop)
 
     def _let_go_of_writer(self) -> None:
         if self._writer.stdin is not None:

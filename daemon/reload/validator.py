@@ -37,7 +37,7 @@ from sigd.daemon.reload.validation import (
     wait_for_tasks,
 )
 from sigd.daemon.runtime.child_process import (
-    Pauses,
+    Restarts,
     how_it_ended,
     ignore_signals_to_the_daemon,
     set_process_name,
@@ -70,7 +70,6 @@ class Validator:
 
     Attributes:
         running: it can be asked.
-        restarts: how often it was started again.
     """
 
     def __init__(self, starter: Starter, log_format: LogFormat) -> None:
@@ -81,13 +80,13 @@ class Validator:
         self._starter = starter
         self._log_format = log_format
         self.running = True
-        self.restarts = 0
         self._number = 0
         self._answer: asyncio.Future[tuple[bytes, list[int]]] | None = None
         self._ended_how = ""
-        self._pauses = Pauses()
+        self._restarts = Restarts(
+            "the process that validates models", "until then reloads are refused", self._start_again
+        )
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._restart: asyncio.TimerHandle | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._pid = os.fork()
@@ -95,7 +94,12 @@ class Validator:
             _be_validator(theirs, starter.cores)
         theirs.close()
         self._pidfd = os.pidfd_open(self._pid)
-        self._pauses.started()
+        self._restarts.started()
+
+    @property
+    def restarts(self) -> int:
+        """How often it was started again."""
+        return self._restarts.count
 
     def watch(self, loop: asyncio.AbstractEventLoop) -> None:
         """From now on it can be asked, and is started again where it ends."""
@@ -145,8 +149,7 @@ class Validator:
 
     def close(self) -> None:
         """End it, whatever it does."""
-        if self._restart is not None:
-            self._restart.cancel()
+        self._restarts.stop()
         if not self.running:
             return
         self._let_go()
@@ -179,17 +182,11 @@ class Validator:
 
     def _ended(self) -> None:
         self._let_go()
-        code, pause_s = self._reap(), self._pauses.next_s()
-        self._ended_how = how_it_ended(code)
-        log.error(
-            "the process that validates models %s and is started again in %g s; until then reloads are"
-            " refused",
-            self._ended_how,
-            pause_s,
-        )
+        self._ended_how = how_it_ended(self._reap())
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(self._without_it())
-        self._start_in(pause_s)
+        assert self._loop is not None
+        self._restarts.ended(self._loop, self._ended_how)
 
     def _without_it(self) -> ModelRefused:
         return ModelRefused(
@@ -197,20 +194,10 @@ class Validator:
             " seconds"
         )
 
-    def _start_in(self, pause_s: float) -> None:
-        assert self._loop is not None
-        self._restart = self._loop.call_later(pause_s, self._start_again)
-
     def _start_again(self) -> None:
         assert self._loop is not None
-        self.restarts += 1
-        try:
-            self._start()
-        except OSError as error:
-            log.error("the process that validates models cannot be started: %s", error)
-            self._start_in(self._pauses.next_s())
-        else:
-            self.watch(self._loop)
+        self._start()
+        self.watch(self._loop)
 
     def _start(self) -> None:
         arguments = [
@@ -224,7 +211,7 @@ class Validator:
             self._process, self._pidfd = self._starter.start(__name__, arguments, theirs.fileno())
             failed.pop_all()
         self._channel, self._pid = channel, self._process.pid
-        self._pauses.started()
+        self._restarts.started()
         self.running = True
 
     def _let_go(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import signal
 import subprocess
@@ -14,9 +15,14 @@ from contextlib import suppress
 from math import inf
 from pathlib import Path
 from time import monotonic
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from sigd.daemon.runtime.cpu_affinity import leave_loop_core
+
+if TYPE_CHECKING:
+    import asyncio
+
+log = logging.getLogger(__name__)
 
 PAUSE_S: Final = 1.0
 PAUSE_S_MAX: Final = 60.0
@@ -92,6 +98,52 @@ class Pauses:
         self._started_s = inf
         pause_s, self._next_s = self._next_s, min(2 * self._next_s, PAUSE_S_MAX)
         return pause_s
+
+
+class Restarts:
+    """Starts a child process again when it has ended: the one policy, see `Pauses`, of all of them.
+
+    Args:
+        what: the process in words, for the log.
+        meanwhile: what its absence means, for the log.
+        start: starts it and watches it; called on the loop. Raises OSError where it cannot be started.
+
+    Attributes:
+        count: how often it was to be started again.
+    """
+
+    def __init__(
+        self, what: str, meanwhile: str, start: Callable[[], None], pauses: Pauses | None = None
+    ) -> None:
+        self._what = what
+        self._meanwhile = meanwhile
+        self._start = start
+        self._pauses = pauses or Pauses()
+        self._timer: asyncio.TimerHandle | None = None
+        self.count = 0
+
+    def started(self) -> None:
+        """It runs."""
+        self._pauses.started()
+
+    def ended(self, loop: asyncio.AbstractEventLoop, how: str) -> float:
+        """It has ended: it is started again after as many seconds as are returned. `how`: for the log."""
+        pause_s = self._pauses.next_s()
+        log.error("%s %s and is started again in %g s; %s", self._what, how, pause_s, self._meanwhile)
+        self._timer = loop.call_later(pause_s, self._start_again, loop)
+        return pause_s
+
+    def stop(self) -> None:
+        """It is not started any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _start_again(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.count += 1
+        try:
+            self._start()
+        except OSError as error:
+            self.ended(loop, f"cannot be started: {error},")
 
 
 def ignore_signals_to_the_daemon() -> None:

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from sigd.daemon.errors import MissingDependency, UsageError
 from sigd.daemon.recording.ring import Ring
 from sigd.daemon.recording.tap import Taps
-from sigd.daemon.runtime.child_process import Pauses, how_it_ended
+from sigd.daemon.runtime.child_process import Restarts, how_it_ended
 from sigd.daemon.shadow.memory import RING_BYTES, make_memory, map_board, map_ring
 from sigd.daemon.shadow.messages import MESSAGE_BYTES_MAX, Opened, Refused, Said, Task, decode_said, encode
 from sigd.daemon.shadow.statistics import Board
@@ -71,8 +71,9 @@ class Shadow:
         self.taps = Taps(self._ring)
         self._opened = Opened("", "")
         self._running = False
-        self._restarts = 0
-        self._pauses = Pauses()
+        self._restarts = Restarts(
+            f"the process of the shadow of {name}", "serving does not depend on it", self._start_again
+        )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._pidfd = -1
@@ -88,7 +89,7 @@ class Shadow:
             self._process, self._pidfd = self._starter.start(
                 "sigd.daemon.shadow.process", [str(self._memory)], theirs.fileno(), [self._memory]
             )
-        self._pauses.started()
+        self._restarts.started()
         # Only the first keeps anybody waiting.
         self._task = replace(self._task, in_hurry=False)
 
@@ -129,13 +130,14 @@ class Shadow:
             sha256=self._opened.sha256,
             backend=self._opened.backend,
             running=self._running,
-            restarts=self._restarts,
+            restarts=self._restarts.count,
             skipped=statistics.skipped + self._ring.dropped,
             statistics=statistics,
         )
 
     def close(self) -> None:
         """End the process, whatever it does: it has nothing to save."""
+        self._restarts.stop()
         if self._timer is not None:
             self._timer.cancel()
         self._hang_up()
@@ -181,31 +183,15 @@ class Shadow:
         self._timer = self._loop.call_later(END_TIMEOUT_S, self._process.kill)
 
     def _ended(self) -> None:
+        assert self._loop is not None
         assert self._timer is not None
         self._timer.cancel()
-        how, pause_s = self._reap(), self._pauses.next_s()
-        log.error(
-            "the process of the shadow of %s %s and is started again in %g s; serving does not depend on it",
-            self.name,
-            how,
-            pause_s,
-        )
-        self._start_in(pause_s)
-
-    def _start_in(self, pause_s: float) -> None:
-        assert self._loop is not None
-        self._timer = self._loop.call_later(pause_s, self._start_again)
+        self._restarts.ended(self._loop, self._reap())
 
     def _start_again(self) -> None:
         assert self._loop is not None
-        self._restarts += 1
-        try:
-            self.start()
-        except OSError as error:
-            log.error("the process of the shadow of %s cannot be started: %s", self.name, error)
-            self._start_in(self._pauses.next_s())
-        else:
-            self.watch(self._loop)
+        self.start()
+        self.watch(self._loop)
 
     def _hang_up(self) -> None:
         """Nothing more is said to it, or heard of it."""

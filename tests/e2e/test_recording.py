@@ -264,7 +264,7 @@ def test_a_writer_that_is_killed_is_started_again_and_nothing_is_lost(
                 os.kill(writer, signal.SIGKILL)
                 wait_until(lambda: writers_of(daemon) not in ([], [writer]), "no other writer")  # noqa: B023
     assert daemon.stop() == 0
-    assert "ended with -9 and is started again" in daemon.said()
+    assert "was ended by SIGKILL and is started again in 1 s" in daemon.said()
     recording, exchanges = read(directory)
     assert recording.ended
     assert sum(len(exchange.requests) for exchange in exchanges) == 150

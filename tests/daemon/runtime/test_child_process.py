@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import cast
 
 import pytest
 from tests.conftest import children_of
 
-from sigd.daemon.runtime.child_process import PAUSE_S, PAUSE_S_MAX, Pauses, Starter
+from sigd.daemon.runtime.child_process import PAUSE_S, PAUSE_S_MAX, Pauses, Restarts, Starter
 
 WAITS = "code"
 """A module that waits for its standard input."""
@@ -74,3 +77,49 @@ def test_each_pause_is_longer_until_one_has_run_for_long() -> None:
     assert [pauses.next_s(), pauses.next_s()] == [PAUSE_S, 2 * PAUSE_S], (
         "also where the next one does not start"
     )
+
+
+class FakeLoop:
+    """Keeps what is to be called, and when."""
+
+    def __init__(self) -> None:
+        self.due: list[tuple[float, Callable[..., None], tuple[object, ...]]] = []
+
+    def call_later(
+        self, delay_s: float, call: Callable[..., None], *arguments: object
+    ) -> asyncio.TimerHandle:
+        self.due.append((delay_s, call, arguments))
+        return cast("asyncio.TimerHandle", self)
+
+    def cancel(self) -> None:
+        self.due.clear()
+
+    def run(self) -> float:
+        """Call what is due next; after how many seconds."""
+        delay_s, call, arguments = self.due.pop()
+        call(*arguments)
+        return delay_s
+
+
+def test_process_that_cannot_be_started_is_tried_with_growing_pauses(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As for the validator, the shadow and the writer of recordings alike."""
+    fake, started = FakeLoop(), 0
+
+    def start() -> None:
+        nonlocal started
+        started += 1
+        if started < 4:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    loop = cast("asyncio.AbstractEventLoop", fake)
+    restarts = Restarts("the writer of X", "the ring holds", start, Pauses(lambda: 0.0))
+    assert restarts.ended(loop, "was ended by SIGKILL") == 1
+    assert [fake.run() for _ in range(4)] == [1, 2, 4, 8]
+    assert (started, restarts.count, fake.due) == (4, 4, [])
+    assert caplog.messages[0].startswith("the writer of X was ended by SIGKILL and is started again in 1 s")
+    assert "the writer of X cannot be started: [Errno 11]" in caplog.messages[1]
+    restarts.ended(loop, "ended with 1")
+    restarts.stop()
+    assert fake.due == []
