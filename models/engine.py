@@ -139,6 +139,11 @@ def check_engine(
     _check_device(path, manifest, environment)
     if batch_rows_max is not None and manifest.runtime not in CPU_RUNTIMES:
         _check_batch(path, manifest, batch_rows_max)
+    return spec_of_manifest(path, manifest, name)
+
+
+def spec_of_manifest(path: Path, manifest: Manifest, name: str | None = None) -> ModelSpec:
+    """The spec of an engine, as its manifest describes it."""
     return ModelSpec(
         name=model_name(path, name),
         path=path,

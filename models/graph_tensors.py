@@ -42,6 +42,26 @@ class GraphTensor(msgspec.Struct, frozen=True, kw_only=True):
     text: bool = False
     not_served: str = ""
 
+    @classmethod
+    def of(cls, one: Columns, batch_rows: int | None) -> GraphTensor:
+        """A tensor that is served."""
+        axes: list[int | str | None] = list(one.dims)
+        if one.batch_axis != WHOLE_CALL:
+            axes.insert(one.batch_axis, "N" if batch_rows is None else batch_rows)
+        return cls(
+            name=one.name,
+            dtype=one.dtype,
+            axes=shown_dims(tuple(axes)),
+            first_column=one.first,
+            last_column=one.first + one.width - 1,
+            labels=one.labels,
+            text=one.text,
+        )
+
+    def shape_told(self) -> str:
+        """Type, axes and classes."""
+        return self.told("column").partition(" ")[2]
+
     def told(self, column: str) -> str:
         """One line for people; `column` is what a column of the row is called, "feature" or "output"."""
         line = f"{self.name} {self.dtype} {self.axes}"
@@ -60,8 +80,8 @@ class GraphTensor(msgspec.Struct, frozen=True, kw_only=True):
 
 def served_tensors(spec: ModelSpec) -> tuple[tuple[GraphTensor, ...], tuple[GraphTensor, ...]]:
     """Inputs and outputs of a model that can be served."""
-    inputs = tuple(_served(one, spec.batch_rows) for one in spec.input_columns)
-    outputs = tuple(_served(one, spec.batch_rows) for one in spec.output_columns)
+    inputs = tuple(GraphTensor.of(one, spec.batch_rows) for one in spec.input_columns)
+    outputs = tuple(GraphTensor.of(one, spec.batch_rows) for one in spec.output_columns)
     left_out = tuple(
         GraphTensor(name=name, dtype="", axes="", not_served=f"it {reason}") for name, reason in spec.left_out
     )
@@ -78,22 +98,7 @@ def engine_tensors(
 ) -> tuple[GraphTensor, ...]:
     """Inputs or outputs of an engine: those of its model, or the one that it has."""
     served = columns or (Columns(tensor.name, "float32", tensor.row_dims),)
-    return tuple(_served(one, batch_rows) for one in served)
-
-
-def _served(one: Columns, batch_rows: int | None) -> GraphTensor:
-    axes: list[int | str | None] = list(one.dims)
-    if one.batch_axis != WHOLE_CALL:
-        axes.insert(one.batch_axis, "N" if batch_rows is None else batch_rows)
-    return GraphTensor(
-        name=one.name,
-        dtype=one.dtype,
-        axes=shown_dims(tuple(axes)),
-        first_column=one.first,
-        last_column=one.first + one.width - 1,
-        labels=one.labels,
-        text=one.text,
-    )
+    return tuple(GraphTensor.of(one, batch_rows) for one in served)
 
 
 def _declared(value: ValueInfoProto) -> GraphTensor:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sigd.models.accuracy import check_golden
 from sigd.models.backend import Backend
-from sigd.models.engine import ENGINE_SUFFIX, check_engine, cpu_environment, read_manifest
+from sigd.models.engine import ENGINE_SUFFIX, check_engine, cpu_environment, read_manifest, spec_of_manifest
 from sigd.models.errors import BackendUnavailable, ModelRefused
 from sigd.models.gpu.options import DEFAULT_GPU_OPTIONS, GpuOptions
 from sigd.models.independence import check_answers_differ, check_rows_independent
@@ -20,7 +20,7 @@ from sigd.models.manifest import RuntimeName
 from sigd.models.onnx.batch_axis import batch_spanning
 from sigd.models.onnx.file import read_onnx
 from sigd.models.reading import AS_IT_IS, ReadOptions
-from sigd.models.spec import read_spec, with_missing
+from sigd.models.spec import ModelSpec, read_spec, with_missing
 
 AUTO = "auto"
 """The name that lets the file decide."""
@@ -194,6 +194,18 @@ def _opened(made: Backend) -> Backend:
         made.close()
         raise
     return made
+
+
+def read_any_spec(path: Path, reading: ReadOptions = AS_IT_IS) -> ModelSpec:
+    """The spec of an ONNX file or an engine, which is not opened: it may be for another machine.
+
+    Raises:
+        ModelRefused: it cannot be served.
+    """
+    if path.suffix != ENGINE_SUFFIX:
+        return read_spec(path, options=reading)
+    _check_no_sizes(path, reading)
+    return with_missing(spec_of_manifest(path, read_manifest(path)), reading.missing)
 
 
 def make_backend(path: Path | str, backend: str = AUTO, options: BackendOptions = DEFAULT_OPTIONS) -> Backend:

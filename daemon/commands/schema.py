@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from sigd.daemon.commands.options import dim_option
 from sigd.daemon.errors import UsageError
 from sigd.wire.fields import FEATURES_MAX
 from sigd.wire.layout import OUTPUTS_MAX
@@ -16,10 +17,18 @@ from sigd.wire.schema.sbe import schema_xml
 @click.command(
     epilog="""\b
 Examples:
+  sigd schema --model m.onnx                           with the names of the model's inputs and outputs
+  sigd schema --model m.onnx --format cpp -o m.hpp     its rows as C++20 structs
   sigd schema --features 64 --outputs 3
   sigd schema --features 64 --outputs 3 -o sigd.xml    for an SBE code generator
   sigd schema --format cpp -o sigd_wire.hpp            the same as a C++20 header, for any model"""
 )
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    help="A model file: its columns by name, as in row.features.book[3].",
+)
+@dim_option
 @click.option("--features", type=click.IntRange(1, FEATURES_MAX), help="Features per request (n); with sbe.")
 @click.option("--outputs", type=click.IntRange(1, OUTPUTS_MAX), help="Outputs per response (m); with sbe.")
 @click.option(
@@ -36,9 +45,21 @@ Examples:
     type=click.Path(dir_okay=False, path_type=Path),
     help="File to write.  [default: stdout]",
 )
-def schema(features: int | None, outputs: int | None, form: str, output: Path | None) -> None:
-    """Print the wire: as the SBE schema for a model of that many features and outputs, or as a C++ header."""
-    text = _cpp(features, outputs) if form == "cpp" else _sbe(features, outputs)
+def schema(
+    model: Path | None,
+    dims: dict[str, int],
+    features: int | None,
+    outputs: int | None,
+    form: str,
+    output: Path | None,
+) -> None:
+    """Print the wire: as the SBE schema for one model, or as a C++ header for all; or the rows of one model."""
+    if model is not None:
+        if features is not None or outputs is not None:
+            raise click.UsageError("--model knows its sizes: leave --features and --outputs out.")
+        text = _of_model(model, dims, form)
+    else:
+        text = _cpp(features, outputs) if form == "cpp" else _sbe(features, outputs)
     if output is None:
         click.echo(text, nl=False)
         return
@@ -48,14 +69,39 @@ def schema(features: int | None, outputs: int | None, form: str, output: Path | 
         raise UsageError(f"cannot write {output}: {error.strerror}") from error
 
 
+def _of_model(path: Path, dims: dict[str, int], form: str) -> str:
+    from sigd.models.graph_tensors import GraphTensor
+    from sigd.models.onnx.columns import Columns
+    from sigd.models.reading import ReadOptions
+    from sigd.models.registry import read_any_spec
+    from sigd.wire.schema.named import NamedColumns, NamedModel, model_header
+
+    spec = read_any_spec(path, ReadOptions(dims))
+
+    def named(columns: tuple[Columns, ...]) -> tuple[NamedColumns, ...]:
+        return tuple(
+            NamedColumns(
+                one.name, one.dims, one.first, GraphTensor.of(one, spec.batch_rows).shape_told(), one.labels
+            )
+            for one in columns
+        )
+
+    model = NamedModel(spec.name, spec.sha256.hex(), named(spec.input_columns), named(spec.output_columns))
+    return model_header(model) if form == "cpp" else schema_xml(spec.features, spec.outputs, model)
+
+
 def _cpp(features: int | None, outputs: int | None) -> str:
     if features is not None or outputs is not None:
-        raise click.UsageError("The C++ header is for every model: leave --features and --outputs out.")
+        raise click.UsageError(
+            "The C++ header is for every model: leave --features and --outputs out, or give --model."
+        )
     return cpp_header()
 
 
 def _sbe(features: int | None, outputs: int | None) -> str:
     if features is None or outputs is None:
         missing = "--features" if features is None else "--outputs"
-        raise click.UsageError(f"Missing option '{missing}': an SBE schema is for one model.")
+        raise click.UsageError(
+            f"Missing option '{missing}': an SBE schema is for one model; --model FILE knows both."
+        )
     return schema_xml(features, outputs)

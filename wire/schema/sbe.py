@@ -6,6 +6,7 @@ https://www.fixtrading.org/standards/sbe-online/
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from enum import IntEnum, IntFlag
 from typing import Final
 from xml.etree import ElementTree
@@ -14,6 +15,7 @@ from xml.etree.ElementTree import Element, SubElement
 from sigd.wire import fields
 from sigd.wire.fields import HEADER_BYTES, SCHEMA_ID, SCHEMA_SEMANTIC_VERSION, SCHEMA_VERSION, Field, Message
 from sigd.wire.layout import request_frame_bytes, response_frame_bytes
+from sigd.wire.schema.named import NamedColumns, NamedModel, identifiers
 from sigd.wire.status import GoodbyeCode, HelloFlag, RejectCode, Status, Transport
 
 NAMESPACE: Final = "http://fixprotocol.io/2016/sbe"
@@ -51,8 +53,9 @@ NAMED_TYPES: Final[dict[tuple[str, str], type[IntEnum | IntFlag]]] = {
 """Fields whose numbers have names, by message and field."""
 
 
-def schema_xml(features: int, outputs: int) -> str:
-    """The schema as an XML document, for a model of `features` features and `outputs` outputs.
+def schema_xml(features: int, outputs: int, model: NamedModel | None = None) -> str:
+    """The schema as an XML document, for a model of `features` features and `outputs` outputs. With `model`
+    the rows have a field for each of its tensors, in place of one array.
 
     Raises:
         ValueError: no frame can carry that many features or outputs.
@@ -80,9 +83,12 @@ def schema_xml(features: int, outputs: int) -> str:
     for enumeration, description in _ENUMS:
         _add_enum(types, enumeration, description)
     _add_set(types, HelloFlag, "what a client asks for, and is granted")
+    named = {} if model is None else {"features": model.features, "outputs": model.outputs}
+    for columns in named.values():
+        _add_column_types(types, columns)
     for message in fields.MESSAGES:
         length = block_bytes.get(message.template_id) or (message.frame_bytes or 0) - HEADER_BYTES
-        _add_message(root, message, length)
+        _add_message(root, message, length, named)
     ElementTree.register_namespace("sbe", NAMESPACE)
     ElementTree.indent(root, "    ")
     body = ElementTree.tostring(root, encoding="unicode")
@@ -150,7 +156,21 @@ def _add_set(types: Element, flags: type[IntFlag], description: str) -> None:
         SubElement(element, "choice", name=member.name or "").text = str(member.value.bit_length() - 1)
 
 
-def _add_message(root: Element, message: Message, block_bytes: int) -> None:
+def _add_column_types(types: Element, columns: Sequence[NamedColumns]) -> None:
+    known = {element.get("name") for element in types}
+    for one in columns:
+        if (name := _columns_type(one)) not in known:
+            known.add(name)
+            SubElement(types, "type", name=name, primitiveType="float", length=str(one.width))
+
+
+def _columns_type(one: NamedColumns) -> str:
+    return f"Columns{one.width}"
+
+
+def _add_message(
+    root: Element, message: Message, block_bytes: int, named_columns: Mapping[str, Sequence[NamedColumns]]
+) -> None:
     element = SubElement(
         root,
         f"{{{NAMESPACE}}}message",
@@ -161,6 +181,20 @@ def _add_message(root: Element, message: Message, block_bytes: int) -> None:
         sinceVersion=_FIRST_VERSION,
     )
     for field_id, field in enumerate(message.fields, 1):
+        columns = named_columns.get(str(field.count), ())
+        if columns:
+            names = identifiers((one.name for one in columns), [other.name for other in message.fields])
+            for number, (one, name) in enumerate(zip(columns, names, strict=True)):
+                SubElement(
+                    element,
+                    "field",
+                    name=name,
+                    id=str(field_id + number),
+                    type=_columns_type(one),
+                    offset=str(field.offset - HEADER_BYTES + 4 * one.first),
+                    description=one.meaning,
+                )
+            continue
         named = NAMED_TYPES.get((message.name, field.name))
         SubElement(
             element,
