@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sigd.models.errors import ModelRefused
 from sigd.models.onnx.batch_axis import batch_spanning
@@ -31,6 +31,7 @@ FEATURES_MAX = 16_373
 """The most features that one request frame carries: its length is a 16-bit count of bytes."""
 OUTPUTS_MAX = 16_370
 """The most outputs that one response frame carries."""
+_IR_WITHOUT_WEIGHTS_AMONG_INPUTS: Final = 4
 NAME_BYTES_MAX = 32
 """The most UTF-8 bytes of a model's name: the size of the field that carries it to clients."""
 
@@ -246,10 +247,11 @@ def _checked_output_dims(file: OnnxFile, output: ValueInfoProto) -> tuple[Dim, .
 
     dims = declared_dims(output)
     # The bytes, for out of the message both would make them anew.
-    checked: ModelProto | bytes = file.content
+    content = _content_to_check(file)
+    checked: ModelProto | bytes = content
     try:
         if dims is None or any(not isinstance(dim, int) for dim in dims[1:]):
-            checked = infer_shapes(file.content, data_prop=True)
+            checked = infer_shapes(content, data_prop=True)
             dims = declared_dims(checked.graph.output[0])
         known = _known_dims(dims)
         check_model(checked)
@@ -258,18 +260,16 @@ def _checked_output_dims(file: OnnxFile, output: ValueInfoProto) -> tuple[Dim, .
     return known
 
 
-def _invalid(error: Exception) -> str:
-    """What the checker found. A file that is merely newer than the package onnx is no broken one."""
-    from onnx import IR_VERSION, __version__
+def _content_to_check(file: OnnxFile) -> bytes:
+    """The model for the checker. Before IR version 4 it wants weights among the inputs, the runtimes do not."""
+    from onnx import ModelProto
 
-    newer = re.search(r"ir_version (?P<found>\d+) is higher", str(error))
-    if newer is not None:
-        return (
-            f"has the IR version {newer['found']}, the package onnx {__version__} here knows {IR_VERSION} at"
-            " most: upgrade it (pip install --upgrade onnx), or export the model with an older one"
-            f" (model.ir_version = {IR_VERSION} before onnx.save)"
-        )
-    return f"not a valid ONNX model: {error}"
+    if file.model.ir_version >= _IR_WITHOUT_WEIGHTS_AMONG_INPUTS:
+        return file.content
+    model = ModelProto()
+    model.CopyFrom(file.model)
+    model.ir_version = _IR_WITHOUT_WEIGHTS_AMONG_INPUTS
+    return bytes(model.SerializeToString())
 
 
 def _check_valid(file: OnnxFile) -> None:
@@ -277,12 +277,11 @@ def _check_valid(file: OnnxFile) -> None:
     from onnx import ModelProto
     from onnx.checker import ValidationError, check_model
 
-    content = file.content
+    content = _content_to_check(file)
     silent = [value for value in file.model.graph.output if declared_dims(value) is None]
     if silent:
         # The checker wants a shape, the runtime does not.
-        model = ModelProto()
-        model.CopyFrom(file.model)
+        model = ModelProto.FromString(content)
         for value in model.graph.output:
             if value.type.WhichOneof("value") == "tensor_type":
                 value.type.tensor_type.shape.SetInParent()

@@ -78,10 +78,29 @@ def read_signature(
         check_width(inputs_placed)
         try:
             return _tried(file, inputs_placed, batch_rows)
+        except _NoRows as error:
+            refusal = refusal or ModelRefused(f"{error}{_whole_call_hint(inputs, columns, fixed)}")
         except ModelRefused as error:
             refusal = refusal or error
     assert refusal is not None
     raise refusal
+
+
+class _NoRows(ModelRefused):
+    """The outputs have no row for each row of the inputs."""
+
+
+def _whole_call_hint(inputs: tuple[_Declared, ...], columns: list[Columns], fixed: _Sizes) -> str:
+    """How to serve the whole call as one row, where the axis that was taken for the batch is none."""
+    for one, placed in zip(inputs, columns, strict=True):
+        axis = placed.batch_axis
+        if axis == WHOLE_CALL:
+            return ""
+        if axis > 0:
+            return f": axis {axis} of input {one.name!r} is no batch: give it its size with --dim {_key(one, axis)}=SIZE"
+        if not isinstance(fixed.of(one, axis, one.dims[axis]), int):
+            return f"; where the whole call is one row, say so with --dim {_key(one, axis)}=1"
+    return ""
 
 
 def real_inputs(model: ModelProto) -> list[ValueInfoProto]:
@@ -100,7 +119,7 @@ def declared_dims(value: ValueInfoProto) -> tuple[Dim, ...] | None:
     return tuple(
         (dim.dim_value if dim.dim_value != -1 else None)
         if dim.HasField("dim_value")
-        else (dim.dim_param or None)
+        else (dim.dim_param if dim.dim_param not in ("", "?") else None)
         for dim in tensor.shape.dim
     )
 
@@ -232,19 +251,15 @@ def _layouts(path: Path, inputs: tuple[_Declared, ...], fixed: _Sizes) -> list[_
         assert isinstance(batch, int)
         rows: _Layout = ([_columns(one, axes, 0) for one, axes in zip(inputs, dims, strict=True)], batch)
         return [rows, whole] if batch == 1 else [rows]
-    axes_of = _batch_axes(dims)
-    for one, axis in free:
-        number = inputs.index(one)
-        if axes_of is None or axes_of[number] != axis:
-            raise ModelRefused(_free_axis(path, one, axis, one.dims[axis]))
-    assert axes_of is not None
+    axes_of = None if fixed.batch_is_fixed else _batch_axes(dims)
+    others = [(one, axis) for one, axis in free if axes_of is None or axes_of[inputs.index(one)] != axis]
+    if others or axes_of is None:
+        raise ModelRefused(_free_axes(path, others))
     if None in axes_of:
         without = inputs[axes_of.index(None)]
-        name = _keys(free[0][0], free[0][1], free[0][0].dims[free[0][1]])[0]
         raise ModelRefused(
-            f"{path}: input {without.name!r} has the shape {shown_dims(without.dims)}, which has no batch"
-            " axis, while others have"
-            f" one: give the batch a size, and each call is one row: --dim {name}=1"
+            f"{path}: input {without.name!r} has the shape {shown_dims(without.dims)}, which has no batch axis, while"
+            f" others have one: give the batch a size, and each call is one row: --dim {_key(*free[0])}=1"
         )
     return [
         (
@@ -276,12 +291,21 @@ def _batch_axes(dims: list[tuple[Dim, ...]]) -> list[int | None] | None:
     return [next((axis for axis, dim in enumerate(axes) if not isinstance(dim, int)), None) for axes in dims]
 
 
-def _free_axis(path: Path, one: _Declared, axis: int, dim: Dim) -> str:
+def _key(one: _Declared, axis: int) -> str:
+    """What --dim calls an axis."""
+    return _keys(one, axis, one.dims[axis])[0]
+
+
+def _free_axes(path: Path, free: list[tuple[_Declared, int]]) -> str:
+    """How to give these axes their sizes."""
+    shapes = " and ".join(
+        dict.fromkeys(f"input {one.name!r} has the shape {shown_dims(one.dims)}" for one, _ in free)
+    )
+    keys = list(dict.fromkeys(_key(one, axis) for one, axis in free))
+    table = ", ".join(f'"{key}" = SIZE' for key in keys)
     return (
-        f"{path}: input {one.name!r} has the shape {shown_dims(one.dims)}, expected a size on every axis but"
-        " the batch: give axis"
-        f" {axis} its size with --dim {_keys(one, axis, dim)[0]}=SIZE, or in the configuration dims ="
-        f' {{"{_keys(one, axis, dim)[0]}" = SIZE}}'
+        f"{path}: {shapes}, expected a size on every axis but the batch: give it with"
+        f" {' '.join(f'--dim {key}=SIZE' for key in keys)}, or in the configuration dims = {{{table}}}"
     )
 
 
@@ -319,9 +343,7 @@ def _tried(file: OnnxFile, inputs: tuple[Columns, ...], batch_rows: int | None) 
             left_out.append((name, found))
     if not served:
         reasons = "; ".join(f"output {name!r} {reason}" for name, reason in left_out) or "it has no output"
-        raise ModelRefused(
-            f"{file.path}: {reasons}, expected an output with one row for each row of the input"
-        )
+        raise _NoRows(f"{file.path}: {reasons}, expected an output with one row for each row of the input")
     return Signature(inputs, side_by_side(served), tuple(left_out), batch_rows)
 
 
