@@ -38,6 +38,10 @@ COMMANDS: Final = {
     "top": ("sigd.daemon.commands.top:top", "Watch a running daemon."),
     "schema": ("sigd.daemon.commands.schema:schema", "Print the SBE schema of the wire."),
     "build-engine": ("sigd.daemon.commands.build_engine:build_engine", "Build a model file into an engine."),
+    "convert": (
+        "sigd.daemon.commands.convert:convert",
+        "Convert trees of LightGBM, XGBoost or CatBoost to ONNX.",
+    ),
     "inspect": (
         "sigd.daemon.commands.inspect:inspect",
         "Show what a model file, an engine or a recording is.",

@@ -17,6 +17,7 @@ from sigd.models.errors import BackendUnavailable, ModelRefused
 from sigd.models.gpu.options import DEFAULT_GPU_OPTIONS, GpuOptions
 from sigd.models.independence import check_answers_differ, check_rows_independent
 from sigd.models.manifest import RuntimeName
+from sigd.models.native_files import no_onnx_model, recognise
 from sigd.models.onnx.batch_axis import batch_spanning
 from sigd.models.onnx.file import read_onnx
 from sigd.models.reading import AS_IT_IS, ReadOptions
@@ -233,6 +234,13 @@ def backend_for(path: Path, backend: str = AUTO) -> str:
     for name, entry in _BACKENDS.items():
         if path.suffix.lower() in entry.suffixes:
             return name
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+    except OSError:
+        content = b""
+    if recognise(content) is not None:
+        raise ModelRefused(no_onnx_model(path, content))
     known = ", ".join(f"{suffix} ({name})" for name, entry in _BACKENDS.items() for suffix in entry.suffixes)
     names = ", ".join(name for name, entry in _BACKENDS.items() if entry.runs_model)
     raise ModelRefused(

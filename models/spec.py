@@ -261,7 +261,8 @@ def _checked_output_dims(file: OnnxFile, output: ValueInfoProto) -> tuple[Dim, .
 
 
 def _content_to_check(file: OnnxFile) -> bytes:
-    """The model for the checker. Before IR version 4 it wants weights among the inputs, the runtimes do not."""
+    """The model for the checker. Before IR version 4 it wants weights among the inputs, the runtimes do
+    not."""
     from onnx import ModelProto
 
     if file.model.ir_version >= _IR_WITHOUT_WEIGHTS_AMONG_INPUTS:

@@ -53,7 +53,8 @@ def schema(
     form: str,
     output: Path | None,
 ) -> None:
-    """Print the wire: as the SBE schema for one model, or as a C++ header for all; or the rows of one model."""
+    """Print the wire: as the SBE schema for one model, or as a C++ header for all; or the rows of one
+    model."""
     if model is not None:
         if features is not None or outputs is not None:
             raise click.UsageError("--model knows its sizes: leave --features and --outputs out.")

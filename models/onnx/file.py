@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sigd.models.errors import ModelRefused
+from sigd.models.native_files import no_onnx_model
 from sigd.models.trusted_file import read_file
 
 if TYPE_CHECKING:
@@ -64,9 +65,7 @@ def read_onnx(path: Path, expected_sha256: bytes | None = None) -> OnnxFile:
             raise MemoryError from error
         model = onnx.ModelProto()
     if not model.ir_version or not model.graph.node:
-        raise ModelRefused(
-            f"{path}: not an ONNX model ({len(content)} bytes), expected a file written by an ONNX exporter"
-        )
+        raise ModelRefused(no_onnx_model(path, content))
     sha256 = hashlib.sha256(content)
     outside = [tensor for tensor in _tensors(model) if tensor.data_location == tensor.EXTERNAL]
     weights = {name: _read_weights(path, name) for name in sorted({_location(tensor) for tensor in outside})}

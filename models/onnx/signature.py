@@ -97,7 +97,10 @@ def _whole_call_hint(inputs: tuple[_Declared, ...], columns: list[Columns], fixe
         if axis == WHOLE_CALL:
             return ""
         if axis > 0:
-            return f": axis {axis} of input {one.name!r} is no batch: give it its size with --dim {_key(one, axis)}=SIZE"
+            return (
+                f": axis {axis} of input {one.name!r} is no batch: give it its size with --dim"
+                f" {_key(one, axis)}=SIZE"
+            )
         if not isinstance(fixed.of(one, axis, one.dims[axis]), int):
             return f"; where the whole call is one row, say so with --dim {_key(one, axis)}=1"
     return ""
@@ -258,7 +261,8 @@ def _layouts(path: Path, inputs: tuple[_Declared, ...], fixed: _Sizes) -> list[_
     if None in axes_of:
         without = inputs[axes_of.index(None)]
         raise ModelRefused(
-            f"{path}: input {without.name!r} has the shape {shown_dims(without.dims)}, which has no batch axis, while"
+            f"{path}: input {without.name!r} has the shape {shown_dims(without.dims)}, which has no batch"
+            " axis, while"
             f" others have one: give the batch a size, and each call is one row: --dim {_key(*free[0])}=1"
         )
     return [
