@@ -260,6 +260,20 @@ def _checked_output_dims(file: OnnxFile, output: ValueInfoProto) -> tuple[Dim, .
     return known
 
 
+def _invalid(error: Exception) -> str:
+    """What the checker found. A file that is merely newer than the package onnx is no broken one."""
+    from onnx import IR_VERSION, __version__
+
+    newer = re.search(r"ir_version (?P<found>\d+) is higher", str(error))
+    if newer is not None:
+        return (
+            f"has the IR version {newer['found']}, the package onnx {__version__} here knows {IR_VERSION} at"
+            " most: upgrade it (pip install --upgrade onnx), or export the model with an older one"
+            f" (model.ir_version = {IR_VERSION} before onnx.save)"
+        )
+    return f"not a valid ONNX model: {error}"
+
+
 def _content_to_check(file: OnnxFile) -> bytes:
     """The model for the checker. Before IR version 4 it wants weights among the inputs, the runtimes do
     not."""
