@@ -12,6 +12,7 @@ import msgspec
 from sigd.daemon.admin.client import ask_status
 from sigd.daemon.admin.gate import Bounds, ShadowBounds, Verdict, find_early, judge
 from sigd.daemon.config.config import admin_path_of, running_socket_path
+from sigd.daemon.config.flags import FiniteRange
 from sigd.daemon.errors import EXIT_CHECK_FAILED, UsageError
 
 LOOK_EVERY_S = 1.0
@@ -33,14 +34,14 @@ Examples:
 @click.option(
     "--for",
     "watch_s",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     default=10.0,
     show_default=True,
     help="How long to watch, in seconds.",
 )
 @click.option("--model", default="", help="Which model.  [default: the first one]")
 @click.option("--serves", default="", metavar="SHA256", help="The model file that must be served.")
-@click.option("--p99-us", type=click.FloatRange(min=0, min_open=True), help="The 99th percentile at most.")
+@click.option("--p99-us", type=FiniteRange(min=0, min_open=True), help="The 99th percentile at most.")
 @click.option(
     "--errors-max",
     type=click.IntRange(min=0),
@@ -58,7 +59,7 @@ Examples:
 @click.option("--shadow", default="", metavar="SHA256", help="The model file that must run in the shadow.")
 @click.option(
     "--agreement-min",
-    type=click.FloatRange(0, 1),
+    type=FiniteRange(0, 1),
     default=0.99,
     show_default=True,
     help="With --shadow: share of the rows on which both decide alike.",
@@ -72,7 +73,7 @@ Examples:
 )
 @click.option(
     "--drift-max",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     default=0.5,
     show_default=True,
     help="With --shadow: how far an output's mean may be apart, in standard deviations.",
