@@ -15,7 +15,7 @@ install = { $(BIN)/python -m pip --disable-pip-version-check --no-color install 
 	END {if (code) printf "%s", said; exit code}'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all pages test-simcuda test-gpu test-cuda test-rtx test-systemd check format lint types imports bench bench-connections bench-observe bench-reload bench-tunnel profile fuzz soak soak-sessions train lock wheel deb clean
+.PHONY: help demo test test-all pages test-simcuda test-gpu test-cuda test-rtx test-oracles test-systemd check format lint types imports bench bench-connections bench-observe bench-reload bench-tunnel profile fuzz soak soak-sessions train lock wheel deb clean
 
 help:  ## this list
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ test-cuda: $(VENV)/.dev  ## the same without TensorRT, with kernels of our own i
 
 test-rtx: $(VENV)/.dev build/rtx/.ready  ## the real TensorRT-RTX builder, on the CPU (fetches 95 MB, once)
 	PYTHONPATH=build/rtx/site $(BIN)/pytest tests/rtx
+
+test-oracles: $(VENV)/.dev build/oracles/.ready  ## the workstation's plan against two other estimators (fetches 1 MB, once)
+	PYTHONPATH=build/oracles/site $(BIN)/pytest tests/oracles
 
 test-systemd: $(VENV)/.fleet  ## as root: the units on a machine with systemd, booted for each test (the first time: a minute more; SUITE=trixie)
 	$(BIN)/python tests/systemd/prepare.py $(if $(SUITE),--suite $(SUITE)) -- $(BIN)/pytest -m systemd tests/systemd
@@ -113,6 +116,12 @@ deb: wheel  ## build a Debian package into dist/ (needs debhelper and python3-ve
 
 clean:  ## remove what these targets made
 	rm -rf $(VENV) dist build out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+build/oracles/.ready: tests/oracles/requirements.lock | $(VENV)/.dev
+	@echo "fetching what tests/oracles/requirements.lock names"
+	@rm -rf build/oracles
+	@$(PIP) install --require-hashes --no-deps --only-binary :all: --target build/oracles/site -r $<
+	@touch $@
 
 build/rtx/.ready: tests/rtx/requirements.lock | $(VENV)/.dev
 	@echo "fetching what tests/rtx/requirements.lock names"
