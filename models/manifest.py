@@ -22,6 +22,7 @@ from sigd.models.onnx.columns import Columns, row_width
 SCHEMA: Final = 1
 """Version of the manifest's layout; a reader refuses any other."""
 NOT_MEASURED: Final = "not measured"
+REFERENCE_EVALUATOR: Final = "ONNX reference evaluator"
 
 RuntimeName = Literal["native", "onnxruntime", "tensorrt", "tensorrt-rtx"]
 CPU_RUNTIMES: Final[frozenset[RuntimeName]] = frozenset({"native", "onnxruntime"})
@@ -148,6 +149,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         accuracy: of the engine itself, or "not measured" where it cannot run on the machine that built it.
         conversion_accuracy: of the ONNX graph that went into the builder, on the CPU: what the precision
             costs before the builder adds its own.
+        oracle: what gave the answers that accuracy was measured by, and why where it is not the ONNX
+            reference evaluator.
         built_at: UTC, ISO 8601.
         rebuild: the command that builds it again, word by word.
         input_columns, output_columns: which columns of a row are which tensor of the model, see
@@ -171,6 +174,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     golden: Golden
     accuracy: Accuracy | Literal["not measured"]
     conversion_accuracy: Accuracy | Literal["not measured"]
+    oracle: str = REFERENCE_EVALUATOR
     host: Host
     built_at: str
     build_seconds: float

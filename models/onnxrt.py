@@ -42,10 +42,18 @@ class OnnxRuntimeBackend:
     inputs: Float32Array
     outputs: Float32Array
 
-    def __init__(self, spec: ModelSpec, batch_rows_max: int = 64, intra_op_threads: int = 1) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        batch_rows_max: int = 64,
+        intra_op_threads: int = 1,
+        *,
+        optimised: bool = True,
+    ) -> None:
         self.spec = spec
         self.batch_rows_max = batch_rows_max if spec.batch_rows is None else spec.batch_rows
         self._intra_op_threads = intra_op_threads
+        self._optimised = optimised
         # For each number of rows the call that runs its bucket; empty while the backend is not open.
         self._runs: dict[int, Callable[[], object]] = {}
         # Between load() and prepare().
@@ -133,7 +141,10 @@ class OnnxRuntimeBackend:
         """One session, set up for the least time of one small batch."""
         onnxruntime = _runtime()
         options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        levels = onnxruntime.GraphOptimizationLevel
+        options.graph_optimization_level = (
+            levels.ORT_ENABLE_ALL if self._optimised else levels.ORT_DISABLE_ALL
+        )
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         options.intra_op_num_threads = self._intra_op_threads
         options.inter_op_num_threads = 1

@@ -247,6 +247,7 @@ def _manifest_facts(manifest: Manifest) -> list[tuple[str, str]]:
         ("flags", ", ".join(f"{name} {value}" for name, value in manifest.flags.items())),
         ("accuracy", shown(manifest.accuracy)),
         ("of its graph", shown(manifest.conversion_accuracy)),
+        ("oracle", manifest.oracle),
         ("golden rows", f"{manifest.golden.rows}, {manifest.golden.source}"),
         ("built from", f"{manifest.source.file}, sha256 {manifest.source.sha256}"),
         ("built", f"{manifest.built_at} on {manifest.host.name} in {manifest.build_seconds:.2f} s"),

@@ -29,9 +29,17 @@ from sigd.models.denormals import float_environment_kept
 from sigd.models.engine import publish_engine, stage_engine, stage_file, staging_folder, write_whole
 from sigd.models.errors import BackendUnavailable, ModelError, ModelRefused
 from sigd.models.independence import check_answers_differ, check_rows_independent
-from sigd.models.manifest import CPU_RUNTIMES, NOT_MEASURED, Accuracy, Manifest, RuntimeName
+from sigd.models.manifest import (
+    CPU_RUNTIMES,
+    NOT_MEASURED,
+    REFERENCE_EVALUATOR,
+    Accuracy,
+    Manifest,
+    RuntimeName,
+)
 from sigd.models.native.lowering import lower
 from sigd.models.onnx.file import OnnxFile, read_onnx
+from sigd.models.onnxrt import OnnxRuntimeBackend
 from sigd.models.oracle import OracleBackend
 from sigd.models.reading import ReadOptions
 from sigd.models.registry import BackendOptions, make_backend
@@ -64,11 +72,13 @@ class _Sample:
         rows: float32, (n, features).
         answers: float32, (n, outputs): the oracle's.
         batch_rows: how many of them were answered together; never more than the engine will take.
+        oracle: what answered.
     """
 
     rows: Float32Array
     answers: Float32Array
     batch_rows: int
+    oracle: str
 
 
 def build_engine(
@@ -239,8 +249,7 @@ def _sample(job: Job, rows: Float32Array) -> _Sample:
     """The oracle's answers, and its word that rows do not depend on each other in batches as they are asked
     for."""
     batch_rows_max = max(profile.rows_max for profile in job.profiles)
-    oracle = OracleBackend(job.spec, min(_ORACLE_BATCH_ROWS, len(rows), batch_rows_max))
-    oracle.open()
+    oracle, name = _open_oracle(job.spec, min(_ORACLE_BATCH_ROWS, len(rows), batch_rows_max))
     try:
         check_rows_independent(oracle, rows)
         check_answers_differ(oracle)
@@ -255,7 +264,28 @@ def _sample(job: Job, rows: Float32Array) -> _Sample:
             " --calibration,"
             " or look for a square root, a logarithm or a division that leaves its domain"
         )
-    return _Sample(rows[: len(answers)], answers, oracle.batch_rows_max)
+    return _Sample(rows[: len(answers)], answers, oracle.batch_rows_max, name)
+
+
+def _open_oracle(spec: ModelSpec, batch_rows: int) -> tuple[Backend, str]:
+    """The oracle and its name. The reference evaluator fails on some valid models (on some shapes of
+    MaxPool, for one); ONNX Runtime without its optimisations is the oracle then.
+
+    Raises:
+        ModelRefused: neither runs the model.
+    """
+    reference = OracleBackend(spec, batch_rows)
+    try:
+        reference.open()
+    except ModelRefused as refusal:
+        plain = OnnxRuntimeBackend(spec, batch_rows, optimised=False)
+        try:
+            plain.open()
+        except (ModelRefused, BackendUnavailable):
+            plain.close()
+            raise refusal from None
+        return plain, f"ONNX Runtime {metadata.version('onnxruntime')} without optimisations ({refusal})"
+    return reference, REFERENCE_EVALUATOR
 
 
 def _answers_in_time(oracle: Backend, rows: Float32Array) -> Float32Array:
@@ -276,6 +306,7 @@ def _measured(folder: Path, job: Job, model: ModelProto, plan: BuiltPlan, sample
         plan=plan,
         rows=sample.rows,
         answers=sample.answers,
+        oracle=sample.oracle,
         conversion_accuracy=_conversion_accuracy(folder, job, model, sample),
     )
     manifest = describe(job, findings)

@@ -73,12 +73,13 @@ class Findings:
         plan: the engine.
         rows: float32, (n, features): what accuracy was measured on.
         answers: float32, (n, outputs): the oracle's.
-        conversion_accuracy, accuracy: as in the manifest.
+        oracle, conversion_accuracy, accuracy: as in the manifest.
     """
 
     plan: BuiltPlan
     rows: Float32Array
     answers: Float32Array
+    oracle: str
     conversion_accuracy: Accuracy | Literal["not measured"]
     accuracy: Accuracy | Literal["not measured"] = NOT_MEASURED
 
@@ -106,6 +107,7 @@ def describe(job: Job, findings: Findings) -> Manifest:
         golden=_golden(request, findings),
         accuracy=findings.accuracy,
         conversion_accuracy=findings.conversion_accuracy,
+        oracle=findings.oracle,
         host=Host(name=platform.node(), system=platform.platform(), python=platform.python_version()),
         built_at=datetime.now(UTC).isoformat(timespec="seconds"),
         build_seconds=0.0,

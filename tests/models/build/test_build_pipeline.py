@@ -22,6 +22,7 @@ from sigd.models.build.request import Batches
 from sigd.models.engine import EngineNotWritten, read_manifest
 from sigd.models.errors import ModelRefused
 from sigd.models.manifest import Accuracy, Manifest
+from sigd.models.oracle import OracleBackend
 from sigd.models.processor import instruction_sets
 from sigd.models.registry import open_backend
 from sigd.models.rows import RowsRefused, seeded_rows
@@ -281,3 +282,19 @@ def test_a_model_that_gives_no_number_is_named_as_the_culprit(
     with pytest.raises(ModelRefused, match="the model itself answers NaN or infinity to all of"):
         build_here(models.graph(nodes, ["N", 4], ["N", 4]))
     assert not engine.exists()
+
+
+def test_where_the_reference_evaluator_fails_another_oracle_answers_and_the_manifest_says_so(
+    models: ModelMaker, build_here: Build, engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert build_here(models.conv()).oracle == "ONNX reference evaluator"
+
+    def refuse(self: OracleBackend) -> None:
+        raise ModelRefused("the ONNX reference evaluator refuses it: MaxPool")
+
+    monkeypatch.setattr(OracleBackend, "open", refuse)
+    manifest = build_here(models.conv())
+    assert "without optimisations (the ONNX reference evaluator refuses it: MaxPool)" in manifest.oracle
+    assert isinstance(manifest.accuracy, Accuracy)
+    assert manifest.accuracy.label_agreement == 1.0
+    assert read_manifest(engine).oracle == manifest.oracle
