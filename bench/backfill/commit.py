@@ -37,7 +37,9 @@ def temporary(directory: Path, name: str) -> Iterator[Path]:
 
 
 def commit(path: Path, final: Path) -> str:
-    """Give a finished file its name, durably. Returns its sha256 in hex.
+    """Give a finished file its name, once its bytes are on disk. Returns its sha256 in hex.
+
+    The name itself may be lost if the machine fails at once; then the piece is not there and runs again.
 
     Raises:
         NotTheSame: the name is taken by other bytes.
@@ -57,7 +59,6 @@ def commit(path: Path, final: Path) -> str:
                 " wrong; move the file away to have it written anew"
             ) from None
         return digest
-    _sync_directory(final.parent)
     return digest
 
 
@@ -75,11 +76,3 @@ def sha256_of(path: Path) -> str:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -51,10 +51,12 @@ class DaskEngine:
         self._done: queue.SimpleQueue[tuple[Piece, Any]] = queue.SimpleQueue()
         self._running: dict[str, Any] = {}
         self._deaths: dict[str, int] = {}
-        threads = sum(self._client.nthreads().values())
-        if not threads:
+        try:
+            self._client.wait_for_workers(1, timeout=_CONNECT_TIMEOUT_S)
+        except TimeoutError:
             self._client.close()
-            raise PeerFailed(f"the scheduler at {address} has no workers: dask worker {address}")
+            raise PeerFailed(f"the scheduler at {address} has no workers: dask worker {address}") from None
+        threads = sum(self._client.nthreads().values())
         # The next piece is there when a worker has finished one.
         self.in_flight_max = 2 * threads
 
