@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from sigd.models.features import FEATURE_NAMES, FEATURE_VERSION
 from sigd.models.features.catalogue import MIRROR
 from sigd.models.registry import open_backend
-from sigd.models.training.__main__ import main
+from sigd.models.training.__main__ import main, throughput
 from sigd.models.training.fit import LOGISTIC, Recipe, fit
 from sigd.models.training.network import softmax
 from sigd.models.training.outcome import CLASSES, outcome_of_model
@@ -246,3 +246,22 @@ def test_the_shipped_model_answers_alike_on_the_oracle_and_on_onnx_runtime() -> 
         backend.close()
     np.testing.assert_allclose(answers[0], answers[1], rtol=1e-5, atol=1e-5)
     assert np.ptp(answers[0], axis=0).min() > 0.01
+
+
+def test_a_device_that_is_not_there_ends_with_3_and_names_those_that_are(
+    capture: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("torch", reason=TORCH_MISSING)
+    result = CliRunner().invoke(
+        main, ["--capture", str(capture), "--out", str(tmp_path), "--device", "cuda:9"]
+    )
+    assert result.exit_code == 3
+    assert "--device cuda:9" in result.output
+    assert "cards here" in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_throughput_stands_beside_the_plan() -> None:
+    assert throughput(83_000, 8192, "cpu") == (
+        "83,000 samples/s at a batch of 8,192 on cpu; the workstation's plan asks for 100,000 (0.83 times)"
+    )
