@@ -88,6 +88,7 @@ profile: $(VENV)/.base  ## where the daemon's time for a request goes, stage by 
 fuzz: $(VENV)/.dev  ## a million hostile frames and more against the decoder and a live daemon
 	$(BIN)/python -m tests.fuzz.fuzz_stream
 	$(BIN)/python -m tests.fuzz.fuzz_rings
+	$(BIN)/python -m tests.fuzz.fuzz_plans
 
 soak: $(VENV)/.dev  ## a hundred million requests over both transports, over daemons that are killed (needs a C++ compiler)
 	$(BIN)/python -m tests.soak.soak

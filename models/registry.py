@@ -6,6 +6,7 @@ that nothing here needs a package that only another backend does.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,8 @@ from sigd.models.onnx.batch_axis import batch_spanning
 from sigd.models.onnx.file import read_onnx
 from sigd.models.reading import AS_IT_IS, ReadOptions
 from sigd.models.spec import ModelSpec, read_spec, with_missing
+
+log = logging.getLogger(__name__)
 
 AUTO = "auto"
 """The name that lets the file decide."""
@@ -172,13 +175,26 @@ def open_backend(
     """
     options = BackendOptions(batch_rows_max, name, intra_op_threads, gpu, reading)
     try:
-        return _opened(make_backend(path, backend, options))
+        return _opened(make_backend(path, _chosen(Path(path), backend, options), options))
     except MemoryError as error:
         raise BackendUnavailable(
             f"{path}: there is not enough memory to open it: free some, raise the limit (ulimit -v,"
             " MemoryMax= of the unit), or"
             " serve it in smaller batches"
         ) from error
+
+
+def _chosen(path: Path, backend: str, options: BackendOptions) -> str:
+    """The backend, which for an ONNX file on "auto" takes a measurement of both that the CPU has."""
+    if backend != AUTO or path.suffix == ENGINE_SUFFIX or backend_for(path) != "onnxruntime":
+        return backend
+    if options.intra_op_threads > 1:
+        return "onnxruntime"
+    from sigd.models.cpu_choice import choose_cpu_backend
+
+    choice = choose_cpu_backend(read_spec(path, options.name, options.reading))
+    log.info("%s: served by %s: %s", path, choice.backend, choice.why)
+    return choice.backend
 
 
 def _opened(made: Backend) -> Backend:

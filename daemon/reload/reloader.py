@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from sigd.daemon.serving.batcher import Batcher
     from sigd.daemon.serving.models import ServedModels
     from sigd.models.backend import Backend
+    from sigd.models.native.backend import NativeBackend
     from sigd.models.onnxrt import OnnxRuntimeBackend
 
 log = logging.getLogger(__name__)
@@ -232,9 +233,7 @@ class Reloader:
     async def _load(self, validated: Validated, config: ModelConfig) -> Backend:
         """What has been validated is loaded beside the loop and warmed up on it, in steps that are no longer
         than a batch."""
-        from sigd.models.onnxrt import OnnxRuntimeBackend
-
-        backend = OnnxRuntimeBackend(validated.spec, config.batch_rows_max, config.intra_op_threads)
+        backend = _made(validated, config)
         await asyncio.sleep(PAUSE_SHARE * _LOADER_STEP_S)
         await self._loader.run(lambda: _load(backend, validated))
         await asyncio.sleep(PAUSE_SHARE * _LOADER_STEP_S)
@@ -297,19 +296,29 @@ def _check_shape(path: Path, shape: tuple[int, int], batcher: Batcher, allow_new
         )
 
 
-def _load(backend: OnnxRuntimeBackend, validated: Validated) -> None:
+def _made(validated: Validated, config: ModelConfig) -> OnnxRuntimeBackend | NativeBackend:
+    if validated.backend == "native":
+        from sigd.models.native.backend import NativeBackend
+
+        return NativeBackend(validated.spec, config.batch_rows_max)
+    from sigd.models.onnxrt import OnnxRuntimeBackend
+
+    return OnnxRuntimeBackend(validated.spec, config.batch_rows_max, config.intra_op_threads)
+
+
+def _load(backend: OnnxRuntimeBackend | NativeBackend, validated: Validated) -> None:
     with validated.model.mapped() as parts:
         backend.load(parts)
 
 
-async def _warm_up_here(backend: OnnxRuntimeBackend) -> None:
+async def _warm_up_here(backend: OnnxRuntimeBackend | NativeBackend) -> None:
     began_ns = monotonic_ns()
     for _ in backend.prepare():
         await asyncio.sleep(PAUSE_SHARE * (monotonic_ns() - began_ns) / 1e9)
         began_ns = monotonic_ns()
 
 
-def _warm_up_beside(backend: OnnxRuntimeBackend) -> None:
+def _warm_up_beside(backend: OnnxRuntimeBackend | NativeBackend) -> None:
     for _ in backend.prepare():
         sleep(PAUSE_SHARE * _LOADER_STEP_S)
 

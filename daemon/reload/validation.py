@@ -30,6 +30,7 @@ from sigd.daemon.runtime.child_process import end_with_parent, prefer_oom_kill, 
 from sigd.daemon.runtime.cpu_affinity import leave_loop_core
 from sigd.models.backend import Backend
 from sigd.models.errors import ModelError
+from sigd.models.onnx.parts import OnnxParts
 from sigd.models.reading import AS_IT_IS, ReadOptions
 from sigd.models.registry import AUTO, backend_for, open_backend
 from sigd.models.spec import ModelSpec
@@ -62,12 +63,14 @@ class Passed(msgspec.Struct, frozen=True, tag=True):
 
     Attributes:
         run_ns: what its largest batch takes.
+        backend: what is to run it. For the native kernels the graph is their plan.
     """
 
     spec: ModelSpec
     graph_bytes: int
     weights_bytes: int
     run_ns: int
+    backend: str = "onnxruntime"
 
 
 class NotHere(msgspec.Struct, frozen=True, tag=True):
@@ -90,6 +93,7 @@ class Validated:
     spec: ModelSpec
     model: MappedModel
     run_ns: int
+    backend: str
 
 
 def encode(message: msgspec.Struct) -> bytes:
@@ -122,7 +126,7 @@ def number_of(message: bytes) -> tuple[int, bytes]:
 def received(passed: Passed, descriptor: int) -> Validated:
     """The model whose bytes lie behind that descriptor."""
     model = MappedModel(descriptor, passed.graph_bytes, passed.weights_bytes)
-    return Validated(passed.spec, model, passed.run_ns)
+    return Validated(passed.spec, model, passed.run_ns, passed.backend)
 
 
 # -- the process that is kept at hand
@@ -270,15 +274,23 @@ def validate(task: Task) -> tuple[Verdict, int]:
         )
         run_ns = _run_ns(backend)
         backend.close()
-        from sigd.models.onnxrt import onnx_parts
-
-        parts = onnx_parts(backend.spec)
+        parts = _parts(backend)
         descriptor = write_model(parts)
     except ModelError as error:
         return Refused(_brief(str(error))), -1
     except MemoryError:
         return Refused(f"{path}: out of memory"), -1
-    return Passed(backend.spec, len(parts.graph), len(parts.weights), run_ns), descriptor
+    return Passed(backend.spec, len(parts.graph), len(parts.weights), run_ns, backend.name), descriptor
+
+
+def _parts(backend: Backend) -> OnnxParts:
+    """What the daemon loads: the model, or its native plan."""
+    from sigd.models.native.backend import NativeBackend
+    from sigd.models.onnxrt import onnx_parts
+
+    if isinstance(backend, NativeBackend):
+        return OnnxParts(backend.plan(), b"")
+    return onnx_parts(backend.spec)
 
 
 def _run_ns(backend: Backend) -> int:

@@ -6,7 +6,7 @@ kernels flush denormals by themselves, whatever the thread's settings are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from types import ModuleType
 from typing import Any, Final
@@ -15,6 +15,7 @@ from sigd.models.backend import Float32Array, aligned_rows
 from sigd.models.engine import ENGINE_SUFFIX, read_engine
 from sigd.models.errors import BackendClosed, BackendUnavailable, ModelRefused
 from sigd.models.native.lowering import lower
+from sigd.models.onnx.parts import OnnxParts
 from sigd.models.spec import ModelSpec, read_served
 
 NOT_BUILT: Final = (
@@ -70,9 +71,22 @@ class NativeBackend:
 
     def open(self) -> None:
         """Check the plan, pack it for this processor, and run it twice. Raises as `Backend.open` says."""
+        self.load(OnnxParts(self.plan(), b""))
+        for _ in self.prepare():
+            pass
+
+    def load(self, parts: OnnxParts) -> None:
+        """The part of `open` that another thread may do, without Python's lock for most of the time.
+
+        Args:
+            parts: the plan, in the place of the graph.
+
+        Raises:
+            ModelRefused, BackendUnavailable: as `Backend.open` says.
+        """
         built = kernels()
         try:
-            engine = built.load(self._plan(), self._instruction_set)
+            engine = built.load(parts.graph, self._instruction_set)
         except ValueError as error:
             raise ModelRefused(
                 f"{self.spec.path}: not a plan that the native kernels run ({error}): build it again"
@@ -80,16 +94,31 @@ class NativeBackend:
             ) from error
         if (engine.features, engine.outputs) != (self.spec.features, self.spec.outputs):
             raise ModelRefused(
-                f"{self.spec.path}: its plan maps {engine.features} features to {engine.outputs} outputs, its"
-                " manifest says"
-                f" {self.spec.features} and {self.spec.outputs}: build it again with sigd build-engine"
+                f"{self.spec.path}: its plan maps {engine.features} features to {engine.outputs} outputs,"
+                f" its manifest says {self.spec.features} and {self.spec.outputs}: build it again with"
+                " sigd build-engine"
             )
         self.inputs = aligned_rows(self.batch_rows_max, self.spec.features)
         self.outputs = aligned_rows(self.batch_rows_max, self.spec.outputs)
         self._runner = engine.runner(self.inputs, self.outputs)
-        self._run = self._runner.run
+
+    def prepare(self) -> Iterator[None]:
+        """The rest of `open`, in steps: each runs a batch."""
         for rows in (self.batch_rows_max, 1):
-            self._run(rows)
+            yield
+            self._runner.run(rows)
+        self._run = self._runner.run
+
+    def plan(self) -> bytes:
+        """The engine's bytes, or the plan of an ONNX model.
+
+        Raises:
+            NotCovered: the kernels do not cover the model.
+            ModelRefused: the file cannot be read, or has changed since its spec was read.
+        """
+        if self.spec.path.suffix == ENGINE_SUFFIX:
+            return read_engine(self.spec)
+        return lower(read_served(self.spec).model, self.spec)
 
     def submit(self, rows: int) -> bool:
         """Run the first `rows` rows of `inputs`; True, for the outputs are there."""
@@ -128,11 +157,6 @@ class NativeBackend:
         """Let the plan and its memory go."""
         self._runner = None
         self._run = None
-
-    def _plan(self) -> bytes:
-        if self.spec.path.suffix == ENGINE_SUFFIX:
-            return read_engine(self.spec)
-        return lower(read_served(self.spec).model, self.spec)
 
     def _closed(self) -> BackendClosed:
         return BackendClosed(

@@ -121,8 +121,7 @@ INLINE void add_group(const struct tree_group *g, const uint8_t *ranks, const in
 INLINE void add_any_group(const struct tree_group *g, const uint8_t *ranks, const uint32_t blocks, __m256 sum[2]) {
 #define BLOCKS(b) case b: if (g->high) add_group(g, ranks, b, 1, sum); else add_group(g, ranks, b, 0, sum); break;
     switch (blocks) {
-        BLOCKS(1) BLOCKS(2) BLOCKS(3) BLOCKS(4) BLOCKS(5) BLOCKS(6) BLOCKS(7) BLOCKS(8)
-        BLOCKS(9) BLOCKS(10) BLOCKS(11) BLOCKS(12) BLOCKS(13) BLOCKS(14) BLOCKS(15) BLOCKS(16)
+        BLOCKS(1) BLOCKS(2) BLOCKS(4) BLOCKS(8) BLOCKS(16)
     }
 #undef BLOCKS
 }
@@ -137,7 +136,8 @@ static int trees_by_groups(const struct trees *t, const float *x, float *y) {
         ranks[i] = rank_of(t->pivots + 16 * (size_t)i, t->ladder + 256 * (size_t)i, _mm256_set1_ps(value));
     }
     if (missing) return 0;
-    const uint32_t blocks = ROUND_UP(t->ranked, 16) / 16;
+    uint32_t blocks = 1; /* a power of two: fewer builds of the same loop */
+    while (16 * blocks < t->ranked) blocks *= 2;
     memset(ranks + t->ranked, 0, 16 * blocks - t->ranked);
     float lane[LANES];
     uint32_t target = 0;

@@ -41,7 +41,7 @@ typedef __m256 vf;
 #else
 typedef float vf;
 #define VL 1
-#define PANEL_MAX 16
+#define PANEL_MAX 8
 #define SPLIT_MAX 4
 #define BLOCK_VECTORS 4
 #define v_load(p) (*(p))

@@ -184,7 +184,8 @@ def test_how_it_went_as_json(start_daemon: StartDaemon, models: ModelMaker, tmp_
     daemon = start_daemon("--model", str(file))
     (went,) = json.loads(reload(daemon, "--json").stdout)["models"]
     assert (went["name"], went["error"], went["generation"], went["withdrawn"]) == (file.stem, "", 2, 0)
-    assert (went["features"], went["outputs"], went["backend"]) == (4, 4, "onnxruntime")
+    assert (went["features"], went["outputs"]) == (4, 4)
+    assert went["backend"] in ("native", "onnxruntime")
     done = reload(daemon, "--json", "--model", tmp_path / "none.onnx")
     (went,) = json.loads(done.stdout)["models"]
     assert done.returncode == 1

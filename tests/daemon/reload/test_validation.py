@@ -62,7 +62,7 @@ def test_a_task_arrives_whatever_the_bytes_of_its_path() -> None:
 def test_what_passes_comes_with_its_bytes(models: ModelMaker, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(models.scaled(3.0, 4).read_bytes())
-    verdict, descriptor = validate(task_for(path))
+    verdict, descriptor = validate(task_for(path, "onnxruntime"))
     path.write_bytes(b"another one by now")
     assert isinstance(verdict, Passed)
     assert (verdict.spec.path, verdict.spec.name, verdict.run_ns > 0) == (path, "m", True)
