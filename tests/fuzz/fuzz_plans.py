@@ -87,9 +87,9 @@ def build(folder: Path) -> Path:
     """
     compiler = os.environ.get("CC") or next(name for name in ("gcc", "clang", "cc") if shutil.which(name))
     native = ROOT / "models" / "native"
-    sources = {native / name: () for name in SOURCES}
+    sources: dict[Path, tuple[str, ...]] = {native / name: () for name in SOURCES}
     if platform.machine() == "x86_64":
-        sources |= {native / name: flags for name, flags in VECTORS.items()}  # type: ignore[dict-item]
+        sources |= {native / name: flags for name, flags in VECTORS.items()}
     sources[ROOT / "tests" / "fuzz" / "plans.c"] = ()
     objects = []
     for source, flags in sources.items():
