@@ -32,6 +32,7 @@ from sigd.daemon.runtime.process import freeze_garbage, ignore_overflow, lock_me
 from sigd.daemon.runtime.sd_notify import Notifier
 from sigd.daemon.runtime.ticker import Ticker
 from sigd.daemon.runtime.watchdog import LivenessCheck, Watchdog
+from sigd.daemon.serving import native_fast_path
 from sigd.daemon.serving.batcher import Batcher
 from sigd.daemon.serving.counters import ClientCounters, ModelCounters
 from sigd.daemon.serving.models import ServedModels
@@ -126,6 +127,8 @@ class Service:
             watchdog = self._make_watchdog(loop)
             watchdog.start()
             self._say_ready()
+            if not native_fast_path.is_built():
+                log.info("%s", native_fast_path.NOT_BUILT)
             self._remembered.ready()
             # Held back since the start (daemon.commands.serve).
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})

@@ -22,6 +22,9 @@ from sigd.models.spec import ModelSpec, read_served
 if TYPE_CHECKING:
     import onnxruntime
 
+EXACT_ROWS_MAX = 64
+"""Up to so many rows a batch runs just its own: 20 rows padded to 32 take a third longer. Past them a bucket
+saves memory."""
 _LOG_FATAL = 4
 _ALLOCATION_FAILED = "Failed to allocate memory"
 
@@ -86,16 +89,24 @@ class OnnxRuntimeBackend:
         self.outputs = aligned_rows(self.batch_rows_max, self.spec.outputs)
         if self.spec.batch_rows is None:
             bucket_of = bucket_of_rows(self.batch_rows_max)
+            exact = range(1, min(self.batch_rows_max, EXACT_ROWS_MAX) + 1)
         else:
             bucket_of = (self.batch_rows_max,) * (self.batch_rows_max + 1)
+            exact = range(0)
         calls = {}
         for size in sorted(set(bucket_of)):
             calls[size] = self._bind(session, size)
             for _ in range(2):
                 yield
                 self._warm_up(size, calls[size])
+        for size in exact:
+            if size not in calls:
+                yield
+                calls[size] = self._bind(session, size)
         yield
-        self._runs = {rows: calls[bucket_of[rows]] for rows in range(1, self.batch_rows_max + 1)}
+        self._runs = {
+            rows: calls.get(rows) or calls[bucket_of[rows]] for rows in range(1, self.batch_rows_max + 1)
+        }
 
     def submit(self, rows: int) -> bool:
         """Run the first `rows` rows of `inputs`; True, for the outputs are there. Raises as `Backend.submit`

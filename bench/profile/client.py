@@ -57,6 +57,7 @@ class ServedClient:
     """One client of one daemon, for use until `close()`.
 
     Attributes:
+        requests, responses: the client's ends of the rings.
         rows_max: the most requests at a time.
     """
 
@@ -82,7 +83,7 @@ class ServedClient:
         hello = Hello(transport=Transport.SHARED_MEMORY, client_name="stages").encode()
         self.session.writable()[: len(hello)] = hello
         self.session.arrived(len(hello), monotonic_ns())
-        self._requests, self._responses = peer.region.requests_out(), peer.region.responses_in()
+        self.requests, self.responses = peer.region.requests_out(), peer.region.responses_in()
         self.rows_max = min(backend.batch_rows_max, self.session.in_flight_max)
         self.frames = request_frames(backend.spec.features, self.rows_max)
         self._answers = memoryview(bytearray(self.rows_max * response_frame_bytes(backend.spec.outputs)))
@@ -94,11 +95,11 @@ class ServedClient:
 
     def publish(self, rows: int) -> None:
         """Ask."""
-        self._requests.publish(self.frames[: rows * self._requests.frame_bytes])
+        self.requests.publish(self.frames[: rows * self.requests.frame_bytes])
 
     def take(self, rows: int) -> None:
         """Take the answers, all of which must be there."""
-        taken = self._responses.take(self._answers, self.rows_max)
+        taken = self.responses.take(self._answers, self.rows_max)
         assert taken == rows, f"{taken} answers, expected {rows}"
 
     def close(self) -> None:

@@ -19,8 +19,14 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from sigd.daemon.config.limits import DEFAULTS, FEW_ROWS, Limits
+from sigd.daemon.serving import native_fast_path
 from sigd.daemon.serving.admission import Segment, admit_to_batch, fail_all, fail_rows_without_a_number
-from sigd.daemon.serving.fast_path import ONE_BY_ONE_ROWS_MAX, QUICK_RUN_NS_MAX, WAIT_NS_MAX
+from sigd.daemon.serving.fast_path import (
+    NATIVE_ROWS_MAX,
+    ONE_BY_ONE_ROWS_MAX,
+    QUICK_RUN_NS_MAX,
+    WAIT_NS_MAX,
+)
 from sigd.daemon.serving.rerun import Rerun, culprits
 from sigd.daemon.serving.row_check import RowCheck
 from sigd.models.errors import BackendFailed
@@ -262,6 +268,8 @@ class Batcher:
         self.batch_rows_max = backend.batch_rows_max
         self._fast_path_allowed = not self._linger_ns
         self._submit = backend.submit
+        self._rows_cost_alike = native_fast_path.runs_engine(backend)
+        self._quick_rows_max = NATIVE_ROWS_MAX if self._rows_cost_alike else ONE_BY_ONE_ROWS_MAX
 
     # -- the loop's side
 
@@ -400,9 +408,10 @@ class Batcher:
                 fail_rows_without_a_number(self.backend.outputs[:rows], segments)
         if self._fast_path_allowed and not self._ready:
             # A device runs what comes together in one batch at the price of one row.
-            quick = infer_ns <= QUICK_RUN_NS_MAX and self.backend.synchronous
+            run_ns = infer_ns // max(rows, 1) if self._rows_cost_alike else infer_ns
+            quick = run_ns <= QUICK_RUN_NS_MAX and self.backend.synchronous
             self.fast_path_open = quick
-            self.one_by_one_rows_max = ONE_BY_ONE_ROWS_MAX if quick else 1
+            self.one_by_one_rows_max = self._quick_rows_max if quick else 1
             if (
                 len(segments) == 1
                 and (infer_ns <= WAIT_NS_MAX or self.backend.synchronous)

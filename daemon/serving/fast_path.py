@@ -42,6 +42,8 @@ FEATURES_MAX: Final = 1024
 OUTPUTS_MAX: Final = 16
 """Past these a loop over single values, here in C and there in Python, costs more than NumPy's fixed
 price."""
+NATIVE_ROWS_MAX: Final = 32
+"""As below, of a native engine from C: it runs a row of a batch in no less time than a row alone."""
 ONE_BY_ONE_ROWS_MAX: Final = 3
 QUICK_RUN_NS_MAX: Final = 15_000
 """Up to so many rows that arrive together run one by one, where a run takes no longer than that: a batch

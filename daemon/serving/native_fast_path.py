@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sigd.daemon.serving.fast_path import ONE_ROW_OK, UNDER_WAY, FastPath, fits, one_row_call
 from sigd.daemon.serving.fast_path_ring import make_hand_over
@@ -27,6 +27,12 @@ if TYPE_CHECKING:
     from sigd.wire.ring import RingConsumer, RingProducer
 
 
+NOT_BUILT: Final = (
+    "the fast path runs in Python, which takes a few microseconds more: sigd was installed where there is no C"
+    " compiler. Install one (apt-get install gcc) and install sigd again"
+)
+
+
 def is_built() -> bool:
     """Whether this installation has it."""
     return Path is not None
@@ -35,6 +41,11 @@ def is_built() -> bool:
 def serves(batcher: Batcher) -> bool:
     """Whether it is built, and the model is one for it."""
     return is_built() and fits(batcher)
+
+
+def runs_engine(backend: Backend) -> bool:
+    """Whether it calls a native engine by its entry in C."""
+    return is_built() and hasattr(backend, "runner")
 
 
 def make_stream(session: Session, batcher: Batcher, clock: Callable[[], int]) -> FastPath:

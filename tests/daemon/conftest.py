@@ -158,7 +158,7 @@ def each_fast_path(request: pytest.FixtureRequest) -> Iterator[None]:
         if request.param == "python":
             patch.setattr(native_fast_path, "Path", None)
         elif not native_fast_path.is_built():
-            pytest.skip("the fast path in C is not built: make native")
+            pytest.skip("the fast path in C is not built: python hatch_build.py")
         yield
 
 

@@ -50,9 +50,22 @@ def test_a_batch_is_read_from_and_written_to_our_arrays(backend: OnnxRuntimeBack
     np.testing.assert_array_equal(backend.outputs[:rows], 2 * backend.inputs[:rows])
 
 
-def test_numbers_of_rows_share_the_call_of_their_bucket(backend: OnnxRuntimeBackend) -> None:
+def test_batch_runs_its_own_rows_and_no_other(backend: OnnxRuntimeBackend) -> None:
+    backend.inputs[:] = 1
+    backend.outputs[:] = -1
+    backend.submit(5)
+    assert backend.outputs[:, 0].tolist() == [2, 2, 2, 2, 2, -1, -1, -1]
+
+
+def test_large_batches_share_the_call_of_their_bucket(
+    models: ModelMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxrt, "EXACT_ROWS_MAX", 4)
+    backend = OnnxRuntimeBackend(read_spec(models.doubled()), batch_rows_max=8)
+    backend.open()
     assert backend.bare_call(5) is backend.bare_call(8)
-    assert backend.bare_call(4) is not backend.bare_call(5)
+    assert backend.bare_call(3) is not backend.bare_call(4)
+    backend.close()
 
 
 def test_rows_may_be_counted_by_numpy(backend: OnnxRuntimeBackend) -> None:
