@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 
 NOT_BUILT: Final = (
-    "the fast path runs in Python, which takes a few microseconds more: sigd was installed where there is no C"
-    " compiler. Install one (apt-get install gcc) and install sigd again"
+    "the fast path runs in Python, which takes a few microseconds more: sigd was installed where there is no"
+    " C compiler. Install one (apt-get install gcc) and install sigd again"
 )
 
 
