@@ -181,7 +181,7 @@ def validator(
 def test_without_memory_for_practice_it_validates_all_the_same(
     models: ModelMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def _too_much(*_: object) -> None:
+    def _too_much(*_: object, **__: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr(validation, "open_backend", _too_much)
