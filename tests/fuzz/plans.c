@@ -73,6 +73,8 @@ int main(int count, char **words) {
         engine_free(e);
         free(plan);
     }
+    free(rows);
+    free(out);
     printf("%ld plans: %ld refused, %ld ran\n", wanted, refused, ran);
     return 0;
 }
