@@ -15,7 +15,7 @@ install = { $(BIN)/python -m pip --disable-pip-version-check --no-color install 
 	END {if (code) printf "%s", said; exit code}'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all pages test-simcuda test-gpu test-cuda test-rtx test-oracles test-systemd check format lint types imports bench bench-connections bench-observe bench-reload bench-tunnel profile fuzz soak soak-sessions train lock wheel deb clean
+.PHONY: help demo test test-all pages test-simcuda test-gpu test-cuda test-rtx test-systemd check format lint types imports bench bench-connections bench-observe bench-reload bench-tunnel profile fuzz soak soak-sessions train models-table lock wheel deb clean
 
 help:  ## this list
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -101,6 +101,18 @@ train: $(VENV)/.base  ## train the shipped model anew: make train SIGD_DATA=FOLD
 	@$(TRAIN) --dry-run
 	@$(MAKE) --no-print-directory $(VENV)/.train
 	$(TRAIN)
+
+EXPORTERS := skl2onnx scikit-learn onnxmltools lightgbm xgboost catboost torch==2.13.0 onnxscript
+models-table: $(VENV)/.dev build/exporters/.ready  ## serve what the usual exporters write, and say so in docs/models.md
+	rm -rf build/exported
+	build/exporters/bin/python -P tests/exporters/make_models.py build/exported
+	$(BIN)/python -m tests.exporters.table build/exported docs/models.md
+
+build/exporters/.ready:
+	@echo "installing the exporters"
+	@$(PYTHON) -m venv build/exporters
+	@build/exporters/bin/pip --disable-pip-version-check --quiet install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(EXPORTERS)
+	@touch $@
 
 lock:  ## write requirements/*.lock anew (needs uv)
 	$(LOCK) pyproject.toml --output-file requirements/base.lock
