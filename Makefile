@@ -15,7 +15,7 @@ install = { $(BIN)/python -m pip --disable-pip-version-check --no-color install 
 	END {if (code) printf "%s", said; exit code}'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all pages test-simcuda test-gpu test-cuda test-rtx test-systemd check format lint types imports bench bench-connections bench-observe bench-reload bench-tunnel profile fuzz soak soak-sessions train models-table lock wheel deb clean
+.PHONY: help demo test test-all pages test-simcuda test-gpu test-cuda test-rtx test-oracles test-systemd check format lint types imports bench bench-connections bench-observe bench-reload bench-tunnel profile fuzz soak soak-sessions train models-table lock wheel deb clean
 
 help:  ## this list
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
