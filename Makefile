@@ -15,7 +15,7 @@ install = { $(BIN)/python -m pip --disable-pip-version-check --no-color install 
 	END {if (code) printf "%s", said; exit code}'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all pages test-simcuda test-gpu test-cuda test-rtx test-oracles test-systemd check format lint types imports bench bench-connections bench-observe bench-reload bench-tunnel profile fuzz soak soak-sessions train models-table lock wheel deb clean
+.PHONY: help demo test test-all pages test-simcuda test-gpu test-cuda test-rtx test-oracles test-systemd check format lint types imports bench bench-connections bench-observe bench-reload bench-tunnel profile fuzz soak soak-sessions train models-table lock wheel deb clean pictures
 
 help:  ## this list
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ test: $(VENV)/.dev  ## the tests that take seconds
 
 test-all: $(VENV)/.dev  ## all tests that need no GPU
 	$(BIN)/pytest
+
+pictures: $(VENV)/.dev  ## take the pictures of the README (needs tmux)
+	$(BIN)/python -m tests.pictures
 
 pages: $(VENV)/.dev  ## write what README and docs/benchmarks.md show of docs/benchmarks.json
 	$(BIN)/python -m tests.pages

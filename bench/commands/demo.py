@@ -199,7 +199,7 @@ def _verdict(console: Console, state: DemoState, budget_us: float) -> int:
     console.print(
         "Measured by a Python client from each request's send. Next: [bold]sigd bench --p99 --closed-loop"
         " --floor[/]"
-        " measures beside what this machine can do at best;\n[bold]sigd serve[/] and sigd.wire.client.client"
+        " measures beside what this machine can do at best;\n[bold]sigd serve[/] and sigd.wire.client"
         " connect your own"
         " engine."
     )

@@ -22,15 +22,15 @@ class Ran:
 
 
 @pytest.fixture
-def run_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+def run_command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
     """Runs `sigd ARGUMENTS`: (*arguments) -> exit code and output."""
 
     def run_command(*arguments: str | Path) -> Ran:
         monkeypatch.setattr(sys, "argv", ["sigd", *map(str, arguments)])
-        capsys.readouterr()
+        capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
             cli.main()
-        printed = capsys.readouterr()
+        printed = capfd.readouterr()
         return Ran(int(ended.value.code or 0), printed.out, printed.err)
 
     return run_command
