@@ -3,6 +3,7 @@ thread."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper
 
+from sigd.daemon.runtime.logs import LineHandler
 from sigd.models import trusted_file
 from sigd.models.build.runtimes import this_machine
 from sigd.models.denormals import float_environment_kept
@@ -260,6 +262,17 @@ def _float_environment() -> Iterator[None]:
     """Opening a backend makes its thread flush denormals, which other tests must not inherit."""
     with float_environment_kept():
         yield
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """A command that logs, called within this process, must not keep the next one's words from its screen."""
+    root = logging.getLogger()
+    before = root.handlers[:]
+    yield
+    root.handlers[:] = [
+        handler for handler in root.handlers if handler in before or not isinstance(handler, LineHandler)
+    ]
 
 
 @pytest.fixture(autouse=True)

@@ -62,7 +62,7 @@ def draw(title: str, screen: str) -> str:
 def main() -> int:
     """Take both pictures; 3 without tmux."""
     if shutil.which("tmux") is None:
-        print("needs tmux (Debian: apt install tmux)", file=sys.stderr)
+        print("needs tmux", file=sys.stderr)
         return 3
     PICTURES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:

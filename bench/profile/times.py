@@ -177,7 +177,7 @@ class _Stages:
         arrive()
         session.took(count_bytes, now_ns)
         stages["admit_to_batch"] = self.time(
-            partial(admit_to_batch, session, rows, backend.inputs, 0, now_ns)
+            partial(admit_to_batch, session, rows, backend.inputs, 0, now_ns, batcher.row_check)
         )
         stages["model"] = self.time(partial(backend.submit, rows))
         words = inbox.row_words(0, rows)

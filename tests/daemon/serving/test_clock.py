@@ -17,6 +17,7 @@ OF_PEOPLE = {
     "daemon/admin/metrics/observer.py": "since when a daemon has been up, for readers of its metrics",
     "daemon/recording/recorder.py": "a recording's name",
     "daemon/recording/segments.py": "when a recorded block was, for its readers",
+    "daemon/reload/remembered.py": "when a reload was remembered",
     "models/build/record.py": "when an engine was built",
 }
 """Files that tell people what time it is."""
