@@ -43,7 +43,9 @@ class Terminal:
         return self._do("capture-pane", "-e", "-p", "-t", self._name)
 
     def close(self) -> None:
-        """End what runs in it."""
+        """End what runs in it: a daemon takes the hang-up of a terminal as an order to reload."""
+        self._do("send-keys", "-t", self._name, "C-c")
+        time.sleep(2)
         self._do("kill-session", "-t", self._name)
 
     def _do(self, *words: str) -> str:
