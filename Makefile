@@ -15,7 +15,7 @@ install = { $(BIN)/python -m pip --disable-pip-version-check --no-color install 
 	END {if (code) printf "%s", said; exit code}'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all pages test-simcuda test-gpu test-cuda test-rtx test-oracles test-systemd check format lint types imports bench bench-connections bench-observe bench-reload bench-tunnel profile fuzz soak soak-sessions train models-table lock wheel deb clean pictures
+.PHONY: help demo test test-all pages test-simcuda test-gpu test-cuda test-rtx test-oracles test-systemd check format lint types imports bench bench-connections bench-observe bench-reload bench-tunnel profile fuzz soak soak-sessions train models-table lock wheel deb clean pictures test-live
 
 help:  ## this list
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ test: $(VENV)/.dev  ## the tests that take seconds
 
 test-all: $(VENV)/.dev  ## all tests that need no GPU
 	$(BIN)/pytest
+
+test-live: $(VENV)/.dev  ## tests that measure this machine: it has to be quiet
+	SIGD_LIVE=1 $(BIN)/pytest tests/bench/neighbour -k "whole_of_it or a_against_a"
 
 pictures: $(VENV)/.dev  ## take the pictures of the README (needs tmux)
 	$(BIN)/python -m tests.pictures

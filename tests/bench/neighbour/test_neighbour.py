@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import sys
 import time
@@ -112,6 +113,12 @@ def settings(socket_path: str, duration_s: float) -> Settings:
     return Settings(Mode.CLOSED_LOOP, socket_path=socket_path, duration_s=duration_s)
 
 
+live = pytest.mark.skipif(
+    "SIGD_LIVE" not in os.environ, reason="measures this machine, which has to be quiet: make test-live"
+)
+
+
+@live
 def test_the_whole_of_it_finds_a_neighbour_that_stops_the_daemon(daemon: str) -> None:
     pid = ask_welcome(daemon, Hello(client_name="test")).daemon_pid
     words = [sys.executable, "-c", PAUSING, str(pid)]
@@ -125,7 +132,7 @@ def test_the_whole_of_it_finds_a_neighbour_that_stops_the_daemon(daemon: str) ->
     assert "FAILED: the neighbour makes answers slower" in report.text(result, None)
 
 
-@pytest.mark.slow
+@live
 @pytest.mark.parametrize("run", range(20))
 def test_a_run_of_a_against_a_finds_nothing(daemon: str, run: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "PAUSE_S", 0.0)
