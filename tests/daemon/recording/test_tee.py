@@ -44,7 +44,7 @@ def test_both_get_every_answer_through_rings(models: ModelMaker, make_recorded: 
         pytest.skip(why_not_here())
     one, other = make_recorded(), make_recorded()
     loop = uvloop.new_event_loop()
-    backend = open_backend(models.copied(4))
+    backend = open_backend(models.copied(4), "onnxruntime")
     client = ServedClient(loop, backend, taps=tee(one.taps, other.taps))
     for rows in (1, 1, 1, 5):
         client.publish(rows)
