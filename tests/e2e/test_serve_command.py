@@ -226,8 +226,8 @@ def test_the_log_for_programs(start_daemon: StartDaemon, models: ModelMaker) -> 
     os.close(writing)
     while "standard output" not in daemon.said():
         assert daemon.process.poll() is None, daemon.said()
-    (line,) = daemon.said().splitlines()
-    said = json.loads(line)
+    lines = [json.loads(line) for line in daemon.said().splitlines()]
+    said = next(line for line in lines if "standard output" in line["message"])
     assert (said["level"], said["logger"]) == ("warning", "sigd.daemon.service")
 
 
