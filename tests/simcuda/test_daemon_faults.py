@@ -283,10 +283,12 @@ def test_a_launch_without_memory_costs_its_batch_only(start: Start) -> None:
     daemon = start()
     load = Load(daemon.socket)
     load.until_answered(WARM_ANSWERS)
+    launches = daemon.control.calls_of("cuGraphLaunch")
     daemon.control.fail("cuGraphLaunch", 2)
     # A batch that fails is run again in halves, so that at most its own rows are answered MODEL_ERROR.
     load.until_answered(WARM_ANSWERS)
     load.end()
+    assert daemon.control.calls_of("cuGraphLaunch") > launches + 1, "it failed, and was run again"
     assert load.wrong == 0
     assert load.statuses[Status.MODEL_ERROR] <= ROWS
     daemon.process.terminate()
