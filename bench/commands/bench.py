@@ -262,10 +262,7 @@ def settings_of(
     from sigd.bench.daemon_process import ServeOptions
     from sigd.bench.rig import Mode, Settings
 
-    chosen = {"--rate": rate is not None, "--capture": capture is not None, "--closed-loop": closed_loop}
-    if sum(chosen.values()) > 1:
-        named = " and ".join(name for name, is_chosen in chosen.items() if is_chosen)
-        raise BadRequest(f"{named} exclude each other: choose what decides when a request is sent")
+    _refuse_two_loads(rate=rate is not None, capture=capture is not None, closed_loop=closed_loop)
     _refuse("--socket measures a running daemon", socket, model=model, backend=backend, idle=idle)
     _refuse("--closed-loop has no schedule", closed_loop or None, arrivals=arrivals, speed=speed)
     _refuse("--capture brings its own arrivals", capture, arrivals=arrivals)
@@ -296,6 +293,13 @@ def settings_of(
         budget_ns=round(budget_us * 1000) if p99 else None,
         seed=seed,
     )
+
+
+def _refuse_two_loads(**chosen: bool) -> None:
+    """Refuse more than one of the options that decide when a request is sent."""
+    if sum(chosen.values()) > 1:
+        named = " and ".join(f"--{name.replace('_', '-')}" for name, is_chosen in chosen.items() if is_chosen)
+        raise BadRequest(f"{named} exclude each other: choose what decides when a request is sent")
 
 
 def _refuse(because: str, given: object, **others: object) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NoReturn
 
 import click
 import msgspec
@@ -82,12 +83,7 @@ def replay_capture(
         except CaptureError as error:
             raise BadRequest(f"{capture}: {error}{SALVAGE if error.salvageable else ''}") from error
         except (MarketError, OSError, EOFError, ValueError) as error:
-            found = (
-                f" ({'; '.join([str(reader.faults), *map(str, reader.faults.first)])})"
-                if reader.faults
-                else ""
-            )
-            raise BadRequest(f"{capture}: {error}{found}") from error
+            raise BadRequest(f"{capture}: {error}{_faults_before(reader)}") from error
     if out is not None:
         write_table(out, columns_of(signals, horizon_ns, flat))
     worth = (
@@ -101,10 +97,21 @@ def replay_capture(
         for line in faults_shown(reader):
             click.echo(line)
     if reader.faults and not salvage:
-        click.echo(
-            f"sigd: {capture}: {reader.faults}: signals are missing or wrong from there on{SALVAGE}", err=True
-        )
-        sys.exit(1)
+        _end_not_whole(capture, reader)
+
+
+def _end_not_whole(capture: Path, reader: CaptureReader) -> NoReturn:
+    click.echo(
+        f"sigd: {capture}: {reader.faults}: signals are missing or wrong from there on{SALVAGE}", err=True
+    )
+    sys.exit(1)
+
+
+def _faults_before(reader: CaptureReader) -> str:
+    """What was wrong with the capture before it could not be read on; empty where nothing was."""
+    if not reader.faults:
+        return ""
+    return f" ({'; '.join([str(reader.faults), *map(str, reader.faults.first)])})"
 
 
 def _question(model: Path, horizon_ms: float | None, flat_bps: float | None) -> tuple[int, float]:

@@ -191,7 +191,6 @@ def run(config: Config, *, check: bool, view: ServiceView | None = None) -> int:
     from sigd.daemon.service import Service
     from sigd.daemon.shadow.supervisor import OPEN_TIMEOUT_S, start_shadows
     from sigd.daemon.transport.socket_activation import place, take_sockets
-    from sigd.models.registry import backend_names
 
     keep_standard_descriptors()
     ignore_stray_signals()
@@ -202,11 +201,7 @@ def run(config: Config, *, check: bool, view: ServiceView | None = None) -> int:
     config = place(config, passed)
     if view is not None:
         config = _placed_by(config, view)
-    for model in config.models():
-        if model.backend not in backend_names():
-            raise UsageError(
-                f"no backend is called {model.backend!r}: choose from {', '.join(backend_names())}"
-            )
+    _refuse_unknown_backends(config)
     starter = Starter(cores_beside(config.cpu, os.sched_getaffinity(0)))
     if config.cpu is not None:
         pin_to_cpu(config.cpu)
@@ -235,6 +230,16 @@ def run(config: Config, *, check: bool, view: ServiceView | None = None) -> int:
     if service.must_end_now:
         end_now(exit_code)
     return exit_code
+
+
+def _refuse_unknown_backends(config: Config) -> None:
+    from sigd.models.registry import backend_names
+
+    for model in config.models():
+        if model.backend not in backend_names():
+            raise UsageError(
+                f"no backend is called {model.backend!r}: choose from {', '.join(backend_names())}"
+            )
 
 
 def _placed_by(config: Config, view: ServiceView) -> Config:

@@ -153,20 +153,17 @@ def make_ring_poll(
 
     def fast_poll() -> Found:
         taken = requests.taken
-        head = words[head_word]
-        if head == taken:
+        rows = words[head_word] - taken
+        if not rows:
             return EMPTY
         published = responses.published
         if (
-            (
-                head - taken != 1
-                and (not 0 < head - taken <= min(batcher.one_by_one_rows_max, slots) or is_full())
-            )
+            (rows != 1 and (not 0 < rows <= min(batcher.one_by_one_rows_max, slots) or is_full()))
             or not may_run(session)
             or inbox.tail
             or (published - responses.tail_seen == slots and is_full())
         ):
-            return HANDED_OVER if take(clock(), head - taken) else EMPTY
+            return HANDED_OVER if take(clock(), rows) else EMPTY
         copied[:] = request_views[taken & places] or request_at(taken & places)
         header, sequence, client_time_ns, deadline_ns, instrument = unpack(copied)
         high = copied[high_bytes]
@@ -177,33 +174,24 @@ def make_ring_poll(
             or (deadline_ns and deadline_ns < now_ns)
             or (integers_are_good is not None and not integers_are_good())
         ):
-            return HANDED_OVER if take(now_ns, head - taken) else EMPTY
+            return HANDED_OVER if take(now_ns, rows) else EMPTY
         model_input[:] = features
         try:
             if run() is UNDER_WAY:
                 return hand_over(now_ns)
         except Exception as error:  # noqa: BLE001  the batch path says what failed
             batcher.fast_path_failed(error)
-            return HANDED_OVER if take(now_ns, head - taken) else EMPTY
+            return HANDED_OVER if take(now_ns, rows) else EMPTY
         end_ns = clock()
         infer_ns = end_ns - now_ns
         if not isfinite(sum(output_floats)) or (deadline_ns and deadline_ns < end_ns) or infer_ns > U32:
-            return HANDED_OVER if take(now_ns, head - taken) else EMPTY
+            return HANDED_OVER if take(now_ns, rows) else EMPTY
         # The slot is free before the answer is there: a client that sees the answer may send the next request
         # at once.
         requests.taken = words[tail_word] = taken + 1
         frame, part = response_views[published & places] or response_at(published & places)
-        pack(
-            frame,
-            0,
-            response_header,
-            sequence,
-            client_time_ns,
-            now_ns,
-            end_ns,
-            instrument & U32 | generation,
-            ONE_ROW_OK | infer_ns,
-        )
+        words_of_row, outcome = instrument & U32 | generation, ONE_ROW_OK | infer_ns
+        pack(frame, 0, response_header, sequence, client_time_ns, now_ns, end_ns, words_of_row, outcome)
         part[:] = model_output
         responses.published = words[answer_head_word] = published + 1
         # The answer is there: what follows delays no client, as long as it is shorter than a client's turn.
@@ -219,7 +207,7 @@ def make_ring_poll(
         else:
             counters.count_single(infer_ns, infer_ns)
         if record is not None:
-            record(sequence, client_time_ns, now_ns, end_ns, instrument, ONE_ROW_OK | infer_ns)
+            record(sequence, client_time_ns, now_ns, end_ns, instrument, outcome)
         return ANSWERED
 
     return fast_poll
