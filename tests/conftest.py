@@ -34,12 +34,15 @@ class ModelMaker:
     """Writes small ONNX models into one folder. Each method returns the path of a model that can be served.
 
     Weights are drawn from a seed and scaled by 1/sqrt(inputs), so that outputs stay near 1. `batch` is the
-    first
-    axis of input and output: a name for any batch, a number for a fixed one.
+    first axis of input and output: a name for any batch, a number for a fixed one.
+
+    Attributes:
+        faulty: models that fail on some rows.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.faulty: set[Path] = set()
         self._written = 0
 
     def mlp(
@@ -139,7 +142,9 @@ class ModelMaker:
             numpy_helper.from_array(np.array(0, np.int64), "first"),
             numpy_helper.from_array(table, "table"),
         ]
-        return self.graph(nodes, ["N", features], ["N", outputs], weights)
+        path = self.graph(nodes, ["N", features], ["N", outputs], weights)
+        self.faulty.add(path)
+        return path
 
     def slow(self, features: int = 4, outputs: int = 2, layers: int = 500) -> Path:
         """`layers` dense layers of 256 x 256, one after the other: about 2 us each for one row."""
