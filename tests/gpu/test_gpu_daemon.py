@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from sigd.bench.verdict import INCONCLUSIVE_EXIT_CODE
 from sigd.models.oracle import OracleBackend
 from sigd.models.spec import read_spec
 from sigd.models.zoo import default_model_path
@@ -113,7 +114,8 @@ def test_the_benchmark_is_reported(
         *("bench", "--model", str(engine_of()), "--backend", "tensorrt", "--idle", "spin"),
         *("--duration", str(bench_seconds), "--json", str(tmp_path / "bench.json"), *RUNS[name]),
     )
-    assert done.returncode in (0, 1), done.stderr
+    # Passed, over the budget, or disturbed too much to judge.
+    assert done.returncode in (0, 1, INCONCLUSIVE_EXIT_CODE), done.stderr
     (written,) = tmp_path.glob("bench*.json")
     report["bench"][name] = {
         "exit_code": done.returncode,

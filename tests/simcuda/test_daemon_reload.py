@@ -107,7 +107,8 @@ def test_from_the_cpu_to_the_gpu_and_back_and_again(
         for number, path in enumerate([engine, cpu_model, engine, engine, cpu_model], 2):
             went = reload(daemon, path)
             assert (went["error"], went["generation"]) == ("", number)
-            assert went["backend"] == ("tensorrt" if path == engine else "onnxruntime")
+            # On the CPU the quicker of two serves, as measured when the file is opened.
+            assert went["backend"] in ({"tensorrt"} if path == engine else {"native", "onnxruntime"})
             # Long enough for a tick that keeps warm to come before the first request.
             time.sleep(0.01)
             answer = client.request([1.0] * FEATURES)

@@ -17,6 +17,7 @@ from sigd.wire.errors import (
     SessionClosed,
     SessionError,
     ShapeError,
+    UsedAfterFork,
     WireError,
 )
 from sigd.wire.status import RejectCode
@@ -30,6 +31,7 @@ PARENTS = {
     NoSharedMemory: SessionError,
     SessionClosed: SessionError,
     ReceiveTimeout: SessionError,
+    UsedAfterFork: SessionError,
     ProtocolBroken: SessionError,
     ShapeError: WireError,
     NoRecording: WireError,
