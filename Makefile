@@ -30,7 +30,7 @@ test-all: $(VENV)/.dev  ## all tests that need no GPU
 	$(BIN)/pytest
 
 test-live: $(VENV)/.dev  ## tests that measure this machine: it has to be quiet
-	SIGD_LIVE=1 $(BIN)/pytest tests/bench/neighbour -k "whole_of_it or a_against_a"
+	SIGD_LIVE=1 $(BIN)/pytest tests/bench/neighbour tests/fuzz/test_fuzz_rings.py -k "whole_of_it or a_against_a or hostile or sanitizers"
 
 pictures: $(VENV)/.dev  ## take the pictures of the README (needs tmux)
 	$(BIN)/python -m tests.pictures

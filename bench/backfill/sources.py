@@ -24,7 +24,7 @@ from sigd.models.market.events import MarketEvent
 from sigd.models.market.parquet import read_about, read_batches, write_events
 from sigd.models.market.tardis import KINDS, read_tardis
 from sigd.wire.errors import NoRecording
-from sigd.wire.recording.reader import Damage, open_recordings
+from sigd.wire.recording.reader import Damage, Unread, open_recordings
 
 _INPUT_KEY: Final = b"sigd_input_sha256"
 
@@ -106,7 +106,7 @@ def recorded_rows(piece: Piece) -> Iterator[Rows]:
     latest_ns = 0
     for recording in open_recordings(Path(piece.path)):
         for item in recording.read():
-            if isinstance(item, Damage):
+            if isinstance(item, Damage | Unread):
                 raise NoRecording(f"{item}; sigd inspect {piece.path} shows what can be read")
             times = item.responses["send_time_ns"].astype(np.int64)
             # Clients are answered side by side: their rows stay in the order of the recording.

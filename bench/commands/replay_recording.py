@@ -22,7 +22,7 @@ from sigd.models.errors import ModelRefused
 from sigd.models.processor import instruction_sets
 from sigd.models.registry import AUTO, open_backend
 from sigd.wire.errors import NoRecording, RecordingDamaged
-from sigd.wire.recording.reader import Damage, Recording, SessionFacts, open_recordings
+from sigd.wire.recording.reader import Damage, Recording, SessionFacts, Unread, open_recordings
 
 
 class Report(msgspec.Struct, kw_only=True):
@@ -82,7 +82,8 @@ def replay_recording(
         progress = stack.enter_context(_progress(quiet=as_json))
         for recording in recordings:
             _run(recording, rerun, damage, progress, salvage=salvage)
-    if not rerun.replayed:
+    # Of a damaged recording the report says what is so, be it that nothing can be read.
+    if not rerun.replayed and not damage:
         raise nothing_to_run(rerun)
     models = list(rerun.compared.values())
     report = Report(
@@ -162,6 +163,9 @@ def _run(recording: Recording, rerun: Rerun, damage: list[str], progress: Progre
                 )
             damage.append(str(batch))
             rerun.on_damage()
+            continue
+        if isinstance(batch, Unread):
+            rerun.miss(batch)
             continue
         rerun.run(batch)
         count_bytes = sum(part.requests.nbytes + part.responses.nbytes for part in batch)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from sigd.bench.errors import BadRequest
 from sigd.models.accuracy import decisions
 from sigd.models.backend import Backend, Float32Array
-from sigd.wire.recording.reader import Damage, Exchanges, SessionFacts
+from sigd.wire.recording.reader import Damage, Exchanges, SessionFacts, Unread
 from sigd.wire.status import Status
 
 OTHER_SHAPE: Final = "another shape"
@@ -159,14 +159,23 @@ class Rerun:
         """Requests that were run again."""
         return self._replayed
 
-    def _account(self, part: Exchanges) -> None:
-        if 0 <= self._next < part.first:
+    def miss(self, item: Unread) -> None:
+        """Requests that are there and cannot be read."""
+        self._follow(item.first, item.requests)
+        self.unreadable += item.requests
+
+    def _follow(self, first: int, requests: int) -> None:
+        """What lies between the request before and this one is missing."""
+        if 0 <= self._next < first:
             if self._damaged:
-                self.unreadable += part.first - self._next
+                self.unreadable += first - self._next
             else:
-                self.not_recorded += part.first - self._next
+                self.not_recorded += first - self._next
         self._damaged = False
-        self._next = part.first + len(part.requests)
+        self._next = first + requests
+
+    def _account(self, part: Exchanges) -> None:
+        self._follow(part.first, len(part.requests))
         self.requests += len(part.requests)
         counts = np.bincount(part.responses["status"], minlength=len(Status)).tolist()
         for status in Status:
@@ -192,11 +201,11 @@ class Rerun:
         return found
 
 
-def batches(items: Iterable[Exchanges | Damage]) -> Iterator[Batch | Damage]:
+def batches(items: Iterable[Exchanges | Damage | Unread]) -> Iterator[Batch | Damage | Unread]:
     """The exchanges put together as they ran; what is damaged in between comes as it is."""
     parts: Batch = []
     for item in items:
-        if isinstance(item, Damage):
+        if isinstance(item, Damage | Unread):
             if parts:
                 yield parts
             parts = []

@@ -16,7 +16,15 @@ from sigd.daemon.admin.client import percentile_ns
 from sigd.daemon.errors import UsageError
 from sigd.daemon.runtime.logs import printable
 from sigd.wire.errors import NoRecording, RecordingDamaged
-from sigd.wire.recording.reader import About, Damage, Exchanges, Recording, SessionFacts, open_recordings
+from sigd.wire.recording.reader import (
+    About,
+    Damage,
+    Exchanges,
+    Recording,
+    SessionFacts,
+    Unread,
+    open_recordings,
+)
 from sigd.wire.status import Status
 
 PERCENTS = (50.0, 99.0, 99.9)
@@ -106,6 +114,8 @@ def summarise(recording: Recording) -> Summary:
         if isinstance(item, Damage):
             damage.append(str(item))
             counting.damaged = True
+        elif isinstance(item, Unread):
+            counting.miss(item)
         else:
             counting.add(item)
     summary = Summary(
@@ -202,19 +212,28 @@ class _Counting:
         self._next = -1
         self._last_batch = 0
 
-    def add(self, item: Exchanges) -> None:
-        facts, responses = item.facts, item.responses
+    def miss(self, item: Unread) -> None:
+        """Requests that are there and cannot be read."""
+        self._follow(item.first, item.requests)
+        self.unreadable += item.requests
+
+    def _follow(self, first: int, requests: int) -> None:
+        """What lies between the request before and this one is missing."""
         if self._next < 0:
-            self.first = item.first
-            self.first_ns = int(responses["receive_time_ns"][0])
+            self.first = first
         else:
-            missing = max(item.first - self._next, 0)
+            missing = max(first - self._next, 0)
             if self.damaged:
                 self.unreadable += missing
             else:
                 self.not_recorded += missing
         self.damaged = False
-        self._next = item.first + len(responses)
+        self._next = first + requests
+
+    def add(self, item: Exchanges) -> None:
+        facts, responses = item.facts, item.responses
+        self._follow(item.first, len(responses))
+        self.first_ns = self.first_ns or int(responses["receive_time_ns"][0])
         self.last_ns = max(self.last_ns, int(responses["receive_time_ns"][-1]))
         self.requests += len(responses)
         self.by_status.update(responses["status"].tolist())

