@@ -79,7 +79,7 @@ def test_file_that_was_cut_short_or_is_not_there_is_refused(tmp_path: Path) -> N
 
 def test_real_lines_are_read(data_dir: Path) -> None:
     kinds = {"incremental_book_L2": "incremental_book_L2", "quotes": "quotes", "trades": "trades"}
-    found = {kind: next(iter(data_dir.glob(f"**/*_{name}_*.csv")), None) for kind, name in kinds.items()}
+    found = {kind: min(data_dir.glob(f"**/*_{name}_*.csv"), default=None) for kind, name in kinds.items()}
     if None in found.values():
         pytest.skip(f"no lines of tardis under {data_dir}")
     for kind, path in found.items():
