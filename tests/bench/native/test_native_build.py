@@ -97,6 +97,15 @@ def test_a_failing_compiler_is_quoted_and_leaves_nothing(
     assert list((cache / "native").iterdir()) == []
 
 
+def test_cache_that_cannot_be_written_names_what_to_set(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_compiler(tmp_path, monkeypatch)
+    cache.write_text("a file stands where the folder would be")
+    with pytest.raises(MissingDependency, match=r"cannot be made .* SIGD_CACHE"):
+        native.build()
+
+
 def test_who_comes_second_takes_what_the_first_built(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
