@@ -46,6 +46,7 @@ COMMANDS: Final = {
         "sigd.daemon.commands.inspect:inspect",
         "Show what a model file, an engine or a recording is.",
     ),
+    "zoo": ("sigd.daemon.commands.zoo:zoo", "Write a model to measure with, in a public shape."),
     "compare": ("sigd.bench.commands.compare:compare", "Compare two models on the same rows."),
     "plan": ("sigd.bench.commands.plan:plan", "Compute what fits on a workstation."),
     "install-service": (
