@@ -80,4 +80,4 @@ def zoo_file(name: str, seed: int = 1) -> bytes:
     Raises:
         ModelRefused: no model has that name.
     """
-    return zoo_model(name).make(Draws(seed)).SerializeToString(deterministic=True)
+    return bytes(zoo_model(name).make(Draws(seed)).SerializeToString(deterministic=True))

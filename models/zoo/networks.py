@@ -32,7 +32,7 @@ class Graph:
         self._nodes: list[NodeProto] = []
         self._weights: list[TensorProto] = []
 
-    def node(self, operation: str, inputs: Sequence[str], output: int = 0, **more: Any) -> str:
+    def node(self, operation: str, inputs: Sequence[str], output: int = 0, /, **more: Any) -> str:
         """Append a node of which one output is used, and give that output's name."""
         from onnx import helper
 
