@@ -28,7 +28,8 @@ class _Tables:
         }
 
     def node(self, tree: int, number: int, feature: int, value: float, children: tuple[int, int]) -> None:
-        entry = (tree, number, feature, value, "BRANCH_LEQ" if any(children) else "LEAF", *children)
+        mode = "BRANCH_LEQ" if any(children) else "LEAF"
+        entry: tuple[int | float | str, ...] = (tree, number, feature, value, mode, *children)
         for column, part in zip(self.nodes.values(), entry, strict=True):
             column.append(part)
 
