@@ -29,6 +29,19 @@ settings.load_profile("untimed")
 _OPSET = 17
 _IR_VERSION = 9
 
+_STARTS_PROGRAMS = {"start_daemon", "start_peer", "start_sshd", "cpp", "programs"}
+"""Fixtures that start a daemon, a bench's peer or a compiler."""
+_FIRST_LOOK = "tests/e2e/test_serving.py"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that starts programs takes seconds, so it is slow: `make test` keeps one file of them, `make
+    test-all` runs all."""
+    for item in items:
+        starts = _STARTS_PROGRAMS.intersection(getattr(item, "fixturenames", ()))
+        if starts and not item.path.as_posix().endswith(_FIRST_LOOK):
+            item.add_marker(pytest.mark.slow)
+
 
 class ModelMaker:
     """Writes small ONNX models into one folder. Each method returns the path of a model that can be served.

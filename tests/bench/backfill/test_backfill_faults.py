@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -160,19 +161,39 @@ def test_scheduler_on_the_loopback_or_over_tls_is_taken(tmp_path: Path) -> None:
     check_address("tls://10.0.0.1:8786", Tls(tmp_path, tmp_path, tmp_path))
 
 
+def _certificates(folder: Path) -> dict[str, Path]:
+    """An authority and a certificate that it signed, as a cluster's owner makes them with OpenSSL."""
+    made = {"ca-file": folder / "ca.pem", "cert": folder / "node.pem", "key": folder / "node.key"}
+    authority_key, request = folder / "ca.key", folder / "node.csr"
+    serial = ("-CAcreateserial", "-out", made["cert"])
+    fresh = ("-newkey", "rsa:2048", "-nodes", "-subj")
+    for arguments in (
+        ("req", "-x509", *fresh, "/CN=authority", "-keyout", authority_key, "-out", made["ca-file"]),
+        ("req", *fresh, "/CN=node", "-keyout", made["key"], "-out", request),
+        ("x509", "-req", "-in", request, "-CA", made["ca-file"], "-CAkey", authority_key, *serial),
+    ):
+        subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True)
+    return made
+
+
 @pytest.mark.slow
-def test_dask_cluster_writes_the_same_files(plan: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["tcp", "tls"])
+def test_dask_cluster_writes_the_same_files(plan: Path, tmp_path: Path, scheme: str) -> None:
     pytest.importorskip("distributed", reason="needs Dask: pip install 'sigd[backfill]'")
+    if scheme == "tls" and shutil.which("openssl") is None:
+        pytest.skip("needs openssl, which makes the certificates")
+    files = _certificates(tmp_path) if scheme == "tls" else {}
     local = run(plan, tmp_path / "local").summary
     address_file = tmp_path / "scheduler.json"
-    options = ["--no-dashboard", "--scheduler-file", str(address_file)]
-    dask = [sys.executable, "-P", "-m", "distributed.cli"]
+    options = ["--host", f"{scheme}://127.0.0.1", "--scheduler-file", str(address_file)]
+    options += [word for name, path in files.items() for word in (f"--tls-{name}", str(path))]
+    dask = [sys.executable, "-P", "-m"]
     scheduler = subprocess.Popen(
-        [*dask[:-1], "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", *options],
+        [*dask, "distributed.cli.dask_scheduler", "--port", "0", "--no-dashboard", *options],
         stderr=subprocess.DEVNULL,
     )
     worker = subprocess.Popen(
-        [*dask[:-1], "distributed.cli.dask_worker", "--host", "127.0.0.1", "--nthreads", "1", *options],
+        [*dask, "distributed.cli.dask_worker", "--nthreads", "1", "--no-dashboard", *options],
         stderr=subprocess.DEVNULL,
     )
     try:
@@ -180,8 +201,13 @@ def test_dask_cluster_writes_the_same_files(plan: Path, tmp_path: Path) -> None:
         while not address_file.exists() and time.monotonic() < until:
             time.sleep(0.1)
         address = json.loads(address_file.read_text())["address"]
+        assert address.startswith(f"{scheme}://127.0.0.1:")
         command = [*BACKFILL, str(plan), "--out", str(tmp_path / "out"), "--scheduler", address, "--json"]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        trust = [w for n, path in files.items() for w in (f"--tls-{n.removesuffix('-file')}", str(path))]
+        result = subprocess.run([*command, *trust], capture_output=True, text=True, timeout=120, check=False)
+        if scheme == "tls":  # Without its own certificate a driver is refused before it connects.
+            refused = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+            assert (refused.returncode, "needs --tls-ca" in refused.stderr) == (2, True)
     finally:
         for process in (worker, scheduler):
             process.terminate()
