@@ -153,12 +153,14 @@ def wait_for_tasks(channel: socket.socket, cores: AbstractSet[int]) -> None:
 
 def _prewarm() -> None:
     """What is loaded with the first file is loaded now, not for each file anew: that is three quarters of the
-    time."""
+    time. The log says nothing of it: the daemon does not serve that file."""
+    logging.disable(logging.INFO)
     with suppress(FileNotFoundError):
         _, descriptor = validate(Task(os.fsencode(default_model_path()), AUTO, 1, "practice", 1))
         # Where memory is short there is none, and the first file has to wait for what was to be loaded here.
         if descriptor >= 0:
             os.close(descriptor)
+    logging.disable(logging.NOTSET)
 
 
 class _Worker:

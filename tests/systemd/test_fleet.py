@@ -39,10 +39,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> ModelMaker:
 
 
 @pytest.fixture(scope="module")
-def bare(
-    root: Path, wheel: Path, models: ModelMaker, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Fleet]:
-    """Booted hosts that have nothing of sigd, and an inventory "served" of the features times 2."""
+def doubled(models: ModelMaker) -> Path:
+    """The model of the inventory "served": the features times 2."""
+    return models.scaled(2.0)
+
+
+@pytest.fixture(scope="module")
+def bare(root: Path, wheel: Path, doubled: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """Booted hosts that have nothing of sigd, and an inventory "served"."""
     wheels = download_wheels(root)
     with ExitStack() as running:
         machines = {
@@ -52,7 +56,7 @@ def bare(
             for name in NAMES
         }
         fleet = Fleet(machines, tmp_path_factory.mktemp("fleet"), wheel)
-        fleet.inventory("served", models.scaled(2.0))
+        fleet.inventory("served", doubled)
         yield fleet
 
 
@@ -107,9 +111,9 @@ def test_second_run_changes_nothing(fleet: Fleet) -> None:
     assert _pids(fleet) == pids
 
 
-def test_check_tells_what_would_change(fleet: Fleet, models: ModelMaker) -> None:
+def test_check_tells_what_would_change(fleet: Fleet, doubled: Path) -> None:
     pids = _pids(fleet)
-    changed = fleet.inventory("changed", models.scaled(2.0), config='idle = "backoff"\n')
+    changed = fleet.inventory("changed", doubled, config='idle = "backoff"\n')
     code, said = fleet.play("site", changed, "--check", "--diff", "--limit", NAMES[0])
     assert (code, changes_of(said)) == (0, {NAMES[0]: 1}), said
     assert '+idle = "backoff"' in said

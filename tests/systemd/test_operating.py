@@ -59,7 +59,7 @@ def test_its_state_is_told_and_kept_up(machine: Machine) -> None:
     assert machine.show("sigd.service", "StatusText").startswith("0 clients; ")
     with machine.connect() as client:
         assert ask(client) == Status.OK
-        wanted = "1 clients; lob-mlp (64 -> 3) on onnxruntime, generation 1"
+        wanted = "1 clients; lob-mlp (64 -> 3) on native, generation 1"
         assert machine.until("sigd.service", "StatusText", [wanted])
     assert machine.show("sigd.service", "NRestarts") == "0"
 

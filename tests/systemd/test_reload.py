@@ -159,7 +159,7 @@ def test_sighup_through_systemd_reads_the_file_again(machine: Machine, models: M
         for number, factor in ((2, 3.0), (3, 4.0)):
             put(machine, SERVED, models.scaled(factor))
             machine.run("systemctl", "kill", "--signal=HUP", "sigd.service")
-            wanted = f"1 clients; model (4 -> 4) on onnxruntime, generation {number}"
+            wanted = f"1 clients; model (4 -> 4) on native, generation {number}"
             machine.until("sigd.service", "StatusText", [wanted])
             assert factor_of(client) == (factor, number)
     assert validator_of(machine) == validator
