@@ -29,7 +29,7 @@ from sigd.wire.status import Transport
 P99_RATIO_MAX = 1.3
 """The few may be so much slower among the silent."""
 SHARE_RATIO_MAX = 2.0
-"""Who is served most may get so much more than who is served least."""
+"""The most served client may get this many times the answers of the least served one."""
 _SPARE_DESCRIPTORS = 64
 _DESCRIPTORS_PER_CLIENT = {Transport.STREAM: 1, Transport.SHARED_MEMORY: 6}
 _CONNECT_TIMEOUT_S = 60.0

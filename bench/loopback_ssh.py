@@ -164,7 +164,7 @@ class OwnSshd:
                     f"ListenAddress {_HOST}",
                     f"HostKey {folder}/host",
                     f"AuthorizedKeysFile {folder}/authorized_keys",
-                    # The folder lies where everybody may write.
+                    # The folder lies in a directory that every user may write to.
                     "StrictModes no",
                     "UsePAM no",
                     "PidFile none",

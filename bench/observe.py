@@ -121,7 +121,7 @@ def measure(asked: Asked, generator: LoadGenerator, say: Say) -> Found:
         rounds = []
         for number in range(asked.rounds):
             say(f"round {number + 1} of {asked.rounds}")
-            # Who begins changes: the later one finds what the other has left behind.
+            # The order changes: the second one runs on the caches that the first has left.
             if number % 2:
                 with_it = _turn(on, plan, generator)
                 without = _turn(off, plan, generator)

@@ -251,7 +251,7 @@ def target_of(settings: Settings, daemon_cpu: int | None, say: Say) -> Iterator[
 
 
 def _granted(settings: Settings, socket_path: str) -> Welcome:
-    """What the daemon grants over the transport that is measured; of a ring, slots for all that shall be in
+    """What the daemon grants over the transport that is measured; of a ring, slots for all that will be in
     flight."""
     hello = Hello(transport=settings.transport, client_name=_CLIENT_NAME)
     welcome = ask_welcome(socket_path, hello)

@@ -1,7 +1,7 @@
 """Denormal floats flushed to zero on the thread that runs the model.
 
 A denormal (a float32 below 1.2e-38) takes the processor's slow path, up to 20 times the time of a whole
-batch, and anybody who may send features can send them. Whether they are flushed is a setting of each thread:
+batch, and any client can send them. Whether they are flushed is a setting of each thread:
 it is inherited by threads started later, and never reaches those that run already.
 
 The C library's floating-point environment holds that setting. ONNX Runtime can make it too, but only for the

@@ -91,7 +91,7 @@ def _check(path: Path, opened: os.stat_result) -> None:
 
 
 def _problem(path: Path, status: os.stat_result) -> str | None:
-    """Who else can change it and what fixes that, None where no other user can."""
+    """Which other users can change it and what fixes that; None where none can."""
     mode = stat.S_IMODE(status.st_mode)
     me = os.geteuid()
     if status.st_uid not in (0, me):
@@ -116,7 +116,7 @@ def _is_own_group(path: Path, status: os.stat_result) -> bool:
     if group.gr_gid != user.pw_gid or group.gr_name != user.pw_name or set(group.gr_mem) - {user.pw_name}:
         return False
     try:
-        # Where there is one, the group's bits stand for everybody in it.
+        # Where there is an ACL, the group's bits bound all its entries.
         os.getxattr(path, _ACL)
     except OSError as error:
         return error.errno in (errno.ENODATA, errno.ENOTSUP)

@@ -137,7 +137,7 @@ class _Ring:
     Attributes:
         frame_bytes: of one frame, header and padding included.
         ring_slots: how many there are.
-        words: the region's first page as u64, for those who poll `words[head_word]` in their own loop.
+        words: the region's first page as u64, for a caller that polls `words[head_word]` in its own loop.
         head_word, tail_word: places in it.
         flags: the same page as u32.
         memory: the whole region.
@@ -325,7 +325,7 @@ class RingConsumer(_Ring):
         """
         taken = self.taken
         head = self.words[self.head_word]
-        # Who takes frames by itself, slot by slot, moves `taken` past the head that was seen here last.
+        # A caller that takes frames slot by slot moves `taken` past the head that was seen here last.
         if not self._head_seen <= head <= taken + self.ring_slots or head < taken:
             raise self._impossible(head)
         self._head_seen = head

@@ -1,4 +1,4 @@
-"""The driver: which pieces are left, what may run now, and what came of each."""
+"""The driver: which pieces are left, what may run now, and how each ended."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def run(
 def _take(
     outcome: Outcome, store: Store, progress: Progress, ready: deque[Piece], after: dict[str, Piece]
 ) -> None:
-    """Note what came of a piece, and let the piece run that waits for it."""
+    """Note how a piece ended, and start the piece that waits for it."""
     following = after.pop(outcome.piece, None)
     if not outcome.error:
         store.note(outcome)

@@ -186,7 +186,7 @@ def verdict_lines(p99_us: float, daemon_p99_us: float, budget_us: float) -> list
 
 
 def _verdict(console: Console, state: DemoState, budget_us: float) -> int:
-    """Say what came of it; the exit code."""
+    """Print the verdict; returns the exit code."""
     if not state.signals:
         console.print(f"no signal: the market has to last longer than {WARMUP_NS / 1e9:g} s")
         return 1

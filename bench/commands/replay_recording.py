@@ -66,7 +66,7 @@ def replay_recording(
     salvage: bool,
     as_json: bool,
 ) -> None:
-    """Run it, show what came of it, and end with 1 where an answer is another one than it may be.
+    """Run it, show the outcome, and end with 1 where an answer differs by more than it may.
 
     Raises:
         BadRequest: it cannot be read, is damaged, or its model is not to be had.

@@ -26,7 +26,7 @@ Batch = list[Exchanges]
 
 
 class FirstDifference(msgspec.Struct, frozen=True, kw_only=True):
-    """The first answer that was another one: who asked, and what came then and now."""
+    """The first answer that differs: its client, and the outputs then and now."""
 
     client: str
     sequence: int

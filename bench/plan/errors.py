@@ -9,7 +9,7 @@ from __future__ import annotations
 
 
 class PlanError(ValueError):
-    """Base of this room's errors. A ValueError, so that who asks without knowing this room can tell it."""
+    """Base of this room's errors. A ValueError, so that callers outside of this room can catch it."""
 
     exit_code = 2
 

@@ -181,7 +181,8 @@ def ask_at_length(
     bound_s: Callable[[Status], float],
     say: Callable[[str], None],
 ) -> tuple[int, Answer]:
-    """Ask what takes its time: the daemon's pid, 0 where it cannot be seen from here, and the answer.
+    """Ask a question whose answer may take long; returns the daemon's pid, 0 where that cannot be seen, and
+    the answer.
 
     The status comes first, so that a daemon that is stopped, hangs or does not start is told within seconds.
     While the answer is worked out, `say` gets what is waited for, and a daemon that stops answering for its

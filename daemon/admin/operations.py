@@ -62,7 +62,7 @@ class Operations:
         task.add_done_callback(self._hung_up.discard)
 
     def ended(self, exit_code: int) -> None:
-        """Everybody is answered, and the process will end with this code."""
+        """Every client is answered, and the process will end with this code."""
         self._ended.set_result(exit_code)
 
     async def _reload_all(self) -> None:

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 _FINISH_LOOK_S: Final = 0.001
 ASKERS_MAX: Final = 16
-"""Who asks while so many are waiting for their answer is turned away."""
+"""Connections at a time; further ones are closed."""
 
 Op = Callable[[AdminRequest], Awaitable[msgspec.Struct]]
 """Works out the answer to one kind of question."""
@@ -37,10 +37,9 @@ class AdminServer:
         pages: what may be asked over HTTP.
         timeout_s: for a question to come and for its answer to be taken; how long an answer takes is the op's
             business.
-        every_s: how long the next connection waits in the kernel's queue after one was accepted, for a
-            listener that
-            anybody may ask, as fast as he likes: each question takes time from the loop. 0 accepts all at
-                once.
+        every_s: how long the next connection waits in the kernel's queue after one was accepted: each
+            question takes time from the loop, and on loopback any process may ask as often as it can. 0
+            accepts all at once.
     """
 
     def __init__(

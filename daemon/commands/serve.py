@@ -194,7 +194,7 @@ def run(config: Config, *, check: bool, view: ServiceView | None = None) -> int:
 
     keep_standard_descriptors()
     ignore_stray_signals()
-    # A watchdog that has waited too long aborts the process: the log shall say where it hung.
+    # A watchdog that has waited too long aborts the process: the log must say where it hung.
     faulthandler.enable(STANDARD_ERROR)
     notifier = Notifier.from_environment(os.environ, os.getpid())
     passed = take_sockets(os.environ, os.getpid())

@@ -74,7 +74,7 @@ def _shown_percentile(latency: LatencyStatus, percent: float) -> str:
 
 
 def _show(answer: Status) -> None:
-    # Lines as long as they are: who reads them through a pipe wants each figure on its line.
+    # Lines are not folded: a program that reads them through a pipe wants each figure on its line.
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(
         f"sigd {answer.version}, pid {answer.pid}, up {answer.uptime_ns / 1e9:,.0f} s, idle strategy"

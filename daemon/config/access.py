@@ -20,7 +20,7 @@ class AccessConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """The table [access]. With both empty, every user that the socket's permissions let in may be a client.
 
     Attributes:
-        users: who may connect, by name or number.
+        users: those that may connect, by name or number.
         groups: whose members may, by their primary or another group.
     """
 

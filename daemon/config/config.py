@@ -63,9 +63,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     Attributes:
         socket: where clients connect.
         admin_socket: where `sigd status` asks; "" is the socket's path with ".admin" at its end.
-        socket_mode: permissions of `socket`, octal; the group of the process decides who else may connect.
+        socket_mode: permissions of `socket`, octal; its group is the process's.
         admin_socket_mode: the same of `admin_socket`.
-        access: who of those may be a client; see `sigd.daemon.transport.access_control`.
+        access: which of their users may be clients; see `sigd.daemon.transport.access_control`.
         model: the model file, "" being the one that ships with sigd; or several models, see `ModelTable`.
         name: what clients call the model; "" is its file's name without its ending. Of several, each table
             has its own.

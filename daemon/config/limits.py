@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 FEW_ROWS: Final = 16
-"""Who has no more requests unanswered is served whatever others have: past rows_pending_max too, and in a
+"""A client with at most so many requests unanswered is served past rows_pending_max too, and in a
 batch whole."""
 
 

@@ -1,5 +1,5 @@
 """What the daemon of an installed unit sees and may do, read from the unit's files: `sigd serve --check`
-checks as that daemon would find things, and not as the user who asks."""
+checks as that daemon would find things, and not as the user who runs the command."""
 
 from __future__ import annotations
 

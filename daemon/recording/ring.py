@@ -77,7 +77,7 @@ class Ring:
         unfinished = path.with_name(path.name + ".new")
         descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            # For as long as this process lives. Who may take an exclusive lock knows that no process records
+            # For as long as this process lives. A process that gets an exclusive lock knows that none records
             # there.
             fcntl.flock(descriptor, fcntl.LOCK_SH)
             size = RING_HEADER_BYTES + header.capacity_bytes
@@ -139,7 +139,7 @@ class Ring:
         self.segment += _NUMBERS
 
     def drop(self, requests: int) -> None:
-        """They were answered, and found no room."""
+        """Count requests that were answered and found no room."""
         self.requests += requests
         self.words[RING_DROPPED_WORD] += requests
 

@@ -57,10 +57,10 @@ class Taps:
 
 
 class Tap:
-    """One client. Who it is goes before its first record in each segment, so that each can be read by itself.
+    """One client. Each segment introduces it before its first record there, so each can be read alone.
 
     Attributes:
-        introduced_in: the number of the last segment that says who it is; -1 is none.
+        introduced_in: the number of the last segment that introduces it; -1 is none.
     """
 
     __slots__ = (

@@ -7,8 +7,8 @@ The daemon holds the other end of its standard input. When that ends, however th
 in the ring is stored, and the ring is removed. Signals that are meant for the daemon, and reach the whole
 group, do not end it.
 
-It keeps no lock that anybody waits for and no promise to the daemon but one: what it has stored, it says in
-the ring. So it may be killed at any time, and the next one goes on where it stopped.
+It holds no lock that another process waits for, and promises the daemon one thing: the ring says what is
+stored. So it may be killed at any time, and the next one goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Writer:
 
     @property
     def empty(self) -> bool:
-        """Nothing has come, but perhaps the daemon's end."""
+        """True where nothing is to be stored, but perhaps the daemon's end."""
         return self._words[RING_HEAD_WORD] <= RECORD_HEADER_BYTES
 
     def look(self) -> None:
@@ -194,7 +194,7 @@ class RingFile:
             raise
 
     def remove(self) -> None:
-        """All of it is stored."""
+        """Remove the ring: all of it is stored."""
         self._link.resolve().unlink(missing_ok=True)
         self._link.unlink(missing_ok=True)
 
@@ -272,7 +272,7 @@ def _end(link: Path, ring: RingFile, writer: Writer, segments: Segments) -> int:
 
 
 def go_before_the_daemon() -> None:
-    """Where memory runs out, it is the writer that can be done without for a while; as far as one may."""
+    """Have the kernel end the writer before the daemon where memory runs out, as far as it may ask."""
     adjust = Path("/proc/self/oom_score_adj")
     with suppress(OSError):
         adjust.write_text(str(max(int(adjust.read_text()), 0)))

@@ -1,4 +1,4 @@
-"""Another model file for a model that is served, without anybody noticing, or the reason why not.
+"""Another model file for a served model, without any client noticing, or the reason why not.
 
     validated (daemon.validation) -> loaded (daemon.loader) -> warmed up -> swapped between two batches -> the
     old closed
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STEP_NS_MAX: Final = 100_000
-"""A model whose batches take longer is warmed up by the loader: a request shall not wait for such a batch."""
+"""A model whose batches take longer is warmed up by the loader: no request may wait for such a batch."""
 PAUSE_SHARE: Final = 300
 """Whatever holds the loop up is followed by a pause that is so many times as long: of the requests that come
 meanwhile so many go unhindered for each one that meets it."""
@@ -254,7 +254,7 @@ class Reloader:
         await self._close(old)
 
     async def _withdraw(self, old: Batcher, backend: Backend) -> int:
-        """Serve another shape from now on. Who is there gets what it asked for from the old model, and is
+        """Serve another shape from now on. Connected clients get their answers from the old model, and are
         told to go."""
         old.counters.allow_batches(backend.batch_rows_max)
         self._models.replace(old, self._make_batcher(old, backend))

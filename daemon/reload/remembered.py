@@ -115,7 +115,7 @@ class RememberedModels:
         return Path(told.path)
 
     def revert(self, name: str, reason: str) -> None:
-        """The file that a reload said cannot be served: the configured one is."""
+        """Note that the file of a reload cannot be served, and that the configured one is."""
         self.reverted.add(name)
         log.error(
             "model %s: THE OLD MODEL IS SERVED AGAIN, %s of the configuration: %s, which `sigd reload` said"

@@ -2,7 +2,7 @@
 
 Parsing a model, warming it up and running its checks is Python, which in the serving process would hold the
 lock that the loop needs; and a file that is no good may crash the runtime, or take all memory. So the daemon
-keeps a process at hand, forked off before it served anybody, which watches another one that validates and is
+keeps a process at hand, forked off before it served a client, which watches another one that validates and is
 replaced after each file that did not pass. What passes comes back with the very bytes that were validated:
 the file may be another one by the time the daemon loads it.
 """
@@ -102,7 +102,7 @@ def encode(message: msgspec.Struct) -> bytes:
 
 
 def decode_verdict(message: bytes) -> Verdict:
-    """The other way round."""
+    """The verdict that `encode` made a message of."""
     verdict: Verdict = msgspec.msgpack.decode(message, type=Verdict, dec_hook=_path)
     return verdict
 
@@ -119,7 +119,7 @@ def numbered(number: int, message: bytes) -> bytes:
 
 
 def number_of(message: bytes) -> tuple[int, bytes]:
-    """The other way round."""
+    """The task's number, and the message without it."""
     return int.from_bytes(message[:_NUMBER_BYTES]), message[_NUMBER_BYTES:]
 
 
@@ -184,7 +184,7 @@ class _Worker:
         self._pid: int | None = pid
 
     def waits(self) -> bool:
-        """For another file. One that has ended meanwhile is let go."""
+        """Whether it waits for a file; one that has ended meanwhile is given up."""
         if self._pid is not None and select.select([self._tasks], [], [], 0)[0]:
             self.end()
         return self._pid is not None
@@ -204,7 +204,7 @@ class _Worker:
         return reason
 
     def end(self) -> int:
-        """At once, whatever it does; the status of os.waitpid, which is its own where it had ended."""
+        """Kill it at once; the status of os.waitpid, which is its own where it had ended."""
         assert self._pid is not None
         self._tasks.close()
         pid, self._pid = self._pid, None

@@ -153,7 +153,7 @@ def ignore_signals_to_the_daemon() -> None:
 
 
 def end_with_parent() -> None:
-    """However that ends: with the thread that started this process."""
+    """End this process with the thread that started it, in whatever way that ends."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -163,6 +163,6 @@ def set_process_name(name: bytes) -> None:
 
 
 def prefer_oom_kill() -> None:
-    """Where memory runs out, it is what can be done without; as far as one may."""
+    """Have the kernel end this process first where memory runs out, as far as it may ask for that."""
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_OUT_OF_MEMORY_FIRST)

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class Idler(Protocol):
-    """The part that knows what runs, and whether nothing does and nothing waits."""
+    """Knows what runs, and whether nothing runs and nothing waits."""
 
     @property
     def backend(self) -> Backend: ...

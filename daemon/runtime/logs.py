@@ -161,7 +161,7 @@ def _note(kind: _Kind) -> Entry:
 
 
 class LineHandler(logging.Handler):
-    """Writes records to a descriptor, as many as one may, and never waits for who reads there.
+    """Writes records to a descriptor, as many as one may, and never waits for the reader.
 
     Args:
         log_format: any but AUTO.

@@ -41,7 +41,7 @@ def keep_standard_descriptors() -> None:
 
 
 def ignore_stray_signals() -> None:
-    """Signals that mean nothing to a daemon shall not end it in the middle of its answers, which is their
+    """Signals that mean nothing to a daemon must not end it in the middle of its answers, which is their
     default."""
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
@@ -63,7 +63,7 @@ def pin_to_cpu(cpu: int) -> None:
 
 
 def lock_memory() -> bool:
-    """Keep every page resident, now and later. False, with a word in the log, where the limits do not allow
+    """Keep every page resident, now and later. False, with a line in the log, where the limits do not allow
     it."""
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     # With a finite limit the next allocation past it would fail, which is worse than a page fault.

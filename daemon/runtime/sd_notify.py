@@ -79,7 +79,7 @@ class Notifier:
         self._send(f"EXTEND_TIMEOUT_USEC={int(timeout_s * 1e6)}")
 
     def reloading(self, status: str) -> None:
-        """A reload begins; `ready()` ends it, whatever came of it."""
+        """A reload begins; `ready()` ends it, whatever its outcome."""
         self._send(f"RELOADING=1\nMONOTONIC_USEC={self._clock() // 1000}\nSTATUS={_line(status)}")
 
     def stopping(self, status: str, timeout_s: float) -> None:

@@ -1,4 +1,4 @@
-"""From a connection's pending rows to rows of a batch: who runs, and what the others are told instead.
+"""From a connection's pending rows to rows of a batch: which rows run, and the status of the others.
 
 In this order: what admission decided (BUSY, DRAINING), deadlines that have passed (EXPIRED), requests
 overtaken by a newer one for their instrument (CONFLATED), features that the model cannot run
@@ -54,7 +54,7 @@ def admit_to_batch(
     now_ns: int,
     check: RowCheck,
 ) -> Segment:
-    """Copy those of the session's oldest `rows` waiting rows that shall run to `inputs[first:]`.
+    """Copy those of the session's oldest `rows` waiting rows that will run to `inputs[first:]`.
 
     `inputs` is float32, C order, with at least `rows` rows from `first` on; `check` is the model's.
     """

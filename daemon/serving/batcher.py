@@ -484,7 +484,7 @@ class Batcher:
         self._answer_failed(segments, error)
 
     def _run_again(self) -> None:
-        """One step of a batch that failed: a part of it is submitted, or looked after."""
+        """One step of a failed batch: submit its next part, or finish the part that runs."""
         rerun = self._rerun
         assert rerun is not None
         try:
@@ -546,7 +546,7 @@ class Batcher:
         )
 
     def _refuse(self, rows: int) -> bool:
-        """Stands for `Backend.submit` once the device cannot be used any more."""
+        """Replaces `Backend.submit` once the device cannot be used any more."""
         raise BackendFailed("its device has failed before and is not used any more")
 
 

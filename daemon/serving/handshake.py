@@ -37,7 +37,7 @@ class Terms:
     ring_slots: int
 
     def welcome(self, layout: RegionLayout | None, now_ns: int) -> Welcome:
-        """The frame that says so. `layout` is the region's, None on a stream."""
+        """The Welcome that grants the terms. `layout` is the region's, None on a stream."""
         spec = self.batcher.spec
         return Welcome(
             features=spec.features,

@@ -58,7 +58,7 @@ class ServedModels:
         self.on_change()
 
     def left(self, old: Batcher) -> None:
-        """It serves no client any more."""
+        """Its last client has gone: poll it no more."""
         self._leaving.remove(old)
         self.on_change()
 

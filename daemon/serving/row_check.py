@@ -95,5 +95,5 @@ class RowCheck:
 
 
 def _no() -> bool:
-    """The batch path shall look at it."""
+    """No row passes here: the batch path checks them."""
     return False

@@ -1,4 +1,4 @@
-"""Statuses that requests were given when they came: the pending rows that shall not run, and what they are
+"""Statuses that requests were given when they came: the pending rows that will not run, and what they are
 told."""
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class RowStatuses:
         self._runs.append((end - count, end, status))
 
     def statuses(self, count: int) -> StatusArray:
-        """Of the oldest `count` pending rows; OK where the model shall decide."""
+        """Of the oldest `count` pending rows; OK where the model decides."""
         statuses = np.zeros(count, np.uint16)
         for first, end, status in self._runs:
             statuses[max(first - self._answered_rows, 0) : max(end - self._answered_rows, 0)] = status

@@ -53,7 +53,7 @@ class Session:
         generation: of the model that its answers were from last; where the batcher's differs, `attach()`
             comes first.
         client_name: as the client gave it in its Hello.
-        row_statuses: which of the pending rows shall not run.
+        row_statuses: which of the pending rows will not run.
         fast_path: offered each request first, once its bytes are in the inbox; what it refuses goes to
             `took`.
         send_answers: where answers go, the peer or the rings.
@@ -244,7 +244,7 @@ class Session:
         self._go_on(now_ns)
 
     def admit(self, count: int) -> None:
-        """The newest `count` pending rows wait for a batch; mark those that shall not run."""
+        """The newest `count` pending rows wait for a batch; mark those that will not run."""
         mine = self.inbox.rows
         # Or a few clients that ask for much would have all others turned away.
         too_many_pending = min(self.batcher.pending_rows + count - self._rows_pending_max, mine - FEW_ROWS)
@@ -435,7 +435,7 @@ class Session:
             self._close()
 
     def _leave(self, now_ns: int) -> None:
-        """Part with a client with rings, once what it published before its Goodbye is answered."""
+        """End the session of a client with rings, once its requests before its Goodbye are answered."""
         assert self._rings is not None
         if self._ended or not self._rings.take(now_ns, self.in_flight_max):
             self._part()
@@ -466,4 +466,4 @@ class Session:
 
 
 def _nowhere(_answers: memoryview) -> None:
-    """Where the answers of a connection go that is gone."""
+    """Takes the answers of a connection that is gone."""

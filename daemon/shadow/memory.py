@@ -1,5 +1,5 @@
-"""The memory of one shadow: a recorder's ring, then the board where its comparison stands. It is gone with
-those who have it."""
+"""The memory of one shadow: a recorder's ring, then the board where its comparison stands. It is freed with
+the last process that has it."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
     """It cannot be run.
 
     Attributes:
-        lacking: what it wants for is this machine's or this installation's, not the file's.
+        lacking: True where the machine or the installation lacks something, not the file.
     """
 
     reason: str
@@ -65,11 +65,11 @@ encode = msgspec.msgpack.encode
 
 
 def decode_task(message: bytes) -> Task:
-    """What `encode` made of it."""
+    """The task in a packet of `encode`."""
     return msgspec.msgpack.decode(message, type=Task)
 
 
 def decode_said(message: bytes) -> Said:
-    """The other way round."""
+    """What the process said, from a packet of `encode`."""
     said: Said = msgspec.msgpack.decode(message, type=Said)
     return said

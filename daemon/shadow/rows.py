@@ -65,7 +65,7 @@ class RowReader:
         self._skipped = 0
 
     def skip_all(self) -> None:
-        """Begin with what comes from now on. Whatever ended a reader before this one may be in there."""
+        """Begin with what comes from now on: a row in the ring may have ended the reader before this one."""
         for record in self._records(self._words[RING_HEAD_WORD]):
             if record.kind is Kind.EXCHANGES:
                 self._skipped += record.rows

@@ -2,7 +2,7 @@
 mapped.
 
 Two places take turns, each with a number that rises and a checksum over all of it. Neither side waits for the
-other: who reads takes the newest place that is whole, so a writer that is killed in the middle, or a
+other: the reader takes the newest place that is whole, so a writer that is killed in the middle, or a
 processor that lets others see its stores in another order, costs one look and no wrong number.
 """
 

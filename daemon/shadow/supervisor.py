@@ -90,11 +90,11 @@ class Shadow:
                 "sigd.daemon.shadow.process", [str(self._memory)], theirs.fileno(), [self._memory]
             )
         self._restarts.started()
-        # Only the first keeps anybody waiting.
+        # Only the first start is waited for.
         self._task = replace(self._task, in_hurry=False)
 
     def wait_until_open(self) -> None:
-        """Before anybody is served.
+        """Before a client is served.
 
         Raises:
             ModelRefused: the file cannot be its shadow.
@@ -170,11 +170,11 @@ class Shadow:
     def _note(self, opened: Opened) -> None:
         self._opened = opened
         self._running = True
-        # It has not seen who there was before.
+        # The new process has not seen the clients of before.
         self._ring.introduce_again()
 
     def _will_end(self) -> None:
-        """It has closed its end of the channel. Until the kernel has taken it down, the loop shall not wait
+        """It has closed its end of the channel. Until the kernel has taken it down, the loop must not wait
         for it."""
         assert self._loop is not None
         assert self._process is not None

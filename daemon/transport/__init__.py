@@ -1,1 +1,1 @@
-"""Sockets, rings and who may use them."""
+"""Sockets, rings, and which users may connect."""

@@ -79,7 +79,7 @@ class Clients:
         )
 
     def open_by(self) -> Counter[tuple[str, int]]:
-        """How many are connected, by transport ("shm", or "stream", which is everybody's before the Hello)
+        """How many are connected, by transport ("shm", or "stream", as every connection is before its Hello)
         and user."""
         return Counter(
             ("shm" if connection.session.has_rings else "stream", connection.credentials.uid)

@@ -108,7 +108,7 @@ def _make_directory(directory: Path) -> None:
 
 
 def _refuse_foreign(directory: Path) -> None:
-    """Below a directory that all may write to, such as /tmp, anybody can have made the socket's directory
+    """Below a directory that all may write to, such as /tmp, any user can have made the socket's directory
     first, and would then own what clients connect to."""
     owner = directory.stat().st_uid
     if directory.parent.stat().st_mode & stat.S_IWOTH and owner not in (0, os.geteuid()):

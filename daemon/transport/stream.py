@@ -121,7 +121,7 @@ class StreamProtocol(asyncio.BufferedProtocol):
             self._abort()
 
     def why_no_descriptors(self) -> str:
-        """The kernel's word on who connected tells a forwarder."""
+        """Why the peer cannot be given shared memory (it forwards connections), or ""."""
         return why_not_shared_memory(self.credentials.pid)
 
     def _send_behind(self, data: memoryview | bytes) -> None:

@@ -72,8 +72,7 @@ def trade_row(
     last_offset_ticks: float,
     mean_size_e8: float,
 ) -> Row:
-    """Who took, how much and at what price. `last_offset_ticks`: the last trade's price less the mid, in
-    ticks."""
+    """Which side took, how much, at what price. `last_offset_ticks`: the last trade's price less the mid."""
     _, trades, signs, signed, volume, notional = newest
     imbalances = [(signed - edge[3]) / (volume - edge[4]) if volume != edge[4] else 0.0 for edge in edges]
     counted = (edges[2], edges[3], edges[5])

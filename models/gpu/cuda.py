@@ -167,7 +167,7 @@ class _Owner:
 
 
 class Gpu:
-    """The primary context of one GPU, shared by everybody in this process who works on it."""
+    """The primary context of one GPU, shared by all users of the GPU in this process."""
 
     _acquired: Final[dict[int, Gpu]] = {}
     _acquiring = threading.Lock()

@@ -128,7 +128,7 @@ class Locations(Protocol):
 
 
 class AllocationStrategies(Protocol):
-    """Who gives a context its scratch memory."""
+    """How a context gets its scratch memory."""
 
     USER_MANAGED: Any
 
@@ -142,7 +142,7 @@ class Severities(Protocol):
 
 
 class GraphStrategies(Protocol):
-    """Who captures graphs; TensorRT-RTX only."""
+    """Whether TensorRT-RTX captures graphs itself."""
 
     DISABLED: Any
 

@@ -272,7 +272,7 @@ class Client:
         timeout_s: float | None = None,
     ) -> Response:
         """Send one request and wait for its answer; as `send` and `receive`, and nothing else may be
-        unanswered, but what an earlier `request` has waited for in vain: its answer is dropped when it
+        unanswered, but what an earlier `request` gave up waiting for: its answer is dropped when it
         comes."""
         if self.unanswered > self._given_up:
             raise RuntimeError(

@@ -33,7 +33,7 @@ class Exposition:
         self._templates: dict[str, tuple[Labels, str]] = {}
 
     def prepare(self) -> None:
-        """Load the library and write the lines: before anybody is served, for it takes tens of
+        """Load the library and write the lines: before a client is served, because it takes tens of
         milliseconds."""
         for family in self._families:
             self._told(family)

@@ -87,7 +87,7 @@ class Observer:
         self._server: AdminServer | None = None
 
     async def prepare(self) -> None:
-        """All that takes long, and the listening.
+        """Do all that takes long, and listen.
 
         Raises:
             MissingDependency: the port cannot be had.
@@ -119,5 +119,5 @@ class Observer:
         return Page(HTTPStatus.OK, CONTENT_TYPE, await self._exposition.scrape())
 
     async def _health(self) -> Page:
-        """That it is answered says it all: who answers is the loop that serves."""
+        """An answer is proof enough: the loop that serves gives it."""
         return Page(HTTPStatus.OK, "text/plain; charset=utf-8", b"ok\n")

@@ -1,4 +1,4 @@
-# Until 1.0 a minor version may break what was; from then on a major one. Who names a range is taken at their word.
+# Until 1.0 a minor version may break code, later a major one. A range that is asked for is taken as it is.
 set(PACKAGE_VERSION 0.1.0)
 set(PACKAGE_VERSION_COMPATIBLE FALSE)
 set(PACKAGE_VERSION_EXACT FALSE)
