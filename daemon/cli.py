@@ -76,8 +76,7 @@ _CURES: Final = {
     table=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="Try `sigd demo` first. Exit codes: 0 done, 1 the check failed, 2 wrong usage or input, 3 the"
-    " environment"
-    " lacks something.",
+    " environment lacks something, 4 inconclusive, 70 a bug of sigd.",
 )
 @click.version_option(__version__, prog_name="sigd")
 def cli() -> None:
