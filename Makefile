@@ -15,7 +15,7 @@ install = { $(BIN)/python -m pip --disable-pip-version-check --no-color install 
 	END {if (code) printf "%s", said; exit code}'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all pages test-simcuda test-gpu test-cuda test-rtx test-oracles test-systemd check format lint types imports bench bench-connections bench-observe bench-reload bench-tunnel profile fuzz soak soak-sessions train models-table lock wheel deb clean pictures test-live
+.PHONY: help demo test test-all test-slow pages test-simcuda test-gpu test-cuda test-rtx test-oracles test-systemd check format lint types imports bench bench-connections bench-observe bench-reload bench-tunnel profile fuzz soak soak-sessions train models-table lock wheel deb clean pictures test-live
 
 help:  ## this list
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,7 +26,10 @@ demo: $(VENV)/.base  ## start a daemon, feed it a synthetic market, see signals 
 test: $(VENV)/.dev  ## the tests that take seconds
 	$(BIN)/pytest -m "not slow"
 
-test-all: $(VENV)/.dev  ## all tests that need no GPU
+test-slow: $(VENV)/.dev  ## the others that need no GPU: they start daemons and compilers
+	$(BIN)/pytest -m slow
+
+test-all: $(VENV)/.dev  ## both
 	$(BIN)/pytest
 
 test-live: $(VENV)/.dev  ## tests that measure this machine: it has to be quiet
