@@ -52,7 +52,10 @@ def lower(model: ModelProto, spec: ModelSpec) -> bytes:
         node = _node(proto, known, opsets)
         for name, made in zip(proto.output, _lowered(ctx, node, model), strict=False):
             known[name] = made
-    _finish(ctx, known.get(spec.output_name), spec)
+    answer = known.get(spec.output_name)
+    if answer is None and nodes:
+        raise node.refuse(f"does not give its output {spec.output_name!r}")
+    _finish(ctx, answer, spec)
     return ctx.plan.encode()
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from sigd.models.native.lowering.graph import Array, Lowering, Node, Operand, Value, lowers
 from sigd.models.native.lowering.layers import joined
+from sigd.models.native.plan import Binary, Kind
 
 _FLOAT: Final = 1
 _OPEN_END: Final = 1 << 60
@@ -46,6 +47,9 @@ def value_size(ctx: Lowering, value: Value, axis: int) -> int:
 @lowers("Identity", "Dropout")
 def identity(ctx: Lowering, node: Node) -> Sequence[Operand]:
     """Nothing, in inference."""
+    training = node.operation == "Dropout" and node.optional_constant(2)
+    if training is not None and np.any(training):
+        raise node.refuse("in training mode")
     return [node.operand(0)]
 
 
@@ -216,19 +220,25 @@ def tile(ctx: Lowering, node: Node) -> Sequence[Operand]:
 
 @lowers("Pad")
 def pad(ctx: Lowering, node: Node) -> Sequence[Operand]:
-    """Zeros, or values from the edges, around a row."""
+    """A number, or values from the edges, around a row."""
     value = node.value(0)
     given = node.optional_constant(1)
     pads = node.get("pads") if given is None else given.tolist()
     fill = node.optional_constant(2)
-    if fill is not None and fill.size and float(fill.reshape(-1)[0]) != 0.0:
-        raise node.refuse("fills with something else than 0")
+    number = float(fill.reshape(-1)[0]) if fill is not None and fill.size else node.get("value", 0.0)
+    if not math.isfinite(number):
+        raise node.refuse(f"fills with {number}")
     if node.optional(3) is not None or len(pads) != 2 * value.rank:
         raise node.refuse("for some axes only")
     widths = list(zip(pads[: value.rank], pads[value.rank :], strict=True))
     if widths.pop(value.batch_axis) != (0, 0) or min(map(min, widths)) < 0:
         raise node.refuse("adds rows, or takes away")
-    return [ctx.rearranged(value, _padded(node, ctx.places(value), widths), value.batch_axis)]
+    places = _padded(node, ctx.places(value), widths)
+    made = ctx.rearranged(value, places, value.batch_axis)
+    if not number or places.min() >= 0:
+        return [made]
+    around = np.where(places < 0, np.float32(number), np.float32(0)).reshape(-1)
+    return [ctx.add(Kind.CONSTANT, [made], made.dims, (around,), (Binary.ADD, 0))]
 
 
 def _padded(node: Node, places: Array, widths: list[tuple[int, int]]) -> Array:
