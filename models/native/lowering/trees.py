@@ -43,6 +43,8 @@ def below(value: float) -> float:
 
 def at_most(value: float) -> float:
     """The float32 t with: x <= value exactly where x <= t, for every float32 x that is no denormal."""
+    if value >= FLOAT_MAX:
+        return FLOAT_MAX
     rounded = np.float32(value)
     threshold = float(rounded) if float(rounded) <= value else below(float(rounded))
     if -_SMALLEST < threshold < 0.0:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -36,6 +37,7 @@ def model_of(
     outputs: Sequence[int],
     weights: dict[str, Array] | None = None,
     ml: int = 3,
+    opset: int = 20,
 ) -> onnx.ModelProto:
     """A model from "features" to "answer", with rows of those shapes."""
     graph = helper.make_graph(
@@ -45,7 +47,7 @@ def model_of(
         [helper.make_tensor_value_info("answer", TensorProto.FLOAT, ["N", *outputs])],
         [numpy_helper.from_array(array, name) for name, array in (weights or {}).items()],
     )
-    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("ai.onnx.ml", ml)]
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("ai.onnx.ml", ml)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=9)
 
 
@@ -73,6 +75,16 @@ def run_plan(
         runner.run(len(batch))
         answers.append(outputs[: len(batch)].copy())
     return np.concatenate(answers)
+
+
+def on_onnxruntime(model: onnx.ModelProto, rows: Array) -> Array:
+    """The answers of ONNX Runtime to rows, as the model shapes them."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return np.asarray(session.run(None, {"features": rows})[0])
 
 
 @pytest.fixture

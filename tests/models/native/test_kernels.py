@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import helper
-from tests.models.native.conftest import Array, Run, model_of, plan_of, run_plan
+from tests.models.native.conftest import Run, model_of, on_onnxruntime, plan_of, run_plan
 
 from sigd.models.native.backend import kernels
 
@@ -24,15 +23,6 @@ FUNCTIONS = (
     *("Softsign", "Exp", "Abs", "Neg", "Erf", "HardSwish", "Mish", "Sign", "Floor", "Ceil", "Round"),
     *("ThresholdedRelu", "Softmax", "LogSoftmax"),
 )
-
-
-def on_onnxruntime(model: onnx.ModelProto, rows: Array) -> Array:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    return np.asarray(session.run(None, {"features": rows})[0])
 
 
 def chain(sizes: list[int], functions: list[str], seed: int) -> onnx.ModelProto:

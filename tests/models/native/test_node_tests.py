@@ -1,8 +1,8 @@
-"""The ONNX project's own tests of single operations: each that the lowering takes gives the expected numbers.
+"""The ONNX project's own tests of operations: each that the lowering takes gives the expected numbers.
 
-The package `onnx` generates them. A test's first input becomes the rows, whose first axis is the batch, and its other
-inputs constants; where it has several inputs of as many rows, another model reads all of them. What the lowering
-refuses is listed, with its reason, in `refused_node_tests.txt`. To write that file anew:
+The package `onnx` generates them. A test's first input becomes the rows, whose first axis is the batch, and
+its other inputs constants; where several inputs have as many rows, another model reads all of them. What the
+lowering refuses is listed, with its reason, in `refused_node_tests.txt`. To write that file anew:
 
     python -m tests.models.native.test_node_tests
 """
@@ -36,7 +36,7 @@ ELEMENTWISE: Final = frozenset(
     operation for (_, operation), rule in RULES.items() if rule.__module__.endswith("elementwise")
 )
 WITHOUT_A_TEST: Final = frozenset({"Cast", "GRU", "Shape", "Tile"})
-"""No test of these reads and gives float32 rows, or, of GRU, has `linear_before_reset`; see `test_lowering.py`."""
+"""No test of these has float32 rows; of GRU none has `linear_before_reset`: see `test_lowering`."""
 _STEPS_FIRST: Final = frozenset({"LSTM", "GRU"})
 """Their rows are the second axis, unless the attribute `layout` is 1."""
 
@@ -118,7 +118,9 @@ def _array(given: Any) -> Array:
 def _chosen(inputs: Sequence[Array]) -> Iterator[tuple[int, ...]]:
     """Which inputs are rows: the first, the second, and all of as many rows."""
     yield (0,)
-    alike = [n for n, value in enumerate(inputs) if value.ndim == inputs[0].ndim and value.dtype == np.float32]
+    alike = [
+        n for n, value in enumerate(inputs) if value.ndim == inputs[0].ndim and value.dtype == np.float32
+    ]
     if len(inputs) == 2 and len(alike) == 2:
         yield (1,)
     if len(alike) == len(inputs) > 1 and len({value.shape[:1] for value in inputs}) == 1:
