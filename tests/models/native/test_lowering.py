@@ -33,7 +33,7 @@ def one(
     operation: str,
     features: Sequence[int],
     outputs: Sequence[int],
-    *weights: Array | None,
+    *weights: Any,
     domain: str = "",
     before: int = 0,
     after: int = 0,
@@ -91,7 +91,10 @@ def recurrent(operation: str, answer: str, direction: str, **more: Any) -> Model
 def linear(operation: str, outputs: int, **more: Any) -> Model:
     """A linear model of 6 features."""
     before = int(operation == "LinearClassifier")
-    attributes = {"coefficients": floats(6 * outputs).tolist(), "intercepts": floats(outputs).tolist()}
+    attributes: dict[str, Any] = {
+        "coefficients": floats(6 * outputs).tolist(),
+        "intercepts": floats(outputs).tolist(),
+    }
     if before:
         attributes["classlabels_ints"] = list(range(max(outputs, 2)))
     else:
@@ -101,7 +104,7 @@ def linear(operation: str, outputs: int, **more: Any) -> Model:
 
 def trees(transform: str = "NONE", mode: str = "BRANCH_LEQ", **more: Any) -> Model:
     """Two trees of two leaves, with answers from 0.1 to 0.9 before the transform."""
-    table = {
+    table: dict[str, Any] = {
         "nodes_treeids": [0, 0, 0, 1, 1, 1],
         "nodes_nodeids": [0, 1, 2, 0, 1, 2],
         "nodes_featureids": [1, 0, 0, 3, 0, 0],
@@ -121,7 +124,7 @@ def trees(transform: str = "NONE", mode: str = "BRANCH_LEQ", **more: Any) -> Mod
 
 def two_classes(transform: str) -> Model:
     """Trees whose one sum speaks for the second of two classes."""
-    table = {
+    table: dict[str, Any] = {
         "nodes_treeids": [0],
         "nodes_nodeids": [0],
         "nodes_featureids": [0],
@@ -278,8 +281,8 @@ def test_operation_gives_what_onnxruntime_gives(same_bits: Run, name: str) -> No
 def test_trees_of_one_target_obey_logistic_as_the_standard_says(same_bits: Run) -> None:
     """ONNX Runtime leaves the transform out where there is one target."""
     rows = np.random.default_rng(0).standard_normal((5, 6)).astype(np.float32)
-    (plain,) = ReferenceEvaluator(trees()).run(None, {"features": rows})
-    expected = 1 / (1 + np.exp(-plain))
+    plain: Any = ReferenceEvaluator(trees()).run(None, {"features": rows})
+    expected = 1 / (1 + np.exp(-plain[0]))
     np.testing.assert_allclose(same_bits(trees("LOGISTIC"), rows)["plain"], expected, rtol=1e-6)
 
 
