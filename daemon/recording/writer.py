@@ -261,7 +261,7 @@ def _end(link: Path, ring: RingFile, writer: Writer, segments: Segments) -> int:
         log.error("%s: its last segment could not be ended: %s", link, error)
     if behind_bytes:
         log.error(
-            "%s: %d bytes are not stored: they are when a daemon is started that records there",
+            "%s: %d bytes are not stored; the next daemon that records there stores them",
             link,
             behind_bytes,
         )

@@ -149,7 +149,7 @@ def _clear_stale(path: Path) -> None:
     except FileNotFoundError:
         return
     if not is_socket:
-        raise UsageError(f"{path}: something that is no socket stands there; it is left alone")
+        raise UsageError(f"{path}: not a socket, so it is left alone: choose another place with --socket")
     probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         # Never blocks: a full backlog says EAGAIN, and that is a living daemon too.

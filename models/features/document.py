@@ -10,46 +10,44 @@ from sigd.models.features.catalogue import EVEN, FAMILIES, FEATURE_COUNT, FEATUR
 _INTRODUCTION = """\
 # The {count} features
 
-Version {version}. One object computes them, `sigd.models.features.FeatureStream`; training, replay and the demo use no
-other. This page is printed from its catalogue: `python -m sigd.models.features.document > docs/features.md`.
+Compute them from a market's events, as training, replay and the demo do:
 
-    stream = FeatureStream()
+    stream = FeatureStream()              # sigd.models.features
     for event in read_capture(path):      # sigd.models.market.capture
         if stream.on_event(event):        # True: this event is a sample
             send(stream.features)         # float32[{count}], overwritten by the next sample
+
+Version {version}. `python -m sigd.models.features.document > docs/features.md` prints this page from the catalogue;
+`pytest tests/models/features/test_features_speed.py --benchmark-enable` times an event.
 
 ## When a sample is taken
 
 At every quote (change of the best bid or ask, in price or size) and every trade, in the order they were received, once
 
 - the order book is synchronised: a depth snapshot, and an unbroken chain of depth messages since; and
-- the first quote lies the warm-up time back, by default the longest window ({longest}).
+- the warm-up time has passed since the first quote, by default the longest window ({longest}).
 
-Depth messages update the book and give no sample. When a depth message is missing, no sample is taken until the next
-snapshot; `book_breaks` counts this. Quotes and trades that cannot be meant (a bid not below the ask, a price or size not
-above 0) are left out and counted in `events_ignored`.
+Depth messages update the book and give no sample. Where one is missing, no sample is taken until the next snapshot;
+`book_breaks` counts that. Impossible quotes and trades (a bid not below the ask, a price or size not above 0) are left out;
+`events_ignored` counts them.
 
 ## What holds for all of them
 
-- Prices count in ticks or basis points, sizes in relation to other sizes, so that a model trained on one instrument can
-  be tried on another. The tick is given, or taken from the first snapshot (the greatest common divisor of its prices).
-- Each is finite and clipped to the bounds below. None is ever denormal: each is 0, or a quotient, root or logarithm of
-  integers, far from the smallest float32.
+- Prices count in ticks or basis points, sizes relative to other sizes, so that a model of one instrument can be tried on
+  another. The tick is given, or the greatest common divisor of the first snapshot's prices.
+- Each is finite, clipped to its bounds, and never denormal: 0, or a quotient, root or logarithm of integers.
 - Windows are {windows}. A window W holds the events received in (now - W, now], the present one included.
-- Sums over windows are integers, kept by adding and subtracting. The same events give the same bits, and the same as
-  adding up each window from scratch.
-- Mirror: exchanging the two sides of the market (bids and asks, buyers and sellers, up and down) changes the sign of
-  the features marked "-" and leaves those marked "+".
-- Only receive times of one clock are used; exchange times are not.
-
-How long an event takes: `pytest tests/models/features/test_features_speed.py --benchmark-enable`.
+- Sums over windows are integers, kept by adding and subtracting: the same events give the same bits.
+- Mirror: exchanging the market's sides (bids and asks, buyers and sellers, up and down) changes the sign of the features
+  marked "-" and leaves those marked "+".
+- Only receive times of one clock are used, no exchange times.
 
 ## Symbols
 
 P and q: a price and the size resting there; b: the best bid, a: the best ask; tick: the price step. Mid m = (Pb + Pa) / 2.
-A sum over W runs over the events of the window; ' marks the value in force at now - W. s, p, q of a trade: its side (+1 where
-the buyer took), price and size. A quotient whose divisor is 0 (nothing happened in the window) counts as 0 unless it
-says otherwise. ln is natural, us are microseconds, and 1[c] is 1 where c holds.
+A sum over W runs over the window's events; ' marks the value at now - W. s, p, q of a trade: its side (+1 where the buyer
+took), price and size. A quotient whose divisor is 0 counts as 0, unless it says otherwise. ln is natural, us are
+microseconds, and 1[c] is 1 where c holds.
 """
 
 

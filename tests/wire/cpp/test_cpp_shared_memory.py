@@ -47,9 +47,11 @@ int main(int, char** argv) {
 """
 
 
-def open_session(client: CppClient, daemon: ShownDaemon, ring_slots: int = 4, idle: int = SPIN) -> None:
+def open_session(
+    client: CppClient, daemon: ShownDaemon, ring_slots: int = 4, idle: int = SPIN, look_ms: int = 0
+) -> None:
     """Shake hands over shared memory."""
-    client.tell(f"connect path={daemon.path} transport=1 slots={ring_slots} idle={idle}")
+    client.tell(f"connect path={daemon.path} transport=1 slots={ring_slots} idle={idle} look_ms={look_ms}")
     hello = daemon.accept()
     assert (hello.transport, hello.ring_slots) == (Transport.SHARED_MEMORY, ring_slots)
     daemon.grant_memory(ring_slots)
@@ -376,6 +378,17 @@ def test_client_that_polls_seldom_notices_the_end_as_soon(
     shown_daemon.connection.close()
     time.sleep(0.03)  # more than a tick of any kernel
     assert cpp_client.do("poll").startswith("closed")
+
+
+def test_client_looks_at_the_control_socket_as_often_as_it_was_told(
+    cpp_client: CppClient, shown_daemon: ShownDaemon
+) -> None:
+    open_session(cpp_client, shown_daemon, look_ms=600_000)
+    assert cpp_client.do("poll") == "nothing"
+    shown_daemon.connection.close()
+    for _ in range(30):
+        time.sleep(0.001)
+        assert cpp_client.do("poll") == "nothing", "the next look is minutes away"
 
 
 # What no good daemon does
