@@ -57,7 +57,7 @@ test-oracles: $(VENV)/.dev build/oracles/.ready  ## the workstation's plan again
 	PYTHONPATH=build/oracles/site $(BIN)/pytest tests/oracles
 
 test-systemd: $(VENV)/.fleet  ## as root: the units on a machine with systemd, booted for each test (the first time: a minute more; SUITE=trixie)
-	$(BIN)/python tests/systemd/prepare.py $(if $(SUITE),--suite $(SUITE)) -- $(BIN)/pytest -o faulthandler_timeout=900 -m systemd tests/systemd
+	$(BIN)/python tests/systemd/prepare.py $(if $(SUITE),--suite $(SUITE)) -- $(BIN)/pytest -o faulthandler_timeout=1000 -m systemd tests/systemd
 
 check: $(VENV)/.dev lint types imports test  ## format, lint, types, import contracts, tests
 
