@@ -31,34 +31,38 @@ AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 
 
 class Extension(NamedTuple):
-    """A module in C for the stable interface of Python 3.11 and later.
+    """A module in C for the stable interface of Python 3.11 and later, or a library for C++ programs.
 
     Attributes:
         name: its file's name without the ending.
         folder: where its sources lie, and it itself in the package.
         sources: C files in that folder, with the flags that each needs beside the common ones.
         include: further folders with headers.
+        for_python: False for a library.
     """
 
     name: str
     folder: str
     sources: dict[str, tuple[str, ...]]
     include: tuple[str, ...] = ()
+    for_python: bool = True
 
     @property
     def file(self) -> str:
-        """What Python looks for."""
-        return f"{self.folder}/{self.name}.abi3.so"
+        """What Python, or a linker, looks for."""
+        return f"{self.folder}/{self.name}{'.abi3' if self.for_python else ''}.so"
 
 
 def extensions() -> list[Extension]:
     """All of them, as this machine's processor family needs them."""
-    plain = ("module.c", "runner.c", "plan.c", "pack.c", "trees.c", "isa_plain.c")
+    plain = ("runner.c", "plan.c", "pack.c", "trees.c", "isa_plain.c")
     kernels: dict[str, tuple[str, ...]] = dict.fromkeys(plain, ())
     if platform.machine() == "x86_64":
         kernels |= {"isa_avx2.c": AVX2, "isa_avx512.c": AVX512}
     return [
-        Extension("_kernels", "models/native", kernels),
+        Extension("_kernels", "models/native", {"module.c": (), **kernels}),
+        # What `sigd/engine.hpp` links: the same kernels without Python.
+        Extension("libsigd_engine", "models/native", {"engine_file.c": (), **kernels}, for_python=False),
         # The fast path runs a native engine by the entry that `engine.h` describes.
         Extension("_fast_path", "daemon/serving", {"fast_path.c": ()}, ("models/native",)),
         Extension("_stream", "models/features/native", {"module.c": ()}),
@@ -72,8 +76,11 @@ def compiler() -> list[str] | None:
     return next(([name] for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
 
 
-def build(extension: Extension, command: list[str], target: Path) -> None:
+def build(extension: Extension, command: list[str], target: Path, objects: Path) -> None:
     """Compile an extension into the file `target`.
+
+    Args:
+        objects: a folder for compiled sources; what is there already is taken.
 
     Raises:
         subprocess.CalledProcessError: the compiler refused it; its `stderr` says why.
@@ -81,23 +88,24 @@ def build(extension: Extension, command: list[str], target: Path) -> None:
     """
     include = [f"-I{ROOT / folder}" for folder in extension.include]
     include.append(f"-I{sysconfig.get_path('include')}")
-    with tempfile.TemporaryDirectory() as made:
 
-        def compiled(source: tuple[str, tuple[str, ...]]) -> str:
-            name, flags = source
-            to = str(Path(made) / f"{name}.o")
-            path = str(ROOT / extension.folder / name)
-            _run([*command, *FLAGS, *flags, *include, "-c", path, "-o", to])
-            return to
+    def compiled(source: tuple[str, tuple[str, ...]]) -> str:
+        name, flags = source
+        path = ROOT / extension.folder / name
+        to = objects / f"{extension.folder.replace('/', '.')}.{name}.o"
+        if not to.exists():
+            _run([*command, *FLAGS, *flags, *include, "-c", str(path), "-o", str(to)])
+        return str(to)
 
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            objects = list(pool.map(compiled, extension.sources.items()))
-        whole = str(Path(made) / target.name)
-        _run([*command, "-shared", *objects, "-lm", "-o", whole])
-        # A process may have the old one mapped: it keeps that.
-        beside = target.with_name(f".{target.name}.new")
-        shutil.copyfile(whole, beside)
-        beside.replace(target)
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        linked = list(pool.map(compiled, extension.sources.items()))
+    whole = str(objects / target.name)
+    soname = [] if extension.for_python else [f"-Wl,-soname,{target.name}"]
+    _run([*command, "-shared", *soname, *linked, "-lm", "-o", whole])
+    # A process may have the old one mapped: it keeps that.
+    beside = target.with_name(f".{target.name}.new")
+    shutil.copyfile(whole, beside)
+    beside.replace(target)
 
 
 def _run(words: list[str]) -> None:
@@ -123,18 +131,19 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
         if command is None:
             self._absent(wanted, "there is no C compiler (apt-get install gcc, or set CC)")
             return
-        for extension in extensions():
-            target = ROOT / extension.file
-            try:
-                build(extension, command, target)
-            except subprocess.CalledProcessError as error:
-                self._absent(wanted, f"{shlex.join(command)} refused it:\n{error.stderr}")
-                return
-            except OSError as error:
-                self._absent(wanted, str(error))
-                return
-            if version != "editable":
-                build_data["force_include"][str(target)] = f"sigd/{extension.file}"
+        with tempfile.TemporaryDirectory() as objects:
+            for extension in extensions():
+                target = ROOT / extension.file
+                try:
+                    build(extension, command, target, Path(objects))
+                except subprocess.CalledProcessError as error:
+                    self._absent(wanted, f"{shlex.join(command)} refused it:\n{error.stderr}")
+                    return
+                except OSError as error:
+                    self._absent(wanted, str(error))
+                    return
+                if version != "editable":
+                    build_data["force_include"][str(target)] = f"sigd/{extension.file}"
         if version != "editable":
             build_data["pure_python"] = False
             build_data["tag"] = f"cp311-abi3-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
@@ -151,13 +160,14 @@ def main() -> int:
     if command is None:
         print("sigd: there is no C compiler: apt-get install gcc, or set CC", file=sys.stderr)
         return 3
-    for extension in extensions():
-        try:
-            build(extension, command, ROOT / extension.file)
-        except subprocess.CalledProcessError as error:
-            print(error.stderr, file=sys.stderr)
-            return 1
-        print(f"built {extension.file}")
+    with tempfile.TemporaryDirectory() as objects:
+        for extension in extensions():
+            try:
+                build(extension, command, ROOT / extension.file, Path(objects))
+            except subprocess.CalledProcessError as error:
+                print(error.stderr, file=sys.stderr)
+                return 1
+            print(f"built {extension.file}")
     return 0
 
 
