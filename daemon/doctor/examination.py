@@ -36,6 +36,7 @@ HOST_CHECKS: Final[tuple[Callable[[Host], Finding], ...]] = (
     system.virtual_machine,
     system.container,
     system.compiler,
+    system.native_kernels,
 )
 
 CARD_CHECKS: Final[tuple[Callable[[Card], Finding], ...]] = (

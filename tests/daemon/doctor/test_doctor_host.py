@@ -14,6 +14,8 @@ from sigd.daemon.doctor import memory, processor, system
 from sigd.daemon.doctor.examination import HOST_CHECKS, examine_host
 from sigd.daemon.doctor.finding import Finding, worst
 from sigd.daemon.doctor.host import Host, choose_cpu, format_cpus, parse_cpus
+from sigd.models.errors import BackendUnavailable
+from sigd.models.native.backend import kernels_are_built
 
 MakeHost = Callable[..., Host]
 Changes = Mapping[str, str | None]
@@ -29,7 +31,8 @@ LIMITED = "Max locked memory         8388608    8388608    bytes\nMax realtime p
 def test_a_prepared_machine_has_nothing_to_fix(make_host: MakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXX", raising=False)
     findings = examine_host(make_host())
-    assert [finding for finding in findings if finding.level != "ok"] == []
+    lacking = {finding.check for finding in findings if finding.level != "ok"}
+    assert lacking == (set() if kernels_are_built() else {"native kernels"})
     assert len({finding.check for finding in findings}) == len(HOST_CHECKS)
 
 
@@ -320,6 +323,28 @@ def test_the_compiler_that_the_environment_names_is_the_one_looked_for(
     finding = system.compiler(make_host())
     assert finding.level == "warn"
     assert "clang++-99" in finding.what
+
+
+def test_native_kernels_that_are_absent_are_named_with_the_cure(
+    make_host: MakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent() -> None:
+        raise BackendUnavailable("not built")
+
+    monkeypatch.setattr("sigd.models.native.backend.kernels", absent)
+    finding = system.native_kernels(make_host())
+    assert (finding.level, finding.what) == (
+        "warn",
+        "not built: sigd was installed where there is no C compiler",
+    )
+    assert "apt install gcc" in finding.fix[0]
+    assert "--no-binary sigd" in finding.fix[1]
+
+
+def test_native_kernels_that_are_built_are_named_with_their_instruction_set(make_host: MakeHost) -> None:
+    if not kernels_are_built():
+        pytest.skip("the native kernels are not built: python hatch_build.py")
+    assert system.native_kernels(make_host()).what.endswith(("avx512", "avx2", "plain"))
 
 
 def test_the_chosen_cpu_is_an_isolated_one_and_otherwise_the_last(make_host: MakeHost) -> None:
