@@ -21,10 +21,22 @@ _MARGIN: Final = 2.0
 kind."""
 _ROUNDING: Final = 1e-4
 """Another processor or another batch size sums in another order; as a share of the largest answer."""
-_UNMEASURED: Final[dict[PrecisionName, float]] = {"fp32": 1e-4, "tf32": 5e-3, "fp16": 1e-2, "int8": 1e-2}
+_UNMEASURED: Final[dict[PrecisionName, float]] = {
+    "fp32": 1e-4,
+    "tf32": 5e-3,
+    "fp16": 1e-2,
+    "bf16": 1e-2,
+    "int8": 1e-2,
+}
 """What a builder may add to the error of the graph it was given, as a share of the largest answer, where the
 engine itself could not be run. Generous: it is to find a wrong engine, not to grade a right one."""
-_ERROR_MAX: Final[dict[PrecisionName, float]] = {"fp32": 1e-3, "tf32": 2e-2, "fp16": 5e-2, "int8": 0.5}
+_ERROR_MAX: Final[dict[PrecisionName, float]] = {
+    "fp32": 1e-3,
+    "tf32": 2e-2,
+    "fp16": 5e-2,
+    "bf16": 0.1,
+    "int8": 0.5,
+}
 """The most that an engine's answer may be away from the oracle's, as a share of the largest answer, whatever
 was measured: an engine further off does something else than its model."""
 

@@ -26,7 +26,7 @@ REFERENCE_EVALUATOR: Final = "ONNX reference evaluator"
 
 RuntimeName = Literal["native", "onnxruntime", "tensorrt", "tensorrt-rtx"]
 CPU_RUNTIMES: Final[frozenset[RuntimeName]] = frozenset({"native", "onnxruntime"})
-PrecisionName = Literal["fp32", "tf32", "fp16", "int8"]
+PrecisionName = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
 
 
 class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

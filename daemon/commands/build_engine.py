@@ -81,10 +81,10 @@ Examples:
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "tf32", "fp16", "int8"]),
+    type=click.Choice(["fp32", "tf32", "fp16", "bf16", "int8"]),
     default="fp32",
     show_default=True,
-    help="Arithmetic inside; input and output stay float32.",
+    help="Arithmetic inside, of native engines the weights alone; input and output stay float32.",
 )
 @click.option(
     "--calibration",

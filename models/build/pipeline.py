@@ -195,9 +195,10 @@ def _converted(file: OnnxFile, job: Job, rows: Float32Array) -> ModelProto:
     """The graph in the precision that was asked for, every node named, so that a refusal can name
     it."""
     request, spec = job.request, job.spec
-    if request.precision == "fp16":
+    in_the_graph = job.runtime != "native"
+    if request.precision == "fp16" and in_the_graph:
         model = to_fp16(file.model, spec.path)
-    elif request.precision == "int8":
+    elif request.precision == "int8" and in_the_graph:
         model = to_int8(file.model, spec, rows, request.calibration_method, job.runtime)
     else:
         model = type(file.model)()
@@ -214,7 +215,7 @@ def _plan(module: ModuleType, model: ModelProto, job: Job, progress: BuildProgre
     request = job.request
     if job.runtime == "native":
         with phase(progress, "Lowering"):
-            return BuiltPlan(lower(model, job.spec), {})
+            return BuiltPlan(lower(model, job.spec, request.precision), {})
     if job.runtime == "onnxruntime":
         level = DEFAULT_LEVEL if request.optimization_level is None else request.optimization_level
         with phase(progress, "Optimising"):

@@ -17,8 +17,8 @@ from sigd.models.spec import ModelSpec
 BATCH_ROWS_MAX: Final = 64
 """The largest batch where nothing is said: the daemon's own default."""
 RUNTIMES: Final[tuple[RuntimeName, ...]] = ("tensorrt", "tensorrt-rtx", "onnxruntime", "native")
-NATIVE_PRECISIONS: Final[tuple[PrecisionName, ...]] = ("fp32",)
-PRECISIONS: Final[tuple[PrecisionName, ...]] = ("fp32", "tf32", "fp16", "int8")
+NATIVE_PRECISIONS: Final[tuple[PrecisionName, ...]] = ("fp32", "fp16", "bf16", "int8")
+PRECISIONS: Final[tuple[PrecisionName, ...]] = ("fp32", "tf32", "fp16", "bf16", "int8")
 CalibrationMethod = Literal["minmax", "percentile", "entropy"]
 CALIBRATION_METHODS: Final[tuple[CalibrationMethod, ...]] = ("minmax", "percentile", "entropy")
 
@@ -179,6 +179,10 @@ def check_runtime_options(request: BuildRequest, runtime: RuntimeName) -> None:
             " give --precision"
             " fp32"
         )
+    if request.precision == "bf16" and runtime != "native":
+        raise ValueError(
+            f"bf16: only the native kernels have it, and this is a build for {runtime}: give fp16"
+        )
     if runtime == "native":
         _check_native_options(request)
     if runtime == "tensorrt-rtx" and request.timing_cache is not None:
@@ -196,8 +200,8 @@ def check_runtime_options(request: BuildRequest, runtime: RuntimeName) -> None:
 def _check_native_options(request: BuildRequest) -> None:
     if request.precision not in NATIVE_PRECISIONS:
         raise ValueError(
-            f"{request.precision}: the native kernels compute in {' or '.join(NATIVE_PRECISIONS)}: give one"
-            " of them, or --runtime onnxruntime"
+            f"{request.precision}: the native kernels have weights in {', '.join(NATIVE_PRECISIONS)}: give"
+            " one of them"
         )
     if request.optimization_level is not None:
         raise ValueError("--optimization-level: the native kernels have one way to run a model: leave it out")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Final
 
-from sigd.models.build.request import NATIVE_PRECISIONS, BuildRequest
+from sigd.models.build.request import BuildRequest
 from sigd.models.cpu_choice import choose_cpu_backend
 from sigd.models.denormals import float_environment_kept
 from sigd.models.engine import INSTALL
@@ -130,7 +130,9 @@ def _on_cpu(request: BuildRequest, machine: Machine) -> Choice:
     no_gpu = f"no GPU can be used here ({machine.no_gpu_because})"
     if "native" not in machine.installed:
         return Choice("onnxruntime", f"{no_gpu}, and the native kernels are not built: {INSTALL['native']}")
-    if request.precision not in NATIVE_PRECISIONS or request.optimization_level is not None:
+    if request.precision == "bf16":
+        return Choice("native", f"{no_gpu}, and only the native kernels have weights in bf16")
+    if request.precision != "fp32" or request.optimization_level is not None:
         return Choice("onnxruntime", no_gpu)
     with float_environment_kept():
         choice = choose_cpu_backend(read_spec(request.model, options=ReadOptions(request.sizes)))

@@ -3,33 +3,44 @@
  * A panel is up to PANEL_MAX vectors of outputs; its weights stand as [K][vectors * VL]. Each output is one chain of
  * fused multiply-adds along k (LAYOUT_WIDE), or a fixed number of them (LAYOUT_SPLIT, LAYOUT_DOT) where one chain would
  * wait for itself. Leaving out a zero activation changes at most the sign of a zero, which the last addition of +0
- * takes away, so a block of rows (which leaves out nothing) and a row agree. */
+ * takes away, so a block of rows (which leaves out nothing) and a row agree. 8-bit weights are summed up as they are; one
+ * multiplication at the end scales the sum and adds the bias. */
 #pragma once
 #include "internal.h"
 #include "vector.h"
 
+#ifndef UNROLL /* as INLINE */
 #define UNROLL _Pragma("GCC unroll 32")
+#endif
 
-INLINE size_t weight_bytes(const int type) { return type == WEIGHTS_F32 ? 4 : type == WEIGHTS_I8 ? 1 : 2; }
+/* In plain C narrow weights are widened at load. */
+INLINE size_t weight_bytes(const int type) { return VL == 1 || type == WEIGHTS_F32 ? 4 : type == WEIGHTS_I8 ? 1 : 2; }
 
 INLINE vf weights_at(const int type, const void *w, size_t i) {
 #if VL > 1
     if (type == WEIGHTS_F16) return v_half((const uint16_t *)w + i);
     if (type == WEIGHTS_BF16) return v_bfloat((const uint16_t *)w + i);
+    if (type == WEIGHTS_I8) return v_byte((const int8_t *)w + i);
 #endif
     (void)type;
     return v_load((const float *)w + i);
 }
 
+/* What a sum begins with: the bias, or nothing where it is still to be scaled. */
+INLINE vf begun(const int type, const float *bias) { return type == WEIGHTS_I8 ? v_zero() : v_load(bias); }
+
 /* `floor` is 0 for ReLU and -infinity for none. */
-INLINE vf finished(const float floor, vf sum) { return v_max(v_set1(floor), v_add(sum, v_zero())); }
+INLINE vf finished(const int type, const float floor, vf sum, const float *scale, const float *bias) {
+    if (type == WEIGHTS_I8) sum = v_fma(sum, v_load(scale), v_load(bias));
+    return v_max(v_set1(floor), v_add(sum, v_zero()));
+}
 
 /* One row, one chain an output: all k, or the `n` that `ids` names, whose x stand in `x` one after the other. */
 INLINE void wide_row(const int vectors, const int type, const float floor, const float *x, const int32_t *ids, size_t n,
-                     const void *weights, const float *bias, float *y) {
+                     const void *weights, const float *scale, const float *bias, float *y) {
     vf sum[PANEL_MAX];
     const size_t width = (size_t)vectors * VL;
-    UNROLL for (int p = 0; p < vectors; p++) sum[p] = v_load(bias + p * VL);
+    UNROLL for (int p = 0; p < vectors; p++) sum[p] = begun(type, bias + p * VL);
     if (ids) {
         for (size_t j = 0; j < n; j++) {
             const vf value = v_set1(x[j]);
@@ -45,16 +56,17 @@ INLINE void wide_row(const int vectors, const int type, const float floor, const
                 sum[p] = v_fma(weights_at(type, weights, at + p * VL), value, sum[p]);
         }
     }
-    UNROLL for (int p = 0; p < vectors; p++) v_store(y + p * VL, finished(floor, sum[p]));
+    UNROLL for (int p = 0; p < vectors; p++)
+        v_store(y + p * VL, finished(type, floor, sum[p], scale + p * VL, bias + p * VL));
 }
 
 /* One row, SPLIT_CHAINS chains an output: chain c adds up k = c, c + 4, ...; the bias is in the first. */
 INLINE void split_row(const int vectors, const int type, const float floor, const float *x, size_t n, const void *weights,
-                      const float *bias, float *y) {
+                      const float *scale, const float *bias, float *y) {
     vf sum[SPLIT_CHAINS][SPLIT_MAX];
     const size_t width = (size_t)vectors * VL;
     UNROLL for (int p = 0; p < vectors; p++) {
-        sum[0][p] = v_load(bias + p * VL);
+        sum[0][p] = begun(type, bias + p * VL);
         sum[1][p] = sum[2][p] = sum[3][p] = v_zero();
     }
     size_t k = 0, at = 0;
@@ -75,17 +87,17 @@ INLINE void split_row(const int vectors, const int type, const float floor, cons
     }
     UNROLL for (int p = 0; p < vectors; p++) {
         const vf all = v_add(v_add(sum[0][p], sum[1][p]), v_add(sum[2][p], sum[3][p]));
-        v_store(y + p * VL, finished(floor, all));
+        v_store(y + p * VL, finished(type, floor, all, scale + p * VL, bias + p * VL));
     }
 }
 
 /* A block of `rows` rows and `vectors` vectors of a panel that is `width` floats wide. */
 INLINE void wide_block(const int rows, const int vectors, const int type, const float floor, const float *x, size_t ldx,
-                       size_t n, const void *weights, size_t column, size_t width, const float *bias, size_t ldb,
-                       float *y, size_t ldy) {
+                       size_t n, const void *weights, size_t column, size_t width, const float *scale, const float *bias,
+                       size_t ldb, float *y, size_t ldy) {
     vf sum[6][BLOCK_VECTORS];
     UNROLL for (int r = 0; r < rows; r++) {
-        UNROLL for (int q = 0; q < vectors; q++) sum[r][q] = v_load(bias + r * ldb + q * VL);
+        UNROLL for (int q = 0; q < vectors; q++) sum[r][q] = begun(type, bias + r * ldb + q * VL);
     }
     size_t at = column;
     for (size_t k = 0; k < n; k++, at += width) {
@@ -97,19 +109,23 @@ INLINE void wide_block(const int rows, const int vectors, const int type, const 
         }
     }
     UNROLL for (int r = 0; r < rows; r++) {
-        UNROLL for (int q = 0; q < vectors; q++) v_store(y + r * ldy + q * VL, finished(floor, sum[r][q]));
+        UNROLL for (int q = 0; q < vectors; q++)
+            v_store(y + r * ldy + q * VL,
+                    finished(type, floor, sum[r][q], scale + q * VL, bias + r * ldb + q * VL));
     }
 }
 
 INLINE void wide_rows_of_panel(const int rows, int panel, const int type, const float floor, const float *x, size_t ldx,
-                               size_t n, const void *weights, const float *bias, size_t ldb, float *y, size_t ldy) {
+                               size_t n, const void *weights, const float *scale, const float *bias, size_t ldb, float *y,
+                               size_t ldy) {
     const size_t width = (size_t)panel * VL;
     int q = 0;
     for (; q + BLOCK_VECTORS <= panel; q += BLOCK_VECTORS)
-        wide_block(rows, BLOCK_VECTORS, type, floor, x, ldx, n, weights, q * VL, width, bias + q * VL, ldb, y + q * VL,
-                   ldy);
+        wide_block(rows, BLOCK_VECTORS, type, floor, x, ldx, n, weights, q * VL, width, scale + q * VL, bias + q * VL, ldb,
+                   y + q * VL, ldy);
     for (; q < panel; q++)
-        wide_block(rows, 1, type, floor, x, ldx, n, weights, q * VL, width, bias + q * VL, ldb, y + q * VL, ldy);
+        wide_block(rows, 1, type, floor, x, ldx, n, weights, q * VL, width, scale + q * VL, bias + q * VL, ldb, y + q * VL,
+                   ldy);
 }
 
 /* Every panel of a layer; the type of the weights is a constant where it is used. */
@@ -124,7 +140,7 @@ INLINE void wide_layer(const int type, const float floor, const struct dense *d,
         if (rows == 1) {
             const float *from = ids ? packed : x;
             const size_t n = ids ? packed_count : d->k;
-#define ROW(P) case P: wide_row(P, type, floor, from, ids, n, w, bias + column, y + column); break;
+#define ROW(P) case P: wide_row(P, type, floor, from, ids, n, w, d->scale + column, bias + column, y + column); break;
             switch (panel) {
                 ROW(1) ROW(2) ROW(3) ROW(4) ROW(5) ROW(6) ROW(7) ROW(8)
 #if PANEL_MAX > 8
@@ -137,7 +153,7 @@ INLINE void wide_layer(const int type, const float floor, const struct dense *d,
                 const uint32_t count = rows - r < 6 ? rows - r : 6;
                 const float *xr = x + r * ldx, *br = bias + column + r * ldb;
                 float *yr = y + column + r * ldy;
-#define ROWS(R) case R: wide_rows_of_panel(R, (int)panel, type, floor, xr, ldx, d->k, w, br, ldb, yr, ldy); break;
+#define ROWS(R) case R: wide_rows_of_panel(R, (int)panel, type, floor, xr, ldx, d->k, w, d->scale + column, br, ldb, yr, ldy); break;
                 switch (count) { ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) }
 #undef ROWS
                 r += count;
@@ -155,7 +171,7 @@ INLINE void split_layer(const int type, const float floor, const struct dense *d
     for (uint32_t first = 0; first < vectors;) {
         const uint32_t panel = vectors - first < SPLIT_MAX ? vectors - first : SPLIT_MAX;
         const size_t column = (size_t)first * VL;
-#define ROW(P) case P: split_row(P, type, floor, x, d->k, w, bias + column, y + column); break;
+#define ROW(P) case P: split_row(P, type, floor, x, d->k, w, d->scale + column, bias + column, y + column); break;
         switch (panel) {
             ROW(1) ROW(2) ROW(3)
 #if SPLIT_MAX > 3
@@ -247,6 +263,7 @@ static void dense_rows(const struct dense *d, const struct scratch *scratch, con
             if (d->type == WEIGHTS_F16) { SPLIT(WEIGHTS_F16) continue; }
             if (d->type == WEIGHTS_BF16) { SPLIT(WEIGHTS_BF16) continue; }
 #endif
+            if (d->type == WEIGHTS_I8) { SPLIT(WEIGHTS_I8) continue; }
             SPLIT(WEIGHTS_F32)
 #undef SPLIT
         }
@@ -263,7 +280,8 @@ static void dense_rows(const struct dense *d, const struct scratch *scratch, con
         else if (d->type == WEIGHTS_BF16) WIDE(WEIGHTS_BF16);
         else
 #endif
-            WIDE(WEIGHTS_F32);
+            if (d->type == WEIGHTS_I8) WIDE(WEIGHTS_I8);
+            else WIDE(WEIGHTS_F32);
 #undef WIDE
     }
     if (d->function != F_IDENTITY && (!relu || d->layout == LAYOUT_DOT)) {

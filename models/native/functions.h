@@ -8,7 +8,9 @@
 
 #include "plan.h"
 
+#ifndef INLINE /* a build for a quick test may say `static`: each function is then compiled once, not once for each size */
 #define INLINE static inline __attribute__((always_inline))
+#endif
 
 INLINE uint32_t bits_of(float x) { uint32_t u; memcpy(&u, &x, 4); return u; }
 INLINE float float_of(uint32_t u) { float x; memcpy(&x, &u, 4); return x; }

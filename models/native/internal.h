@@ -30,7 +30,7 @@ struct dense {
     int skip;
     const void *weights; /* packed for the instruction set */
     const float *bias;   /* n_padded */
-    const float *scale;  /* n_padded: of int8 weights */
+    const float *scale;  /* n_padded: of 8-bit weights; of others it is not read */
 };
 
 struct tree_node {

@@ -36,6 +36,7 @@ static float half_to_float(uint16_t half) {
 static float weight_at(const void *weights, uint32_t dtype, size_t i) {
     if (dtype == PLAN_F16) return half_to_float(((const uint16_t *)weights)[i]);
     if (dtype == PLAN_BF16) return float_from_bits((uint32_t)((const uint16_t *)weights)[i] << 16);
+    if (dtype == PLAN_I8) return ((const int8_t *)weights)[i];
     return ((const float *)weights)[i];
 }
 
@@ -69,24 +70,31 @@ static int pack_dot(struct engine *e, struct dense *d, const void *weights, uint
     return 0;
 }
 
-int pack_layer(struct engine *e, struct dense *d, const void *weights, uint32_t dtype, const float *bias, int recurrent) {
+static const float *padded(struct engine *e, const struct dense *d, const float *values) {
+    float *to = engine_allocate(e, d->n_padded * sizeof *to);
+    if (to) memcpy(to, values, d->n * sizeof *to);
+    return to;
+}
+
+int pack_layer(struct engine *e, struct dense *d, const void *weights, uint32_t dtype, const float *bias, const float *scale,
+               int recurrent) {
     const struct isa *isa = e->isa;
     d->n_padded = ROUND_UP(d->n, 16);
     d->layout = recurrent ? LAYOUT_WIDE : d->n <= DOT_OUTPUTS_MAX ? LAYOUT_DOT : d->n < WIDE_OUTPUTS_MIN ? LAYOUT_SPLIT : LAYOUT_WIDE;
-    float *padded_bias = engine_allocate(e, d->n_padded * sizeof *padded_bias);
-    if (!padded_bias) return -1;
-    memcpy(padded_bias, bias, d->n * sizeof *bias);
-    d->bias = padded_bias;
+    d->bias = padded(e, d, bias);
+    d->scale = scale ? padded(e, d, scale) : d->bias;
+    if (!d->bias || !d->scale) return -1;
     if (d->layout == LAYOUT_DOT) return pack_dot(e, d, weights, dtype);
+    d->type = dtype == PLAN_F16 ? WEIGHTS_F16 : dtype == PLAN_BF16 ? WEIGHTS_BF16 : dtype == PLAN_I8 ? WEIGHTS_I8 : WEIGHTS_F32;
+    size_t size = dtype == PLAN_F32 ? 4 : dtype == PLAN_I8 ? 1 : 2;
     void *wide = NULL;
     if (dtype != PLAN_F32 && isa->lanes == 1) {
         wide = widened(weights, dtype, (size_t)d->k * d->n);
         if (!wide) return -1;
         weights = wide;
-        dtype = PLAN_F32;
+        size = 4;
+        if (d->type != WEIGHTS_I8) d->type = WEIGHTS_F32;
     }
-    d->type = dtype == PLAN_F16 ? WEIGHTS_F16 : dtype == PLAN_BF16 ? WEIGHTS_BF16 : WEIGHTS_F32;
-    const size_t size = d->type == WEIGHTS_F32 ? 4 : 2;
     char *to = engine_allocate(e, (size_t)d->k * d->n_padded * size);
     if (to) pack_panels(d, weights, size, isa->lanes, d->layout == LAYOUT_WIDE ? isa->panel_max : isa->split_max, to);
     free(wide);

@@ -169,17 +169,18 @@ static int check_out(struct reader *r, const struct op *o, uint64_t width) {
     return 0;
 }
 
-/* A layer whose weights are tensor `weights` and whose bias is tensor `bias`. */
-static int read_layer(struct reader *r, struct op *o, struct dense *d, int weights, int bias, uint32_t k, uint32_t n,
-                      int recurrent) {
+/* A layer whose weights, bias and scale are those tensors. */
+static int read_layer(struct reader *r, struct op *o, struct dense *d, int weights, int bias, int scale, int recurrent) {
+    const uint32_t k = d->k, n = d->n;
     REFUSE_IF(!k || !n || k > PLAN_WIDTH_MAX || n > PLAN_WIDTH_MAX, "operation %u: a layer of %u by %u", r->current, k, n);
     const struct plan_tensor *t = tensor_of(r, &o->plan, weights);
-    const uint32_t dtype = t && t->dtype != PLAN_U32 && t->dtype != PLAN_I8 ? t->dtype : PLAN_F32;
+    const uint32_t dtype = t && t->dtype != PLAN_U32 ? t->dtype : PLAN_F32;
     if (check_tensor(r, &o->plan, weights, dtype, (uint64_t)k * n)) return -1;
     if (check_tensor(r, &o->plan, bias, PLAN_F32, n)) return -1;
-    d->k = k;
-    d->n = n;
-    REFUSE_IF(pack_layer(r->engine, d, data_of(r, &o->plan, weights), dtype, data_of(r, &o->plan, bias), recurrent),
+    REFUSE_IF(dtype == PLAN_I8 && !recurrent && n <= DOT_OUTPUTS_MAX, "operation %u: 8-bit weights for %u outputs", r->current, n);
+    if (dtype == PLAN_I8 && check_tensor(r, &o->plan, scale, PLAN_F32, n)) return -1;
+    REFUSE_IF(pack_layer(r->engine, d, data_of(r, &o->plan, weights), dtype, data_of(r, &o->plan, bias),
+                         dtype == PLAN_I8 ? data_of(r, &o->plan, scale) : NULL, recurrent),
               "out of memory");
     if (k > r->engine->k_max) r->engine->k_max = k;
     return 0;
@@ -196,7 +197,9 @@ static int read_dense(struct reader *r, struct op *o) {
     o->dense.skip = (int)param[3];
     o->dense.alpha = o->plan.scalar[0];
     o->dense.beta = o->plan.scalar[1];
-    if (read_layer(r, o, &o->dense, 0, 1, param[0], param[1], 0)) return -1;
+    o->dense.k = param[0];
+    o->dense.n = param[1];
+    if (read_layer(r, o, &o->dense, 0, 1, 2, 0)) return -1;
     if (steps > 1 && steps * o->dense.n_padded > e->temporary_floats) e->temporary_floats = steps * o->dense.n_padded;
     e->macs += steps * param[0] * param[1];
     return 0;
@@ -210,8 +213,10 @@ static int read_recurrent(struct reader *r, struct op *o) {
               "operation %u: %u steps of %u floats, of an input of %u", r->current, param[0], param[1], o->in_width);
     REFUSE_IF(param[3] > 1 || param[4] > 1, "operation %u: an unknown flag", r->current);
     if (check_out(r, o, (param[3] ? steps : 1) * h)) return -1;
-    if (read_layer(r, o, &o->dense, 0, 2, (uint32_t)k, (uint32_t)(gates * h), 1)) return -1;
-    if (read_layer(r, o, &o->recurrent, 1, 3, (uint32_t)h, (uint32_t)(gates * h), 1)) return -1;
+    o->dense.k = (uint32_t)k;
+    o->recurrent.k = (uint32_t)h;
+    o->dense.n = o->recurrent.n = (uint32_t)(gates * h);
+    if (read_layer(r, o, &o->dense, 0, 2, 4, 1) || read_layer(r, o, &o->recurrent, 1, 3, 5, 1)) return -1;
     const uint64_t floats = (steps + 1) * o->dense.n_padded + 2 * STRIDE(h);
     REFUSE_IF(floats > PLAN_ROW_FLOATS_MAX, "operation %u: needs more than %u floats a row", r->current, PLAN_ROW_FLOATS_MAX);
     if (floats > e->temporary_row_floats) e->temporary_row_floats = floats;

@@ -55,10 +55,12 @@ struct plan_op {
     float scalar[PLAN_SCALARS];
 };
 
-/* width(b) is a buffer's floats. Tensors are float32 unless noted. */
+/* width(b) is a buffer's floats. Tensors are float32 unless noted; weights may also be float16, bfloat16, or 8-bit where a
+ * layer has more than 8 outputs or is recurrent. */
 enum plan_kind {
     /* out[r, n] = f(bias[n] + sum over k of in[r, k] * weight[k, n]); params: K, N, f, SKIP: leave out k where in is 0;
-     * tensors: weight [K, N] (any float type), bias [N]; scalars: of f. r runs over width(in) / K. */
+     * tensors: weight [K, N], bias [N], of 8-bit weights scale [N]: what they are multiplied by; scalars: of f. r runs over
+     * width(in) / K. */
     PLAN_DENSE = 1,
     /* out = f(in); params: f; scalars: of f */
     PLAN_MAP = 2,
@@ -89,7 +91,8 @@ enum plan_kind {
     /* NaN, or a value equal to scalar 0, becomes fill; params: NAN: only NaN; tensors: fill [width] */
     PLAN_IMPUTE = 13,
     /* in: [STEPS, K], out: [STEPS, H] (EACH) or [H], from a state of zeros; params: STEPS, K, H, EACH, REVERSE; tensors:
-     * W [K, gates * H], R [H, gates * H], bias of W, bias of R [gates * H]; gates in ONNX's order: i o f c, and z r h.
+     * W [K, gates * H], R [H, gates * H], bias of W, bias of R [gates * H], of 8-bit weights the scales of W and R; gates
+     * in ONNX's order: i o f c, and z r h.
      * The GRU applies its reset behind R (linear_before_reset). */
     PLAN_LSTM = 14,
     PLAN_GRU = 15,

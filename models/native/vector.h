@@ -20,6 +20,7 @@ typedef __m512 vf;
 #define v_half(p) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p)))
 #define v_bfloat(p) \
     _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(p))), 16))
+#define v_byte(p) _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(p))))
 #elif defined(__AVX2__)
 #include <immintrin.h>
 typedef __m256 vf;
@@ -38,6 +39,7 @@ typedef __m256 vf;
 #define v_half(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p)))
 #define v_bfloat(p) \
     _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(p))), 16))
+#define v_byte(p) _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(p))))
 #else
 typedef float vf;
 #define VL 1
@@ -52,5 +54,4 @@ typedef float vf;
 #define v_mul(a, b) ((a) * (b))
 #define v_fma(a, b, c) fmaf(a, b, c)
 #define v_max(a, b) larger(a, b)
-/* 16-bit weights are widened at load. */
 #endif

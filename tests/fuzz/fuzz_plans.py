@@ -48,6 +48,14 @@ def seeds() -> Iterator[bytes]:
     layers.ops[-1].out = 1
     yield layers.encode()
 
+    narrow = Plan([12, 20])
+    bytes_ = draw.integers(-127, 128, (12, 80)).astype(np.int8)
+    value = narrow.add(Kind.DENSE, (0,), 80, (bytes_, floats(80), floats(80)), (12, 80, Function.RELU, 0))
+    half = floats(80, 20).astype(np.float16)
+    narrow.add(Kind.DENSE, (value,), 20, (half, floats(20)), (80, 20, Function.TANH, 1))
+    narrow.ops[-1].out = 1
+    yield narrow.encode()
+
     simple = Plan([12, 12])
     value = simple.add(Kind.MAP, (0,), 12, params=(Function.GELU,))
     value = simple.add(Kind.AFFINE, (value,), 12, (floats(12), floats(12)))
@@ -79,8 +87,12 @@ def seeds() -> Iterator[bytes]:
     yield trees.encode()
 
 
-def build(folder: Path) -> Path:
+def build(folder: Path, inlined: bool) -> Path:
     """The harness, compiled into that folder.
+
+    Args:
+        inlined: the kernels as they are shipped, a copy for each size, which takes a minute; else each
+            function once.
 
     Raises:
         subprocess.CalledProcessError: the compiler has no sanitizers, or refused it.
@@ -91,18 +103,19 @@ def build(folder: Path) -> Path:
     if platform.machine() == "x86_64":
         sources |= {native / name: flags for name, flags in VECTORS.items()}
     sources[ROOT / "tests" / "fuzz" / "plans.c"] = ()
+    plain = () if inlined else ("-O0", "-DINLINE=static", "-DUNROLL=")
     objects = []
     for source, flags in sources.items():
         objects.append(str(folder / f"{source.name}.o"))
-        words = [compiler, *FLAGS, *flags, f"-I{native}", "-c", str(source), "-o", objects[-1]]
+        words = [compiler, *FLAGS, *plain, *flags, f"-I{native}", "-c", str(source), "-o", objects[-1]]
         subprocess.run(words, check=True)
     harness = folder / "fuzz_plans"
     subprocess.run([compiler, *FLAGS, *objects, "-lm", "-o", str(harness)], check=True)
     return harness
 
 
-def fuzz(count: int, seed: int, folder: Path) -> str:
-    """Run the harness; what it prints.
+def fuzz(count: int, seed: int, folder: Path, inlined: bool = True) -> str:
+    """Run the harness; what it prints. `inlined`: see `build`.
 
     Raises:
         subprocess.CalledProcessError: a sanitizer ended it.
@@ -111,7 +124,7 @@ def fuzz(count: int, seed: int, folder: Path) -> str:
     for number, plan in enumerate(seeds()):
         paths.append(folder / f"{number}.plan")
         paths[-1].write_bytes(plan)
-    words = [str(build(folder)), str(count), str(seed), *map(str, paths)]
+    words = [str(build(folder, inlined)), str(count), str(seed), *map(str, paths)]
     return subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 

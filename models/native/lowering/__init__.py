@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sigd.models.errors import ModelRefused
+from sigd.models.manifest import PrecisionName
 from sigd.models.native.lowering import classical, elementwise, layers, recurrent, shapes, trees
 from sigd.models.native.lowering.graph import RULES, Lowering, Node, NotCovered, Operand, Value
+from sigd.models.native.lowering.precision import narrow
 from sigd.models.native.plan import Kind, Plan
 from sigd.models.spec import ModelSpec
 
@@ -22,18 +24,20 @@ __all__ = ["NotCovered", "classical", "elementwise", "layers", "lower", "recurre
 _DOMAINS = {"ai.onnx": ""}
 
 
-def lower(model: ModelProto, spec: ModelSpec) -> bytes:
+def lower(model: ModelProto, spec: ModelSpec, precision: PrecisionName = "fp32") -> bytes:
     """The plan of a model.
 
     Args:
         model: the ONNX model, its weights inside.
         spec: what it is.
+        precision: of the weights of its layers.
 
     Returns:
         The plan, for `_kernels.load`.
 
     Raises:
         NotCovered: the kernels do not cover an operation of it.
+        ModelRefused: its weights cannot have that precision.
     """
     from onnx import numpy_helper
 
@@ -56,6 +60,8 @@ def lower(model: ModelProto, spec: ModelSpec) -> bytes:
     if answer is None and nodes:
         raise node.refuse(f"does not give its output {spec.output_name!r}")
     _finish(ctx, answer, spec)
+    if precision != "fp32":
+        narrow(ctx.plan, precision, str(spec.path))
     return ctx.plan.encode()
 
 

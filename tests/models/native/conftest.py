@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,13 +14,23 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from sigd.models.manifest import PrecisionName
 from sigd.models.native.backend import kernels, kernels_are_built
 from sigd.models.native.lowering import lower
 from sigd.models.onnx.file import OnnxFile
 from sigd.models.spec import spec_of
 
 Array = npt.NDArray[Any]
-Run = Callable[[onnx.ModelProto, Array], dict[str, Array]]
+
+
+class Run(Protocol):
+    """See `same_bits`."""
+
+    def __call__(
+        self, model: onnx.ModelProto, rows: Array, precision: PrecisionName = "fp32"
+    ) -> dict[str, Array]:
+        """The answers by instruction set."""
+
 
 needs_kernels = pytest.mark.skipif(not kernels_are_built(), reason="the native kernels are not built")
 
@@ -51,11 +62,27 @@ def model_of(
     return helper.make_model(graph, opset_imports=opsets, ir_version=9)
 
 
-def plan_of(model: onnx.ModelProto) -> bytes:
+def chain_of_layers(sizes: list[int], functions: list[str], seed: int) -> onnx.ModelProto:
+    """Gemm after Gemm of those widths, the functions in turns behind them."""
+    draw = np.random.default_rng(seed)
+    nodes, weights, before = [], {}, "features"
+    for number, (size_in, size_out) in enumerate(itertools.pairwise(sizes)):
+        weights[f"w{number}"] = (draw.standard_normal((size_in, size_out)) / np.sqrt(size_in)).astype(
+            np.float32
+        )
+        weights[f"b{number}"] = draw.standard_normal(size_out).astype(np.float32)
+        after = "answer" if number == len(sizes) - 2 else f"y{number}"
+        nodes.append(helper.make_node("Gemm", [before, f"w{number}", f"b{number}"], [f"z{number}"]))
+        nodes.append(helper.make_node(functions[number % len(functions)], [f"z{number}"], [after]))
+        before = after
+    return model_of(nodes, [sizes[0]], [sizes[-1]], weights)
+
+
+def plan_of(model: onnx.ModelProto, precision: PrecisionName = "fp32") -> bytes:
     """Its plan."""
     content = model.SerializeToString()
     spec = spec_of(OnnxFile(Path("model.onnx"), content, model, bytes(32)), "model")
-    return lower(model, spec)
+    return lower(model, spec, precision)
 
 
 def run_plan(
@@ -91,8 +118,8 @@ def on_onnxruntime(model: onnx.ModelProto, rows: Array) -> Array:
 def same_bits() -> Run:
     """Runs a model on every instruction set, in several batches, and finds the same bits."""
 
-    def same_bits(model: onnx.ModelProto, rows: Array) -> dict[str, Array]:
-        plan = plan_of(model)
+    def same_bits(model: onnx.ModelProto, rows: Array, precision: PrecisionName = "fp32") -> dict[str, Array]:
+        plan = plan_of(model, precision)
         answers = {name: run_plan(plan, rows, name) for name in kernels().instruction_sets()}
         first = next(iter(answers.values()))
         for name, answer in answers.items():

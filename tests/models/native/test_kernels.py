@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import helper
-from tests.models.native.conftest import Run, model_of, on_onnxruntime, plan_of, run_plan
+from tests.models.native.conftest import Run, chain_of_layers, model_of, on_onnxruntime, plan_of, run_plan
 
 from sigd.models.native.backend import kernels
 
@@ -25,21 +24,6 @@ FUNCTIONS = (
 )
 
 
-def chain(sizes: list[int], functions: list[str], seed: int) -> onnx.ModelProto:
-    draw = np.random.default_rng(seed)
-    nodes, weights, before = [], {}, "features"
-    for number, (size_in, size_out) in enumerate(itertools.pairwise(sizes)):
-        weights[f"w{number}"] = (draw.standard_normal((size_in, size_out)) / np.sqrt(size_in)).astype(
-            np.float32
-        )
-        weights[f"b{number}"] = draw.standard_normal(size_out).astype(np.float32)
-        after = "answer" if number == len(sizes) - 2 else f"y{number}"
-        nodes.append(helper.make_node("Gemm", [before, f"w{number}", f"b{number}"], [f"z{number}"]))
-        nodes.append(helper.make_node(functions[number % len(functions)], [f"z{number}"], [after]))
-        before = after
-    return model_of(nodes, [sizes[0]], [sizes[-1]], weights)
-
-
 @given(
     sizes=st.lists(st.integers(1, 150), min_size=2, max_size=4),
     functions=st.lists(st.sampled_from(FUNCTIONS), min_size=1, max_size=3),
@@ -50,7 +34,7 @@ def test_layers_give_the_same_bits_on_every_instruction_set_and_in_every_batch(
     same_bits: Run, sizes: list[int], functions: list[str], seed: int
 ) -> None:
     rows = np.random.default_rng(seed).standard_normal((17, sizes[0])).astype(np.float32)
-    model = chain(sizes, functions, seed)
+    model = chain_of_layers(sizes, functions, seed)
     answer = same_bits(model, rows)["plain"]
     if not {"Floor", "Ceil", "Round", "Sign", "ThresholdedRelu"} & set(functions):
         np.testing.assert_allclose(answer, on_onnxruntime(model, rows), rtol=2e-4, atol=2e-5)
@@ -229,7 +213,7 @@ def test_denormals_count_as_zero_whatever_the_thread_is_set_to() -> None:
 
 def test_zeros_that_are_left_out_change_no_bit() -> None:
     """A row and a batch: the one leaves out what ReLU made zero, the other does not."""
-    model = chain([40, 200, 200, 5], ["Relu"], 1)
+    model = chain_of_layers([40, 200, 200, 5], ["Relu"], 1)
     rows = np.random.default_rng(1).standard_normal((12, 40)).astype(np.float32)
     plan = plan_of(model)
     for name in kernels().instruction_sets():
