@@ -14,8 +14,12 @@ install = { $(BIN)/python -m pip --disable-pip-version-check --no-color install 
 	/^Collecting / {print "  " $$2; fflush()} /^Installing collected/ {print "  unpacking them"; fflush()} \
 	END {if (code) printf "%s", said; exit code}'
 
+COMPARED := lob-mlp mlp_295k gbt_a
+MICRO := tests/wire/test_codec_benchmark.py tests/models/features/test_features_speed.py tests/models/test_onnxrt_speed.py
+MICRO_BASELINES := $(CURDIR)/.benchmarks
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-slow pages test-simcuda test-gpu test-cuda test-rtx test-oracles test-systemd check format lint types imports bench bench-connections bench-observe bench-reload bench-tunnel profile fuzz soak soak-sessions train models-table lock wheel deb clean pictures test-live
+.PHONY: help demo test test-all test-slow pages test-simcuda test-gpu test-cuda test-rtx test-oracles test-systemd check format lint types imports bench bench-connections bench-floor bench-growth bench-micro bench-observe bench-reload bench-tunnel profile fuzz soak soak-sessions train models-table lock wheel deb clean pictures test-live
 
 help:  ## this list
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,8 +80,20 @@ types: $(VENV)/.dev
 imports: $(VENV)/.dev
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.base  ## prove the budget: closed loop, beside the machine's own floor
+bench: $(VENV)/.dev  ## sigd beside what teams use instead, as a table and build/compare.html (needs a C++ compiler; fetches 2 GB, once)
+	@mkdir -p build
+	$(SIGD) bench compare --prepare
+	$(SIGD) bench compare $(COMPARED:%=--model %) --html build/compare.html
+
+bench-floor: $(VENV)/.base  ## prove the budget: closed loop, beside the machine's own floor
 	$(SIGD) bench --p99 --closed-loop --floor --idle spin
+
+bench-micro: $(VENV)/.dev  ## time the parts, and show what moved since `make bench-micro SAVE=1` on this machine
+	$(BIN)/pytest $(MICRO) --benchmark-enable --benchmark-only --benchmark-storage file://$(MICRO_BASELINES) --benchmark-columns median,iqr,ops \
+		--benchmark-sort fullname $(if $(SAVE),--benchmark-save baseline,$(if $(wildcard $(MICRO_BASELINES)/*/*.json),--benchmark-compare))
+
+bench-growth: $(VENV)/.base  ## how the cost of a request grows with connections, instruments, features, rows, parameters
+	$(SIGD) bench growth
 
 bench-connections: $(VENV)/.base  ## 1,000 connections: what silent ones cost, and how evenly talking ones are served
 	$(SIGD) bench connections
@@ -128,6 +144,7 @@ lock:  ## write requirements/*.lock anew (needs uv)
 	$(LOCK) pyproject.toml --extra dev --output-file requirements/dev.lock
 	$(LOCK) requirements/build.in --output-file requirements/build.lock
 	$(LOCK) requirements/fleet.in --output-file requirements/fleet.lock
+	for name in servers triton; do $(LOCK) bench/alternatives/locks/$$name.in --output-file bench/alternatives/locks/$$name.lock; done
 
 wheel: $(VENV)/.dev  ## build the wheel into dist/
 	rm -rf dist

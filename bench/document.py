@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
+import numpy as np
 
 from sigd.bench import histogram
 from sigd.bench.environment import Environment
@@ -19,6 +20,7 @@ from sigd.models.market.faults import CaptureFault
 from sigd.wire.status import Transport
 
 SCHEMA = 1
+_MOMENTS = 200
 _PERCENTILES = (50.0, 90.0, 99.0, 99.9, 99.99, 100.0)
 
 
@@ -56,6 +58,22 @@ class Slow(msgspec.Struct, frozen=True, kw_only=True):
     rest_us: float
     batch_rows: int
     connection: int
+
+
+class Moment(msgspec.Struct, frozen=True, kw_only=True):
+    """A two-hundredth of the run: from `at_s` on, requests by their intended times."""
+
+    at_s: float
+    p50_us: float
+    p99_us: float
+    max_us: float
+
+
+class Gap(msgspec.Struct, frozen=True, kw_only=True):
+    """A time that the client was stopped; of the run's hiccups the first 4,096."""
+
+    at_s: float
+    length_us: float
 
 
 class LoadFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -223,6 +241,8 @@ class Document(msgspec.Struct, frozen=True, kw_only=True):
     floor: FloorFacts | None
     capture: CaptureFacts | None
     slowest: list[Slow]
+    timeline: list[Moment]
+    gaps: list[Gap]
     model: Model
     environment: Environment
     hdr: str
@@ -271,6 +291,8 @@ def document(outcome: Outcome) -> Document:
         floor=_floor(outcome),
         capture=_capture(outcome.capture),
         slowest=_slowest(measured),
+        timeline=_timeline(measured),
+        gaps=_gaps(measured),
         model=_model(outcome),
         environment=outcome.environment,
         hdr=histogram.hdr(measured.counts.corrected).encode().decode(),
@@ -410,6 +432,38 @@ def _slowest(measured: Measurement) -> list[Slow]:
             )
         )
     return rows
+
+
+def _timeline(measured: Measurement) -> list[Moment]:
+    samples = measured.samples
+    if not len(samples):
+        return []
+    intended_ns = samples["intended_ns"]
+    first_ns = int(intended_ns.min())
+    span_ns = max(int(intended_ns.max()) - first_ns, 1)
+    parts = min(_MOMENTS, len(samples))
+    part = np.minimum((intended_ns - first_ns) * parts // span_ns, parts - 1)
+    latency_ns = samples["received_ns"] - intended_ns
+    order = np.argsort(part, kind="stable")
+    bounds = np.searchsorted(part[order], np.arange(parts + 1))
+    moments = []
+    for number in range(parts):
+        own = latency_ns[order[bounds[number] : bounds[number + 1]]]
+        if own.size:
+            p50, p99, longest = (_us(float(ns)) for ns in np.percentile(own, (50, 99, 100)))
+            at_s = round(number * span_ns / parts / 1e9, 6)
+            moments.append(Moment(at_s=at_s, p50_us=p50, p99_us=p99, max_us=longest))
+    return moments
+
+
+def _gaps(measured: Measurement) -> list[Gap]:
+    if not len(measured.samples):
+        return []
+    first_ns = int(measured.samples["intended_ns"].min())
+    return [
+        Gap(at_s=round((int(ended_ns) - int(length_ns) - first_ns) / 1e9, 6), length_us=_us(int(length_ns)))
+        for ended_ns, length_ns in measured.gaps
+    ]
 
 
 def _model(outcome: Outcome) -> Model:

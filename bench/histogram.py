@@ -19,6 +19,7 @@ BINS = 27 * 1024
 _HALF = 1024
 _LARGEST_NS = 2**36 - 1
 _SIGNIFICANT_DIGITS = 3
+CURVE_POINTS = 400
 
 
 def empty() -> Counts:
@@ -68,4 +69,37 @@ def hgrm(counts: Counts) -> str:
     """The percentile distribution in microseconds, in HdrHistogram's own text format (the .hgrm file)."""
     text = io.BytesIO()
     hdr(counts).output_percentile_distribution(text, 1000.0)
+    return text.getvalue().decode()
+
+
+def curve(encoded: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The distribution of an encoded HdrHistogram, for a plot.
+
+    Returns:
+        (quantiles from 0 to below 1, values in ns at or below which they lie), both float64, rising,
+        shape (n,); n is at most CURVE_POINTS, evenly spaced on the scale of a plot.
+    """
+    decoded = HdrHistogram.decode(encoded)
+    total = decoded.total_count
+    if not total:
+        return np.zeros(1), np.ones(1)
+    quantiles, values, seen = [0.0], [float(max(decoded.get_min_value(), 1))], 0
+    for item in decoded.get_recorded_iterator():
+        quantiles.append(min(seen / total, 1 - 1 / (total + 1)))
+        values.append(float(item.value_iterated_to))
+        seen += item.count_added_in_this_iter_step
+    quantiles.append(1 - 1 / (total + 1))
+    values.append(float(decoded.get_max_value()))
+    x, y = np.asarray(quantiles), np.maximum(np.asarray(values), 1.0)
+    if x.size <= CURVE_POINTS:
+        return x, y
+    scale = -np.log10(1 - x)
+    kept = np.unique(np.searchsorted(scale, np.linspace(0, scale[-1], CURVE_POINTS)))
+    return x[kept], y[kept]
+
+
+def hgrm_of(encoded: str) -> str:
+    """As `hgrm`, of an encoded HdrHistogram."""
+    text = io.BytesIO()
+    HdrHistogram.decode(encoded).output_percentile_distribution(text, 1000.0)
     return text.getvalue().decode()

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +57,7 @@ for seconds in sys.stdin:
     print(flush=True)
 """
 _TURNS_MAX: Final = 100
+_MOMENT_S: Final = 0.1
 _PERCENTS: Final = (50.0, 99.0, 99.9, 100.0)
 
 Say = Callable[[str], None]
@@ -98,6 +99,10 @@ class Found:
         generations: the first that was seen, and the one that is served in the end.
         in_order: no answer named a lower generation than the one before it.
         failures: reasons of reloads that failed.
+        moments: of the turns with reloads, one behind the other: (second, p50 us, p99 us) of each tenth of a
+            second.
+        windows_s: when reloads were under way, on the same axis.
+        by_generation: (generation, p50 us, p99 us) of the answers that name it.
     """
 
     asked: Asked
@@ -111,6 +116,9 @@ class Found:
     generations: tuple[int, int]
     in_order: bool
     failures: list[str]
+    moments: list[tuple[float, float, float]]
+    windows_s: list[tuple[float, float]]
+    by_generation: list[tuple[int, float, float]]
 
     @property
     def p99_ratio(self) -> float:
@@ -315,7 +323,37 @@ def _found(
         generations=(int(resting[0].generation_first), generation),
         in_order=all(bool((np.diff(seen) >= 0).all()) for seen in generations),
         failures=operator.failures,
+        **_in_time(*during),
     )
+
+
+def _in_time(measurements: list[Measurement], activity: _Activity) -> dict[str, Any]:
+    """The turns with reloads on one axis in seconds, without what lay between them; and by generation."""
+    moments: list[tuple[float, float, float]] = []
+    windows: list[tuple[float, float]] = []
+    seconds_before = 0.0
+    for measurement in measurements:
+        samples = measurement.samples
+        begin_ns = int(samples["intended_ns"].min())
+        at_s = (samples["intended_ns"] - begin_ns) / NS_PER_S
+        for moment in np.unique(np.floor(at_s / _MOMENT_S)):
+            p50, p99, _, _ = _percentiles(samples[np.floor(at_s / _MOMENT_S) == moment])
+            moments.append((seconds_before + float(moment) * _MOMENT_S, p50 / 1000, p99 / 1000))
+        windows += [
+            (
+                seconds_before + (since_ns - begin_ns) / NS_PER_S,
+                seconds_before + (until_ns - begin_ns) / NS_PER_S,
+            )
+            for since_ns, until_ns in activity.windows
+            if begin_ns <= since_ns < begin_ns + _TURN_S * NS_PER_S
+        ]
+        seconds_before += _TURN_S
+    everything = np.concatenate([measurement.samples for measurement in measurements])
+    by_generation = []
+    for generation in np.unique(everything["model_generation"]):
+        p50, p99, _, _ = _percentiles(everything[everything["model_generation"] == generation])
+        by_generation.append((int(generation), p50 / 1000, p99 / 1000))
+    return {"moments": moments, "windows_s": windows, "by_generation": by_generation}
 
 
 def _under_way(measurements: list[Measurement], activity: _Activity) -> npt.NDArray[np.void]:

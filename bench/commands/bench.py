@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import click
 from click.core import ParameterSource
 
-from sigd.bench.commands.options import idle_option, transport_of, transport_option
+from sigd.bench.commands.options import html_option, idle_option, transport_of, transport_option
 from sigd.bench.errors import BadRequest, BenchError
 from sigd.bench.files import write_whole
 from sigd.daemon.config.flags import FiniteRange
@@ -26,11 +26,16 @@ _TABLE_COLUMNS = 110
 _DEFAULT_RATE_HZ = 10_000.0
 
 COMMANDS: Final = {
+    "compare": ("sigd.bench.commands.alternatives:main", "sigd beside what teams use instead, in one run."),
     "reload": ("sigd.bench.commands.reload:main", "What reloads cost the requests that come meanwhile."),
     "connections": ("sigd.bench.commands.connections:main", "What 1,000 connections cost each other."),
     "observe": ("sigd.bench.commands.observe:main", "What metrics and the flight recorder cost a request."),
     "tunnel": ("sigd.bench.commands.tunnel:main", "What an SSH tunnel costs, over loopback."),
-    "profile": ("sigd.bench.profile.command:main", "Where the daemon's time for a request goes, by stage."),
+    "growth": (
+        "sigd.bench.commands.growth:main",
+        "How the cost of a request grows with what a core carries.",
+    ),
+    "profile": ("sigd.bench.commands.profile:main", "Where the daemon's time for a request goes, by stage."),
 }
 """Measurements with a command of their own: name to (module:attribute, one line for `--help`)."""
 
@@ -132,8 +137,16 @@ the environment lacks something.""",
 @click.option(
     "--hgrm", "hgrm_file", type=click.Path(path_type=Path), help="Write the percentile distribution (.hgrm)."
 )
+@html_option
 @click.pass_context
-def bench(context: click.Context, /, json_file: Path | None, hgrm_file: Path | None, **options: Any) -> None:
+def bench(
+    context: click.Context,
+    /,
+    json_file: Path | None,
+    hgrm_file: Path | None,
+    html_file: Path | None,
+    **options: Any,
+) -> None:
     """Measure the latency of a daemon and prove the budget.
 
     With --neighbour 12 rounds of two blocks of --duration seconds (0.5) are measured; it fails where the
@@ -147,7 +160,7 @@ def bench(context: click.Context, /, json_file: Path | None, hgrm_file: Path | N
     # Told to end: leave by an exception, so that a daemon of ours is not left behind.
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
-        exit_code = _measure(options, json_file, hgrm_file)
+        exit_code = _measure(options, json_file, hgrm_file, html_file)
     except BenchError as error:
         click.echo(f"sigd: {error}", err=True)
         sys.exit(error.exit_code)
@@ -174,7 +187,9 @@ def _terminated(number: int, _frame: object) -> NoReturn:
     sys.exit(128 + number)
 
 
-def _measure(options: dict[str, Any], json_file: Path | None, hgrm_file: Path | None) -> int:
+def _measure(
+    options: dict[str, Any], json_file: Path | None, hgrm_file: Path | None, html_file: Path | None
+) -> int:
     import msgspec
     from rich.console import Console
 
@@ -184,9 +199,9 @@ def _measure(options: dict[str, Any], json_file: Path | None, hgrm_file: Path | 
 
     neighbour = options["neighbour"]
     settings = settings_of(**options)
-    _check_writable(json_file, hgrm_file)
+    _check_writable(json_file, hgrm_file, html_file)
     if neighbour is not None:
-        _refuse("--neighbour has no distribution of one run", neighbour, hgrm=hgrm_file)
+        _refuse("--neighbour has no distribution of one run", neighbour, hgrm=hgrm_file, html=html_file)
         return _measure_neighbour(settings, neighbour, json_file)
     json_to_stdout = json_file is not None and str(json_file) == "-"
     console = Console(stderr=json_to_stdout, soft_wrap=True, highlight=False)
@@ -203,6 +218,14 @@ def _measure(options: dict[str, Any], json_file: Path | None, hgrm_file: Path | 
     if hgrm_file is not None:
         text = histogram.hgrm(outcome.measurement.counts.corrected)
         _write(named_by_verdict(hgrm_file, outcome.verdict.exit_code), text.encode(), console)
+    if html_file is not None:
+        from sigd.bench.page.latency_page import run_page
+        from sigd.bench.page.write import write_report
+
+        text = histogram.hgrm(outcome.measurement.counts.corrected)
+        named = named_by_verdict(html_file, outcome.verdict.exit_code)
+        for file in write_report(named, run_page(result), written + b"\n", {"": text}):
+            console.print(f"wrote    {file}")
     return outcome.verdict.exit_code
 
 

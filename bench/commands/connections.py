@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from sigd.bench.commands.options import idle_option, transport_of, transport_option
+from sigd.bench.commands.options import html_option, idle_option, transport_of, transport_option
 from sigd.bench.errors import BenchError
 from sigd.daemon.config.flags import FiniteRange
 
@@ -68,7 +69,8 @@ lacks something, for example a C++ compiler.""",
 @click.option("--backend", help="Backend of the daemon; echo runs no model.  [default: auto]")
 @idle_option("Idle strategy of the daemon.", "spin")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
-def main(as_json: bool, **options: object) -> None:
+@html_option
+def main(as_json: bool, html_file: Path | None, **options: object) -> None:
     """Measure what silent connections cost those that talk, and how evenly all are served when all talk.
 
     Bars: p99 of the few at most 1.3 times as long among silent ones as alone, and no connection served more
@@ -76,6 +78,8 @@ def main(as_json: bool, **options: object) -> None:
     """
     try:
         found = _measure(options, quiet=as_json)
+        if html_file is not None:
+            _write_report(html_file, found)
     except BenchError as error:
         click.echo(f"sigd: {error}", err=True)
         sys.exit(error.exit_code)
@@ -96,6 +100,19 @@ def _measure(options: dict[str, object], *, quiet: bool) -> Found:
     asked = asked_of(**options)  # type: ignore[arg-type]
     programs = native.build()
     return measure(asked, NativeLoad(programs), lambda line: click.echo(line, err=quiet))
+
+
+def _write_report(file: Path, found: Found) -> None:
+    import msgspec
+
+    from sigd.bench.page.other_pages import facts_page
+    from sigd.bench.page.write import write_report
+
+    facts = document(found)
+    title = f"What {found.asked.connections:,} connections cost each other"
+    page = facts_page(title, "sigd bench connections", facts, passed=not found.reasons())
+    for written in write_report(file, page, msgspec.json.encode(facts) + b"\n"):
+        click.echo(f"wrote    {written}", err=True)
 
 
 def asked_of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,6 +23,16 @@ def transport_option(help_text: str = "As sigd bench has it.") -> Decorator:
         show_default=True,
         help=help_text,
     )
+
+
+def html_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--html`, whose files `write_report` writes."""
+    return click.option(
+        "--html",
+        "html_file",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Write a report as one HTML file, with the figures as .json and .hgrm beside it.",
+    )(function)
 
 
 def transport_of(name: str) -> Transport:

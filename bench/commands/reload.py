@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sigd.bench.commands.options import idle_option, transport_of, transport_option
+from sigd.bench.commands.options import html_option, idle_option, transport_of, transport_option
 from sigd.bench.errors import BenchError
 from sigd.daemon.config.flags import FiniteRange
 
@@ -56,13 +56,16 @@ lacks something, for example a C++ compiler.""",
     help="Give the daemon a core of its own: right where there are more than two.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
-def main(as_json: bool, **options: object) -> None:
+@html_option
+def main(as_json: bool, html_file: Path | None, **options: object) -> None:
     """Measure p99 while models are reloaded against p99 at rest, in one run, in turns.
 
     Bar: p99 at most 1.2 times as long during reloads, no request lost, generations in order.
     """
     try:
         found = _measure(options, quiet=as_json)
+        if html_file is not None:
+            _write_report(html_file, found)
     except BenchError as error:
         click.echo(f"sigd: {error}", err=True)
         sys.exit(error.exit_code)
@@ -82,6 +85,17 @@ def _measure(options: dict[str, object], *, quiet: bool) -> Found:
 
     asked = asked_of(**options)  # type: ignore[arg-type]
     return measure(asked, NativeLoad(native.build()), lambda line: click.echo(line, err=quiet))
+
+
+def _write_report(file: Path, found: Found) -> None:
+    import msgspec
+
+    from sigd.bench.page.other_pages import reload_page
+    from sigd.bench.page.write import write_report
+
+    facts = document(found)
+    for written in write_report(file, reload_page(found, facts), msgspec.json.encode(facts) + b"\n"):
+        click.echo(f"wrote    {written}", err=True)
 
 
 def asked_of(

@@ -9,11 +9,12 @@ from typing import Final
 import click
 from click.core import ParameterSource
 
+from sigd.bench.commands.options import html_option
 from sigd.bench.errors import BadRequest, BenchError
 from sigd.daemon.config.flags import FiniteRange
 from sigd.wire.recording.reader import is_recording
 
-OF_CAPTURES: Final = ("speed", "out", "socket", "horizon_ms", "flat_bps")
+OF_CAPTURES: Final = ("speed", "out", "socket", "horizon_ms", "flat_bps", "html_file", "cost_bps")
 OF_RECORDINGS: Final = ("limit", "tolerance")
 
 
@@ -42,6 +43,7 @@ Examples:
   sigd replay capture.gz --speed 50                 starts a daemon of its own
   sigd replay capture.gz --speed max --out s.csv    each signal with what the market then did
   sigd replay capture.gz --socket /run/sigd/sigd.sock
+  sigd replay capture.gz --speed max --html r.html --cost-bps 2    equity after costs, calibration
   sigd replay recordings                            is every answer what it was, to the bit?
   sigd replay recordings --model new.onnx --json    how far away is another model?
 
@@ -76,6 +78,14 @@ or wrong, and --salvage was not given; 2 wrong usage or input; 3 the environment
 @click.option(
     "--flat-bps", type=FiniteRange(min=0), help="Of a capture: moves up to this size count as flat."
 )
+@html_option
+@click.option(
+    "--cost-bps",
+    type=FiniteRange(min=0),
+    default=1.0,
+    show_default=True,
+    help="Of a capture: what a trade costs, in and out together; for --html.",
+)
 @click.option("--limit", type=click.IntRange(min=1), help="Of a recording: run no more requests than this.")
 @click.option(
     "--tolerance",
@@ -95,6 +105,8 @@ def replay(
     socket: str | None,
     horizon_ms: float | None,
     flat_bps: float | None,
+    html_file: Path | None,
+    cost_bps: float,
     limit: int | None,
     tolerance: float | None,
     salvage: bool,
@@ -129,6 +141,7 @@ def replay(
                 backend=backend,
                 horizon_ms=horizon_ms,
                 flat_bps=flat_bps,
+                html=None if html_file is None else (html_file, cost_bps),
                 salvage=salvage,
                 as_json=as_json,
             )

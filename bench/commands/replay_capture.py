@@ -42,21 +42,20 @@ def replay_capture(
     backend: str | None,
     horizon_ms: float | None,
     flat_bps: float | None,
+    html: tuple[Path, float] | None,
     salvage: bool,
     as_json: bool,
 ) -> None:
     """Run a market capture through the features and a daemon, and say what the signals were worth. End with 1
     where something of the capture is missing or wrong, unless `salvage` asks for what is whole.
 
-    Horizon and flatness default to what the model says it was trained for.
+    Horizon and flatness default to what the model says it was trained for. `html`: a report to write, and the
+    cost of a trade in bps.
 
     Raises:
         BadRequest: the capture cannot be read, or does not fit the model.
     """
-    if socket and (model or backend):
-        raise BadRequest("--socket is a daemon that runs already; --model and --backend are for one to start")
-    if out is not None:
-        check_out(out)
+    _check_asked(socket, model or backend, out)
     horizon_ns, flat = _question(Path(model) if model else default_model_path(), horizon_ms, flat_bps)
     with ExitStack() as stack:
         daemon_cpu, client_cpu = (None, None) if socket else choose_cores(allowed_cpus())
@@ -89,8 +88,10 @@ def replay_capture(
     worth = (
         worth_of(signals, horizon_ns, flat) if signals.answers["outputs"].shape[1] == len(CLASSES) else None
     )
+    summary = _summary(signals, worth, horizon_ns, flat) | faults_summary(reader)
+    if html is not None:
+        _write_report(html, signals, worth, (horizon_ns, flat), summary, capture.name)
     if as_json:
-        summary = _summary(signals, worth, horizon_ns, flat) | faults_summary(reader)
         click.echo(msgspec.json.format(msgspec.json.encode(summary)).decode())
     else:
         _show(signals, worth, horizon_ns, flat, out)
@@ -98,6 +99,33 @@ def replay_capture(
             click.echo(line)
     if reader.faults and not salvage:
         _end_not_whole(capture, reader)
+
+
+def _check_asked(socket: str | None, started: str | None, out: Path | None) -> None:
+    """Refuse what contradicts itself before minutes are spent on it."""
+    if socket and started:
+        raise BadRequest("--socket is a daemon that runs already; --model and --backend are for one to start")
+    if out is not None:
+        check_out(out)
+
+
+def _write_report(
+    html: tuple[Path, float],
+    signals: Signals,
+    worth: Worth | None,
+    question: tuple[int, float],
+    summary: dict[str, object],
+    source: str,
+) -> None:
+    from sigd.bench.page.replay_page import replay_page
+    from sigd.bench.page.write import write_report
+
+    file, cost_bps = html
+    if worth is None:
+        raise BadRequest("--html needs signals of three classes with known outcomes, and there is none")
+    page = replay_page(signals, worth, *question, cost_bps, source)
+    for written in write_report(file, page, msgspec.json.encode(summary) + b"\n"):
+        click.echo(f"wrote    {written}", err=True)
 
 
 def _end_not_whole(capture: Path, reader: CaptureReader) -> NoReturn:

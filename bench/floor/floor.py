@@ -25,7 +25,7 @@ from sigd.wire.status import Transport
 
 ROUNDS = 5
 _RATIO_PERCENTILES = (50.0, 99.0)
-_ECHOES: dict[int, str] = {Transport.STREAM: "echo", Transport.SHARED_MEMORY: "ring_echo"}
+_ECHOES: dict[Transport, str] = {Transport.STREAM: "echo", Transport.SHARED_MEMORY: "ring_echo"}
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def run_round(
     Raises:
         PeerFailed: the echo, the backend or the load generator did not run, or the echo lost something.
     """
-    with _echo(programs.path(_ECHOES[plan.hello.transport]), plan.outputs, daemon_cpu) as socket_path:
+    with echo_server(programs, Transport(plan.hello.transport), plan.outputs, daemon_cpu) as socket_path:
         echo = generator.run(replace(plan, socket_path=socket_path), lambda: None)
     if echo.violation or echo.lost:
         raise PeerFailed(f"the floor itself failed: {echo.violation or f'{echo.lost} echoes lost'}")
@@ -153,8 +153,12 @@ def _ratio(echo_ns: int, bare_ns: int, sigd_ns: int) -> float:
 
 
 @contextmanager
-def _echo(program: str, outputs: int, cpu: int | None) -> Iterator[str]:
-    """The echo program, listening; it ends by itself when its clients have gone."""
+def echo_server(
+    programs: NativePrograms, transport: Transport, outputs: int, cpu: int | None
+) -> Iterator[str]:
+    """The echo program for that transport, listening at the path; it ends by itself when its clients have
+    gone."""
+    program = programs.path(_ECHOES[transport])
     with tempfile.TemporaryDirectory(prefix="sigd-echo-") as directory:
         socket_path = os.path.join(directory, "echo.sock")
         command = [program, socket_path, str(outputs), str(-1 if cpu is None else cpu)]

@@ -46,6 +46,9 @@ SAMPLE = np.dtype(
 )
 assert SAMPLE.itemsize == 56
 
+#: When the client was stopped, and for how long.
+GAP = np.dtype([("ended_ns", "<i8"), ("length_ns", "<i8")])
+
 
 class ViolationKind(enum.IntEnum):
     """How a peer can break the contract. The numbers are those of `native/exchange.hpp`."""
@@ -63,6 +66,7 @@ class ViolationKind(enum.IntEnum):
     STAMPS = 10
     NO_WELCOME = 11
     COUNTER = 12
+    WRONG = 13
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,8 @@ class LoadPlan:
         cpu: the core of the sending thread; None = any.
         samples_max: requests kept one by one; beyond, a uniform sample of them. All are counted in any case.
         seed: of that sample.
+        expected: float32, shape (rows, outputs): what each frame is to be answered with, within `tolerance`
+            times the larger of 1 and the value; None compares with nothing. The Python generator never does.
     """
 
     socket_path: str
@@ -119,6 +125,8 @@ class LoadPlan:
     cpu: int | None = None
     samples_max: int = 1 << 20
     seed: int = 0
+    expected: npt.NDArray[np.float32] | None = None
+    tolerance: float = 1e-3
 
 
 @dataclass(frozen=True)
@@ -171,6 +179,7 @@ class Measurement:
         slowest: SAMPLE array: the SLOWEST_MAX slowest OK answers, slowest first; only one of those that one
             read brought, for what one stall held up would fill it alone.
         violation: what ended the run, if something did.
+        gaps: GAP array: the first of the hiccups; the Python generator keeps none.
     """
 
     client: str
@@ -194,6 +203,7 @@ class Measurement:
     samples: npt.NDArray[np.void]
     slowest: npt.NDArray[np.void]
     violation: Violation | None
+    gaps: npt.NDArray[np.void] = field(default_factory=lambda: np.empty(0, GAP))
 
     @property
     def lost(self) -> int:
@@ -222,6 +232,7 @@ class Measurement:
             samples=np.concatenate([self.samples, other.samples]),
             slowest=slowest_of(np.concatenate([self.slowest, other.slowest])),
             violation=self.violation or other.violation,
+            gaps=np.concatenate([self.gaps, other.gaps]),
         )
 
 

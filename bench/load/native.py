@@ -6,7 +6,7 @@ from __future__ import annotations
 import mmap
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from sigd.bench import histogram
 from sigd.bench.errors import PeerFailed
 from sigd.bench.load.contract import (
+    GAP,
     HICCUP_BUSY_NS,
     HICCUP_NS,
     LATE_NS,
@@ -52,6 +53,8 @@ PLAN_HEADER = np.dtype(
         ("gap_ns", "<i8"),
         ("busy_gap_ns", "<i8"),
         ("seed", "<u8"),
+        ("expected", "<u8"),
+        ("tolerance", "<f8"),
     ]
 )
 RESULT_HEADER = np.dtype(
@@ -75,6 +78,7 @@ RESULT_HEADER = np.dtype(
         ("generation_last", "<u8"),
         ("slowest", "<u8"),
         ("samples", "<u8"),
+        ("gaps", "<u8"),
         ("violation", "<u8"),
         ("violation_connection", "<u8"),
         ("violation_expected", "<u8"),
@@ -82,19 +86,24 @@ RESULT_HEADER = np.dtype(
         ("violation_text", "S192"),
     ]
 )
-assert PLAN_HEADER.itemsize == 320
-assert RESULT_HEADER.itemsize == 552
+assert PLAN_HEADER.itemsize == 336
+assert RESULT_HEADER.itemsize == 560
 
 _COUNTED = ("corrected", "uncorrected", "queue", "model", "rest")
 
 
 class NativeLoad:
-    """Measures with one pinned, spinning C++ thread."""
+    """Measures with one pinned, spinning C++ thread.
+
+    Args:
+        peer: how `native/peers.cpp` speaks to what is no sigd, see there; () asks a daemon.
+    """
 
     name = "cpp"
 
-    def __init__(self, programs: NativePrograms) -> None:
-        self._programs = programs
+    def __init__(self, programs: NativePrograms, peer: Sequence[str] = ()) -> None:
+        self._program = programs.path("peers" if peer else "loadgen")
+        self._peer = tuple(peer)
 
     def run(self, plan: LoadPlan, on_measuring: Callable[[], None]) -> Measurement:
         """See `sigd.bench.load.contract.LoadGenerator`."""
@@ -102,7 +111,7 @@ class NativeLoad:
             plan_path = Path(directory) / "plan"
             result_path = Path(directory) / "result"
             _write_plan(plan, plan_path)
-            _run_process([self._programs.path("loadgen"), str(plan_path), str(result_path)], on_measuring)
+            _run_process([self._program, str(plan_path), str(result_path), *self._peer], on_measuring)
             intended_span_ns = int(plan.intended_ns[-1]) if plan.intended_ns is not None else 0
             return _read_result(result_path, intended_span_ns)
 
@@ -159,6 +168,8 @@ def _write_plan(plan: LoadPlan, path: Path) -> None:
         "gap_ns": HICCUP_NS,
         "busy_gap_ns": HICCUP_BUSY_NS,
         "seed": plan.seed,
+        "expected": 0 if plan.expected is None else rows,
+        "tolerance": plan.tolerance,
     }
     for name, value in values.items():
         header[name] = value
@@ -166,6 +177,9 @@ def _write_plan(plan: LoadPlan, path: Path) -> None:
         file.write(header.tobytes())
         file.write(np.ascontiguousarray(plan.frames).data)
         file.write(np.ascontiguousarray(intended, dtype="<i8").data)
+        if plan.expected is not None:
+            assert plan.expected.shape == (rows, plan.hello.outputs)
+            file.write(np.ascontiguousarray(plan.expected, dtype="<f4").data)
 
 
 def _read_result(path: Path, intended_span_ns: int) -> Measurement:
@@ -180,6 +194,8 @@ def _read_result(path: Path, intended_span_ns: int) -> Measurement:
         slowest = np.frombuffer(mapped, SAMPLE, int(header["slowest"]), at).copy()
         at += slowest.nbytes
         samples = np.frombuffer(mapped, SAMPLE, int(header["samples"]), at).copy()
+        at += samples.nbytes
+        gaps = np.frombuffer(mapped, GAP, int(header["gaps"]), at).copy()
     begin_ns = int(header["begin_ns"])
     return Measurement(
         client=NativeLoad.name,
@@ -203,6 +219,7 @@ def _read_result(path: Path, intended_span_ns: int) -> Measurement:
         samples=samples,
         slowest=slowest_of(slowest),
         violation=_violation(header),
+        gaps=gaps,
     )
 
 

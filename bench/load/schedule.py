@@ -55,6 +55,19 @@ def poisson(rate_hz: float, duration_s: float, seed: int) -> Int64Array:
     return offsets
 
 
+def bursts(size: int, bursts_hz: float, duration_s: float) -> Int64Array:
+    """`size` requests at once, `bursts_hz` times a second: as many instruments that tick together.
+
+    Returns:
+        int64, shape (bursts * size,), ns from the start, never falling.
+
+    Raises:
+        ValueError: the size, the rate or the duration is not above zero.
+    """
+    _require_positive(size=size)
+    return np.repeat(constant(bursts_hz, duration_s), size)
+
+
 def of_capture(arrivals_ns: Int64Array, speed: float) -> Int64Array:
     """The arrivals of a capture, `speed` times as fast, counted from the first.
 

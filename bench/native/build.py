@@ -19,7 +19,7 @@ from sigd.wire.schema.cpp_header import include_dir
 SOURCES = Path(__file__).parent
 #: The C++ client, whose frames and rings the programs use.
 INCLUDE = include_dir()
-PROGRAMS = ("loadgen", "echo", "ring_echo", "hiccup")
+PROGRAMS = ("loadgen", "peers", "echo", "ring_echo", "hiccup")
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-Wall", "-Wextra")
 _CANDIDATES = ("c++", "g++", "clang++")
 _BUILD_TIMEOUT_S = 180
@@ -54,7 +54,7 @@ def build() -> NativePrograms:
     """
     compiler = _find_compiler()
     version = _version(compiler)
-    directory = _cache() / "native" / _digest(compiler, version)
+    directory = cache_folder() / "native" / _digest(compiler, version)
     programs = NativePrograms(directory, compiler, version, FLAGS)
     if all(os.access(programs.path(name), os.X_OK) for name in PROGRAMS):
         return programs
@@ -141,7 +141,8 @@ def _processor() -> str:
     return "\n".join(sorted(set(described)))
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
+    """Where what is built or installed for measurements is kept."""
     named = os.environ.get("SIGD_CACHE")
     if named:
         return Path(named)

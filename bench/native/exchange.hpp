@@ -13,7 +13,8 @@ namespace sigd::bench {
 constexpr char plan_magic[9] = "SGDPLAN1";
 constexpr char result_magic[9] = "SGDRSLT1";
 
-// Followed by: `rows` request frames of `request_length` bytes, `intended` int64 offsets in ns.
+// Followed by: `rows` request frames of `request_length` bytes, `intended` int64 offsets in ns, `expected` rows of
+// `hello.outputs` floats.
 struct PlanHeader {
     char magic[8];
     char socket_path[112];
@@ -33,8 +34,10 @@ struct PlanHeader {
     std::int64_t gap_ns;         // a gap this long between two looks at the clock while nothing moved is a hiccup
     std::int64_t busy_gap_ns;    // the same while something was sent or received, which takes time of its own
     std::uint64_t seed;
+    std::uint64_t expected;      // `rows`, or 0: answers are compared with nothing
+    double tolerance;            // of an answer, for the larger of 1 and what was expected
 };
-static_assert(sizeof(PlanHeader) == 320);
+static_assert(sizeof(PlanHeader) == 336);
 
 // Latencies are counted as HdrHistogram counts them: 1 ns to 2^36 ns at three significant digits.
 constexpr int sub_bucket_bits = 11;
@@ -58,16 +61,23 @@ struct Sample {
 };
 static_assert(sizeof(Sample) == 56);
 
+// When the client was stopped, and for how long: what ResultHeader::hiccups counts, the first gaps_max of them.
+struct Gap {
+    std::int64_t ended_ns;  // CLOCK_MONOTONIC
+    std::int64_t length_ns;
+};
+constexpr std::size_t gaps_max = 4096;
+
 // The kinds a run can end with; the numbers are those of sigd.bench.load.contract.ViolationKind.
 enum class ViolationKind : std::uint64_t {
     none, closed_early, rejected, header, unsolicited, sequence, client_time, instrument, status, outputs, stamps,
-    no_welcome, counter,
+    no_welcome, counter, wrong,
 };
 
 constexpr std::size_t violation_text_bytes = 192;
 constexpr wire::Status status_last = wire::Status::conflated;
 
-// Followed by: histogram_count * histogram_bins u64 counts, `slowest` Samples, `samples` Samples.
+// Followed by: histogram_count * histogram_bins u64 counts, `slowest` Samples, `samples` Samples, `gaps` Gaps.
 struct ResultHeader {
     char magic[8];
     wire::Welcome welcome;
@@ -88,12 +98,13 @@ struct ResultHeader {
     std::uint64_t generation_last;
     std::uint64_t slowest;
     std::uint64_t samples;
+    std::uint64_t gaps;
     ViolationKind violation;
     std::uint64_t violation_connection;
     std::uint64_t violation_expected;
     std::uint64_t violation_found;
     char violation_text[violation_text_bytes];
 };
-static_assert(sizeof(ResultHeader) == 8 + 128 + 3 * 8 + 3 * 8 + 64 + 10 * 8 + 4 * 8 + violation_text_bytes);
+static_assert(sizeof(ResultHeader) == 8 + 128 + 3 * 8 + 3 * 8 + 64 + 11 * 8 + 4 * 8 + violation_text_bytes);
 
 }  // namespace sigd::bench

@@ -33,8 +33,16 @@ public:
 
     StreamBuffers& buffers() { return buffers_; }
 
+    // Connects, says Hello and waits for the Welcome.
+    Errc open(const Spec& spec, std::uint64_t in_flight, wire::Welcome& welcome, Error& error) {
+        sigd::Session session;
+        if (Errc code = open_session(spec, buffers_, session, error); code != Errc::none) return code;
+        welcome = session.welcome;
+        return adopt(session, in_flight, error);
+    }
+
     // Takes over an opened session; what came behind the Welcome is in the buffers already.
-    Errc open(sigd::Session& session, std::uint64_t in_flight, Error& error) {
+    Errc adopt(sigd::Session& session, std::uint64_t in_flight, Error& error) {
         socket_ = std::move(session.socket);
         const Errc code = buffers_.reserve(wire::request_frame_bytes(session.welcome.features), in_flight);
         return code == Errc::none ? code : error.set(code, "no memory for %llu requests",
@@ -80,11 +88,11 @@ class RingLink {
 public:
     explicit RingLink(Violation& violation) : violation_(violation) {}
 
-    StreamBuffers& buffers() { return control_.buffers(); }
-
-    // Takes over an opened session: maps its region. The socket stays open, for control messages and as sign of life.
-    Errc open(sigd::Session& session, std::uint64_t in_flight, Error& error) {
-        const wire::Welcome& welcome = session.welcome;
+    // Connects, and maps the region. The socket stays open, for control messages and as sign of life.
+    Errc open(const Spec& spec, std::uint64_t in_flight, wire::Welcome& welcome, Error& error) {
+        sigd::Session session;
+        if (Errc code = open_session(spec, control_.buffers(), session, error); code != Errc::none) return code;
+        welcome = session.welcome;
         if (Errc code = open_region(session.region, welcome, mapping_, region_, error); code != Errc::none) return code;
         if (in_flight > welcome.ring_slots)
             return error.set(Errc::invalid_argument, "%llu in flight, the ring was granted %u slots",
@@ -94,7 +102,7 @@ public:
         request_bell_ = std::move(session.request_bell);
         requests_ = region_.requests_out();
         responses_ = region_.responses_in();
-        return control_.open(session, 0, error);
+        return control_.adopt(session, 0, error);
     }
 
     std::byte* slot() { return requests_.slot(); }

@@ -49,11 +49,16 @@ public:
         keep(sample);
     }
 
+    void note_gap(std::int64_t ended_ns, std::int64_t length_ns) {
+        if (result.gaps < gaps_max) gaps_[result.gaps++] = {ended_ns, length_ns};
+    }
+
     ResultHeader result{};
 
     const std::array<Histogram, histogram_count>& histograms() const { return histograms_; }
     const std::vector<Sample>& samples() const { return samples_; }
     const std::array<Sample, slowest_max>& slowest() const { return slowest_; }
+    const std::array<Gap, gaps_max>& gaps() const { return gaps_; }
 
 private:
     void record_ok(const Sample& sample) {
@@ -110,6 +115,7 @@ private:
 
     std::array<Histogram, histogram_count> histograms_;
     std::array<Sample, slowest_max> slowest_{};
+    std::array<Gap, gaps_max> gaps_{};
     std::size_t newest_slow_ = 0;
     std::size_t least_slow_ = 0;
     std::int64_t least_slow_ns_ = 0;

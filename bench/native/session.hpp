@@ -1,6 +1,7 @@
 // One connection of the load generator: what is unanswered, and the check of every answer.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -16,6 +17,7 @@ namespace sigd::bench {
 struct Outstanding {
     std::int64_t intended_ns;
     std::int64_t sent_ns;
+    const float* expected;  // nullptr: not compared
     std::uint32_t instrument_id;
     bool measured;
 };
@@ -24,21 +26,20 @@ template <class Link>
 class Session {
 public:
     // What breaks the contract is noted in `violation`, and the call that met it returns false.
-    Session(std::uint64_t number, std::uint64_t in_flight, std::size_t request_length, Violation& violation)
-        : link_(violation), violation_(violation), number_(number), in_flight_(in_flight),
-          request_length_(request_length),
+    Session(std::uint64_t number, const PlanHeader& plan, Violation& violation)
+        : link_(violation), violation_(violation), number_(number), in_flight_(plan.in_flight),
+          request_length_(plan.request_length), tolerance_(plan.tolerance),
           // Numbers of one connection can never be taken for those of another.
           first_sequence_((number + 1) << 40) {
         std::size_t slots = 1;
-        while (slots < in_flight) slots *= 2;
+        while (slots < in_flight_) slots *= 2;
         unanswered_.resize(slots);
     }
 
-    // Connects, says Hello and waits for the Welcome, which the caller gets.
+    // Connects; the caller gets the Welcome.
     bool open(const Spec& spec, wire::Welcome& welcome) {
-        sigd::Session session;
         Error error;
-        switch (open_session(spec, link_.buffers(), session, error)) {
+        switch (link_.open(spec, in_flight_, welcome, error)) {
             case Errc::none: break;
             case Errc::rejected:
                 return violation_.note(ViolationKind::rejected, 0, static_cast<std::uint64_t>(error.reject), error.text);
@@ -47,15 +48,10 @@ public:
                 return violation_.note(ViolationKind::no_welcome, sizeof welcome, 0, error.text);
             default: give_up(error.text);
         }
-        welcome = session.welcome;
         outputs_ = welcome.outputs;
         response_length_ = wire::response_frame_bytes(outputs_);
         if (request_length_ != wire::request_frame_bytes(welcome.features)) give_up("the plan's frames are another model's");
-        switch (link_.open(session, in_flight_, error)) {
-            case Errc::none: return true;
-            case Errc::protocol_broken: return violation_.note(ViolationKind::no_welcome, 0, 0, error.text);
-            default: give_up(error.text);
-        }
+        return true;
     }
 
     std::uint64_t unanswered() const { return sent_ - answered_; }
@@ -63,7 +59,8 @@ public:
     std::int64_t oldest_sent_ns() const { return unanswered_[answered_ & (unanswered_.size() - 1)].sent_ns; }
 
     // Adds one request to those that flush() will let go. Needs room() > 0 before the first of them.
-    void add(const std::byte* frame, std::int64_t intended_ns, std::int64_t now_ns, bool measured) {
+    void add(const std::byte* frame, const float* expected, std::int64_t intended_ns, std::int64_t now_ns,
+             bool measured) {
         std::byte* to = link_.slot();
         std::memcpy(to, frame, request_length_);
         const std::uint64_t sequence = first_sequence_ + sent_;
@@ -72,7 +69,8 @@ public:
         std::memcpy(to + offsetof(Head, sequence), &sequence, sizeof sequence);
         std::memcpy(to + offsetof(Head, client_time_ns), &client_time_ns, sizeof client_time_ns);
         link_.push();
-        unanswered_[sent_ & (unanswered_.size() - 1)] = {intended_ns, now_ns, load<Head>(frame).instrument_id, measured};
+        unanswered_[sent_ & (unanswered_.size() - 1)] = {intended_ns, now_ns, expected, load<Head>(frame).instrument_id,
+                                                         measured};
         ++sent_;
     }
 
@@ -134,7 +132,8 @@ private:
         if (unanswered() == 0) return violation_.note(ViolationKind::unsolicited, 0, 0, "nothing was asked");
         const auto head = load<wire::SignalResponseHead>(frame);
         const Outstanding& asked = unanswered_[answered_ & (unanswered_.size() - 1)];
-        if (!check_echo(head, asked) || !check_outputs(head, frame + sizeof head) || !check_stamps(head, asked, now_ns))
+        if (!check_echo(head, asked) || !check_outputs(head, frame + sizeof head) ||
+            !check_values(head, asked, frame + sizeof head) || !check_stamps(head, asked, now_ns))
             return false;
         ++answered_;
         if (asked.measured)
@@ -169,6 +168,18 @@ private:
         return true;
     }
 
+    bool check_values(const wire::SignalResponseHead& head, const Outstanding& asked, const std::byte* outputs) {
+        if (asked.expected == nullptr || head.status != wire::Status::ok) return true;
+        for (std::uint32_t i = 0; i < outputs_; ++i) {
+            const double found = load<float>(outputs + sizeof(float) * i), expected = asked.expected[i];
+            if (std::abs(found - expected) <= tolerance_ * std::max(1.0, std::abs(expected))) continue;
+            char words[violation_text_bytes];
+            std::snprintf(words, sizeof words, "output %u is %.9g, and the oracle says %.9g", i, found, expected);
+            return violation_.note(ViolationKind::wrong, 0, i, words);
+        }
+        return true;
+    }
+
     // Durations, not instants, so that a daemon with another clock is held to the same.
     bool check_stamps(const wire::SignalResponseHead& head, const Outstanding& asked, std::int64_t now_ns) {
         if (head.status != wire::Status::ok) return true;
@@ -186,6 +197,7 @@ private:
     std::uint64_t number_;
     std::uint64_t in_flight_;
     std::size_t request_length_;
+    double tolerance_;
     std::size_t response_length_ = 0;
     std::uint32_t outputs_ = 0;
     std::uint64_t first_sequence_;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.resources
 from pathlib import Path
 
 import click
@@ -21,7 +22,8 @@ Examples:
   sigd schema --model m.onnx --format cpp -o m.hpp     its rows as C++20 structs
   sigd schema --features 64 --outputs 3
   sigd schema --features 64 --outputs 3 -o sigd.xml    for an SBE code generator
-  sigd schema --format cpp -o sigd_wire.hpp            the same as a C++20 header, for any model"""
+  sigd schema --format cpp -o sigd_wire.hpp            the same as a C++20 header, for any model
+  sigd schema --bench -o bench.json                    of the results of sigd bench, as JSON Schema"""
 )
 @click.option(
     "--model",
@@ -39,6 +41,7 @@ Examples:
     show_default=True,
     help="An SBE schema for one model, or a C++20 header for all.",
 )
+@click.option("--bench", "of_bench", is_flag=True, help="Of the JSON that sigd bench writes, as JSON Schema.")
 @click.option(
     "-o",
     "--output",
@@ -51,11 +54,16 @@ def schema(
     features: int | None,
     outputs: int | None,
     form: str,
+    of_bench: bool,
     output: Path | None,
 ) -> None:
     """Print the wire: as the SBE schema for one model, or as a C++ header for all; or the rows of one
     model."""
-    if model is not None:
+    if of_bench:
+        if model is not None or features is not None or outputs is not None or dims:
+            raise click.UsageError("--bench is for every model: leave the options of one out.")
+        text = _of_bench()
+    elif model is not None:
         if features is not None or outputs is not None:
             raise click.UsageError("--model knows its sizes: leave --features and --outputs out.")
         text = _of_model(model, dims, form)
@@ -68,6 +76,11 @@ def schema(
         output.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"cannot write {output}: {error.strerror}") from error
+
+
+def _of_bench() -> str:
+    # Read as a file: what serves never loads the bench.
+    return (importlib.resources.files("sigd") / "bench" / "result_schema.json").read_text("utf-8")
 
 
 def _of_model(path: Path, dims: dict[str, int], form: str) -> str:

@@ -93,6 +93,24 @@ def test_a_run_that_passes_writes_what_it_shows(
     assert ("the client is in Python" in result.output) == (client == "python")
 
 
+def test_a_report_is_written_with_its_figures_beside_it(start_peer: StartPeer, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the extra report draws")
+    result = run(
+        *("--no-p99", "--socket", start_peer().path, "--client", "python", "--closed-loop"),
+        *("--requests", "300", "--html", tmp_path / "run.html"),
+    )
+    assert result.exit_code == 0, result.output
+    document = msgspec.json.decode((tmp_path / "run.json").read_bytes(), type=Document)
+    assert (tmp_path / "run.hgrm").read_text().startswith("       Value     Percentile")
+    assert len(document.timeline) > 1
+    assert max(moment.max_us for moment in document.timeline) == pytest.approx(
+        document.latency.max_us, rel=0.01
+    )
+    text = (tmp_path / "run.html").read_text()
+    assert text.count("<svg") == 3
+    assert document.model.sha256 in text
+
+
 def test_over_shared_memory_the_report_says_so(
     shared_memory: tuple[str, ...], start_peer: StartPeer, tmp_path: Path
 ) -> None:
@@ -256,7 +274,7 @@ class TestWithoutACompiler:
 
 def options(**changes: Any) -> dict[str, Any]:
     defaults: dict[str, Any] = {parameter.name: None for parameter in bench.params if parameter.name}
-    for name in ("json_file", "hgrm_file"):
+    for name in ("json_file", "hgrm_file", "html_file"):
         del defaults[name]
     given = {"p99": True, "budget_us": 100.0, "closed_loop": False, "connections": 1, "warmup": 1.0}
     return defaults | given | {"transport": "stream", "floor": False, "client": "auto", "seed": 1} | changes

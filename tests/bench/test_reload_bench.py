@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from sigd.bench import reload
-from sigd.bench.commands.reload import asked_of, main
+from sigd.bench.commands.reload import asked_of, document, main
 from sigd.bench.load.contract import SAMPLE
 from sigd.bench.load.native import NativeLoad
 from sigd.bench.native.build import NativePrograms
@@ -43,7 +43,20 @@ def found(model: Path = Path("m.onnx")) -> Found:
         generations=(1, 3),
         in_order=True,
         failures=[],
+        moments=[(0.0, 10.0, 90.0), (0.1, 11.0, 119.0)],
+        windows_s=[(0.05, 0.07)],
+        by_generation=[(1, 10.0, 90.0), (2, 10.0, 119.0), (3, 11.0, 95.0)],
     )
+
+
+def test_the_report_shows_latency_in_time_and_by_generation() -> None:
+    pytest.importorskip("matplotlib", reason="the extra report draws")
+    from sigd.bench.page.other_pages import reload_page
+
+    text = reload_page(found(), document(found())).text()
+    assert text.count("<svg") == 2
+    assert "a reload" in text
+    assert "PASS" in text
 
 
 def test_a_request_meets_a_reload_with_any_part_of_its_life() -> None:

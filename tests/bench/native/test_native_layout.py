@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sigd.bench.load import native as load_native
-from sigd.bench.load.contract import SAMPLE, ViolationKind
+from sigd.bench.load.contract import GAP, SAMPLE, ViolationKind
 from sigd.bench.native.build import INCLUDE, PROGRAMS, SOURCES, NativePrograms, build
 from sigd.wire.status import Status
 
@@ -17,6 +17,7 @@ FILES = {
     "PlanHeader": load_native.PLAN_HEADER,
     "ResultHeader": load_native.RESULT_HEADER,
     "Sample": SAMPLE,
+    "Gap": GAP,
 }
 
 

@@ -60,8 +60,7 @@ def test_whole_runs_have_nothing_to_report(
         in_flight=16,
         samples_max=100,
     )
-    echo = sanitized.path("ring_echo" if transport is Transport.SHARED_MEMORY else "echo")
-    with floor._echo(echo, plan.outputs, None) as path:
+    with floor.echo_server(sanitized, transport, plan.outputs, None) as path:
         measurement = NativeLoad(sanitized).run(replace(plan, socket_path=path), lambda: None)
     assert measurement.violation is None
     assert measurement.received == (5000 if loop == "closed" else int((offsets >= 0).sum()))

@@ -12,9 +12,9 @@ import pytest
 import uvloop
 from click.testing import CliRunner
 
+from sigd.bench.commands.profile import main
 from sigd.bench.profile import recording
 from sigd.bench.profile.client import ServedClient
-from sigd.bench.profile.command import main
 from sigd.bench.profile.times import BATCHING, COLDER, WHOLE, Times
 from sigd.daemon.serving.fast_path import FEATURES_MAX
 from sigd.models.backend import Backend
@@ -95,7 +95,7 @@ def test_wrong_usage_is_exit_2(arguments: list[str], words: str) -> None:
 def test_a_backend_beside_the_daemon_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     closed: list[bool] = []
     backend = SimpleNamespace(synchronous=False, close=lambda: closed.append(True))
-    monkeypatch.setattr("sigd.models.registry.open_backend", lambda *_, **__: backend)
+    monkeypatch.setattr("sigd.bench.profile.run.open_backend", lambda *_, **__: backend)
     result = CliRunner().invoke(main, ["--backend", "tensorrt"])
     assert result.exit_code == 2
     assert "choose one that runs on the CPU" in result.stderr

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sigd.bench.commands.options import html_option
 from sigd.daemon.config.flags import FiniteRange
 
 if TYPE_CHECKING:
@@ -38,22 +39,34 @@ Exit codes: 0 done; 2 wrong usage or input; 3 the environment lacks something.""
 )
 @click.option("--cpu", type=click.IntRange(min=0), help="The core to run on.")
 @click.option("--json", "as_json", is_flag=True, help="Print the medians as JSON.")
-def main(model: Path | None, backend: str, rows: int, seconds: float, cpu: int | None, as_json: bool) -> None:
+@html_option
+def main(
+    model: Path | None,
+    backend: str,
+    rows: int,
+    seconds: float,
+    cpu: int | None,
+    as_json: bool,
+    html_file: Path | None,
+) -> None:
     """Time each stage of a request's way through the daemon, over shared memory, and the whole beside them.
 
     Everything runs in one thread: what it costs to fetch a request from another core's cache is left out.
     """
     # As `sigd serve` does, before NumPy is loaded.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from sigd.bench.profile.run import measure_model
     from sigd.daemon.errors import DaemonError
     from sigd.models.errors import BackendUnavailable, ModelError
 
     logging.basicConfig(stream=sys.stderr, level=logging.ERROR, format="sigd %(levelname)s %(message)s")
     try:
-        times = _measure(model, backend, rows, seconds, cpu)
+        times = measure_model(model, backend, rows, seconds, cpu)
     except (DaemonError, ModelError, ValueError) as error:
         click.echo(f"sigd: {error}", err=True)
         sys.exit(3 if isinstance(error, BackendUnavailable) else getattr(error, "exit_code", 2))
+    if html_file is not None:
+        _write_report(html_file, times)
     if as_json:
         import msgspec
 
@@ -62,32 +75,19 @@ def main(model: Path | None, backend: str, rows: int, seconds: float, cpu: int |
         _show(times)
 
 
-def _measure(model: Path | None, name: str, rows: int, seconds: float, cpu: int | None) -> Times:
-    import gc
+def _write_report(file: Path, times: Times) -> None:
+    import msgspec
 
-    from sigd.bench.profile.times import measure
-    from sigd.daemon.errors import UsageError
-    from sigd.daemon.runtime.process import ignore_overflow, pin_to_cpu
-    from sigd.models.registry import open_backend
-    from sigd.models.zoo import default_model_path
+    from sigd.bench.errors import BenchError
+    from sigd.bench.page.other_pages import profile_page
+    from sigd.bench.page.write import write_report
 
-    if cpu is not None:
-        pin_to_cpu(cpu)
-    ignore_overflow()
-    backend = open_backend(model or default_model_path(), name, batch_rows_max=rows)
     try:
-        if not backend.synchronous:
-            raise UsageError(
-                f"the backend {name} runs a batch beside the daemon, and only what the daemon does itself is"
-                " timed"
-                " here: choose one that runs on the CPU, or echo"
-            )
-        gc.collect()
-        gc.disable()
-        return measure(backend, rows, seconds)
-    finally:
-        gc.enable()
-        backend.close()
+        for written in write_report(file, profile_page(times), msgspec.json.encode(times) + b"\n"):
+            click.echo(f"wrote    {written}", err=True)
+    except BenchError as error:
+        click.echo(f"sigd: {error}", err=True)
+        sys.exit(error.exit_code)
 
 
 def _show(times: Times) -> None:
