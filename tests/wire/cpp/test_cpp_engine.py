@@ -26,10 +26,11 @@ if TYPE_CHECKING:
     from tests.conftest import ModelMaker
     from tests.wire.conftest import CppBuilder
 
-pytestmark = pytest.mark.skipif(
-    not kernels_are_built(), reason="the native kernels are not built: python hatch_build.py"
-)
 LIBRARY = Path(sigd.models.native.__file__).resolve().parent / "libsigd_engine.so"
+pytestmark = pytest.mark.skipif(
+    not (kernels_are_built() and LIBRARY.exists()),
+    reason="the native kernels are not built: python hatch_build.py",
+)
 ROWS = 23
 
 
