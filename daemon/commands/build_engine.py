@@ -208,7 +208,8 @@ def _summarise(engine: Path, manifest: Manifest) -> None:
         f" in {manifest.build_seconds:.2f} s"
     )
     click.echo(f"accuracy of the engine: {shown(manifest.accuracy)}")
-    click.echo(f"accuracy of its {manifest.precision} graph: {shown(manifest.conversion_accuracy)}")
+    if manifest.runtime != "native":
+        click.echo(f"accuracy of its {manifest.precision} graph: {shown(manifest.conversion_accuracy)}")
     click.echo(f"manifest: {manifest_path(engine)}")
 
 

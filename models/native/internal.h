@@ -103,7 +103,6 @@ struct isa {
     uint32_t lanes;       /* floats of a vector */
     uint32_t panel_max;   /* vectors of a panel, one chain an output */
     uint32_t split_max;   /* vectors of a panel, SPLIT_CHAINS chains an output */
-    int (*supported)(void);
     void (*run)(const struct engine *, const struct scratch *, const float *rows, float *out, uint32_t n);
 };
 

@@ -2,5 +2,3 @@
 #define ISA plain
 #define ISA_NAME "plain"
 #include "run.h"
-
-static int supported(void) { return 1; }

@@ -214,5 +214,4 @@ static void run(const struct engine *e, const struct scratch *s, const float *ro
     }
 }
 
-static int supported(void);
-const struct isa CAT(isa_, ISA) = {ISA_NAME, VL, PANEL_MAX, SPLIT_MAX, supported, run};
+const struct isa CAT(isa_, ISA) = {ISA_NAME, VL, PANEL_MAX, SPLIT_MAX, run};
