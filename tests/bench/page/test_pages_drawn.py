@@ -162,4 +162,4 @@ def test_a_browser_shows_the_page_without_an_error(
     found = re.search(r'data-width="(\d+)"', dom)
     assert found is not None
     assert int(found[1]) <= max(width, 500)
-    assert dom.count("<svg") == 3
+    assert dom.count("<svg") == 4
