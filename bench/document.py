@@ -16,7 +16,7 @@ from sigd.bench.load.contract import LATE_NS, STATUS_NAMES, Measurement
 from sigd.bench.rig import Mode, Outcome
 from sigd.bench.stolen import SHARE_MAX
 from sigd.models.market.capture import CaptureReader
-from sigd.models.market.faults import CaptureFault
+from sigd.models.market.faults import CaptureFault, FaultKind
 from sigd.wire.status import Transport
 
 SCHEMA = 1
@@ -202,7 +202,7 @@ class CaptureFacts(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     stamp_unit: str
-    faults: dict[str, int]
+    faults: dict[FaultKind, int]
     first_faults: list[CaptureFault]
 
 
@@ -403,7 +403,7 @@ def _capture(reader: CaptureReader | None) -> CaptureFacts | None:
         return None
     return CaptureFacts(
         stamp_unit=reader.stamp_unit,
-        faults={str(kind): count for kind, count in reader.faults.counts.items()},
+        faults=reader.faults.counts,
         first_faults=reader.faults.first,
     )
 

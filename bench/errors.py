@@ -9,20 +9,11 @@ BenchError                 anything below; the message says what was wrong and w
 
 from __future__ import annotations
 
-from typing import ClassVar, Final
-
-SALVAGE: Final = ": --salvage takes what is whole"
-"""What to do about a capture that is damaged."""
+from sigd.daemon.errors import CommandError
 
 
-class BenchError(Exception):
-    """Base of all errors of `sigd.bench`.
-
-    Attributes:
-        exit_code: what the command ends with.
-    """
-
-    exit_code: ClassVar[int] = 1
+class BenchError(CommandError):
+    """Base of all errors of `sigd.bench`."""
 
 
 class BadRequest(BenchError):

@@ -1,7 +1,8 @@
 """Latency counts, in the bins of HdrHistogram, so that any number of requests takes the same memory.
 
-The bins are those of HdrHistogram (hdrhistogram.org) for 1 ns to 2^36 ns, about 69 s, at three significant
-digits: 2048 of 1 ns, then 1024 for each doubling. `native/recorder.hpp` counts in the same bins.
+The bins are those of HdrHistogram (hdrhistogram.org) for 1 ns to 2^50 ns, 13 days, at three significant
+digits: 2048 of 1 ns, then 1024 for each doubling. No run lasts so long, so no latency is cut off at the last
+bin. `native/recorder.hpp` counts in the same bins.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from hdrh.histogram import HdrHistogram
 
 Counts = npt.NDArray[np.uint64]
 
-BINS = 27 * 1024
+BINS = 41 * 1024
 _HALF = 1024
-_LARGEST_NS = 2**36 - 1
+_LARGEST_NS = 2**50 - 1
 _SIGNIFICANT_DIGITS = 3
 CURVE_POINTS = 400
 

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sigd.bench.document import Document, HiccupFacts, Percentiles
+from sigd.models.market.faults import fault_lines
 
 _BAR_CELLS = 34
 _SLOWEST_SHOWN = 5
@@ -88,11 +89,9 @@ def _load(document: Document, console: Console) -> None:
         f"warm-up; {intended}{load.rate_achieved_hz:,.0f}/s sent; mean batch {document.mean_batch_rows:g}"
         " rows"
     )
-    if document.capture is not None and document.capture.faults:
-        counts = ", ".join(f"{count:,} {kind}" for kind, count in document.capture.faults.items())
-        console.print(Text(f"capture  {counts}", style="yellow"))
-        for fault in document.capture.first_faults:
-            console.print(Text(f"         {fault}", style="yellow"))
+    if document.capture is not None:
+        for line in fault_lines(document.capture.faults, document.capture.first_faults):
+            console.print(Text(line, style="yellow"), soft_wrap=True)
     client = {"cpp": "native (C++, one spinning thread)", "python": "Python (one spinning thread)"}[
         load.client
     ]

@@ -85,7 +85,7 @@ def cli() -> None:
 
 def main() -> None:
     """The console script."""
-    from sigd.daemon.errors import DaemonError
+    from sigd.daemon.errors import CommandError
     from sigd.models.errors import BackendFailed, BackendUnavailable, ModelError
     from sigd.wire.errors import ConnectFailed, WireError
 
@@ -96,7 +96,7 @@ def main() -> None:
             # What is still buffered is written here, where a full disk is an error with a name.
             if sys.stdout is not None:
                 sys.stdout.flush()
-    except DaemonError as error:
+    except CommandError as error:
         _end(error, error.exit_code)
     except (BackendUnavailable, ConnectFailed) as error:
         _end(error, EXIT_ENVIRONMENT)

@@ -18,10 +18,14 @@ EXIT_BUG: Final = 70
 """An error that sigd should not have made: EX_SOFTWARE of sysexits.h."""
 
 
-class DaemonError(Exception):
-    """Base; `exit_code` is what the command ends with."""
+class CommandError(Exception):
+    """Ends a command with its message; `exit_code` is what the command ends with."""
 
     exit_code = EXIT_CHECK_FAILED
+
+
+class DaemonError(CommandError):
+    """Base of the daemon's own."""
 
 
 class UsageError(DaemonError):

@@ -14,7 +14,7 @@ import os
 import shlex
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
@@ -46,7 +46,7 @@ INSTALL: Final[Mapping[RuntimeName, str]] = {
 }
 """How to get each runtime."""
 _REBUILD_HEAD: Final = 3
-"""Words of the rebuild command before its options, which come in pairs: sigd build-engine MODEL."""
+"""Words of the rebuild command before its options: sigd build-engine MODEL."""
 _BATCH_OPTIONS: Final = "--batch-"
 
 
@@ -182,12 +182,26 @@ def rebuild_command(manifest: Manifest, changes: Mapping[str, str] = MappingProx
             all of them.
     """
     head, rest = manifest.rebuild[:_REBUILD_HEAD], manifest.rebuild[_REBUILD_HEAD:]
-    options = dict(zip(rest[::2], rest[1::2], strict=True))
-    if any(option.startswith(_BATCH_OPTIONS) for option in changes):
-        options = {
-            option: value for option, value in options.items() if not option.startswith(_BATCH_OPTIONS)
-        }
-    return shlex.join((*head, *chain.from_iterable({**options, **changes}.items())))
+    others = dict(changes)
+    batches_change = any(option.startswith(_BATCH_OPTIONS) for option in changes)
+    words = [*head]
+    for option, *value in _options(rest):
+        if option in others:
+            words += [option, others.pop(option)]
+        elif not (batches_change and option.startswith(_BATCH_OPTIONS)):
+            words += [option, *value]
+    return shlex.join((*words, *chain.from_iterable(others.items())))
+
+
+def _options(words: Iterable[str]) -> list[list[str]]:
+    """Each option with its value; a flag has none, and an option may come more than once."""
+    options: list[list[str]] = []
+    for word in words:
+        if word.startswith("--"):
+            options.append([word])
+        else:
+            options[-1].append(word)
+    return options
 
 
 def _read_checked(path: Path, expected_sha256: str, manifest: Manifest | None) -> bytes:

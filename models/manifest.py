@@ -17,6 +17,7 @@ import numpy as np
 
 from sigd.models.backend import Float32Array
 from sigd.models.errors import ModelRefused
+from sigd.models.market.faults import CaptureFault, FaultKind
 from sigd.models.onnx.columns import Columns, row_width
 
 SCHEMA: Final = 1
@@ -156,6 +157,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         input_columns, output_columns: which columns of a row are which tensor of the model, see
             `sigd.models.onnx.columns`; empty where it has one of each.
         reads_missing: how the model reads NaN as a missing value; "" where it does not.
+        capture_faults, first_capture_faults: what is wrong with the capture that the rows of --calibration
+            come from, by kind, and the first of each kind; empty where all is well.
     """
 
     schema: int = SCHEMA
@@ -182,6 +185,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     input_columns: tuple[Columns, ...] = ()
     output_columns: tuple[Columns, ...] = ()
     reads_missing: str = ""
+    capture_faults: dict[FaultKind, int] = {}
+    first_capture_faults: tuple[CaptureFault, ...] = ()
 
     @property
     def batch_rows_max(self) -> int:

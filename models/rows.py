@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
@@ -12,12 +11,28 @@ from sigd.models.backend import Float32Array
 from sigd.models.errors import ModelError
 from sigd.models.spec import ModelSpec
 
+if TYPE_CHECKING:
+    from sigd.models.market.capture import CaptureReader
+
 CAPTURE_STRIDE: Final = 50
 """Of a capture every 50th sample is taken: its neighbours, microseconds away, are nearly the same row."""
 
 
 class RowsRefused(ModelError):
     """The file does not hold rows for that model; the message says what was expected."""
+
+
+class RowsRead(NamedTuple):
+    """What `read_rows` found.
+
+    Attributes:
+        rows: float32, shape (n, features).
+        capture: what has read the capture that they come from, and knows what is wrong with it as far as it
+            was read; None where they come from another file.
+    """
+
+    rows: Float32Array
+    capture: CaptureReader | None
 
 
 def seeded_rows(spec: ModelSpec, rows: int, seed: int) -> Float32Array:
@@ -31,7 +46,7 @@ def seeded_rows(spec: ModelSpec, rows: int, seed: int) -> Float32Array:
     return drawn
 
 
-def read_rows(path: Path, spec: ModelSpec, rows_max: int) -> Float32Array:
+def read_rows(path: Path, spec: ModelSpec, rows_max: int, *, salvage: bool = False) -> RowsRead:
     """The rows in a file, at most `rows_max`, spread evenly where there are more.
 
     Args:
@@ -39,16 +54,20 @@ def read_rows(path: Path, spec: ModelSpec, rows_max: int) -> Float32Array:
             (`.gz`) for a model that reads the features of sigd's own catalogue.
         spec: the model that is to read them.
         rows_max: the most rows.
+        salvage: read what is whole of a damaged capture.
 
     Returns:
-        float32, shape (rows, features); every value that the model takes: finite, or NaN where it stands for
-        a missing one.
+        Rows of which every value is one that the model takes: finite, or NaN where it stands for a missing
+        one.
 
     Raises:
         RowsRefused: not such a file, or rows of another shape, or a value that is not finite.
     """
     try:
-        rows = _read_capture(path, spec, rows_max) if path.suffix == ".gz" else _read_npy(path, spec)
+        if path.suffix == ".gz":
+            rows, capture = _read_capture(path, spec, rows_max, salvage=salvage)
+        else:
+            rows, capture = _read_npy(path, spec), None
     except OSError as error:
         raise RowsRefused(f"{path}: cannot be read: {error.strerror or error}") from error
     if not len(rows):
@@ -70,7 +89,7 @@ def read_rows(path: Path, spec: ModelSpec, rows_max: int) -> Float32Array:
                 f" {one.name!r}, and some"
                 " hold a fraction: put the columns in the order that sigd inspect prints"
             )
-    return rows
+    return RowsRead(rows, capture)
 
 
 def _read_npy(path: Path, spec: ModelSpec) -> Float32Array:
@@ -91,11 +110,11 @@ def _read_npy(path: Path, spec: ModelSpec) -> Float32Array:
     return rows.reshape(len(rows), spec.features)
 
 
-def _read_capture(path: Path, spec: ModelSpec, rows_max: int) -> Float32Array:
+def _read_capture(path: Path, spec: ModelSpec, rows_max: int, *, salvage: bool) -> RowsRead:
     from sigd.models.features import FeatureStream
     from sigd.models.features.catalogue import FEATURE_COUNT
-    from sigd.models.market.capture import read_capture
-    from sigd.models.market.errors import CaptureError
+    from sigd.models.market.capture import CaptureReader
+    from sigd.models.market.errors import SALVAGE, CaptureError
 
     if spec.features != FEATURE_COUNT:
         raise RowsRefused(
@@ -103,14 +122,15 @@ def _read_capture(path: Path, spec: ModelSpec, rows_max: int) -> Float32Array:
             f" {spec.features}: save its"
             " own features with numpy.save and give that file"
         )
-    stream = FeatureStream()
+    reader, stream = CaptureReader(path, salvage=salvage), FeatureStream()
+    reader.watch(stream)
     rows: list[Float32Array] = []
     try:
-        for event in read_capture(path):
+        for event in reader:
             if stream.on_event(event) and stream.samples % CAPTURE_STRIDE == 1:
                 rows.append(stream.features.copy())
                 if len(rows) == rows_max:
                     break
-    except (CaptureError, gzip.BadGzipFile) as error:
-        raise RowsRefused(f"{path}: {error}") from error
-    return np.array(rows, np.float32).reshape(len(rows), spec.features)
+    except CaptureError as error:
+        raise RowsRefused(f"{path}: {error}{SALVAGE if error.salvageable else ''}") from error
+    return RowsRead(np.array(rows, np.float32).reshape(len(rows), spec.features), reader)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
 from sigd.bench.errors import BadRequest, BenchError
 from sigd.bench.files import write_whole
 from sigd.daemon.config.flags import FiniteRange
+from sigd.models.market.errors import SALVAGE
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from sigd.bench.comparison import Comparison, Samples
     from sigd.models.backend import Backend
+    from sigd.models.market.capture import CaptureReader
 
 _BATCH_ROWS_MAX = 64
 """Rows that a model's answers are computed together: the daemon's own default."""
@@ -37,6 +39,7 @@ Examples:
     type=click.Path(path_type=Path),
     help="Rows: .npy, or a market capture (.gz).  [default: drawn from the seed]",
 )
+@click.option("--salvage", is_flag=True, help="Take what is whole of a damaged capture.")
 @click.option(
     "--rows", type=click.IntRange(1, 1_000_000), default=4096, show_default=True, help="At most so many."
 )
@@ -65,6 +68,7 @@ def compare(
     a: Path,
     b: Path,
     data: Path | None,
+    salvage: bool,
     rows: int,
     seed: int,
     backend_a: str,
@@ -78,23 +82,38 @@ def compare(
     """Run the models or engines A and B on the same rows; B is the reference.
 
     Labels are the index of the largest output, with one output its sign (0 has a label of its own). Times are
-    of a whole batch, taken in turns. Exit code 1 where labels agree less than --agreement-min asks, or no row
-    can be compared: all are NaN or infinite.
+    of a whole batch, taken in turns. Exit code 1 where labels agree less than --agreement-min asks, where no
+    row can be compared because all are NaN or infinite, or where the capture in --data has gaps or other
+    faults and --salvage is not given.
     """
     import msgspec
     from rich.console import Console
 
     try:
-        comparison, samples = _compare((a, backend_a), (b, backend_b), data, rows, seed, batch_rows, calls)
+        source = _Source(data, rows, seed, salvage)
+        comparison, samples, capture = _compare((a, backend_a), (b, backend_b), source, batch_rows, calls)
         if plot is not None:
             _draw(plot, comparison, samples)
     except BenchError as error:
         click.echo(f"sigd: {error}", err=True)
         sys.exit(error.exit_code)
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(comparison)).decode())
+        told: dict[str, object] = msgspec.structs.asdict(comparison)
+        told |= capture.summary() if capture is not None else {}
+        click.echo(msgspec.json.format(msgspec.json.encode(told)).decode())
     else:
         _show(Console(highlight=False), comparison, samples)
+        for line in capture.shown() if capture is not None else ():
+            click.echo(line)
+    _end_where_it_fails(comparison, agreement_min)
+    if capture is not None and capture.faults and not salvage:
+        click.echo(
+            f"sigd: {data}: {capture.faults}: rows are missing or wrong from there on{SALVAGE}", err=True
+        )
+        sys.exit(1)
+
+
+def _end_where_it_fails(comparison: Comparison, agreement_min: float | None) -> None:
     if comparison.label_agreement is None:
         click.echo(
             f"sigd: nothing could be compared: in each of the {comparison.rows:,} rows one side or both"
@@ -112,27 +131,36 @@ def compare(
         sys.exit(1)
 
 
+class _Source(NamedTuple):
+    """Where the rows come from: a file, or a seed where there is none."""
+
+    data: Path | None
+    rows_max: int
+    seed: int
+    salvage: bool
+
+
 def _compare(
-    a: tuple[Path, str],
-    b: tuple[Path, str],
-    data: Path | None,
-    rows_max: int,
-    seed: int,
-    batch_rows: int,
-    calls: int,
-) -> tuple[Comparison, Samples]:
+    a: tuple[Path, str], b: tuple[Path, str], source: _Source, batch_rows: int, calls: int
+) -> tuple[Comparison, Samples, CaptureReader | None]:
+    """The figures, what they are drawn from, and what has read the capture, where the rows come from one."""
     from contextlib import closing
 
     from sigd.bench.comparison import check_comparable
     from sigd.bench.comparison import compare as measure
-    from sigd.models.rows import read_rows, seeded_rows
+    from sigd.models.rows import RowsRead, read_rows, seeded_rows
 
+    data = source.data
     with closing(_open(*a, batch_rows)) as backend_a, closing(_open(*b, batch_rows)) as backend_b:
         check_comparable(backend_a, backend_b)
         spec = backend_b.spec
-        rows = seeded_rows(spec, rows_max, seed) if data is None else read_rows(data, spec, rows_max)
-        source = f"standard normal, seed {seed}" if data is None else str(data)
-        return measure(backend_a, backend_b, rows, source, batch_rows, calls)
+        read = (
+            RowsRead(seeded_rows(spec, source.rows_max, source.seed), None)
+            if data is None
+            else read_rows(data, spec, source.rows_max, salvage=source.salvage)
+        )
+        named = f"standard normal, seed {source.seed}" if data is None else str(data)
+        return (*measure(backend_a, backend_b, read.rows, named, batch_rows, calls), read.capture)
 
 
 def _open(path: Path, name: str, batch_rows: int) -> Backend:

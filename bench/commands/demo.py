@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -20,9 +20,10 @@ from sigd.bench.market.demo import WARMUP_NS, DemoState, run_demo
 from sigd.bench.market.synthetic import SyntheticMarket
 from sigd.bench.pinning import allowed_cpus, choose_cores, pinned
 from sigd.daemon.config.flags import FiniteRange
+from sigd.models.features import FeatureStream
 from sigd.models.features.catalogue import FEATURE_COUNT
-from sigd.models.market.capture import read_capture
-from sigd.models.market.errors import MarketError
+from sigd.models.market.capture import CaptureReader
+from sigd.models.market.errors import SALVAGE, CaptureError, MarketError
 from sigd.models.market.events import MarketEvent
 from sigd.models.training.outcome import CLASSES
 from sigd.wire.client import connect
@@ -54,6 +55,7 @@ Examples:
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="A real market's events instead.",
 )
+@click.option("--salvage", is_flag=True, help="Take what is whole of a damaged capture.")
 @click.option("--model", help="A model of the 64 market features.  [default: the one that ships with sigd]")
 @click.option("--seed", type=int, default=7, show_default=True, help="Of the synthetic market.")
 @click.option(
@@ -63,13 +65,17 @@ Examples:
     show_default=True,
     help="For p99.",
 )
-def demo(duration_s: float, capture: Path | None, model: str | None, seed: int, budget_us: float) -> None:
+def demo(
+    duration_s: float, capture: Path | None, salvage: bool, model: str | None, seed: int, budget_us: float
+) -> None:
     """See it work: a daemon, a market, live signals, and the verdict on their latency.
 
     The market is synthetic and seeded, as bursty as a real one (a Hawkes process); nothing needs to be
-    downloaded. The exit code says whether every request was answered; the check that a budget is kept is
-    `sigd bench --p99`.
+    downloaded. The exit code says whether every request was answered, and a capture was whole; the check that
+    a budget is kept is `sigd bench --p99`.
     """
+    if salvage and capture is None:
+        raise BadRequest("--salvage: without --capture there is nothing to salvage")
     daemon_cpu, client_cpu, idle = choose_idle(allowed_cpus())
     spin = idle == "spin"
     console = Console(highlight=False)
@@ -89,19 +95,36 @@ def demo(duration_s: float, capture: Path | None, model: str | None, seed: int, 
             f"{source}  →  {FEATURE_COUNT} features  →  {welcome.model_name}"
             f" {welcome.model_sha256.hex()[:12]}"
         )
+        reader, stream = None, FeatureStream(warmup_ns=WARMUP_NS)
+        if capture is not None:
+            reader = CaptureReader(capture, salvage=salvage)
+            reader.watch(stream)
         with Live(console=console, auto_refresh=False) as live:
             try:
                 state = run_demo(
                     client,
-                    _events(capture, seed),
+                    SyntheticMarket(seed).events() if reader is None else _from_zero(reader),
                     duration_s,
                     lambda state: live.update(_picture(state, head, welcome), refresh=True),
                     spin=spin,
+                    stream=stream,
                 )
+            except CaptureError as error:
+                raise BadRequest(f"{capture}: {error}{SALVAGE if error.salvageable else ''}") from error
             except (MarketError, OSError, EOFError) as error:
                 raise BadRequest(f"{capture}: {error}") from error
         daemon.stop()
-    sys.exit(_verdict(console, state, budget_us))
+    exit_code = _verdict(console, state, budget_us)
+    if reader is not None:
+        for line in reader.shown():
+            click.echo(line)
+        if reader.faults and not salvage:
+            click.echo(
+                f"sigd: {capture}: {reader.faults}: signals are missing or wrong from there on{SALVAGE}",
+                err=True,
+            )
+            exit_code = 1
+    sys.exit(exit_code)
 
 
 def choose_idle(allowed: Sequence[int]) -> tuple[int | None, int | None, str]:
@@ -115,17 +138,13 @@ def choose_idle(allowed: Sequence[int]) -> tuple[int | None, int | None, str]:
     return *choose_cores(allowed), "spin"
 
 
-def _events(capture: Path | None, seed: int) -> Iterator[MarketEvent]:
-    if capture is None:
-        yield from SyntheticMarket(seed).events()
-        return
+def _from_zero(events: Iterable[MarketEvent]) -> Iterator[MarketEvent]:
+    """The same with times that count from 0, as the demo's clock does."""
     first_ns = None
-    for event in read_capture(capture):
+    for event in events:
         if first_ns is None:
             first_ns = event.receive_ns
-        # The demo's clock counts from 0.
-        event = msgspec.structs.replace(event, receive_ns=event.receive_ns - first_ns)
-        yield event
+        yield msgspec.structs.replace(event, receive_ns=event.receive_ns - first_ns)
 
 
 def _picture(state: DemoState, head: str, welcome: Welcome) -> Group:

@@ -15,8 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from sigd.bench.daemon_process import OwnDaemon, ServeOptions
-from sigd.bench.errors import SALVAGE, BadRequest
-from sigd.bench.market.capture_faults import faults_shown, faults_summary
+from sigd.bench.errors import BadRequest
 from sigd.bench.market.replay import Replayer, Signals, Worth, worth_of
 from sigd.bench.market.signal_file import check_out, columns_of, write_table
 from sigd.bench.pinning import allowed_cpus, choose_cores, pinned
@@ -24,7 +23,7 @@ from sigd.models.features import FeatureStream
 from sigd.models.features.catalogue import FEATURE_COUNT
 from sigd.models.market import gunzip
 from sigd.models.market.capture import CaptureReader
-from sigd.models.market.errors import CaptureError, MarketError
+from sigd.models.market.errors import SALVAGE, CaptureError, MarketError
 from sigd.models.training.outcome import CLASSES, outcome_of_model
 from sigd.models.zoo import default_model_path
 from sigd.wire.client import connect
@@ -88,14 +87,14 @@ def replay_capture(
     worth = (
         worth_of(signals, horizon_ns, flat) if signals.answers["outputs"].shape[1] == len(CLASSES) else None
     )
-    summary = _summary(signals, worth, horizon_ns, flat) | faults_summary(reader)
+    summary = _summary(signals, worth, horizon_ns, flat) | reader.summary()
     if html is not None:
         _write_report(html, signals, worth, (horizon_ns, flat), summary, capture.name)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(summary)).decode())
     else:
         _show(signals, worth, horizon_ns, flat, out)
-        for line in faults_shown(reader):
+        for line in reader.shown():
             click.echo(line)
     if reader.faults and not salvage:
         _end_not_whole(capture, reader)

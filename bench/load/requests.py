@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from sigd.bench.errors import SALVAGE, BadRequest
+from sigd.bench.errors import BadRequest
 from sigd.bench.load.schedule import Int64Array
 from sigd.models.features.catalogue import FEATURE_COUNT
 from sigd.wire import fields
@@ -72,7 +72,7 @@ def capture_requests(
     """
     from sigd.models.features import FeatureStream
     from sigd.models.market.capture import CaptureReader
-    from sigd.models.market.errors import CaptureError, MarketError
+    from sigd.models.market.errors import SALVAGE, CaptureError, MarketError
 
     if model_features != FEATURE_COUNT:
         raise BadRequest(

@@ -68,17 +68,19 @@ def run_demo(
     draw: Callable[[DemoState], None],
     *,
     spin: bool = True,
+    stream: FeatureStream | None = None,
 ) -> DemoState:
     """Feed `events`, whose times count from 0, in real time for `duration_s` after the warm-up.
 
     Args:
         spin: wait for the next event on the core; without it, sleep until shortly before.
+        stream: what makes the features; None for a new one.
 
     Raises:
         SessionError: the daemon ended the session.
     """
     state = DemoState()
-    stream = FeatureStream(warmup_ns=WARMUP_NS)
+    stream = stream or FeatureStream(warmup_ns=WARMUP_NS)
     pending_ns: list[tuple[int, int]] = []
     start_ns = 0
     drawn_ns = mid_ns = 0

@@ -39,9 +39,9 @@ struct PlanHeader {
 };
 static_assert(sizeof(PlanHeader) == 336);
 
-// Latencies are counted as HdrHistogram counts them: 1 ns to 2^36 ns at three significant digits.
+// Latencies are counted as HdrHistogram counts them: 1 ns to 2^50 ns at three significant digits.
 constexpr int sub_bucket_bits = 11;
-constexpr std::size_t histogram_bins = 27 * 1024;
+constexpr std::size_t histogram_bins = 41 * 1024;
 enum HistogramOf : std::size_t { corrected, uncorrected, queue, model, rest, histogram_count };
 
 constexpr std::size_t slowest_max = 16;

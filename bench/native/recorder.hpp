@@ -21,7 +21,7 @@ public:
 private:
     static std::size_t index_of(std::int64_t value_ns) {
         constexpr std::uint64_t mask = (1u << sub_bucket_bits) - 1;
-        constexpr std::uint64_t largest = (std::uint64_t{1} << 36) - 1;
+        constexpr std::uint64_t largest = (std::uint64_t{1} << 50) - 1;
         const std::uint64_t value = std::min(static_cast<std::uint64_t>(std::max<std::int64_t>(value_ns, 0)), largest);
         const int bucket = std::bit_width(value | mask) - sub_bucket_bits;
         return (static_cast<std::size_t>(bucket) << (sub_bucket_bits - 1)) + static_cast<std::size_t>(value >> bucket);

@@ -92,6 +92,7 @@ Examples:
     help="Rows that it will really see: .npy, or a capture (.gz). int8 needs them; accuracy is measured on"
     " them.",
 )
+@click.option("--salvage", is_flag=True, help="Take what is whole of a damaged capture.")
 @click.option(
     "--calibration-method",
     type=click.Choice(["minmax", "percentile", "entropy"]),
@@ -194,6 +195,7 @@ def _say(console: Console, choice: Choice) -> None:
 def _summarise(engine: Path, manifest: Manifest) -> None:
     from sigd.models.accuracy import shown
     from sigd.models.manifest import manifest_path
+    from sigd.models.market.faults import fault_lines
 
     target = manifest.target.compute_capability
     batches = ", ".join(
@@ -207,6 +209,8 @@ def _summarise(engine: Path, manifest: Manifest) -> None:
         f" {manifest.precision}{f', compute capability {target}' if target else ''}, batches {batches},"
         f" in {manifest.build_seconds:.2f} s"
     )
+    for line in fault_lines(manifest.capture_faults, manifest.first_capture_faults):
+        click.echo(line)
     click.echo(f"accuracy of the engine: {shown(manifest.accuracy)}")
     if manifest.runtime != "native":
         click.echo(f"accuracy of its {manifest.precision} graph: {shown(manifest.conversion_accuracy)}")

@@ -13,7 +13,7 @@ from sigd.daemon.admin.client import ask_status, percentile_ns
 from sigd.daemon.admin.messages import LatencyStatus, ModelStatus, Status
 from sigd.daemon.config.config import admin_path_of, running_socket_path
 from sigd.daemon.recording.status import RecorderStatus
-from sigd.daemon.serving.counters import BEYOND_NS, END_NS
+from sigd.daemon.serving.counters import BEYOND_NS, BEYOND_SHOWN
 from sigd.daemon.shadow.status import ShadowStatus
 
 PERCENTS = (50.0, 90.0, 99.0, 99.9, 99.99)
@@ -69,7 +69,7 @@ def _percentile_us(latency: LatencyStatus, percent: float) -> float:
 
 def _shown_percentile(latency: LatencyStatus, percent: float) -> str:
     if percentile_ns(latency.bins, percent) == BEYOND_NS:
-        return f"> {END_NS / 1e9:.2f} s"
+        return BEYOND_SHOWN
     return f"{_percentile_us(latency, percent):.1f}"
 
 
@@ -142,7 +142,7 @@ def _show_model(console: Console, model: ModelStatus) -> None:
         return
     rows = sum(size * count for size, count in model.batches_by_rows.items())
     console.print(f"  batches: {batches:,}, {rows / batches:.2f} rows on average")
-    table = Table("microseconds", *(f"p{percent:g}" for percent in PERCENTS), "max")
+    table = Table("us", *(f"p{percent:g}" for percent in PERCENTS), "max")
     for name, latency in (("total", model.total), ("queue", model.queue), ("model", model.infer)):
         table.add_row(
             name,

@@ -1,8 +1,8 @@
 """What the daemon counts: of each model outcomes, batches and durations; of its clients how many came and
 went. Only the hot path writes it.
 
-Latencies are counted in two flat tables, 128 ns wide up to 1.05 ms and 131 us wide up to 1.07 s; anything
-longer counts in the last bin. Counting is one shift and one increment; a reader works out percentiles. Where
+Latencies are counted in two flat tables, 128 ns wide up to 1.05 ms and 131 us wide up to 1.07 s; what took
+longer is counted beside them. Counting is one shift and one increment; a reader works out percentiles. Where
 counting itself is a part of what it counts, below 65 us, single answers go to a list, which costs half as
 much as a typed table, and all that can be worked out from it later is not counted at all.
 """
@@ -24,6 +24,7 @@ END_NS: Final = BINS << COARSE_SHIFT
 """1.07 s."""
 BEYOND_NS: Final = 1 << 62
 """The edge that is shown for what is longer; the longest of all is kept beside the bins."""
+BEYOND_SHOWN: Final = f"> {END_NS / 1e9:.2f} s"
 QUICK_BINS: Final = 1 << 9
 USERS_MAX: Final = 32
 """A client that can take on many user ids must not make memory, or a scrape, grow with them."""

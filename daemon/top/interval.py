@@ -20,9 +20,13 @@ Key = TypeVar("Key", str, int)
 class Durations(msgspec.Struct, frozen=True):
     """Of one stage, in microseconds; all 0 where there were none.
 
+    What took longer than the bins reach, 1.07 s, counts with the longest since the start, which is a bound.
+
     Attributes:
         mean_us: from the middles of the bins.
         max_us: the upper edge of the last bin, or the longest since the start where that is less.
+        longer_than_1073742_us: so many took longer than the bins reach.
+        max_is_new: the longest since the start is of this interval, so `max_us` is exact.
     """
 
     count: int
@@ -32,6 +36,13 @@ class Durations(msgspec.Struct, frozen=True):
     p99_us: float
     p99_9_us: float
     max_us: float
+    longer_than_1073742_us: int = 0
+    max_is_new: bool = False
+
+    def lies_beyond(self, percent: float) -> bool:
+        """Whether a percentile is one of those that took longer than the bins reach."""
+        within = self.count - self.longer_than_1073742_us
+        return within < self.count * percent / 100
 
 
 class ModelInterval(msgspec.Struct, frozen=True):
@@ -186,7 +197,11 @@ def _durations(before: LatencyStatus | None, after: LatencyStatus) -> Durations:
     def at(percent: float) -> float:
         return min(percentile_ns(bins, percent), after.max_ns) / 1000
 
-    return Durations(count, _mean_us(bins, count), at(50), at(90), at(99), at(99.9), at(100))
+    return Durations(
+        *(count, _mean_us(bins, count), at(50), at(90), at(99), at(99.9), at(100)),
+        longer_than_1073742_us=grown.get(BEYOND_NS, 0),
+        max_is_new=after.max_ns > (before.max_ns if before else 0),
+    )
 
 
 def _mean_us(bins: Bins, count: int) -> float:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sigd.daemon.runtime.logs import printable
+from sigd.daemon.serving.counters import BEYOND_SHOWN
 from sigd.daemon.top.interval import Durations, Interval, ModelInterval, busiest, share_of_model
 
 BAR_COLUMNS: Final = 50
@@ -95,11 +96,11 @@ def plain(interval: Interval) -> str:
         fields = {
             "model": printable(model.name),
             "requests/s": f"{model.requests_a_second:,.0f}",
-            "p50_us": _us(total.p50_us),
-            "p99_us": _us(total.p99_us),
-            "p99.9_us": _us(total.p99_9_us),
-            "max_us": _us(total.max_us),
-            "model_p50_us": _us(model.model.p50_us),
+            "p50_us": _percentile(total, 50, total.p50_us),
+            "p99_us": _percentile(total, 99, total.p99_us),
+            "p99.9_us": _percentile(total, 99.9, total.p99_9_us),
+            "max_us": _longest(total),
+            "model_p50_us": _percentile(model.model, 50, model.model.p50_us),
             "rows/batch": f"{model.rows_a_batch:.1f}",
             "in_flight": f"{model.in_flight}",
             **{name: f"{count:,}" for name, count in model.answers.items() if name != "OK"},
@@ -151,9 +152,22 @@ def _percentiles(model: ModelInterval) -> Table:
         table.add_column(heading, justify="right", width=9)
     stages: Mapping[str, Durations] = {"total": model.total, "queue": model.queue, "model": model.model}
     for name, of in stages.items():
-        figures = (of.mean_us, of.p50_us, of.p90_us, of.p99_us, of.p99_9_us, of.max_us)
-        table.add_row(name, *(_us(figure) if of.count else "-" for figure in figures))
+        table.add_row(name, *(_figures(of) if of.count else ["-"] * 6))
     return table
+
+
+def _figures(of: Durations) -> list[str]:
+    mean = f"< {_us(of.mean_us)}" if of.longer_than_1073742_us else _us(of.mean_us)
+    percentiles = ((50, of.p50_us), (90, of.p90_us), (99, of.p99_us), (99.9, of.p99_9_us))
+    return [mean, *(_percentile(of, percent, value) for percent, value in percentiles), _longest(of)]
+
+
+def _percentile(of: Durations, percent: float, value_us: float) -> str:
+    return BEYOND_SHOWN if of.lies_beyond(percent) else _us(value_us)
+
+
+def _longest(of: Durations) -> str:
+    return _us(of.max_us) if of.max_is_new else _percentile(of, 100, of.max_us)
 
 
 def _bar(model: ModelInterval) -> Text:

@@ -37,6 +37,8 @@ from sigd.models.manifest import (
     Manifest,
     RuntimeName,
 )
+from sigd.models.market.errors import SALVAGE
+from sigd.models.market.faults import CaptureFaults
 from sigd.models.native.lowering import lower
 from sigd.models.onnx.file import OnnxFile, read_onnx
 from sigd.models.onnxrt import OnnxRuntimeBackend
@@ -126,6 +128,7 @@ def build_engine(
             runtime=runtime,
             runtime_version=str(module.__version__),
             gpu=gpu,
+            capture_faults=rows.faults,
         )
         with phase(progress, f"Converting to {request.precision}"):
             converted = _converted(file, job, rows.calibration)
@@ -166,17 +169,25 @@ class _Rows:
         judging: float32, (n, features): what accuracy is measured on, in an order of no meaning, for the
             oracle may not come to the last. None of them is a calibration row of an int8 build: those would
             be judged by themselves.
+        faults: what is wrong with the capture that they come from; None where they do not.
     """
 
     calibration: Float32Array
     judging: Float32Array
+    faults: CaptureFaults | None
 
 
 def _rows(request: BuildRequest, spec: ModelSpec) -> _Rows:
     if request.calibration is None:
         drawn = seeded_rows(spec, ROWS_MAX, request.seed)
-        return _Rows(drawn, drawn)
-    rows = read_rows(request.calibration, spec, ROWS_MAX)
+        return _Rows(drawn, drawn, None)
+    rows, capture = read_rows(request.calibration, spec, ROWS_MAX, salvage=request.salvage)
+    if capture is not None and capture.faults and not request.salvage:
+        raise RowsRefused(
+            f"{request.calibration}: {capture.faults}, so rows are missing or wrong"
+            f" ({'; '.join(map(str, capture.faults.first))}){SALVAGE}"
+        )
+    faults = None if capture is None else capture.faults
     calibration = judging = rows
     if request.precision == "int8":
         different = rows[np.sort(np.unique(rows, axis=0, return_index=True)[1])]
@@ -188,7 +199,7 @@ def _rows(request: BuildRequest, spec: ModelSpec) -> _Rows:
                 " second one calibrates, and the others say how accurate that is"
             )
         calibration, judging = different[::2], different[1::2]
-    return _Rows(calibration, judging[np.random.default_rng(request.seed).permutation(len(judging))])
+    return _Rows(calibration, judging[np.random.default_rng(request.seed).permutation(len(judging))], faults)
 
 
 def _converted(file: OnnxFile, job: Job, rows: Float32Array) -> ModelProto:

@@ -31,6 +31,7 @@ from sigd.models.manifest import (
     Target,
     Tensor,
 )
+from sigd.models.market.faults import CaptureFaults
 from sigd.models.processor import instruction_sets
 from sigd.models.spec import ModelSpec
 
@@ -50,6 +51,7 @@ class Job:
         runtime: what the engine is for.
         runtime_version: of that, here.
         gpu: the GPU that is here; None without one, or where the runtime needs none.
+        capture_faults: what is wrong with the capture that calibrates; None without one.
     """
 
     request: BuildRequest
@@ -58,6 +60,7 @@ class Job:
     runtime: RuntimeName
     runtime_version: str
     gpu: Gpu | None
+    capture_faults: CaptureFaults | None = None
 
     @property
     def gpu_is_here(self) -> bool:
@@ -86,7 +89,7 @@ class Findings:
 
 def describe(job: Job, findings: Findings) -> Manifest:
     """The manifest of a build; its `build_seconds` is still 0."""
-    request, spec, plan = job.request, job.spec, findings.plan
+    request, spec, plan, faults = job.request, job.spec, findings.plan, job.capture_faults
     return Manifest(
         runtime=job.runtime,
         source=Source(file=spec.path.name, sha256=spec.sha256.hex(), opset=spec.opset),
@@ -115,6 +118,8 @@ def describe(job: Job, findings: Findings) -> Manifest:
         input_columns=spec.input_columns if spec.wrapped else (),
         output_columns=spec.output_columns if spec.wrapped else (),
         reads_missing=spec.reads_missing,
+        capture_faults={} if faults is None else dict(faults.counts),
+        first_capture_faults=() if faults is None else tuple(faults.first),
     )
 
 

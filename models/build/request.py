@@ -112,6 +112,7 @@ class BuildRequest:
         batches: which batches it is to be prepared for.
         precision: arithmetic inside the model. Input and output are float32 whatever it is.
         calibration: rows for int8, and for measuring every precision; see `sigd.models.rows.read_rows`.
+        salvage: take what is whole of a damaged capture; without it one that is not whole is refused.
         calibration_method: how int8 ranges are taken from the rows.
         timing_cache: kernel timings of TensorRT, read where there are any and written back.
         optimization_level: the builder's effort, 0 to 5; None takes the runtime's default.
@@ -128,6 +129,7 @@ class BuildRequest:
     batches: Batches = Batches()
     precision: PrecisionName = "fp32"
     calibration: Path | None = None
+    salvage: bool = False
     calibration_method: CalibrationMethod = "minmax"
     timing_cache: Path | None = None
     optimization_level: int | None = None
@@ -208,7 +210,7 @@ def _check_native_options(request: BuildRequest) -> None:
 
 
 def rebuild_words(request: BuildRequest, runtime: RuntimeName, fixed_batch: bool) -> tuple[str, ...]:
-    """The command that makes the same build from any folder: three words, then options in pairs."""
+    """The command that makes the same build from any folder: three words, then options."""
     words = ["sigd", "build-engine", str(request.model.resolve())]
     words += ["--output", str(request.engine.absolute()), "--runtime", runtime]
     words += ["--precision", request.precision, "--seed", str(request.seed)]
@@ -228,4 +230,4 @@ def rebuild_words(request: BuildRequest, runtime: RuntimeName, fixed_batch: bool
     for option, value in optional.items():
         if value is not None:
             words += [option, str(value)]
-    return tuple(words)
+    return (*words, *(["--salvage"] if request.salvage else []))

@@ -20,7 +20,7 @@ import msgspec
 
 from sigd.models.market.errors import BookError, BookGap, CaptureError
 from sigd.models.market.events import BestQuote, DepthDiff, DepthSnapshot, Level, MarketEvent, Trade
-from sigd.models.market.faults import CaptureFaults, FaultKind
+from sigd.models.market.faults import CaptureFaults, FaultKind, fault_lines
 from sigd.models.market.gunzip import lines
 
 _UNITS: Final = {10: ("s", 10**9), 13: ("ms", 10**6), 16: ("us", 10**3)}
@@ -106,6 +106,23 @@ class CaptureReader:
         """The stream that is given every event as it comes: what it finds wrong is put down with the event's
         line."""
         self._watched = stream
+
+    def summary(self) -> dict[str, object]:
+        """For JSON: the unit of the stamps, the counts by kind, and the first faults of each kind."""
+        return {
+            "stamp_unit": self.stamp_unit,
+            "capture_faults": self.faults.counts,
+            "first_capture_faults": self.faults.first,
+        }
+
+    def shown(self) -> list[str]:
+        """Lines for people; none where all is well."""
+        shown = []
+        if self.stamp_unit != "ns":
+            shown.append(
+                f"capture  its times are in {self.stamp_unit}: nothing shorter can be told from them"
+            )
+        return shown + fault_lines(self.faults.counts, self.faults.first)
 
     def __iter__(self) -> Iterator[MarketEvent]:
         """

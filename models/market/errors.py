@@ -9,6 +9,11 @@ MarketError              anything below; the message says what was wrong, what w
 
 from __future__ import annotations
 
+from typing import Final
+
+SALVAGE: Final = ": --salvage takes what is whole"
+"""What to do about a capture that is damaged."""
+
 
 class MarketError(Exception):
     """Base of all errors of `sigd.models.market`."""

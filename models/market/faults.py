@@ -3,6 +3,7 @@ time."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Final, Literal, TypeAlias
 
 import msgspec
@@ -42,6 +43,16 @@ class CaptureFault(msgspec.Struct, frozen=True, kw_only=True):
         return f"line {self.line:,}, at {self.time_ns / 1e9:.6f}: {self.kind}: {self.problem}"
 
 
+def counts_shown(counts: Mapping[FaultKind, int]) -> str:
+    """Of faults by kind, for messages: "1 gap, 3 out of order"."""
+    return ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
+
+
+def fault_lines(counts: Mapping[FaultKind, int], first: Iterable[CaptureFault]) -> list[str]:
+    """The counts and the first faults of each kind, a line each; none where there is none."""
+    return [f"capture  {counts_shown(counts)}", *(f"         {fault}" for fault in first)] if counts else []
+
+
 class CaptureFaults:
     """All of one capture.
 
@@ -60,8 +71,8 @@ class CaptureFaults:
         return bool(self.counts)
 
     def __str__(self) -> str:
-        """The counts, for messages: "1 gap, 3 out of order"."""
-        return ", ".join(f"{count:,} {kind}" for kind, count in self.counts.items())
+        """The counts; see `counts_shown`."""
+        return counts_shown(self.counts)
 
     def add(self, kind: FaultKind, line: int, time_ns: int, problem: str) -> None:
         """Count one."""

@@ -13,9 +13,9 @@ from sigd.bench import histogram
 PERCENTILES = (0.0, 50.0, 90.0, 99.0, 99.9, 100.0)
 
 
-@given(st.lists(st.integers(0, 2**36 - 1), min_size=1, max_size=200))
+@given(st.lists(st.integers(0, 2**50 - 1), min_size=1, max_size=200))
 def test_counts_are_those_of_hdrhistogram(values: list[int]) -> None:
-    reference = HdrHistogram(1, 2**36 - 1, 3)
+    reference = HdrHistogram(1, 2**50 - 1, 3)
     for value in values:
         reference.record_value(value)
     counts = histogram.count(np.array(values, dtype=np.int64))
@@ -32,9 +32,15 @@ def test_the_lowest_value_of_a_bin_is_counted_in_it(index: int) -> None:
 
 
 def test_values_out_of_range_are_counted_at_its_ends() -> None:
-    counts = histogram.count(np.array([-5, 2**40]))
+    counts = histogram.count(np.array([-5, 2**52]))
     assert counts[0] == 1
     assert counts[-1] == 1
+
+
+def test_a_latency_of_minutes_or_days_is_not_cut_off() -> None:
+    for seconds in (70, 600, 10 * 86_400):
+        (largest_ns,) = histogram.percentiles_ns(histogram.count(np.array([seconds * 10**9])), [100.0])
+        assert largest_ns == pytest.approx(seconds * 1e9, rel=0.001)
 
 
 def test_counts_add_up() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from sigd.models import trusted_file
@@ -326,6 +327,14 @@ def test_the_rebuild_command_takes_changes() -> None:
     )
     assert rebuild_command(manifest, {"--batch-buckets": "1,2", "--runtime": "auto"}) == (
         "sigd build-engine /models/m.onnx --runtime auto --compute-capability 8.6 --batch-buckets 1,2"
+    )
+
+
+def test_the_rebuild_command_keeps_flags_and_options_that_come_twice() -> None:
+    words = (*manifest_of(PLAN).rebuild[:3], "--dim", "T=3", "--dim", "K=2", "--seed", "-1", "--salvage")
+    manifest = msgspec.structs.replace(manifest_of(PLAN), rebuild=words)
+    assert rebuild_command(manifest, {"--seed": "2"}) == (
+        "sigd build-engine /models/m.onnx --dim T=3 --dim K=2 --seed 2 --salvage"
     )
 
 

@@ -43,7 +43,7 @@ def test_rows_may_be_flat_or_shaped(
     tmp_path: Path, spec: ModelSpec, shape: tuple[int, ...], dtype: Any
 ) -> None:
     values = np.arange(6 * 32).reshape(shape).astype(dtype)
-    rows = read_rows(saved(tmp_path, values), spec, 100)
+    rows = read_rows(saved(tmp_path, values), spec, 100).rows
     assert rows.dtype == np.float32
     assert rows.flags.c_contiguous
     np.testing.assert_array_equal(rows, values.reshape(6, 32))
@@ -51,7 +51,7 @@ def test_rows_may_be_flat_or_shaped(
 
 def test_too_many_rows_are_thinned_evenly(tmp_path: Path, spec: ModelSpec) -> None:
     values = np.repeat(np.arange(101, dtype=np.float32)[:, None], 32, axis=1)
-    assert read_rows(saved(tmp_path, values), spec, 5)[:, 0].tolist() == [0, 25, 50, 75, 100]
+    assert read_rows(saved(tmp_path, values), spec, 5).rows[:, 0].tolist() == [0, 25, 50, 75, 100]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_damaged_capture_is_refused(tmp_path: Path, models: ModelMaker) -> Non
 
 def test_a_capture_gives_features_of_the_catalogue(capture_dir: Path, models: ModelMaker) -> None:
     spec = read_spec(models.mlp(features=FEATURE_COUNT))
-    rows = read_rows(min(capture_dir.glob("*.gz")), spec, 20)
+    rows = read_rows(min(capture_dir.glob("*.gz")), spec, 20).rows
     assert rows.shape == (20, FEATURE_COUNT)
     assert (rows >= LOWER_BOUNDS).all()
     assert (rows <= UPPER_BOUNDS).all()

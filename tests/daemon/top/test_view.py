@@ -11,6 +11,7 @@ from rich.console import Console
 
 from sigd.daemon.admin.messages import LatencyStatus, ModelStatus, Status
 from sigd.daemon.recording.status import RecorderStatus
+from sigd.daemon.serving.counters import LatencyCounts
 from sigd.daemon.top.interval import between
 from sigd.daemon.top.view import TREND_COLUMNS, Screen, plain
 
@@ -169,6 +170,31 @@ def test_names_cannot_move_the_cursor(make_status: MakeStatus, make_model: MakeM
     assert "[red]x\\x1b[H\\n" in text
     assert "(no name)" in text
     assert "\x1b" not in plain(between(None, bad))
+
+
+def test_what_took_longer_than_the_bins_reach_says_so(make_status: MakeStatus, make_model: MakeModel) -> None:
+    def status(uptime_s: float, *slow: int) -> Status:
+        counts = LatencyCounts()
+        for duration_ns in (*[10_000] * 97, *slow):
+            counts.add(duration_ns)
+        return make_status(uptime_s, models=[make_model(total=LatencyStatus(counts.sparse(), counts.max_ns))])
+
+    first, second, third = (
+        status(10.0),
+        status(11.0, 8_000_000_000),
+        status(12.0, 8_000_000_000, 3_000_000_000),
+    )
+    fresh = between(first, second)
+    assert "p50_us=> 1.07 s p99_us=> 1.07 s p99.9_us=> 1.07 s max_us=8,000,000 " in plain(fresh)
+    total = next(line for line in shown(screen_of(first, second)) if line.startswith("total"))
+    assert total.split()[1:] == ["<", "8,000,000", *(">", "1.07", "s") * 4, "8,000,000"]
+    # The longest of all was before; how long this one took is not known.
+    older = between(second, third)
+    assert "max_us=> 1.07 s" in plain(older)
+    assert older.models[0].total.longer_than_1073742_us == 1
+    # Of all since the start 2 of 99 are so long: p99 is one of them, p90 is not.
+    total = between(None, third).models[0].total
+    assert (total.lies_beyond(90), total.lies_beyond(99)) == (False, True)
 
 
 def test_a_line_for_a_log(make_status: MakeStatus, hard: Status) -> None:

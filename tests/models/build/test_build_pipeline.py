@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from tests.models.market.captures import is_depth, market, packed
 
 from sigd.models.accuracy import check_golden, run_rows
 from sigd.models.build import pipeline, precision
@@ -21,6 +22,7 @@ from sigd.models.build.pipeline import AccuracyTooLow
 from sigd.models.build.request import Batches
 from sigd.models.engine import EngineNotWritten, read_manifest
 from sigd.models.errors import ModelRefused
+from sigd.models.features.catalogue import FEATURE_COUNT
 from sigd.models.manifest import Accuracy, Manifest
 from sigd.models.oracle import OracleBackend
 from sigd.models.processor import instruction_sets
@@ -298,3 +300,20 @@ def test_where_the_reference_evaluator_fails_another_oracle_answers_and_the_mani
     assert isinstance(manifest.accuracy, Accuracy)
     assert manifest.accuracy.label_agreement == 1.0
     assert read_manifest(engine).oracle == manifest.oracle
+
+
+def test_a_capture_that_is_not_whole_calibrates_only_where_that_is_asked_for(
+    models: ModelMaker, build_here: Build, engine: Path, tmp_path: Path
+) -> None:
+    lines = market()
+    del lines[[number for number, line in enumerate(lines) if is_depth(line)][300]]
+    capture, model = tmp_path / "gap.gz", models.mlp(features=FEATURE_COUNT)
+    capture.write_bytes(packed(lines))
+    with pytest.raises(RowsRefused, match=r"1 gap, .*line \d+, at .*: --salvage takes what is whole"):
+        build_here(model, calibration=capture)
+    assert not engine.exists()
+    manifest = build_here(model, calibration=capture, salvage=True)
+    assert manifest.capture_faults == {"gap": 1}
+    assert manifest.first_capture_faults[0].line > 600
+    assert read_manifest(engine) == manifest
+    assert manifest.rebuild[-1] == "--salvage"
