@@ -319,7 +319,7 @@ def _part(settings: Settings, base: LoadPlan, part: int, parts: int) -> LoadPlan
     if count is not None:
         # A little longer than it takes on average, then cut to the number asked for.
         duration_s = (count + 10 * count**0.5 + 10) / settings.rate_hz
-    _check_scheduled(settings.rate_hz, duration_s)
+    _check_scheduled(settings.rate_hz, duration_s + settings.warmup_s, f"--rate {settings.rate_hz:g}")
     if settings.arrivals == "poisson":
         offsets = schedule.poisson(settings.rate_hz, duration_s, seed)
     else:
@@ -327,16 +327,20 @@ def _part(settings: Settings, base: LoadPlan, part: int, parts: int) -> LoadPlan
     return replace(base, intended_ns=schedule.with_warmup(offsets[:count], base.warmup_ns), seed=seed)
 
 
-def _check_scheduled(rate_hz: float, duration_s: float) -> None:
+def _check_scheduled(rate_hz: float, seconds: float, asked: str) -> None:
     """
+    Args:
+        rate_hz: requests a second.
+        seconds: for so long, the warm-up included.
+        asked: the flag that the rate comes from, for the message.
+
     Raises:
         BadRequest: the schedule would have more send times than a run keeps.
     """
-    if rate_hz * duration_s > SCHEDULED_MAX:
+    if rate_hz * seconds > SCHEDULED_MAX:
         raise BadRequest(
-            f"--rate {rate_hz:g} for {duration_s:.3g} s would send {rate_hz * duration_s:.3g} requests,"
-            " expected"
-            f" {SCHEDULED_MAX:,} at most: choose a lower --rate or a shorter --duration"
+            f"{asked} for {seconds:.3g} s would send {rate_hz * seconds:.3g} requests, expected"
+            f" {SCHEDULED_MAX:,} at most: choose a lower one, or a shorter --duration or --warmup"
         )
 
 
@@ -349,6 +353,8 @@ def _capture_plan(
         settings.capture, features, salvage=settings.salvage
     )
     offsets, frames = _cut(schedule.of_capture(arrivals_ns, settings.speed), frames, settings)
+    gap_s = schedule.mean_gap_ns(offsets) / NS_PER_S
+    _check_scheduled(1 / gap_s, settings.warmup_s, f"the warm-up of a capture at --speed {settings.speed:g}")
     plan = replace(base, frames=frames, intended_ns=schedule.with_warmup(offsets, base.warmup_ns))
     return plan, reader
 

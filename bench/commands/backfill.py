@@ -15,6 +15,7 @@ import click
 import msgspec
 
 from sigd.bench.errors import BadRequest, BenchError
+from sigd.daemon.config.flags import WholeRange
 
 if TYPE_CHECKING:
     from sigd.bench.backfill.engines import Engine
@@ -69,7 +70,7 @@ the environment lacks something; 130 stopped by Ctrl-C or SIGTERM."""
     "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Directory for the files."
 )
 @click.option(
-    "--workers", type=click.IntRange(min=1), help="Processes on this machine.  [default: one for each core]"
+    "--workers", type=WholeRange(min=1), help="Processes on this machine.  [default: one for each core]"
 )
 @click.option(
     "--scheduler",

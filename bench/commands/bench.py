@@ -11,10 +11,16 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import click
 from click.core import ParameterSource
 
-from sigd.bench.commands.options import html_option, idle_option, transport_of, transport_option
+from sigd.bench.commands.options import (
+    SPEED_MIN,
+    html_option,
+    idle_option,
+    transport_of,
+    transport_option,
+)
 from sigd.bench.errors import BadRequest, BenchError
 from sigd.bench.files import write_whole
-from sigd.daemon.config.flags import FiniteRange
+from sigd.daemon.config.flags import SEED, FiniteRange, WholeRange
 from sigd.daemon.lazy_group import LazyGroup
 
 if TYPE_CHECKING:
@@ -82,7 +88,7 @@ the environment lacks something.""",
 )
 @idle_option("Idle strategy of the daemon that is started.  [default: the daemon's own]", None)
 @transport_option("How requests travel: stream, also called uds, is the Unix socket; shm is shared memory.")
-@click.option("--rate", type=FiniteRange(0, min_open=True), help="Open loop, requests/s.  [default: 10000]")
+@click.option("--rate", type=FiniteRange(0.001), help="Open loop, requests/s.  [default: 10000]")
 @click.option(
     "--arrivals", type=click.Choice(["poisson", "constant"]), help="With --rate.  [default: poisson]"
 )
@@ -91,17 +97,17 @@ the environment lacks something.""",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Open loop with the arrivals and the features of a market capture.",
 )
-@click.option("--speed", type=FiniteRange(0, min_open=True), help="Of the capture.  [default: 1]")
+@click.option("--speed", type=FiniteRange(SPEED_MIN), help="Of the capture.  [default: 1]")
 @click.option(
     "--salvage", is_flag=True, help="Take what is whole of a damaged capture, and let the run be valid."
 )
 @click.option("--closed-loop", is_flag=True, help="Send as soon as an answer makes room.")
 @click.option(
-    "--connections", type=click.IntRange(1, 1024), default=1, show_default=True, help="Clients at a time."
+    "--connections", type=WholeRange(1, 1024), default=1, show_default=True, help="Clients at a time."
 )
 @click.option(
     "--in-flight",
-    type=click.IntRange(min=1),
+    type=WholeRange(min=1),
     help="Most requests unanswered on a connection.  [default: 1 in a closed loop, else what the daemon"
     " grants]",
 )
@@ -110,7 +116,7 @@ the environment lacks something.""",
     type=FiniteRange(0, min_open=True),
     help="Seconds.  [default: 10; a capture: all of it]",
 )
-@click.option("--requests", type=click.IntRange(min=1), help="Measure this many requests instead.")
+@click.option("--requests", type=WholeRange(min=1), help="Measure this many requests instead.")
 @click.option("--warmup", type=FiniteRange(0), default=1.0, show_default=True, help="Seconds.")
 @click.option("--floor", is_flag=True, help="Measure the machine's own floor in turns, and print the ratios.")
 @click.option(
@@ -126,7 +132,11 @@ the environment lacks something.""",
     help="The load generator: cpp is built with the compiler at hand; python is for machines without one.",
 )
 @click.option(
-    "--seed", type=click.IntRange(0), default=1, show_default=True, help="Of the arrivals and the features."
+    "--seed",
+    type=SEED,
+    default=1,
+    show_default=True,
+    help="Of the arrivals and the features.",
 )
 @click.option(
     "--json",

@@ -10,7 +10,7 @@ import click
 
 from sigd.bench.errors import BadRequest, BenchError
 from sigd.bench.files import write_whole
-from sigd.daemon.config.flags import FiniteRange
+from sigd.daemon.config.flags import SEED, FiniteRange, WholeRange
 from sigd.models.market.errors import SALVAGE
 
 if TYPE_CHECKING:
@@ -41,22 +41,20 @@ Examples:
 )
 @click.option("--salvage", is_flag=True, help="Take what is whole of a damaged capture.")
 @click.option(
-    "--rows", type=click.IntRange(1, 1_000_000), default=4096, show_default=True, help="At most so many."
+    "--rows", type=WholeRange(1, 1_000_000), default=4096, show_default=True, help="At most so many."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the rows that are drawn.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the rows that are drawn.")
 @click.option("--backend-a", default="auto", show_default=True, help="What runs A.")
 @click.option("--backend-b", default="auto", show_default=True, help="What runs B.")
 @click.option(
     "--batch",
     "batch_rows",
-    type=click.IntRange(min=1),
+    type=WholeRange(min=1),
     default=1,
     show_default=True,
     help="Rows a timed call.",
 )
-@click.option(
-    "--calls", type=click.IntRange(min=1), default=2000, show_default=True, help="Timed calls of each."
-)
+@click.option("--calls", type=WholeRange(min=1), default=2000, show_default=True, help="Timed calls of each.")
 @click.option(
     "--agreement-min",
     type=FiniteRange(0, 1),

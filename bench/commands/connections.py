@@ -10,7 +10,7 @@ import click
 
 from sigd.bench.commands.options import html_option, idle_option, transport_of, transport_option
 from sigd.bench.errors import BenchError
-from sigd.daemon.config.flags import FiniteRange
+from sigd.daemon.config.flags import FiniteRange, WholeRange
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,23 +33,23 @@ Exit codes: 0 both bars were kept; 1 not, or the run is not valid; 2 wrong usage
 lacks something, for example a C++ compiler.""",
 )
 @click.option(
-    "--connections", type=click.IntRange(2, 1000), default=1000, show_default=True, help="All together."
+    "--connections", type=WholeRange(2, 1000), default=1000, show_default=True, help="All together."
 )
 @click.option(
     "--talking",
-    type=click.IntRange(1),
+    type=WholeRange(1),
     default=10,
     show_default=True,
     help="Those that talk in the first part.",
 )
 @click.option(
     "--in-flight",
-    type=click.IntRange(1, 16),
+    type=WholeRange(1, 16),
     default=8,
     show_default=True,
     help="Unanswered requests of each in the second part.",
 )
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Of the first part.")
+@click.option("--rounds", type=WholeRange(1), default=5, show_default=True, help="Of the first part.")
 @click.option(
     "--seconds",
     type=FiniteRange(0, min_open=True),
@@ -59,7 +59,7 @@ lacks something, for example a C++ compiler.""",
 )
 @click.option(
     "--requests-each",
-    type=click.IntRange(1, 10_000),
+    type=WholeRange(1, 10_000),
     default=400,
     show_default=True,
     help="In the second part, on average.",

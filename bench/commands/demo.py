@@ -19,7 +19,7 @@ from sigd.bench.errors import BadRequest
 from sigd.bench.market.demo import WARMUP_NS, DemoState, run_demo
 from sigd.bench.market.synthetic import SyntheticMarket
 from sigd.bench.pinning import allowed_cpus, choose_cores, pinned
-from sigd.daemon.config.flags import FiniteRange
+from sigd.daemon.config.flags import SEED, FiniteRange
 from sigd.models.features import FeatureStream
 from sigd.models.features.catalogue import FEATURE_COUNT
 from sigd.models.market.capture import CaptureReader
@@ -57,7 +57,7 @@ Examples:
 )
 @click.option("--salvage", is_flag=True, help="Take what is whole of a damaged capture.")
 @click.option("--model", help="A model of the 64 market features.  [default: the one that ships with sigd]")
-@click.option("--seed", type=int, default=7, show_default=True, help="Of the synthetic market.")
+@click.option("--seed", type=SEED, default=7, show_default=True, help="Of the synthetic market.")
 @click.option(
     "--budget-us",
     type=FiniteRange(min=0, min_open=True),

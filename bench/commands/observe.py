@@ -10,7 +10,7 @@ import click
 
 from sigd.bench.commands.options import idle_option, transport_of, transport_option
 from sigd.bench.errors import BenchError
-from sigd.daemon.config.flags import FiniteRange
+from sigd.daemon.config.flags import FiniteRange, WholeRange
 
 if TYPE_CHECKING:
     from sigd.bench.observe import Asked, Found
@@ -29,7 +29,7 @@ Examples:
 Exit codes: 0 metrics cost a request less than 150 ns; 1 more, or the run is not valid; 2 wrong usage or
 input; 3 the environment lacks something, for example a C++ compiler.""",
 )
-@click.option("--rounds", type=click.IntRange(1), default=10, show_default=True, help="Of two turns each.")
+@click.option("--rounds", type=WholeRange(1), default=10, show_default=True, help="Of two turns each.")
 @click.option(
     "--seconds",
     type=FiniteRange(0, min_open=True),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 if TYPE_CHECKING:
     from sigd.wire.status import Transport
 
+SPEED_MIN: Final = 0.001
+"""Of a capture: at less a day of it takes longer than three years."""
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 

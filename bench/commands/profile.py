@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sigd.bench.commands.options import html_option
-from sigd.daemon.config.flags import FiniteRange
+from sigd.daemon.config.flags import FiniteRange, WholeRange
 
 if TYPE_CHECKING:
     from sigd.bench.profile.times import Times
@@ -32,12 +32,12 @@ Exit codes: 0 done; 2 wrong usage or input; 3 the environment lacks something.""
 @click.option("--model", type=click.Path(path_type=Path), help="Model file.  [default: the shipped one]")
 @click.option("--backend", default="echo", show_default=True, help="echo runs no model.")
 @click.option(
-    "--rows", type=click.IntRange(1, 4096), default=64, show_default=True, help="Requests together in a tick."
+    "--rows", type=WholeRange(1, 4096), default=64, show_default=True, help="Requests together in a tick."
 )
 @click.option(
     "--seconds", type=FiniteRange(0), default=0.2, show_default=True, help="For each stage of each load."
 )
-@click.option("--cpu", type=click.IntRange(min=0), help="The core to run on.")
+@click.option("--cpu", type=WholeRange(min=0), help="The core to run on.")
 @click.option("--json", "as_json", is_flag=True, help="Print the medians as JSON.")
 @html_option
 def main(

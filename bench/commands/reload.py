@@ -10,7 +10,7 @@ import click
 
 from sigd.bench.commands.options import html_option, idle_option, transport_of, transport_option
 from sigd.bench.errors import BenchError
-from sigd.daemon.config.flags import FiniteRange
+from sigd.daemon.config.flags import FiniteRange, WholeRange
 
 if TYPE_CHECKING:
     from sigd.bench.reload import Asked, Found
@@ -29,7 +29,7 @@ Examples:
 Exit codes: 0 the bar was kept; 1 not, or the run is not valid; 2 wrong usage or input; 3 the environment
 lacks something, for example a C++ compiler.""",
 )
-@click.option("--reloads", type=click.IntRange(1), default=100, show_default=True, help="All together.")
+@click.option("--reloads", type=WholeRange(1), default=100, show_default=True, help="All together.")
 @click.option(
     "--rate",
     type=FiniteRange(0, min_open=True),

@@ -9,9 +9,9 @@ from typing import Final
 import click
 from click.core import ParameterSource
 
-from sigd.bench.commands.options import html_option
+from sigd.bench.commands.options import SPEED_MIN, html_option
 from sigd.bench.errors import BadRequest, BenchError
-from sigd.daemon.config.flags import FiniteRange
+from sigd.daemon.config.flags import FINITE_MAX, FiniteRange, WholeRange
 from sigd.wire.recording.reader import is_recording
 
 OF_CAPTURES: Final = ("speed", "out", "socket", "horizon_ms", "flat_bps", "html_file", "cost_bps")
@@ -32,8 +32,12 @@ class SpeedType(click.ParamType[float | None]):
             speed = float(str(value).removesuffix("x"))
         except ValueError:
             speed = 0.0
-        if not 0 < speed < float("inf"):
-            self.fail(f"{value!r} is no speed: give a factor such as 1 or 50, or max", param, ctx)
+        if not SPEED_MIN <= speed <= FINITE_MAX:
+            self.fail(
+                f"{value!r} is no speed: give a factor such as 1 or 50, at least {SPEED_MIN:g}, or max",
+                param,
+                ctx,
+            )
         return speed
 
 
@@ -86,7 +90,7 @@ or wrong, and --salvage was not given; 2 wrong usage or input; 3 the environment
     show_default=True,
     help="Of a capture: what a trade costs, in and out together; for --html.",
 )
-@click.option("--limit", type=click.IntRange(min=1), help="Of a recording: run no more requests than this.")
+@click.option("--limit", type=WholeRange(min=1), help="Of a recording: run no more requests than this.")
 @click.option(
     "--tolerance",
     type=FiniteRange(min=0),

@@ -98,9 +98,13 @@ def with_warmup(offsets_ns: Int64Array, warmup_ns: int) -> Int64Array:
     """
     if warmup_ns <= 0:
         return offsets_ns
-    gap_ns = max(1.0, float(offsets_ns[-1]) / offsets_ns.size)
-    warmup = np.arange(-warmup_ns, 0, gap_ns).astype(np.int64)
+    warmup = np.arange(-warmup_ns, 0, mean_gap_ns(offsets_ns)).astype(np.int64)
     return np.concatenate([warmup[warmup < 0], offsets_ns])
+
+
+def mean_gap_ns(offsets_ns: Int64Array) -> float:
+    """From one request to the next on average, at least 1 ns."""
+    return max(1.0, float(offsets_ns[-1]) / offsets_ns.size)
 
 
 def rate_of(offsets_ns: Int64Array) -> float:

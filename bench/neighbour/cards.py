@@ -19,6 +19,7 @@ from typing import Any, Final
 import click
 
 from sigd.bench.errors import MissingDependency
+from sigd.daemon.config.flags import WholeRange
 
 STREAM_BYTES: Final = 512 << 20
 DECODE_S: Final = 0.020
@@ -147,7 +148,7 @@ Examples:
 Exit codes: it works until it is ended; 3 without a card or cuda-bindings."""
 )
 @click.argument("what", type=click.Choice(["decode", "prefill"]))
-@click.option("--card", type=click.IntRange(0), default=0, show_default=True, help="As CUDA counts.")
+@click.option("--card", type=WholeRange(0), default=0, show_default=True, help="As CUDA counts.")
 def main(what: str, card: int) -> None:
     """Keep a card busy as a language model does: in memory (decode) or in arithmetic (prefill)."""
     try:

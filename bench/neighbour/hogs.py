@@ -12,6 +12,8 @@ from itertools import count
 
 import click
 
+from sigd.daemon.config.flags import WholeRange
+
 Work = Callable[[], None]
 _CORE_STEPS = 200_000
 
@@ -56,12 +58,8 @@ Examples:
 Exit codes: it works until it is ended."""
 )
 @click.argument("what", type=click.Choice(["core", "memory"]))
-@click.option(
-    "--cpu", type=click.IntRange(0), help="Stay on this core.  [default: where the scheduler puts it]"
-)
-@click.option(
-    "--mib", type=click.IntRange(1), default=256, show_default=True, help="Of each buffer of memory."
-)
+@click.option("--cpu", type=WholeRange(0), help="Stay on this core.  [default: where the scheduler puts it]")
+@click.option("--mib", type=WholeRange(1), default=256, show_default=True, help="Of each buffer of memory.")
 def main(what: str, cpu: int | None, mib: int) -> None:
     """Take a core, or the memory's bandwidth, from others."""
     if cpu is not None:

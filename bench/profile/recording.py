@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 import click
 import msgspec
 
+from sigd.daemon.config.flags import WholeRange
 from sigd.daemon.serving.counters import ModelCounters
 from sigd.wire.recording.format import RING_HEADER_BYTES, RING_TAIL_WORD, RingHeader, stretch_bytes_in
 
@@ -185,13 +186,11 @@ environment lacks something.""",
 )
 @click.option("--model", type=click.Path(path_type=Path), help="Model file.  [default: the shipped one]")
 @click.option("--backend", default="echo", show_default=True, help="echo runs no model.")
+@click.option("--rows", type=WholeRange(2, 4096), default=64, show_default=True, help="Requests together.")
 @click.option(
-    "--rows", type=click.IntRange(2, 4096), default=64, show_default=True, help="Requests together."
+    "--rounds", type=WholeRange(1), default=100, show_default=True, help="Comparisons of each load."
 )
-@click.option(
-    "--rounds", type=click.IntRange(1), default=100, show_default=True, help="Comparisons of each load."
-)
-@click.option("--cpu", type=click.IntRange(min=0), help="The core to run on.")
+@click.option("--cpu", type=WholeRange(min=0), help="The core to run on.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def main(model: Path | None, backend: str, rows: int, rounds: int, cpu: int | None, as_json: bool) -> None:
     """Time requests over shared memory without counting, with it, and with the flight recorder too, in turn,

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from sigd.daemon.commands.options import dim_option
-from sigd.daemon.config.flags import FiniteRange
+from sigd.daemon.config.flags import SEED, FiniteRange, WholeRange
 from sigd.daemon.errors import MissingDependency, UsageError
 
 if TYPE_CHECKING:
@@ -69,11 +69,11 @@ Examples:
 @click.option(
     "--compute-capability", metavar="X.Y", help="The GPU that it is for.  [default: the one that is here]"
 )
-@click.option("--batch-min", type=click.IntRange(min=1), help="One profile for any batch from here ...")
-@click.option("--batch-opt", type=click.IntRange(min=1), help="... fastest here ...")
+@click.option("--batch-min", type=WholeRange(min=1), help="One profile for any batch from here ...")
+@click.option("--batch-opt", type=WholeRange(min=1), help="... fastest here ...")
 @click.option(
     "--batch-max",
-    type=click.IntRange(min=1),
+    type=WholeRange(min=1),
     help="... to here. Alone: the buckets 1, 2, 4, ... up to it, each built for itself.  [default: 64]",
 )
 @click.option(
@@ -107,7 +107,7 @@ Examples:
 )
 @click.option(
     "--optimization-level",
-    type=click.IntRange(0, 5),
+    type=WholeRange(0, 5),
     help="The builder's effort. For ONNX Runtime 2 (the default) fits every processor, 3 this one only.",
 )
 @click.option(
@@ -123,7 +123,11 @@ Examples:
 )
 @dim_option
 @click.option(
-    "--seed", type=int, default=0, show_default=True, help="Of the rows drawn to measure accuracy on."
+    "--seed",
+    type=SEED,
+    default=0,
+    show_default=True,
+    help="Of the rows drawn to measure accuracy on.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 def build_engine(

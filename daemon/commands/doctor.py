@@ -10,7 +10,7 @@ import click
 import msgspec
 from rich.console import Console
 
-from sigd.daemon.config.flags import FiniteRange
+from sigd.daemon.config.flags import FiniteRange, WholeRange
 from sigd.daemon.doctor import expect, hiccups
 from sigd.daemon.doctor.examination import examine_cards, examine_host
 from sigd.daemon.doctor.host import Host, choose_cpu, format_cpus
@@ -41,7 +41,7 @@ Examples:
 )
 @click.option(
     "--cpu",
-    type=click.IntRange(min=0),
+    type=WholeRange(min=0),
     help="The core that the daemon is to run on.  [default: the first isolated one, else the last]",
 )
 @click.option(

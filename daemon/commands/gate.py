@@ -12,7 +12,7 @@ import msgspec
 from sigd.daemon.admin.client import ask_status
 from sigd.daemon.admin.gate import Bounds, ShadowBounds, Verdict, find_early, judge
 from sigd.daemon.config.config import admin_path_of, running_socket_path
-from sigd.daemon.config.flags import FiniteRange
+from sigd.daemon.config.flags import FiniteRange, WholeRange
 from sigd.daemon.errors import EXIT_CHECK_FAILED, UsageError
 
 LOOK_EVERY_S = 1.0
@@ -44,14 +44,14 @@ Examples:
 @click.option("--p99-us", type=FiniteRange(min=0, min_open=True), help="The 99th percentile at most.")
 @click.option(
     "--errors-max",
-    type=click.IntRange(min=0),
+    type=WholeRange(min=0),
     default=0,
     show_default=True,
     help="Answers that are MODEL_ERROR.",
 )
 @click.option(
     "--answers-min",
-    type=click.IntRange(min=0),
+    type=WholeRange(min=0),
     default=0,
     show_default=True,
     help="Answers at least; 0 lets a daemon pass that is asked nothing.",
@@ -66,7 +66,7 @@ Examples:
 )
 @click.option(
     "--rows-min",
-    type=click.IntRange(min=1),
+    type=WholeRange(min=1),
     default=1000,
     show_default=True,
     help="With --shadow: rows to be compared.",

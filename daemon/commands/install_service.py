@@ -18,6 +18,7 @@ import click
 import msgspec
 
 import sigd
+from sigd.daemon.config.flags import WholeRange
 from sigd.daemon.errors import MissingDependency, UsageError
 from sigd.daemon.install.install import (
     install,
@@ -53,9 +54,7 @@ Examples:
     help="Write below this directory, for an image or a package.  [default: /]",
 )
 @click.option("--instance", default="", metavar="NAME", help="One of several daemons: sigd@NAME.service.")
-@click.option(
-    "--realtime", type=click.IntRange(min=0), metavar="CPU", help="With realtime.conf for this core."
-)
+@click.option("--realtime", type=WholeRange(min=0), metavar="CPU", help="With realtime.conf for this core.")
 @click.option("--gpu", is_flag=True, help="With gpu.conf, for an NVIDIA GPU.")
 @click.option("--metrics", is_flag=True, help="With metrics.conf, for the loopback port of metrics_listen.")
 @click.option("--enable", is_flag=True, help="Start it now and at every boot.")

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from sigd.daemon.commands.options import dim_option
+from sigd.daemon.config.flags import WholeRange
 from sigd.daemon.errors import UsageError
 from sigd.wire.fields import FEATURES_MAX
 from sigd.wire.layout import OUTPUTS_MAX
@@ -31,8 +32,8 @@ Examples:
     help="A model file: its columns by name, as in row.features.book[3].",
 )
 @dim_option
-@click.option("--features", type=click.IntRange(1, FEATURES_MAX), help="Features per request (n); with sbe.")
-@click.option("--outputs", type=click.IntRange(1, OUTPUTS_MAX), help="Outputs per response (m); with sbe.")
+@click.option("--features", type=WholeRange(1, FEATURES_MAX), help="Features per request (n); with sbe.")
+@click.option("--outputs", type=WholeRange(1, OUTPUTS_MAX), help="Outputs per response (m); with sbe.")
 @click.option(
     "--format",
     "form",

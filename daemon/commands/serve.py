@@ -17,6 +17,7 @@ import msgspec
 from sigd.daemon.commands.options import dim_option
 from sigd.daemon.config.choices import IdleStrategy, LogFormat
 from sigd.daemon.config.config import Config, load_config
+from sigd.daemon.config.flags import WholeRange
 from sigd.daemon.errors import UsageError
 from sigd.daemon.runtime.logs import STANDARD_ERROR, start_logging
 from sigd.models.reading import Missing
@@ -60,7 +61,7 @@ Examples:
     type=click.Choice([strategy.value for strategy in IdleStrategy]),
     help="What the loop does with nothing to do.  [default: backoff]",
 )
-@click.option("--cpu", type=click.IntRange(min=0), help="The core to run on.")
+@click.option("--cpu", type=WholeRange(min=0), help="The core to run on.")
 @dim_option
 @click.option(
     "--missing",
@@ -68,24 +69,22 @@ Examples:
     help="What NaN is: a missing value where the model reads it as one (auto), always, or refused.  [default:"
     " auto]",
 )
-@click.option("--batch-rows-max", type=click.IntRange(1, 4096), help="The largest batch.  [default: 64]")
-@click.option(
-    "--in-flight-max", type=click.IntRange(min=1), help="Unanswered requests a client.  [default: 256]"
-)
-@click.option("--linger-us", type=click.IntRange(min=0), help="Wait for a fuller batch.  [default: 0]")
+@click.option("--batch-rows-max", type=WholeRange(1, 4096), help="The largest batch.  [default: 64]")
+@click.option("--in-flight-max", type=WholeRange(min=1), help="Unanswered requests a client.  [default: 256]")
+@click.option("--linger-us", type=WholeRange(min=0), help="Wait for a fuller batch.  [default: 0]")
 @click.option(
     "--shared-memory/--no-shared-memory", default=None, help="Offer it to clients.  [default: offered]"
 )
-@click.option("--gpu", type=click.IntRange(min=0), help="Which GPU runs an engine.  [default: 0]")
+@click.option("--gpu", type=WholeRange(min=0), help="Which GPU runs an engine.  [default: 0]")
 @click.option(
     "--mapped-io", is_flag=True, default=None, help="The engine reads and writes host memory itself."
 )
 @click.option(
-    "--device-timeout-ms", type=click.IntRange(min=1), help="When a GPU counts as hung.  [default: 1000]"
+    "--device-timeout-ms", type=WholeRange(min=1), help="When a GPU counts as hung.  [default: 1000]"
 )
 @click.option(
     "--keep-warm-us",
-    type=click.IntRange(min=0),
+    type=WholeRange(min=0),
     help="Run an empty batch after so long.  [default: 0, never]",
 )
 @click.option("--record", type=click.Path(file_okay=False), help="Record what is answered in this directory.")

@@ -15,7 +15,7 @@ from rich.live import Live
 from sigd.daemon.admin.client import ask_status
 from sigd.daemon.admin.messages import Status
 from sigd.daemon.config.config import admin_path_of, running_socket_path
-from sigd.daemon.config.flags import FiniteRange
+from sigd.daemon.config.flags import FiniteRange, WholeRange
 from sigd.daemon.errors import MissingDependency
 from sigd.daemon.top.interval import Interval, between
 from sigd.daemon.top.keys import Keys
@@ -44,7 +44,7 @@ Examples:
     show_default=True,
     help="Seconds between two looks.",
 )
-@click.option("--count", type=click.IntRange(min=1), help="Leave after so many looks.")
+@click.option("--count", type=WholeRange(min=1), help="Leave after so many looks.")
 @click.option(
     "--plain", "is_plain", is_flag=True, help="A line an interval; also where there is no terminal."
 )

@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from sigd import __version__
+from sigd.bench.errors import BadRequest, PeerFailed
 from sigd.daemon.cli import COMMANDS, cli, main
 from sigd.daemon.errors import AlreadyServed, DaemonError, MissingDependency, UsageError
 from sigd.daemon.lazy_group import LazyGroup
@@ -110,6 +111,8 @@ def test_wrong_usage_ends_with_2(arguments: list[str]) -> None:
         (BackendFailed("why"), 1),
         (ConnectFailed("why"), 3),
         (SessionClosed("why"), 1),
+        (BadRequest("why"), 2),
+        (PeerFailed("why"), 1),
         (Rejected(5, "why"), 1),
         (OSError(errno.ENOSPC, "No space left on device: why", "/full/a.json"), 3),
         (OSError(errno.EROFS, "why"), 3),
@@ -178,20 +181,34 @@ def test_reader_that_has_seen_enough_is_no_error() -> None:
     assert done.stderr == ""
 
 
-def test_no_number_of_a_flag_may_be_infinite_or_nan() -> None:
-    """click.FloatRange takes both, so no command may use it."""
-    checked = 0
-    for name in COMMANDS:
-        group = command_of(name)
-        commands = [group, *(group.commands.values() if isinstance(group, click.Group) else ())]
-        for parameter in (each for command in commands for each in command.params):
-            kind: click.ParamType[Any] = parameter.type
-            if isinstance(kind, (click.FloatRange, click.types.FloatParamType)):
-                checked += 1
-                for value in ("inf", "nan", "-inf"):
-                    with pytest.raises(click.BadParameter):
-                        click.ParamType.__call__(kind, value, parameter)
-    assert checked > 10
+def numbers() -> list[click.Parameter]:
+    """Every flag of every command that takes a number."""
+    groups = [command_of(name) for name in COMMANDS]
+    commands = [
+        command
+        for group in groups
+        for command in (group, *(group.commands.values() if isinstance(group, click.Group) else ()))
+    ]
+    kinds = (click.types.FloatParamType, click.types.IntParamType)
+    return [each for command in commands for each in command.params if isinstance(each.type, kinds)]
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "-inf", "1e300", "-1e300", f"{10**30}", f"{-(10**30)}"])
+def test_every_number_of_a_flag_has_bounds(value: str) -> None:
+    """click's own ranges take inf, nan and 10**30, so no command may use them."""
+    checked = numbers()
+    assert len(checked) > 40
+    for parameter in checked:
+        with pytest.raises(click.BadParameter):
+            click.ParamType.__call__(parameter.type, value, parameter)
+
+
+def test_number_that_has_to_be_above_0_is_not_next_to_nothing() -> None:
+    above_0 = [each for each in numbers() if getattr(each.type, "min_open", False)]
+    assert len(above_0) > 5
+    for parameter in above_0:
+        with pytest.raises(click.BadParameter, match="too small"):
+            click.ParamType.__call__(parameter.type, "1e-300", parameter)
 
 
 def test_python_dash_m_is_the_same_program() -> None:

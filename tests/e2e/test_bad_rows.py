@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,3 +45,33 @@ def test_bad_row_costs_no_other_row_its_answer(
             Status.OK,
         ]
     assert f"client 'bad', instrument {BAD_ROW}" in daemon.said()
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 64])
+def test_bad_rows_without_end_cost_no_other_client_an_answer(
+    start_daemon: StartDaemon, models: ModelMaker, rows_at_once: int
+) -> None:
+    daemon = start_daemon("--model", str(models.failing(4)))
+    good_rows, done = np.ones((rows_at_once, 4), np.float32), threading.Event()
+    spoilt = np.zeros((64, 4), np.float32)
+    spoilt[0, 0] = OUTSIDE
+    failed: list[int] = []
+
+    def send_bad_rows() -> None:
+        with daemon.connect(client_name="bad") as bad:
+            while not done.is_set():
+                bad.send_many(spoilt)
+                failed.append(int(np.count_nonzero(bad.receive_many(64)["status"])))
+
+    thread = threading.Thread(target=send_bad_rows)
+    with daemon.connect(client_name="good") as good:
+        thread.start()
+        try:
+            while len(failed) < 20 and thread.is_alive():
+                good.send_many(good_rows)
+                assert (good.receive_many(rows_at_once)["status"] == Status.OK).all()
+        finally:
+            done.set()
+            thread.join()
+    assert len(failed) >= 20
+    assert set(failed) == {1}, "of each burst the bad row alone"
