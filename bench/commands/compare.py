@@ -49,7 +49,7 @@ Examples:
 @click.option(
     "--batch",
     "batch_rows",
-    type=WholeRange(min=1),
+    type=WholeRange(1, 65_536),
     default=1,
     show_default=True,
     help="Rows a timed call.",
