@@ -193,9 +193,15 @@ class OnnxRuntimeBackend:
             call()
         except Exception as error:
             _raise_if_memory_lacks(error)
+            cure = (
+                "some operator has one batch size in it, such as a Reshape to [1, ...]: export the model with a"
+                " free batch axis, or serve it with batch_rows_max 1"
+                if size > 1
+                else "the graph gives another shape than it declares: export it again"
+            )
             raise ModelRefused(
                 f"{self.spec.path}: does not run on a batch of {size} rows of zeros, expected"
-                f" {(size, *self.spec.output_dims)} from {(size, *self.spec.input_dims)}: {error}"
+                f" {(size, *self.spec.output_dims)} from {(size, *self.spec.input_dims)}: {cure} ({error})"
             ) from error
 
 

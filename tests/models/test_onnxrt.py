@@ -134,7 +134,8 @@ def test_a_failed_batch_says_what_onnx_runtime_says(
 def test_an_output_of_another_shape_than_stated_is_refused(models: ModelMaker) -> None:
     path = models.graph([helper.make_node("Relu", ["features"], ["logits"])], ["N", 4], ["N", 5])
     with pytest.raises(
-        ModelRefused, match=r"does not run on a batch of \d rows of zeros, expected \(\d, 5\) from \(\d, 4\)"
+        ModelRefused,
+        match=r"does not run on a batch of 1 rows of zeros, expected \(1, 5\) from \(1, 4\): .* export it again",
     ):
         OnnxRuntimeBackend(read_spec(path), batch_rows_max=2).open()
 
@@ -143,7 +144,9 @@ def test_a_batch_that_was_fixed_unseen_is_refused(models: ModelMaker) -> None:
     """The file says that any batch will do, and a reshape inside it says otherwise."""
     shape = helper.make_tensor("shape", 7, [2], [1, 4])
     nodes = [helper.make_node("Reshape", ["features", "shape"], ["logits"])]
-    with pytest.raises(ModelRefused, match="does not run on a batch of 2 rows"):
+    with pytest.raises(
+        ModelRefused, match="does not run on a batch of 2 rows .* free batch axis, or serve it with"
+    ):
         OnnxRuntimeBackend(
             read_spec(models.graph(nodes, ["N", 4], ["M", 4], [shape])), batch_rows_max=2
         ).open()

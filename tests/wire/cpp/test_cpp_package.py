@@ -9,11 +9,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 import sigd
 from sigd.wire.schema.cpp_header import include_dir, package_dir
+
+if TYPE_CHECKING:
+    from tests.wire.cpp.conftest import DaemonProcess
 
 CONSUMER = """
 #include <cstdio>
@@ -78,6 +82,43 @@ def test_the_version_is_in_the_names_that_linkers_see() -> None:
             assert {name.removesuffix("::wire") for name in opened if name != "detail"} == {
                 f"sigd::inline v{major}_{minor}"
             }
+
+
+ASKS = """
+#include <vector>
+#include <sigd/sigd.hpp>
+extern "C" unsigned ask_{name}(const char* path) {{
+    sigd::Client client;
+    if (client.connect({{.path = path}}) != sigd::Errc::none) return 0;
+    const auto answer = client.request(std::vector<float>(client.welcome().features), {{.instrument_id = {number}}});
+    return answer && (*answer)->ok() ? (*answer)->instrument_id : 0;
+}}
+"""
+ASKS_BOTH = """
+#include <cstdio>
+extern "C" unsigned ask_one(const char*), ask_other(const char*);
+int main(int, char** argv) { std::printf("%u %u\\n", ask_one(argv[1]), ask_other(argv[1])); }
+"""
+
+
+def test_two_versions_in_one_process_do_not_mix(live_daemon: DaemonProcess, tmp_path: Path) -> None:
+    """The other one has its fields in other places. Without optimisation each inline function is a symbol,
+    of which the linker keeps one of each name."""
+    need("g++")
+    major, minor, _ = sigd.__version__.split(".")
+    shutil.copytree(include_dir(), tmp_path / "other")
+    for path in (tmp_path / "other" / "sigd").glob("*.hpp"):
+        text = path.read_text().replace(f"v{major}_{minor}", "v9_9")
+        path.write_text(text.replace("struct Tags {", "struct Tags {\n    std::uint64_t moved[4]{};"))
+    (tmp_path / "both.cpp").write_text(ASKS_BOTH)
+    for name, number, include in (("one", 11, include_dir()), ("other", 22, tmp_path / "other")):
+        (tmp_path / f"{name}.cpp").write_text(ASKS.format(name=name, number=number))
+        run(
+            *("g++", "-std=c++20", "-O0", "-I", include, "-c"),
+            *(tmp_path / f"{name}.cpp", "-o", tmp_path / f"{name}.o"),
+        )
+    run("g++", *(tmp_path / name for name in ("both.cpp", "one.o", "other.o")), "-o", tmp_path / "both")
+    assert run(tmp_path / "both", live_daemon.path) == "11 22\n"
 
 
 def test_cmake_finds_the_package_where_it_lies(consumer: Path) -> None:
