@@ -194,8 +194,8 @@ class OnnxRuntimeBackend:
         except Exception as error:
             _raise_if_memory_lacks(error)
             cure = (
-                "some operator has one batch size in it, such as a Reshape to [1, ...]: export the model with a"
-                " free batch axis, or serve it with batch_rows_max 1"
+                "some operator has one batch size in it, such as a Reshape to [1, ...]: export the model"
+                " with a free batch axis, or serve it with batch_rows_max 1"
                 if size > 1
                 else "the graph gives another shape than it declares: export it again"
             )

@@ -135,7 +135,7 @@ def test_an_output_of_another_shape_than_stated_is_refused(models: ModelMaker) -
     path = models.graph([helper.make_node("Relu", ["features"], ["logits"])], ["N", 4], ["N", 5])
     with pytest.raises(
         ModelRefused,
-        match=r"does not run on a batch of 1 rows of zeros, expected \(1, 5\) from \(1, 4\): .* export it again",
+        match=r"does not run on a batch of 1 rows .* expected \(1, 5\) from \(1, 4\): .* export it again",
     ):
         OnnxRuntimeBackend(read_spec(path), batch_rows_max=2).open()
 
@@ -145,7 +145,7 @@ def test_a_batch_that_was_fixed_unseen_is_refused(models: ModelMaker) -> None:
     shape = helper.make_tensor("shape", 7, [2], [1, 4])
     nodes = [helper.make_node("Reshape", ["features", "shape"], ["logits"])]
     with pytest.raises(
-        ModelRefused, match="does not run on a batch of 2 rows .* free batch axis, or serve it with"
+        ModelRefused, match=r"does not run on a batch of 2 rows .* free batch axis, or serve it with"
     ):
         OnnxRuntimeBackend(
             read_spec(models.graph(nodes, ["N", 4], ["M", 4], [shape])), batch_rows_max=2
