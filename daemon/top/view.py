@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sigd.daemon.runtime.logs import printable
-from sigd.daemon.serving.counters import BEYOND_SHOWN
+from sigd.daemon.serving.counters import BEYOND_SHOWN, END_NS
 from sigd.daemon.top.interval import Durations, Interval, ModelInterval, busiest, share_of_model
 
 BAR_COLUMNS: Final = 50
@@ -96,11 +96,11 @@ def plain(interval: Interval) -> str:
         fields = {
             "model": printable(model.name),
             "requests/s": f"{model.requests_a_second:,.0f}",
-            "p50_us": _percentile(total, 50, total.p50_us),
-            "p99_us": _percentile(total, 99, total.p99_us),
-            "p99.9_us": _percentile(total, 99.9, total.p99_9_us),
-            "max_us": _longest(total),
-            "model_p50_us": _percentile(model.model, 50, model.model.p50_us),
+            "p50_us": _number(total, 50, total.p50_us),
+            "p99_us": _number(total, 99, total.p99_us),
+            "p99.9_us": _number(total, 99.9, total.p99_9_us),
+            "max_us": _us(total.max_us) if _is_known(total) else _number(total, 100, total.max_us),
+            "model_p50_us": _number(model.model, 50, model.model.p50_us),
             "rows/batch": f"{model.rows_a_batch:.1f}",
             "in_flight": f"{model.in_flight}",
             **{name: f"{count:,}" for name, count in model.answers.items() if name != "OK"},
@@ -157,17 +157,25 @@ def _percentiles(model: ModelInterval) -> Table:
 
 
 def _figures(of: Durations) -> list[str]:
-    mean = f"< {_us(of.mean_us)}" if of.longer_than_1073742_us else _us(of.mean_us)
+    mean = f"< {of.mean_us / 1e6:,.1f} s" if of.longer_than_1073742_us else _cell(of.mean_us)
     percentiles = ((50, of.p50_us), (90, of.p90_us), (99, of.p99_us), (99.9, of.p99_9_us))
-    return [mean, *(_percentile(of, percent, value) for percent, value in percentiles), _longest(of)]
+    shown = [BEYOND_SHOWN if of.lies_beyond(percent) else _cell(value) for percent, value in percentiles]
+    return [mean, *shown, _cell(of.max_us) if _is_known(of) else BEYOND_SHOWN]
 
 
-def _percentile(of: Durations, percent: float, value_us: float) -> str:
-    return BEYOND_SHOWN if of.lies_beyond(percent) else _us(value_us)
+def _is_known(of: Durations) -> bool:
+    """Whether the longest is, and not only that it took longer than the bins reach."""
+    return of.max_is_new or not of.lies_beyond(100)
 
 
-def _longest(of: Durations) -> str:
-    return _us(of.max_us) if of.max_is_new else _percentile(of, 100, of.max_us)
+def _cell(value_us: float) -> str:
+    """At most 9 characters, the width of a column."""
+    return _us(value_us) if value_us < 10_000_000 else f"{value_us / 1e6:,.1f} s"
+
+
+def _number(of: Durations, percent: float, value_us: float) -> str:
+    """Without a space, for a line that programs split."""
+    return f">{END_NS // 1000}" if of.lies_beyond(percent) else _us(value_us)
 
 
 def _bar(model: ModelInterval) -> Text:
