@@ -24,7 +24,7 @@ from sigd.bench.backfill.commit import PARTIAL_SUFFIX, TEMPORARY, commit_bytes
 from sigd.bench.backfill.piece import Outcome
 from sigd.bench.backfill.plan import Piece
 from sigd.bench.backfill.stamp import Stamp
-from sigd.bench.errors import BadRequest
+from sigd.bench.errors import BadRequest, MissingDependency
 
 
 class Store:
@@ -38,7 +38,8 @@ class Store:
         """Make the directory and lock it for this run.
 
         Raises:
-            BadRequest: it cannot be written to, or another run writes there.
+            MissingDependency: it cannot be written to.
+            BadRequest: another run writes there.
         """
         self.out = out
         self.committed: dict[str, Outcome] = {}
@@ -48,7 +49,7 @@ class Store:
             out.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
-            raise BadRequest(f"{out}: cannot be written to: {error.strerror}") from None
+            raise MissingDependency(f"{out}: cannot be written to: {error.strerror}") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

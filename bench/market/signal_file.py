@@ -61,7 +61,7 @@ def write_table(path: Path, columns: Columns) -> None:
     """Write all or nothing: to a file beside it, which then takes its name.
 
     Raises:
-        BadRequest: the file cannot be written.
+        MissingDependency: the disk is full, or the folder may not be written to.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -75,7 +75,10 @@ def write_table(path: Path, columns: Columns) -> None:
                 writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
         partial.replace(path)
     except OSError as error:
-        raise BadRequest(f"{path}: cannot be written: {error.strerror}") from None
+        raise MissingDependency(
+            f"{path} cannot be written: {error.strerror or error}; nothing is left there. Make room, or name a"
+            " file elsewhere"
+        ) from None
     finally:
         partial.unlink(missing_ok=True)
 

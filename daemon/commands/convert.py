@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from sigd.daemon.errors import UsageError
+from sigd.daemon.commands.options import write_output
 
 
 @click.command(
@@ -34,10 +34,7 @@ def convert(file: Path, output: Path) -> None:
     from sigd.models.spec import read_spec
 
     found = converted(file)
-    try:
-        output.write_bytes(found.content)
-    except OSError as error:
-        raise UsageError(f"cannot write {output}: {error.strerror}") from error
+    write_output(output, found.content)
     spec = read_spec(output, "converted")
     inputs, outputs = served_tensors(spec)
     for kind, tensors in (("feature", inputs), ("output", outputs)):

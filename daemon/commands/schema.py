@@ -7,9 +7,8 @@ from pathlib import Path
 
 import click
 
-from sigd.daemon.commands.options import dim_option
+from sigd.daemon.commands.options import dim_option, write_output
 from sigd.daemon.config.flags import WholeRange
-from sigd.daemon.errors import UsageError
 from sigd.wire.fields import FEATURES_MAX
 from sigd.wire.layout import OUTPUTS_MAX
 from sigd.wire.schema.cpp_header import cpp_header
@@ -73,10 +72,7 @@ def schema(
     if output is None:
         click.echo(text, nl=False)
         return
-    try:
-        output.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot write {output}: {error.strerror}") from error
+    write_output(output, text.encode())
 
 
 def _of_bench() -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from sigd.daemon.commands.options import write_output
 from sigd.daemon.errors import UsageError
 
 if TYPE_CHECKING:
@@ -48,10 +49,7 @@ def zoo(name: str | None, output: Path | None, seed: int, json_output: bool) -> 
     if output is None:
         known = zoo_model(name).name
         raise UsageError(f"where to write {known}? Give the file: sigd zoo {known} -o {known}.onnx")
-    try:
-        output.write_bytes(zoo_file(name, seed))
-    except OSError as error:
-        raise UsageError(f"cannot write {output}: {error.strerror}") from error
+    write_output(output, zoo_file(name, seed))
     click.echo(f"written: {output}; show it with sigd inspect {output}")
 
 

@@ -126,7 +126,10 @@ def _exchange(
             framer.arrived(count_bytes)
         return read_welcome(frame, hello), framer.rest()
     except TimeoutError:
-        raise ReceiveTimeout("the daemon did not answer Hello within the time given") from None
+        raise ReceiveTimeout(
+            "the daemon did not answer Hello within the time given: it is stopped, hangs or is busy; sigd status"
+            " tells which process it is"
+        ) from None
     except OSError as error:
         raise SessionClosed(f"the connection was lost before Welcome: {error}") from error
     except FrameError as error:

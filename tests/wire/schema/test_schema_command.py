@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -56,8 +58,36 @@ def test_a_place_that_cannot_be_written(
     monkeypatch.setattr("sys.argv", ["sigd", "schema", "--features", "1", "--outputs", "1", "-o", str(path)])
     with pytest.raises(SystemExit) as caught:
         main()
-    assert caught.value.code == 2
-    assert f"cannot write {path}: No such file or directory" in capsys.readouterr().err
+    assert caught.value.code == 3
+    assert f"{path}: cannot be written (No such file or directory)" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_the_schema_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "sigd.xml"
+    path.write_text("before")
+    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr("sys.argv", ["sigd", "schema", "--features", "1", "--outputs", "1", "-o", str(path)])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 3
+    assert "cannot be written (No space left on device): nothing was left behind" in capsys.readouterr().err
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_pipe_stays_one(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    done = CliRunner().invoke(schema, ["--features", "1", "--outputs", "1", "-o", str(pipe)])
+    assert (done.exit_code, pipe.is_fifo()) == (0, True)
+    assert b"messageSchema" in os.read(reading, 1 << 16)
+    os.close(reading)
 
 
 def test_help_has_an_example() -> None:
