@@ -76,8 +76,8 @@ def write_table(path: Path, columns: Columns) -> None:
         partial.replace(path)
     except OSError as error:
         raise MissingDependency(
-            f"{path} cannot be written: {error.strerror or error}; nothing is left there. Make room, or name a"
-            " file elsewhere"
+            f"{path} cannot be written: {error.strerror or error}; nothing is left there. Make room, or name"
+            " a file elsewhere"
         ) from None
     finally:
         partial.unlink(missing_ok=True)

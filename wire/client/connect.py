@@ -127,8 +127,8 @@ def _exchange(
         return read_welcome(frame, hello), framer.rest()
     except TimeoutError:
         raise ReceiveTimeout(
-            "the daemon did not answer Hello within the time given: it is stopped, hangs or is busy; sigd status"
-            " tells which process it is"
+            "the daemon did not answer Hello within the time given: it is stopped, hangs or is busy; sigd"
+            " status tells which process it is"
         ) from None
     except OSError as error:
         raise SessionClosed(f"the connection was lost before Welcome: {error}") from error

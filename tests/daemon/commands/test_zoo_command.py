@@ -35,13 +35,17 @@ def test_file_is_written(run_command: Run, tmp_path: Path) -> None:
     onnx.checker.check_model(onnx.load(path))
 
 
-def test_wrong_use_is_told_with_what_was_expected(run_command: Run, tmp_path: Path) -> None:
+def test_folder_that_is_not_there_ends_with_3(run_command: Run, tmp_path: Path) -> None:
+    ran = run_command("zoo", "gbt_a", "-o", str(tmp_path / "none" / "m.onnx"))
+    assert (ran.code, "cannot be written (No such file or directory)" in ran.err) == (3, True)
+
+
+def test_wrong_use_is_told_with_what_was_expected(run_command: Run) -> None:
     for arguments, words in {
         ("lstm",): "no model is called 'lstm', expected one of lstm_a, ",
         ("gbt_a",): "where to write gbt_a? Give the file: sigd zoo gbt_a -o gbt_a.onnx",
         ("-o", "m.onnx"): "without a NAME, expected one of lstm_a, ",
         ("gbt_a", "--json"): "--json is for the list",
-        ("gbt_a", "-o", str(tmp_path / "none" / "m.onnx")): "No such file or directory",
     }.items():
         ran = run_command("zoo", *arguments)
         assert ran.code == 2
