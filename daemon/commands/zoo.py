@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from sigd.daemon.commands.options import write_output
+from sigd.daemon.config.flags import SEED
 from sigd.daemon.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ Examples:
     type=click.Path(dir_okay=False, path_type=Path),
     help="The ONNX file to write.",
 )
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Seed of the weights.")
+@click.option("--seed", type=SEED, default=1, show_default=True, help="Seed of the weights.")
 @click.option("--json", "json_output", is_flag=True, help="The list as JSON.")
 def zoo(name: str | None, output: Path | None, seed: int, json_output: bool) -> None:
     """Write a model to measure with: a shape that the field publishes figures for, with drawn weights.
