@@ -101,6 +101,7 @@ int main(int, char** argv) { std::printf("%u %u\\n", ask_one(argv[1]), ask_other
 """
 
 
+@pytest.mark.slow
 def test_two_versions_in_one_process_do_not_mix(live_daemon: DaemonProcess, tmp_path: Path) -> None:
     """The other one has its fields in other places. Without optimisation each inline function is a symbol,
     of which the linker keeps one of each name."""
