@@ -11,7 +11,7 @@ import click
 from sigd.bench.commands.options import html_option
 from sigd.bench.errors import BadRequest, BenchError
 from sigd.bench.files import write_whole
-from sigd.daemon.config.flags import FiniteRange
+from sigd.daemon.config.flags import SEED, FiniteRange, WholeRange
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,11 +64,11 @@ or input; 3 the environment lacks something, for example a C++ compiler.""",
 @click.option(
     "--burst",
     "bursts",
-    type=click.IntRange(2, 100),
+    type=WholeRange(2, 100),
     multiple=True,
     help="Requests at once; may be given again.  [default: 20 and 100]",
 )
-@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Of all contenders.")
+@click.option("--rounds", type=WholeRange(1), default=3, show_default=True, help="Of all contenders.")
 @click.option(
     "--seconds",
     type=FiniteRange(0, min_open=True),
@@ -76,7 +76,7 @@ or input; 3 the environment lacks something, for example a C++ compiler.""",
     show_default=True,
     help="Of each contender under each load in a round.",
 )
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of rows and arrivals.")
+@click.option("--seed", type=SEED, default=1, show_default=True, help="Of rows and arrivals.")
 @click.option(
     "--json",
     "json_file",
