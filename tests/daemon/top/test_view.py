@@ -193,8 +193,8 @@ def test_what_took_longer_than_the_bins_reach_says_so(make_status: MakeStatus, m
     assert "max_us=>1073741 " in plain(older)
     assert older.models[0].total.longer_than_1073742_us == 1
     # Of all since the start 2 of 99 are so long: p99 is one of them, p90 is not.
-    total = between(None, third).models[0].total
-    assert (total.lies_beyond(90), total.lies_beyond(99)) == (False, True)
+    since_start = between(None, third).models[0].total
+    assert (since_start.lies_beyond(90), since_start.lies_beyond(99)) == (False, True)
 
 
 def test_a_line_for_a_log(make_status: MakeStatus, hard: Status) -> None:
