@@ -6,7 +6,7 @@ Times are taken in turns, one call of each, so that whatever else the machine do
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic_ns
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from sigd.bench.errors import BadRequest
 from sigd.models.accuracy import cosine, decisions, relative_errors, run_rows
 from sigd.models.backend import Backend, Float32Array
+from sigd.models.onnx.columns import Columns
 
 QUANTILES = (0.5, 0.9, 0.99, 0.999, 1.0)
 _WARMUP_CALLS = 200
@@ -131,7 +132,7 @@ def compare(
         rows=len(rows),
         data=data,
         comparable=int(np.sum(both)),
-        label_agreement=_agreement(answers_a, answers_b, finite_a, finite_b),
+        label_agreement=_agreement(answers_a, answers_b, finite_a, finite_b, b.spec.output_columns),
         bit_equal=float(np.mean(answers_a.view(np.uint32) == answers_b.view(np.uint32))),
         not_finite_a=int(np.sum(~finite_a)),
         not_finite_b=int(np.sum(~finite_b)),
@@ -149,12 +150,13 @@ def _agreement(
     answers_b: Float32Array,
     finite_a: npt.ArrayLike,
     finite_b: npt.ArrayLike,
+    columns: Sequence[Columns],
 ) -> float | None:
     finite_a, finite_b = np.asarray(finite_a), np.asarray(finite_b)
     both, either = finite_a & finite_b, finite_a | finite_b
     if not both.any():
         return None
-    agree = decisions(answers_a[both]) == decisions(answers_b[both])
+    agree = decisions(answers_a[both], columns) == decisions(answers_b[both], columns)
     return float(np.sum(agree) / np.sum(either))
 
 

@@ -12,7 +12,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -35,6 +36,7 @@ class ServeOptions:
     """What `sigd serve` is started with; None leaves it the daemon's own default."""
 
     model: str | None = None
+    dims: Mapping[str, int] = field(default_factory=dict)
     backend: str | None = None
     idle: str | None = None
     cpu: int | None = None
@@ -52,6 +54,8 @@ class ServeOptions:
         ):
             if value is not None:
                 command += [flag, str(value)]
+        for name, size in self.dims.items():
+            command += ["--dim", f"{name}={size}"]
         return command
 
 

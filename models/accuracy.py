@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 from sigd.models.backend import Backend, Float32Array
 from sigd.models.errors import ModelRefused
 from sigd.models.manifest import NOT_MEASURED, Accuracy, Golden, Manifest, PrecisionName
+from sigd.models.onnx.columns import Columns
 
 UNDECIDED: Final = -2
 """What `decisions` says of an answer with a NaN."""
@@ -65,15 +67,48 @@ def run_rows(backend: Backend, rows: Float32Array) -> Float32Array:
     return answers
 
 
-def decisions(outputs: Float32Array) -> npt.NDArray[np.intp]:
-    """What each row's answer means: of several outputs the largest, the first of equals; of a single output
-    its sign, -1 or 1, with 0 a decision of its own. An answer with a NaN decides nothing: UNDECIDED.
+def decisions(outputs: Float32Array, columns: Sequence[Columns] = ()) -> npt.NDArray[np.intp]:
+    """What each row's answer means: the label, where the model answers one; else of its probabilities, or of
+    its first output, the largest value, the first of equals; of a single value its sign, -1 or 1, with 0 a
+    decision of its own. An answer with a NaN there decides nothing: UNDECIDED.
 
     Args:
         outputs: float32, shape (rows, outputs).
+        columns: the model's outputs; none where they are one tensor of floats.
     """
-    decided = np.sign(outputs[:, 0]) if outputs.shape[1] == 1 else np.argmax(outputs, axis=1)
-    return np.where(np.isnan(outputs).any(axis=1), UNDECIDED, decided).astype(np.intp)
+    deciding = _deciding(columns)
+    own = outputs if deciding is None else outputs[:, deciding.first : deciding.first + deciding.width]
+    if deciding is not None and _counts(deciding) and deciding.width == 1:
+        decided = own[:, 0]
+    else:
+        decided = np.sign(own[:, 0]) if own.shape[1] == 1 else np.argmax(own, axis=1)
+    return np.where(np.isnan(own).any(axis=1), UNDECIDED, decided).astype(np.intp)
+
+
+def _deciding(columns: Sequence[Columns]) -> Columns | None:
+    """The output that says what an answer means."""
+    labels = [one for one in columns if _counts(one) and one.width == 1]
+    probabilities = [one for one in columns if one.labels]
+    return next(iter((*labels, *probabilities, *columns)), None)
+
+
+def _counts(one: Columns) -> bool:
+    """Whether its values are numbers of classes, or other integers: no rounding makes them differ a
+    little."""
+    return one.text or one.integers is not None
+
+
+def measured_columns(outputs: int, columns: Sequence[Columns]) -> npt.NDArray[np.bool_]:
+    """Which columns an error can be told of: all but integers, where there are others. A label that rounding
+    tips over is a whole number away: agreement counts those.
+
+    Returns:
+        bool, shape (outputs,).
+    """
+    measured = np.ones(outputs, np.bool_)
+    for one in columns:
+        measured[one.first : one.first + one.width] = not _counts(one)
+    return measured if measured.any() else ~measured
 
 
 def relative_errors(outputs: Float32Array, reference: Float32Array) -> npt.NDArray[np.float64]:
@@ -93,8 +128,11 @@ def cosine(outputs: Float32Array, reference: Float32Array) -> float:
     return float(np.clip(left @ right / lengths, -1.0, 1.0))
 
 
-def measure(outputs: Float32Array, reference: Float32Array, measured_on: str) -> Accuracy:
+def measure(
+    outputs: Float32Array, reference: Float32Array, measured_on: str, columns: Sequence[Columns] = ()
+) -> Accuracy:
     """The accuracy of `outputs` against `reference`, both float32 of shape (rows, outputs), at least one row.
+    Errors are those of `measured_columns`.
 
     Values that are NaN or infinite on both sides (a class that may not be chosen has the logit -inf) have no
     error.
@@ -113,8 +151,9 @@ def measure(outputs: Float32Array, reference: Float32Array, measured_on: str) ->
             f" {wanted}: values"
             " inside leave the range of the precision, so build with a wider one (--precision fp32)"
         )
+    measured = measured_columns(outputs.shape[1], columns)
     outputs_told, reference_told = (
-        np.where(expected, values, np.float32(0)) for values in (outputs, reference)
+        np.where(expected, values, np.float32(0))[:, measured] for values in (outputs, reference)
     )
     return Accuracy(
         measured_on=measured_on,
@@ -122,7 +161,7 @@ def measure(outputs: Float32Array, reference: Float32Array, measured_on: str) ->
         max_abs=float(np.abs(outputs_told.astype(np.float64) - reference_told).max()),
         max_rel=float(relative_errors(outputs_told, reference_told).max()),
         cosine=cosine(outputs_told, reference_told),
-        label_agreement=float(np.mean(decisions(outputs) == decisions(reference))),
+        label_agreement=float(np.mean(decisions(outputs, columns) == decisions(reference, columns))),
     )
 
 
@@ -169,6 +208,8 @@ def check_golden(backend: Backend, manifest: Manifest) -> float:
     golden: Golden = manifest.golden
     expected = golden.output_rows()
     answers = run_rows(backend, golden.feature_rows())
+    measured = measured_columns(expected.shape[1], manifest.output_columns)
+    expected, answers = expected[:, measured], answers[:, measured]
     with np.errstate(invalid="ignore"):
         differences = np.where(answers == expected, 0.0, np.abs(answers.astype(np.float64) - expected))
     largest = float(differences.max())

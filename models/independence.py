@@ -21,6 +21,7 @@ import numpy as np
 from sigd.models.backend import Backend, Float32Array
 from sigd.models.errors import BackendFailed, ModelError, ModelRefused
 from sigd.models.onnx.batch_axis import TRAINING_MODE
+from sigd.models.onnx.columns import column_name
 from sigd.models.onnx.file import read_onnx
 
 log = logging.getLogger(__name__)
@@ -147,6 +148,7 @@ def _check_answers_differ(backend: Backend) -> None:
             len(answers),
         )
         return
+    _warn_of_endless(backend, answers)
     if _differ(answers):
         return
     found = (
@@ -165,6 +167,26 @@ def _check_answers_differ(backend: Backend) -> None:
             " (model.eval())?"
         )
     log.warning("%s; right only for a model whose thresholds lie outside these rows", found)
+
+
+def _warn_of_endless(backend: Backend, answers: Float32Array) -> None:
+    """Say so where an output is finite in no answer: such an answer is none for a client."""
+    never = np.flatnonzero(~np.isfinite(answers).any(axis=0))
+    if not len(never):
+        return
+    spec, first = backend.spec, int(never[0])
+    log.warning(
+        "%s: %s is %g in all of %d different rows, and %d outputs of %d in all are: every request will be"
+        " answered MODEL_ERROR, for an answer has to be finite. Where it masks a class that may not be"
+        " chosen, put a large number in its place before the export (-1e9 instead of -inf), or export the"
+        " probabilities (softmax) instead of the logits",
+        spec.path,
+        column_name(spec.output_columns, first),
+        answers[0, first],
+        len(answers),
+        len(never),
+        spec.outputs,
+    )
 
 
 def _check_level(backend: Backend, level: _Level) -> None:
@@ -286,7 +308,7 @@ def _varied_answers(backend: Backend) -> tuple[Float32Array, bool]:
         try:
             for batch in _batches(backend, rows):
                 answers = np.concatenate([answers, _answers(backend, batch)])
-                if _differ(answers) and np.isfinite(answers).any():
+                if _differ(answers) and np.isfinite(answers).any(axis=0).all():
                     return answers, complete
         except BackendFailed as error:
             if error.fatal or rows is unit:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sigd.models.onnx.columns import WHOLE_CALL
+from sigd.models.onnx.trees import Trees
 from sigd.models.spec import ModelSpec
 
 
@@ -36,6 +37,8 @@ def notes(spec: ModelSpec) -> tuple[Note, ...]:
             )
         )
     found += [Note(f"does not serve output {name!r}: it {reason}", True) for name, reason in spec.left_out]
+    if spec.trees.inexact:
+        found.append(Note(thresholds_told(spec.trees), True))
     if spec.input_columns and spec.input_columns[0].batch_axis == WHOLE_CALL:
         found.append(
             Note(
@@ -48,10 +51,28 @@ def notes(spec: ModelSpec) -> tuple[Note, ...]:
     elif spec.batch_rows == 1:
         found.append(
             Note(
-                "runs one row a call: its batch is fixed to 1, which costs most of its throughput. Free the"
-                " batch in the"
-                ' export: torch.onnx.export(..., dynamic_shapes=({0: torch.export.Dim("batch")},))',
+                "runs one row a call: its batch is fixed to 1, so that rows which arrive together wait for"
+                f" one another. Free the batch in the export: {_freed_batch(spec)}",
                 True,
             )
         )
     return tuple(found)
+
+
+def _freed_batch(spec: ModelSpec) -> str:
+    """What to give to torch.onnx.export."""
+    axes = ", ".join(f'"{one.name}": {{0: "batch"}}' for one in (*spec.input_columns, *spec.output_columns))
+    shapes = "{0: batch}, " * len(spec.input_columns)
+    return (
+        f'torch.onnx.export(..., dynamic_shapes=({shapes.strip()})) with batch = torch.export.Dim("batch")'
+        f" and an example of two rows, or with dynamo=False dynamic_axes={{{axes}}}"
+    )
+
+
+def thresholds_told(trees: Trees) -> str:
+    """What float64 thresholds mean for rows of float32, and what to do."""
+    return (
+        f"{trees.inexact:,} of {trees.thresholds:,} thresholds are no float32: a float64 feature beside one"
+        " may fall on its other side, because the wire rounds features to float32. None does in a model that"
+        ' was trained on rounded features: X = X.astype("float32")'
+    )

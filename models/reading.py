@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
 
@@ -27,10 +27,17 @@ class ReadOptions:
         sizes: of axes that are free, besides the batch: by the axis's name, or as "INPUT.AXIS". An axis 0
             that is given its size makes the whole call one row.
         missing: what NaN in a request is.
+        sizes_of_another: whether the sizes were given for another file beside this one: those of axes that
+            this one does not have are passed over, as an engine passes over all. Else they are refused.
     """
 
     sizes: Mapping[str, int] = field(default_factory=dict)
     missing: Missing = Missing.AUTO
+    sizes_of_another: bool = False
+
+    def for_another(self) -> ReadOptions:
+        """The same for a file in the place of the one that they were given for, or beside it."""
+        return replace(self, sizes_of_another=True)
 
 
 AS_IT_IS: Final = ReadOptions()

@@ -72,7 +72,7 @@ def _onnxruntime(path: Path, options: BackendOptions) -> Backend:
 
 
 def _check_no_sizes(engine: Path, reading: ReadOptions) -> None:
-    if reading.sizes:
+    if reading.sizes and not reading.sizes_of_another:
         names = ", ".join(f"--dim {name}={size}" for name, size in reading.sizes.items())
         raise ModelRefused(
             f"{engine}: {names} is for an ONNX file, expected none for an engine, whose sizes are fixed: give"

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 CAPTURE_STRIDE: Final = 50
 """Of a capture every 50th sample is taken: its neighbours, microseconds away, are nearly the same row."""
 
+_MISSING_SHARE: Final = 1 / 16
+
 
 class RowsRefused(ModelError):
     """The file does not hold rows for that model; the message says what was expected."""
@@ -37,12 +39,19 @@ class RowsRead(NamedTuple):
 
 def seeded_rows(spec: ModelSpec, rows: int, seed: int) -> Float32Array:
     """Standard normal features, float32, shape (rows, features); the same for the same seed. Columns of
-    integers are 0 or 1, which every model has that takes an instrument's number."""
-    drawn = np.random.default_rng(seed).standard_normal((rows, spec.features), np.float32)
+    integers are 0 or 1, which every model has that takes an instrument's number. Where the graph reads NaN as
+    a missing value, one float of 16 is missing in every second row."""
+    draw = np.random.default_rng(seed)
+    drawn = draw.standard_normal((rows, spec.features), np.float32)
+    missing = np.zeros(drawn.shape, np.bool_)
+    if spec.reads_missing and spec.takes_nan:
+        missing[1::2] = draw.random(missing[1::2].shape, np.float32) < _MISSING_SHARE
     for one in spec.input_columns:
         if one.integers is not None:
             own = slice(one.first, one.first + one.width)
             drawn[:, own] = drawn[:, own] > 0
+            missing[:, own] = False
+    drawn[missing] = np.nan
     return drawn
 
 

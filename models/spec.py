@@ -8,10 +8,9 @@ tensor at either end.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -21,7 +20,8 @@ from sigd.models.onnx.columns import Columns, column_name, row_width
 from sigd.models.onnx.file import OnnxFile, read_onnx
 from sigd.models.onnx.flatten import ROW_INPUT, ROW_OUTPUT, flatten, input_is_flat, output_is_flat
 from sigd.models.onnx.missing import reads_missing
-from sigd.models.onnx.signature import Dim, declared_dims, read_signature, real_inputs
+from sigd.models.onnx.signature import Dim, axis_names, declared_dims, read_signature, real_inputs
+from sigd.models.onnx.trees import NO_TREES, Trees, count_trees
 from sigd.models.reading import AS_IT_IS, Missing, ReadOptions
 
 if TYPE_CHECKING:
@@ -32,6 +32,13 @@ FEATURES_MAX = 16_373
 OUTPUTS_MAX = 16_370
 """The most outputs that one response frame carries."""
 _IR_WITHOUT_WEIGHTS_AMONG_INPUTS: Final = 4
+_FEWER_VALUES: Final = (
+    "let the model itself cut it down before the export: to the best classes (ArgMax, TopK), the last step,"
+    " or a slice"
+)
+_FEWER_OUTPUTS: Final = (
+    "keep those that the client needs, with onnx.utils.extract_model(FILE, NEW_FILE, [INPUT], [OUTPUT])"
+)
 NAME_BYTES_MAX = 32
 """The most UTF-8 bytes of a model's name: the size of the field that carries it to clients."""
 
@@ -62,6 +69,9 @@ class ModelSpec:
             and the same of the output are the wrapped graph's.
         reads_missing: how the graph itself reads NaN as a missing value; "" where it does not.
         takes_nan: whether NaN in a request is a missing value; else it is BAD_INPUT.
+        sizes: that were given for axes which the file leaves free.
+        trees: of an ONNX file's ensembles of trees; none for an engine.
+        sizes_hidden: whether the wrapped graph hides the sizes of its inputs, see `flatten`.
     """
 
     name: str
@@ -82,6 +92,9 @@ class ModelSpec:
     wrapped: bool = False
     reads_missing: str = ""
     takes_nan: bool = False
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    trees: Trees = NO_TREES
+    sizes_hidden: bool = False
 
     def feature_name(self, column: int) -> str:
         """What a column of a request is called, for example "book[3]"."""
@@ -116,7 +129,7 @@ def as_served(file: OnnxFile, spec: ModelSpec) -> OnnxFile:
     """A model that has been read, as the backends run it; the file's own message is wrapped in place."""
     if not spec.wrapped:
         return file
-    flatten(file.model, spec.input_columns, spec.output_columns)
+    flatten(file.model, spec.input_columns, spec.output_columns, sizes_hidden=spec.sizes_hidden)
     return OnnxFile(file.path, file.model.SerializeToString(), file.model, file.sha256)
 
 
@@ -139,9 +152,14 @@ def model_name(path: Path, name: str | None = None) -> str:
 
 def spec_of(file: OnnxFile, name: str, options: ReadOptions = AS_IT_IS) -> ModelSpec:
     """The spec of a model that has been read. Raises ModelRefused as `read_spec` does."""
-    spec = _shapes_of(file, name, options.sizes)
+    sizes = options.sizes
+    if options.sizes_of_another:
+        known = axis_names(file.model)
+        sizes = {key: size for key, size in sizes.items() if key in known}
+    spec = _shapes_of(file, name, sizes)
     how = reads_missing(file.model, [one.name for one in spec.input_columns])
-    return with_missing(replace(spec, reads_missing=how), options.missing)
+    spec = replace(spec, reads_missing=how, sizes=sizes, trees=count_trees(file.model))
+    return with_missing(spec, options.missing)
 
 
 def with_missing(spec: ModelSpec, missing: Missing) -> ModelSpec:
@@ -201,7 +219,7 @@ def _plain_spec(
         input_name=input_name,
         output_name=output_name,
         features=_features(path, (Columns(input_name, "float32", input_row),)),
-        outputs=_outputs(path, math.prod(output_row)),
+        outputs=_outputs(path, (Columns(output_name, "float32", output_row),)),
         input_dims=input_row,
         output_dims=output_row,
         batch_rows=batch if isinstance(batch, int) else None,
@@ -217,7 +235,7 @@ def _wrapped_spec(file: OnnxFile, name: str, sizes: Mapping[str, int]) -> ModelS
     _check_valid(file)
     signature = read_signature(file, sizes, lambda inputs: _features(file.path, inputs))
     inputs, outputs = signature.inputs, signature.outputs
-    features, answers = row_width(inputs), _outputs(file.path, row_width(outputs))
+    features, answers = row_width(inputs), _outputs(file.path, outputs)
     read_in_place, answered_in_place = input_is_flat(inputs), output_is_flat(outputs)
     return ModelSpec(
         name=name,
@@ -235,6 +253,7 @@ def _wrapped_spec(file: OnnxFile, name: str, sizes: Mapping[str, int]) -> ModelS
         input_columns=inputs,
         output_columns=outputs,
         left_out=signature.left_out,
+        sizes_hidden=signature.sizes_hidden,
         wrapped=True,
     )
 
@@ -347,12 +366,13 @@ def _what_fits(inputs: tuple[Columns, ...], count: int) -> str:
     )
 
 
-def _outputs(path: Path, count: int) -> int:
+def _outputs(path: Path, outputs: tuple[Columns, ...]) -> int:
+    count = row_width(outputs)
     if count > OUTPUTS_MAX:
+        one_is_too_wide = max(one.width for one in outputs) > OUTPUTS_MAX
         raise ModelRefused(
             f"{path}: {count:,} outputs per row, expected at most {OUTPUTS_MAX:,}: one frame cannot carry"
-            " more; keep those that"
-            " the client needs, with onnx.utils.extract_model(FILE, NEW_FILE, [INPUT], [OUTPUT])"
+            f" more; {_FEWER_VALUES if one_is_too_wide else _FEWER_OUTPUTS}"
         )
     return count
 

@@ -10,8 +10,9 @@ import click
 
 from sigd.bench.errors import BadRequest, BenchError
 from sigd.bench.files import write_whole
-from sigd.daemon.config.flags import SEED, FiniteRange, WholeRange
+from sigd.daemon.config.flags import SEED, FiniteRange, WholeRange, dim_option
 from sigd.models.market.errors import SALVAGE
+from sigd.models.reading import ReadOptions
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,6 +45,7 @@ Examples:
     "--rows", type=WholeRange(1, 1_000_000), default=4096, show_default=True, help="At most so many."
 )
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Of the rows that are drawn.")
+@dim_option
 @click.option("--backend-a", default="auto", show_default=True, help="What runs A.")
 @click.option("--backend-b", default="auto", show_default=True, help="What runs B.")
 @click.option(
@@ -69,6 +71,7 @@ def compare(
     salvage: bool,
     rows: int,
     seed: int,
+    dims: dict[str, int],
     backend_a: str,
     backend_b: str,
     batch_rows: int,
@@ -79,8 +82,9 @@ def compare(
 ) -> None:
     """Run the models or engines A and B on the same rows; B is the reference.
 
-    Labels are the index of the largest output, with one output its sign (0 has a label of its own). Times are
-    of a whole batch, taken in turns. Exit code 1 where labels agree less than --agreement-min asks, where no
+    A row's label is the one that the model answers; where it answers none the index of the largest value of
+    its probabilities, or of its first output, and of a single value the sign (0 has a label of its own).
+    Times are of a whole batch, taken in turns. --dim is for each file that has the axis. Exit code 1 where labels agree less than --agreement-min asks, where no
     row can be compared because all are NaN or infinite, or where the capture in --data has gaps or other
     faults and --salvage is not given.
     """
@@ -89,7 +93,8 @@ def compare(
 
     try:
         source = _Source(data, rows, seed, salvage)
-        comparison, samples, capture = _compare((a, backend_a), (b, backend_b), source, batch_rows, calls)
+        sides = _Side(a, backend_a, dims), _Side(b, backend_b, dims)
+        comparison, samples, capture = _compare(sides, source, batch_rows, calls)
         if plot is not None:
             _draw(plot, comparison, samples)
     except BenchError as error:
@@ -138,8 +143,16 @@ class _Source(NamedTuple):
     salvage: bool
 
 
+class _Side(NamedTuple):
+    """A file, what runs it, and the sizes of free axes, of which it may have some."""
+
+    path: Path
+    backend: str
+    sizes: dict[str, int]
+
+
 def _compare(
-    a: tuple[Path, str], b: tuple[Path, str], source: _Source, batch_rows: int, calls: int
+    sides: tuple[_Side, _Side], source: _Source, batch_rows: int, calls: int
 ) -> tuple[Comparison, Samples, CaptureReader | None]:
     """The figures, what they are drawn from, and what has read the capture, where the rows come from one."""
     from contextlib import closing
@@ -149,7 +162,9 @@ def _compare(
     from sigd.models.rows import RowsRead, read_rows, seeded_rows
 
     data = source.data
-    with closing(_open(*a, batch_rows)) as backend_a, closing(_open(*b, batch_rows)) as backend_b:
+    a, b = sides
+    with closing(_open(a, batch_rows)) as backend_a, closing(_open(b, batch_rows)) as backend_b:
+        _check_sizes_used(a.sizes, backend_a, backend_b)
         check_comparable(backend_a, backend_b)
         spec = backend_b.spec
         read = (
@@ -161,14 +176,26 @@ def _compare(
         return (*measure(backend_a, backend_b, read.rows, named, batch_rows, calls), read.capture)
 
 
-def _open(path: Path, name: str, batch_rows: int) -> Backend:
+def _check_sizes_used(sizes: dict[str, int], a: Backend, b: Backend) -> None:
+    """Raise BadRequest where a size is of an axis that neither file has."""
+    for key, size in sizes.items():
+        if key not in a.spec.sizes and key not in b.spec.sizes:
+            raise BadRequest(
+                f"--dim {key}={size}: neither {a.spec.path} nor {b.spec.path} has an axis of that name:"
+                " sigd inspect FILE shows the axes"
+            )
+
+
+def _open(side: _Side, batch_rows: int) -> Backend:
     from sigd.models.engine import ENGINE_SUFFIX, read_manifest
     from sigd.models.registry import open_backend
 
+    path = side.path
     engine = path.suffix == ENGINE_SUFFIX
     batch_rows_max = read_manifest(path).batch_rows_max if engine else max(_BATCH_ROWS_MAX, batch_rows)
     try:
-        backend = open_backend(path, name, batch_rows_max, name="compared")
+        reading = ReadOptions(side.sizes, sizes_of_another=True)
+        backend = open_backend(path, side.backend, batch_rows_max, name="compared", reading=reading)
     except ValueError as error:
         raise BadRequest(str(error)) from error
     if backend.batch_rows_max < batch_rows:

@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from sigd.bench.commands.options import SPEED_MIN, html_option
 from sigd.bench.errors import BadRequest, BenchError
-from sigd.daemon.config.flags import FINITE_MAX, FiniteRange, WholeRange
+from sigd.daemon.config.flags import FINITE_MAX, FiniteRange, WholeRange, dim_option
 from sigd.wire.recording.reader import is_recording
 
 OF_CAPTURES: Final = ("speed", "out", "socket", "horizon_ms", "flat_bps", "html_file", "cost_bps")
@@ -60,6 +60,7 @@ or wrong, and --salvage was not given; 2 wrong usage or input; 3 the environment
 @click.option(
     "--model", help="Model to run.  [default: a capture: the one that ships with sigd; else the recorded]"
 )
+@dim_option
 @click.option("--backend", help="Backend to run it on.  [default: a recording: the recorded]")
 @click.option(
     "--speed",
@@ -103,6 +104,7 @@ def replay(
     ctx: click.Context,
     source: Path,
     model: str | None,
+    dims: dict[str, int],
     backend: str | None,
     speed: float | None,
     out: Path | None,
@@ -118,6 +120,8 @@ def replay(
 ) -> None:
     """Run a market capture through the features and a daemon, and say what the signals were worth; or run
     what a daemon has recorded through its model, or another one, and say whether every answer is what it was.
+
+    A recording knows the sizes of its model's free axes: --dim is for a --model that calls them otherwise.
     """
     from sigd.bench.commands.replay_capture import replay_capture
     from sigd.bench.commands.replay_recording import replay_recording
@@ -128,6 +132,7 @@ def replay(
             replay_recording(
                 source,
                 model=None if model is None else Path(model),
+                sizes=dims,
                 backend=backend,
                 limit=limit,
                 tolerance=tolerance,
@@ -142,6 +147,7 @@ def replay(
                 out=out,
                 socket=socket,
                 model=model,
+                sizes=dims,
                 backend=backend,
                 horizon_ms=horizon_ms,
                 flat_bps=flat_bps,

@@ -38,6 +38,7 @@ def replay_capture(
     out: Path | None,
     socket: str | None,
     model: str | None,
+    sizes: dict[str, int],
     backend: str | None,
     horizon_ms: float | None,
     flat_bps: float | None,
@@ -54,12 +55,12 @@ def replay_capture(
     Raises:
         BadRequest: the capture cannot be read, or does not fit the model.
     """
-    _check_asked(socket, model or backend, out)
+    _check_asked(socket, model or backend or sizes, out)
     horizon_ns, flat = _question(Path(model) if model else default_model_path(), horizon_ms, flat_bps)
     with ExitStack() as stack:
         daemon_cpu, client_cpu = (None, None) if socket else choose_cores(allowed_cpus())
         if socket is None:
-            own = OwnDaemon(ServeOptions(model=model, backend=backend, cpu=daemon_cpu))
+            own = OwnDaemon(ServeOptions(model=model, dims=sizes, backend=backend, cpu=daemon_cpu))
             socket = stack.enter_context(own).socket_path
         stack.enter_context(pinned(client_cpu))
         client = stack.enter_context(connect(socket, client_name="sigd replay"))
@@ -100,10 +101,10 @@ def replay_capture(
         _end_not_whole(capture, reader)
 
 
-def _check_asked(socket: str | None, started: str | None, out: Path | None) -> None:
+def _check_asked(socket: str | None, started: object, out: Path | None) -> None:
     """Refuse what contradicts itself before minutes are spent on it."""
     if socket and started:
-        raise BadRequest("--socket is a daemon that runs already; --model and --backend are for one to start")
+        raise BadRequest("--socket is a running daemon; --model, --dim and --backend are for one to start")
     if out is not None:
         check_out(out)
 

@@ -20,6 +20,7 @@ from sigd.bench.market.rerun import Compared, Rerun, batches, nothing_to_run
 from sigd.models.backend import Backend
 from sigd.models.errors import ModelRefused
 from sigd.models.processor import instruction_sets
+from sigd.models.reading import ReadOptions
 from sigd.models.registry import AUTO, open_backend
 from sigd.wire.errors import NoRecording, RecordingDamaged
 from sigd.wire.recording.reader import Damage, Recording, SessionFacts, Unread, open_recordings
@@ -60,6 +61,7 @@ def replay_recording(
     path: Path,
     *,
     model: Path | None,
+    sizes: dict[str, int],
     backend: str | None,
     limit: int | None,
     tolerance: float | None,
@@ -78,7 +80,7 @@ def replay_recording(
     began_s = time.monotonic()
     damage: list[str] = []
     with ExitStack() as stack:
-        rerun = Rerun(_Models(model, backend, stack).open, limit)
+        rerun = Rerun(_Models(model, sizes, backend, stack).open, limit)
         progress = stack.enter_context(_progress(quiet=as_json))
         for recording in recordings:
             _run(recording, rerun, damage, progress, salvage=salvage)
@@ -111,8 +113,11 @@ def replay_recording(
 class _Models:
     """Opens the models of a recording, each once."""
 
-    def __init__(self, model: Path | None, backend: str | None, stack: ExitStack) -> None:
+    def __init__(
+        self, model: Path | None, sizes: dict[str, int], backend: str | None, stack: ExitStack
+    ) -> None:
         self._model = model
+        self._sizes = sizes
         self._backend = backend
         self._stack = stack
         self._open: dict[tuple[str, str, str, int], Backend] = {}
@@ -130,7 +135,8 @@ class _Models:
                     f" (sha256 {facts.sha256}) or another one to compare with"
                 )
             try:
-                opened = open_backend(path, name, facts.batch_rows_max)
+                reading = ReadOptions({**facts.sizes, **self._sizes}, sizes_of_another=True)
+                opened = open_backend(path, name, facts.batch_rows_max, reading=reading)
             except ValueError as error:
                 raise BadRequest(str(error)) from None
             except ModelRefused as error:
@@ -138,6 +144,12 @@ class _Models:
                     f"{error}; the recording is of {facts.model!r}, sha256 {facts.sha256}"
                 ) from None
             self._stack.callback(opened.close)
+            unused = [key for key in self._sizes if key not in opened.spec.sizes]
+            if unused:
+                raise BadRequest(
+                    f"{path}: --dim {unused[0]}={self._sizes[unused[0]]} names no axis of it: sigd inspect"
+                    f" {path} shows the axes"
+                )
             if self._model is None and opened.spec.sha256.hex() != facts.sha256:
                 raise BadRequest(
                     f"{path}: this is not the model that was recorded any more (sha256"

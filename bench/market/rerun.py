@@ -6,7 +6,7 @@ what is beside a row may change its last bits, though nothing else about it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from sigd.bench.errors import BadRequest
 from sigd.models.accuracy import decisions
 from sigd.models.backend import Backend, Float32Array
+from sigd.models.onnx.columns import Columns
 from sigd.wire.recording.reader import Damage, Exchanges, SessionFacts, Unread
 from sigd.wire.status import Status
 
@@ -152,7 +153,7 @@ class Rerun:
         numbers = np.concatenate([part.first + np.arange(len(part.requests)) for part in batch])[ran]
         clients = [part.facts.client for part in batch for _ in range(len(part.requests))]
         names = [name for name, it_ran in zip(clients, ran, strict=True) if it_ran]
-        _compare(compared, answers, outputs, chosen, numbers, names)
+        _compare(compared, answers, outputs, chosen, numbers, names, backend.spec.output_columns)
 
     @property
     def replayed(self) -> int:
@@ -252,8 +253,9 @@ def _compare(
     chosen: npt.NDArray[np.bool_],
     numbers: npt.NDArray[np.int64],
     clients: list[str],
+    columns: Sequence[Columns],
 ) -> None:
-    """Add the chosen rows of a batch."""
+    """Add the chosen rows of a batch. `columns` are the model's outputs."""
     recorded, replayed = answers["outputs"][chosen], outputs[chosen]
     differ = (recorded.view(np.uint32) != replayed.view(np.uint32)).any(axis=1)
     before = compared.requests
@@ -267,7 +269,8 @@ def _compare(
     compared.max_difference = max(compared.max_difference, float(difference.max()))
     total = compared.mean_difference * before + float(difference.mean(axis=1).sum())
     compared.mean_difference = total / compared.requests
-    compared.decisions_changed += int(np.count_nonzero(decisions(recorded) != decisions(replayed)))
+    changed = decisions(recorded, columns) != decisions(replayed, columns)
+    compared.decisions_changed += int(np.count_nonzero(changed))
     if compared.first_difference is None:
         row = int(differ.argmax())
         at = int(np.flatnonzero(chosen)[row])

@@ -14,8 +14,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from sigd.daemon.commands.options import dim_option
-from sigd.daemon.config.flags import SEED, FiniteRange, WholeRange
+from sigd.daemon.config.flags import SEED, FiniteRange, WholeRange, dim_option
 from sigd.daemon.errors import MissingDependency, UsageError
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sigd.daemon.commands.options import dim_option
+from sigd.daemon.config.flags import dim_option
 from sigd.models.graph_tensors import GraphTensor, declared_tensors, engine_tensors, served_tensors
+from sigd.models.notes import thresholds_told
 from sigd.models.onnx.trees import Trees
 
 if TYPE_CHECKING:
@@ -217,12 +218,7 @@ def _facts(found: Inspection) -> list[tuple[str, str]]:
 
 def _trees(trees: Trees) -> str:
     text = f"{trees.trees:,}, with {trees.thresholds:,} thresholds"
-    if trees.inexact:
-        text += (
-            f", of which {trees.inexact:,} are no float32: rows on one may fall on its other side"
-            " (docs/models.md)"
-        )
-    return text
+    return f"{text}; {thresholds_told(trees)}" if trees.inexact else text
 
 
 def _manifest_facts(manifest: Manifest) -> list[tuple[str, str]]:

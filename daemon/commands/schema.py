@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from sigd.daemon.commands.options import dim_option, write_output
-from sigd.daemon.config.flags import WholeRange
+from sigd.daemon.commands.options import write_output
+from sigd.daemon.config.flags import WholeRange, dim_option
 from sigd.wire.fields import FEATURES_MAX
 from sigd.wire.layout import OUTPUTS_MAX
 from sigd.wire.schema.cpp_header import cpp_header

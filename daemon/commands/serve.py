@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from sigd.daemon.commands.options import dim_option
 from sigd.daemon.config.choices import IdleStrategy, LogFormat
 from sigd.daemon.config.config import Config, load_config
-from sigd.daemon.config.flags import WholeRange
+from sigd.daemon.config.flags import WholeRange, dim_option
 from sigd.daemon.errors import UsageError
 from sigd.daemon.runtime.logs import STANDARD_ERROR, start_logging
 from sigd.models.reading import Missing

@@ -52,6 +52,7 @@ class Taps:
             outputs=spec.outputs,
             backend=backend.name,
             batch_rows_max=backend.batch_rows_max,
+            sizes=dict(spec.sizes),
         )
         return Tap(self._ring, self._sessions, facts, session.inbox, session.outbox)
 

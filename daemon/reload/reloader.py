@@ -196,6 +196,8 @@ class Reloader:
     async def _open(self, batcher: Batcher, path: Path, allow_new_shape: bool) -> Backend:
         """A backend that is open, warm and of a shape that may be served. Raises ModelError."""
         config = self._configs[batcher.name]
+        # The sizes are of the file that was configured: the new one may be an engine, which has its own.
+        reading = config.reading.for_another()
         validated = None
         if self._validator is not None:
             task = Task(
@@ -204,7 +206,7 @@ class Reloader:
                 config.batch_rows_max,
                 batcher.name,
                 config.intra_op_threads,
-                config.reading,
+                reading,
             )
             validated = await self._validator.validate(task)
         if validated is not None:
@@ -218,7 +220,7 @@ class Reloader:
                 batcher.name,
                 config.intra_op_threads,
                 config.gpu,
-                config.reading,
+                reading,
             )
         )
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import exp, sqrt
 from typing import Final
 
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from sigd.daemon.shadow.statistics import DIFFERENCE_BOUNDS, OUTPUTS_SHOWN, OutputStatistics, Statistics
 from sigd.models.accuracy import decisions
+from sigd.models.onnx.columns import Columns
 
 Float64Array = npt.NDArray[np.float64]
 Outputs = npt.NDArray[np.float32]
@@ -104,14 +106,16 @@ class Comparison:
     Args:
         before: what a process before this one counted.
         outputs: of both models.
+        columns: what the outputs are; none where they are one tensor of floats.
     """
 
-    def __init__(self, before: Statistics, outputs: int) -> None:
+    def __init__(self, before: Statistics, outputs: int, columns: Sequence[Columns] = ()) -> None:
         self.compared, self.agreed = before.compared, before.agreed
         self.skipped, self.left_out, self.failed = before.skipped, before.left_out, before.failed
         self._differences = np.array(before.differences, np.int64)
         self._difference_sum, self._difference_max = before.difference_sum, before.difference_max
         self._outputs = outputs
+        self._columns = columns
         self._generation = 0
         self._drift = Drift(outputs)
 
@@ -131,7 +135,8 @@ class Comparison:
         if not len(served):
             return
         self.compared += len(served)
-        self.agreed += int(np.count_nonzero(decisions(served) == decisions(shadow)))
+        agreed = decisions(served, self._columns) == decisions(shadow, self._columns)
+        self.agreed += int(np.count_nonzero(agreed))
         one, other = served.astype(np.float64), shadow.astype(np.float64)
         apart = np.abs(other - one).max(axis=1)
         # A difference that is just a bound is in its bucket, as Prometheus has it.

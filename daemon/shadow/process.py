@@ -156,7 +156,7 @@ def shadow(memory: int, channel: socket.socket) -> int:
     leave_loop_core(cores, idle_priority=True)
     board = Board(map_board(memory))
     reader = RowReader(*map_ring(memory), task.features, task.outputs)
-    comparison = Comparison(board.read(), task.outputs)
+    comparison = Comparison(board.read(), task.outputs, backend.spec.output_columns)
     runner = Runner(backend, comparison, task.sample)
     reader.skip_all()
     channel.send(encode(Opened(backend.spec.sha256.hex(), backend.name)))

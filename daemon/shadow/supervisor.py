@@ -315,7 +315,7 @@ def _task(
         gpu=gpu,
         mapped_io=model.gpu.mapped_io,
         device_timeout_ms=model.gpu.device_timeout_ms,
-        reading=model.reading,
+        reading=model.reading.for_another(),
         served=os.fsencode(backend.spec.path).decode("utf-8", "replace"),
         features=backend.spec.features,
         outputs=backend.spec.outputs,

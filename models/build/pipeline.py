@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, Literal, cast
 import msgspec
 import numpy as np
 
-from sigd.models.accuracy import error_max, measure, run_rows
+from sigd.models.accuracy import error_max, measure, measured_columns, run_rows
 from sigd.models.backend import Backend, Float32Array
 from sigd.models.build.nvidia import BuiltPlan, PlanRequest, build_plan
 from sigd.models.build.optimised import DEFAULT_LEVEL, optimise
@@ -352,7 +352,7 @@ def _conversion_accuracy(
     finally:
         backend.close()
     measured_on = f"{backend.name} ({package} {metadata.version(package)}), before the build"
-    return measure(answers, sample.answers[: len(answers)], measured_on)
+    return measure(answers, sample.answers[: len(answers)], measured_on, job.spec.output_columns)
 
 
 def _accuracy(staged: Path, manifest: Manifest, sample: _Sample) -> Accuracy | Literal["not measured"]:
@@ -367,13 +367,15 @@ def _accuracy(staged: Path, manifest: Manifest, sample: _Sample) -> Accuracy | L
         answers = run_rows(backend, sample.rows)
     finally:
         backend.close()
-    return measure(answers, sample.answers, f"{manifest.runtime} {manifest.runtime_version}")
+    measured_on = f"{manifest.runtime} {manifest.runtime_version}"
+    return measure(answers, sample.answers, measured_on, manifest.output_columns)
 
 
 def _check_error(manifest: Manifest, request: BuildRequest, sample: _Sample) -> None:
     """An engine that is far off is a wrong one, however often its labels agree."""
     measured = manifest.accuracy if isinstance(manifest.accuracy, Accuracy) else manifest.conversion_accuracy
-    most = error_max(request.precision, sample.answers)
+    columns = measured_columns(sample.answers.shape[1], manifest.output_columns)
+    most = error_max(request.precision, sample.answers[:, columns])
     if isinstance(measured, Accuracy) and measured.max_abs > most:
         raise AccuracyTooLow(
             f"{request.model}: in {request.precision} its answers are up to {measured.max_abs:.3g} away from"

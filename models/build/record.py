@@ -12,7 +12,7 @@ from typing import Final, Literal
 import numpy as np
 
 from sigd import __version__
-from sigd.models.accuracy import allowed_error
+from sigd.models.accuracy import allowed_error, measured_columns
 from sigd.models.backend import Float32Array
 from sigd.models.build.nvidia import BuiltPlan
 from sigd.models.build.optimised import LAYOUT_LEVEL
@@ -107,7 +107,7 @@ def describe(job: Job, findings: Findings) -> Manifest:
         precision=request.precision,
         flags=plan.flags,
         timing_cache_sha256=None if plan.timing_cache is None else _sha256(plan.timing_cache),
-        golden=_golden(request, findings),
+        golden=_golden(request, spec, findings),
         accuracy=findings.accuracy,
         conversion_accuracy=findings.conversion_accuracy,
         oracle=findings.oracle,
@@ -140,7 +140,7 @@ def _target(job: Job, plan: BuiltPlan) -> Target:
     )
 
 
-def _golden(request: BuildRequest, findings: Findings) -> Golden:
+def _golden(request: BuildRequest, spec: ModelSpec, findings: Findings) -> Golden:
     # Rows that the model itself gives no number for would say nothing of the engine.
     told = np.flatnonzero(~np.isnan(findings.answers).any(axis=1))[:GOLDEN_ROWS]
     features, answers = findings.rows[told], findings.answers[told]
@@ -154,7 +154,10 @@ def _golden(request: BuildRequest, findings: Findings) -> Golden:
         features=features.astype("<f4").tobytes(),
         outputs=answers.astype("<f4").tobytes(),
         max_abs_allowed=allowed_error(
-            request.precision, findings.answers, findings.accuracy, findings.conversion_accuracy
+            request.precision,
+            findings.answers[:, measured_columns(spec.outputs, spec.output_columns)],
+            findings.accuracy,
+            findings.conversion_accuracy,
         ),
     )
 

@@ -44,15 +44,19 @@ def output_is_flat(outputs: Sequence[Columns]) -> bool:
     return len(outputs) == 1 and outputs[0].is_flat and not outputs[0].text
 
 
-def flatten(model: ModelProto, inputs: Sequence[Columns], outputs: Sequence[Columns]) -> None:
+def flatten(
+    model: ModelProto, inputs: Sequence[Columns], outputs: Sequence[Columns], *, sizes_hidden: bool = False
+) -> None:
     """Wrap a model in place. What it has besides `inputs` and `outputs` is no longer asked for.
 
     Args:
         model: with all its weights inside.
         inputs: all of the graph's, in the order of the row's columns.
         outputs: those that are served; of a ZipMap the tensor that it reads.
+        sizes_hidden: whether the runtime is kept from working out shapes from the sizes of the inputs. Where
+            a graph has branches, the one that will not run need not fit them, and is refused.
     """
-    flatten_inputs(model, inputs)
+    flatten_inputs(model, inputs, sizes_hidden=sizes_hidden)
     drop_zip_maps(model)
     wrapper = _Wrapper(model)
     if output_is_flat(outputs):
@@ -67,21 +71,25 @@ def flatten(model: ModelProto, inputs: Sequence[Columns], outputs: Sequence[Colu
     _set_output(model, ROW_OUTPUT, (row_width(outputs),), outputs[0].batch_axis)
 
 
-def flatten_inputs(model: ModelProto, inputs: Sequence[Columns]) -> None:
+def flatten_inputs(model: ModelProto, inputs: Sequence[Columns], *, sizes_hidden: bool = False) -> None:
     """The front half of `flatten`."""
     from onnx import TensorProto, helper
 
     graph = model.graph
     names = {one.name for one in inputs}
     others = [value for value in graph.input if value.name not in names]
-    batch = 1 if inputs[0].batch_axis == WHOLE_CALL else "N"
+    batch: int | str | None = 1 if inputs[0].batch_axis == WHOLE_CALL else "N"
+    dims: tuple[int | None, ...]
     if input_is_flat(inputs):
         name, dims = inputs[0].name, inputs[0].dims
         batch = _fixed_batch(model, name) or "N"
     else:
         name, dims = ROW_INPUT, (row_width(inputs),)
         batch = _common_batch(model, inputs) or batch
-        wrapper = _Wrapper(model)
+        wrapper = _Wrapper(model, sizes_hidden=sizes_hidden)
+        if sizes_hidden:
+            # Of a row whose shape is known the runtime would know every other.
+            batch, dims = None, (None,)
         wrapper.unpack(inputs)
         nodes = [*wrapper.nodes, *graph.node]
         del graph.node[:]
@@ -106,8 +114,10 @@ def is_zip_map(node: NodeProto) -> bool:
 class _Wrapper:
     """Nodes that are put around a graph."""
 
-    def __init__(self, model: ModelProto) -> None:
+    def __init__(self, model: ModelProto, *, sizes_hidden: bool = False) -> None:
         self._model = model
+        self._sizes_hidden = sizes_hidden
+        self._width = 0
         self.nodes: list[NodeProto] = []
 
     def node(
@@ -122,6 +132,7 @@ class _Wrapper:
 
     def unpack(self, inputs: Sequence[Columns]) -> None:
         """From the row to each input."""
+        self._width = row_width(inputs)
         pieces = [ROW_INPUT]
         if len(inputs) > 1:
             pieces = [f"sigd/{one.name}/columns" for one in inputs]
@@ -136,8 +147,9 @@ class _Wrapper:
     def _unpack(self, one: Columns, piece: str) -> None:
         steps: list[tuple[str, list[str], dict[str, Any]]] = []
         rows = () if one.batch_axis == WHOLE_CALL else (-1,)
-        if (*rows, *one.dims) != (-1, one.width):
-            steps.append(("Reshape", [self._shape(f"sigd/{one.name}/shape", [*rows, *one.dims])], {}))
+        if (*rows, *one.dims) != (-1, one.width) or self._sizes_hidden:
+            shape = self._shape(f"sigd/{one.name}/shape", [*rows, *one.dims])
+            steps.append(("Reshape", [self._hidden(shape) if self._sizes_hidden else shape], {}))
         if one.batch_axis > 0:
             axes = list(range(1, len(one.dims) + 1))
             steps.append(("Transpose", [], {"perm": [*axes[: one.batch_axis], 0, *axes[one.batch_axis :]]}))
@@ -186,6 +198,15 @@ class _Wrapper:
             how = {"classes_strings": list(one.labels), "default_int64": -1}
         self.node("LabelEncoder", [one.source], gives, domain=_ML, **how)
         return gives
+
+    def _hidden(self, shape: str) -> str:
+        """The same sizes, times a 1 that is known only once there is a row: its width by its width."""
+        one = f"{shape}/one"
+        self.node("Shape", [ROW_INPUT], f"{one}/shape")
+        self.node("Gather", [f"{one}/shape", self._shape(f"{one}/axis", [1])], f"{one}/width")
+        self.node("Div", [f"{one}/width", self._shape(f"{one}/by", [self._width])], one)
+        self.node("Mul", [shape, one], f"{shape}/hidden")
+        return f"{shape}/hidden"
 
     def _shape(self, name: str, sizes: Sequence[int]) -> str:
         """A constant. No initializer: before IR version 4 those are inputs too."""

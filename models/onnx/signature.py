@@ -8,7 +8,7 @@ declare wrong shapes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from sigd.models.errors import ModelRefused
 from sigd.models.onnx.columns import FLOATS, WHOLE_CALL, Columns, integer_range, side_by_side
 from sigd.models.onnx.labels import class_labels, text_labels
-from sigd.models.onnx.trial import Answer, CannotRun, Trial
+from sigd.models.onnx.trial import Answer, CannotRun, ShapesRefused, Trial
 
 if TYPE_CHECKING:
     from onnx import ModelProto, ValueInfoProto
@@ -35,6 +35,7 @@ class Signature:
     Attributes:
         inputs: all of them, side by side.
         outputs: those that are served, side by side.
+        sizes_hidden: whether the sizes of inputs are to be hidden from ONNX Runtime, see `flatten`.
         left_out: the others: name and why.
         batch_rows: None where any batch runs; k where the graph runs k rows at a time.
     """
@@ -43,6 +44,7 @@ class Signature:
     outputs: tuple[Columns, ...]
     left_out: tuple[tuple[str, str], ...]
     batch_rows: int | None
+    sizes_hidden: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,15 @@ def real_inputs(model: ModelProto) -> list[ValueInfoProto]:
     weights = {tensor.name for tensor in model.graph.initializer}
     weights |= {tensor.values.name for tensor in model.graph.sparse_initializer}
     return [value for value in model.graph.input if value.name not in weights]
+
+
+def axis_names(model: ModelProto) -> frozenset[str]:
+    """All that the axes of the inputs may be called where sizes are given: NAME, and INPUT.AXIS."""
+    found: set[str] = set()
+    for value in real_inputs(model):
+        for axis, dim in enumerate(declared_dims(value) or ()):
+            found.update(_names(str(value.name), axis, dim))
+    return frozenset(found)
 
 
 def declared_dims(value: ValueInfoProto) -> tuple[Dim, ...] | None:
@@ -221,6 +232,10 @@ class _Sizes:
                 if axis == 0 and any(key in sizes for key in _keys(one, axis, dim)):
                     self.batch_is_fixed = True
 
+    def given(self) -> Mapping[str, int]:
+        """All of them."""
+        return self._sizes
+
     def of(self, one: _Declared, axis: int, dim: Dim) -> Dim:
         """The size that was given for an axis, or what the file says."""
         return next((self._sizes[key] for key in _keys(one, axis, dim) if key in self._sizes), dim)
@@ -228,7 +243,11 @@ class _Sizes:
 
 def _keys(one: _Declared, axis: int, dim: Dim) -> tuple[str, ...]:
     """What an axis may be called, its own name first."""
-    place = f"{one.name}.{axis}"
+    return _names(one.name, axis, dim)
+
+
+def _names(name: str, axis: int, dim: Dim) -> tuple[str, ...]:
+    place = f"{name}.{axis}"
     return (dim, place) if isinstance(dim, str) else (place,)
 
 
@@ -255,16 +274,13 @@ def _layouts(path: Path, inputs: tuple[_Declared, ...], fixed: _Sizes) -> list[_
         rows: _Layout = ([_columns(one, axes, 0) for one, axes in zip(inputs, dims, strict=True)], batch)
         return [rows, whole] if batch == 1 else [rows]
     axes_of = None if fixed.batch_is_fixed else _batch_axes(dims)
+    if axes_of is not None and None in axes_of:
+        without = inputs[axes_of.index(None)]
+        ones = {_key(one, axis) for one, axis in free if axes_of[inputs.index(one)] == axis}
+        raise ModelRefused(_no_batch(path, without, fixed.given(), ones, free))
     others = [(one, axis) for one, axis in free if axes_of is None or axes_of[inputs.index(one)] != axis]
     if others or axes_of is None:
-        raise ModelRefused(_free_axes(path, others))
-    if None in axes_of:
-        without = inputs[axes_of.index(None)]
-        raise ModelRefused(
-            f"{path}: input {without.name!r} has the shape {shown_dims(without.dims)}, which has no batch"
-            " axis, while"
-            f" others have one: give the batch a size, and each call is one row: --dim {_key(*free[0])}=1"
-        )
+        raise ModelRefused(_free_axes(path, fixed.given(), others))
     return [
         (
             [
@@ -283,16 +299,44 @@ def _batch_axes(dims: list[tuple[Dim, ...]]) -> list[int | None] | None:
     leading = [axes[0] for axes in dims if axes and not isinstance(axes[0], int)]
     if leading:
         names = {name for name in leading if name is not None}
-        return [
-            0
-            if axes and not isinstance(axes[0], int)
-            else next((axis for axis, dim in enumerate(axes) if isinstance(dim, str) and dim in names), None)
-            for axes in dims
-        ]
+        return [_batch_axis(axes, names) for axes in dims]
     free = {(dim, axis) for axes in dims for axis, dim in enumerate(axes) if not isinstance(dim, int)}
     if len({dim for dim, _ in free}) > 1:
         return None
     return [next((axis for axis, dim in enumerate(axes) if not isinstance(dim, int)), None) for axes in dims]
+
+
+def _batch_axis(axes: tuple[Dim, ...], names: set[str]) -> int | None:
+    """The batch axis of one input, where that of others is in front and called one of `names`."""
+    free = [axis for axis, dim in enumerate(axes) if not isinstance(dim, int)]
+    if free and free[0] == 0:
+        return 0
+    named = next((axis for axis in free if axes[axis] in names), None)
+    if named is None and len(free) == 1 and axes[free[0]] is None:
+        return free[0]
+    return named
+
+
+def _no_batch(
+    path: Path,
+    without: _Declared,
+    given: Mapping[str, int],
+    ones: Collection[str],
+    free: list[tuple[_Declared, int]],
+) -> str:
+    """How to serve the whole call as one row, where one of the inputs has no batch axis. `ones` are the axes
+    that would be the batch."""
+    keys = [_key(one, axis) for one, axis in free]
+    sizes: dict[str, int | str] = {**given, **{key: 1 if key in ones else "SIZE" for key in keys}}
+    return (
+        f"{path}: input {without.name!r} has the shape {shown_dims(without.dims)}, which has no batch axis,"
+        f" while others have one: give every free axis its size, and each call is one row: {_options(sizes)}"
+    )
+
+
+def _options(sizes: Mapping[str, int | str]) -> str:
+    """As on the command line."""
+    return " ".join(f"--dim {key}={size}" for key, size in sizes.items())
 
 
 def _key(one: _Declared, axis: int) -> str:
@@ -300,16 +344,16 @@ def _key(one: _Declared, axis: int) -> str:
     return _keys(one, axis, one.dims[axis])[0]
 
 
-def _free_axes(path: Path, free: list[tuple[_Declared, int]]) -> str:
-    """How to give these axes their sizes."""
+def _free_axes(path: Path, given: Mapping[str, int], free: list[tuple[_Declared, int]]) -> str:
+    """How to give these axes their sizes, besides those that have been given."""
     shapes = " and ".join(
         dict.fromkeys(f"input {one.name!r} has the shape {shown_dims(one.dims)}" for one, _ in free)
     )
-    keys = list(dict.fromkeys(_key(one, axis) for one, axis in free))
-    table = ", ".join(f'"{key}" = SIZE' for key in keys)
+    sizes: dict[str, int | str] = {**given, **{_key(one, axis): "SIZE" for one, axis in free}}
+    table = ", ".join(f'"{key}" = {size}' for key, size in sizes.items())
     return (
         f"{path}: {shapes}, expected a size on every axis but the batch: give it with"
-        f" {' '.join(f'--dim {key}=SIZE' for key in keys)}, or in the configuration dims = {{{table}}}"
+        f" {_options(sizes)}, or in the configuration dims = {{{table}}}"
     )
 
 
@@ -320,8 +364,12 @@ def _columns(one: _Declared, dims: tuple[Dim, ...], batch_axis: int) -> Columns:
 
 def _tried(file: OnnxFile, inputs: tuple[Columns, ...], batch_rows: int | None) -> Signature:
     """What a run of that layout tells of the outputs."""
-    trial = Trial(file, inputs)
     whole = inputs[0].batch_axis == WHOLE_CALL
+    sizes_hidden = False
+    try:
+        trial = Trial(file, inputs)
+    except ShapesRefused:
+        trial, sizes_hidden = Trial(file, inputs, sizes_hidden=True), True
     if batch_rows is None:
         try:
             answers = [trial.run(rows) for rows in _BATCHES_TRIED]
@@ -330,12 +378,12 @@ def _tried(file: OnnxFile, inputs: tuple[Columns, ...], batch_rows: int | None) 
             try:
                 answers, rows_of, batch_rows = [trial.run(1)], [1], 1
             except CannotRun:
-                raise ModelRefused(f"{file.path}: {error}") from error
+                raise ModelRefused(f"{file.path}: {error}{_settings_hint(file.path, inputs)}") from error
     else:
         try:
             answers, rows_of = [trial.run(batch_rows)], [batch_rows]
         except CannotRun as error:
-            raise ModelRefused(f"{file.path}: {error}") from error
+            raise ModelRefused(f"{file.path}: {error}{_settings_hint(file.path, inputs)}") from error
     served: list[Columns] = []
     left_out: list[tuple[str, str]] = []
     for number, name in enumerate(trial.outputs):
@@ -348,7 +396,20 @@ def _tried(file: OnnxFile, inputs: tuple[Columns, ...], batch_rows: int | None) 
     if not served:
         reasons = "; ".join(f"output {name!r} {reason}" for name, reason in left_out) or "it has no output"
         raise _NoRows(f"{file.path}: {reasons}, expected an output with one row for each row of the input")
-    return Signature(inputs, side_by_side(served), tuple(left_out), batch_rows)
+    return Signature(inputs, side_by_side(served), tuple(left_out), batch_rows, sizes_hidden)
+
+
+def _settings_hint(path: Path, inputs: tuple[Columns, ...]) -> str:
+    """How to give a single integer its value in the file, where other values than the right one fail."""
+    single = next((one for one in inputs if one.integers is not None and not one.dims), None)
+    if single is None:
+        return ""
+    return (
+        f"; where input {single.name!r} is a setting (a rate, a mode), fix it in a copy of the file:"
+        f" python3 -c \"import numpy, onnx; m = onnx.load('{path}');"
+        f" m.graph.initializer.append(onnx.numpy_helper.from_array(numpy.array(VALUE, '{single.dtype}'),"
+        f" '{single.name}')); onnx.save(m, 'fixed.onnx')\""
+    )
 
 
 def _output(

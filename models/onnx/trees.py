@@ -29,6 +29,9 @@ class Trees:
     inexact: int = 0
 
 
+NO_TREES: Final = Trees()
+
+
 def count_trees(model: ModelProto) -> Trees:
     """The trees of a model; all zeros where it has none."""
     trees = thresholds = inexact = 0

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from sigd.models.onnx.file import OnnxFile
 
 _LOG_FATAL: Final = 4
+_SHAPES_REFUSED: Final = "ShapeInferenceError"
 _NOT_NUMPY: Final = {"tensor(float)": "float32", "tensor(double)": "float64"}
+
+
+class ShapesRefused(ModelRefused):
+    """A part of the graph that would not run cannot have the shapes that are known now."""
 
 
 class CannotRun(Exception):
@@ -44,6 +49,7 @@ class Trial:
     Args:
         file: the model, which is left as it is.
         inputs: all of them.
+        sizes_hidden: see `flatten`.
 
     Attributes:
         outputs: the names that the graph gives its outputs.
@@ -51,10 +57,11 @@ class Trial:
 
     Raises:
         BackendUnavailable: ONNX Runtime is not installed.
+        ShapesRefused: it refuses the graph because of the sizes of its inputs.
         ModelRefused: it refuses the graph.
     """
 
-    def __init__(self, file: OnnxFile, inputs: Sequence[Columns]) -> None:
+    def __init__(self, file: OnnxFile, inputs: Sequence[Columns], *, sizes_hidden: bool = False) -> None:
         import onnx
 
         try:
@@ -67,7 +74,7 @@ class Trial:
         model.CopyFrom(file.model)
         self.outputs = [str(value.name) for value in model.graph.output]
         self.served_as = _served_as(model, self.outputs)
-        flatten_inputs(model, inputs)
+        flatten_inputs(model, inputs, sizes_hidden=sizes_hidden)
         drop_zip_maps(model)
         del model.graph.output[:]
         # Without a declaration: it is worked out.
@@ -81,9 +88,8 @@ class Trial:
                 model.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:
-            raise ModelRefused(
-                f"{file.path}: ONNX Runtime {onnxruntime.__version__} refuses it: {error}"
-            ) from error
+            kind = ShapesRefused if _SHAPES_REFUSED in str(error) else ModelRefused
+            raise kind(f"{file.path}: ONNX Runtime {onnxruntime.__version__} refuses it: {error}") from error
         self._name = model.graph.input[0].name
         whole = inputs[0].batch_axis == WHOLE_CALL
         self._dims = inputs[0].dims if len(inputs) == 1 and inputs[0].is_flat else (row_width(inputs),)

@@ -29,6 +29,7 @@ from sigd.models.build.request import BuildRequest
 from sigd.models.engine import stage_engine
 from sigd.models.errors import ModelRefused
 from sigd.models.manifest import Accuracy, Manifest, PrecisionName
+from sigd.models.onnx.columns import Columns, side_by_side
 from sigd.models.registry import open_backend
 
 if TYPE_CHECKING:
@@ -176,3 +177,37 @@ def test_opening_an_engine_checks_its_golden_rows(models: ModelMaker, manifest: 
 def test_it_is_shown_in_one_line() -> None:
     assert shown("not measured") == "not measured"
     assert "max abs 0.5" in shown(accuracy(0.5))
+
+
+CLASSIFIER = side_by_side(
+    [
+        Columns("label", "string", (), labels=("down", "flat", "up"), text=True),
+        Columns("probabilities", "float32", (3,), labels=("down", "flat", "up")),
+    ]
+)
+
+
+def test_a_classifier_decides_by_its_label() -> None:
+    found = rows([2, 0.3, 0.5, 0.2], [1, 0.6, 0.2, 0.2], [0, np.nan, 0.0, 0.0])
+    assert decisions(found, CLASSIFIER).tolist() == [2, 1, 0]
+
+
+def test_without_a_label_the_probabilities_decide() -> None:
+    columns = side_by_side(
+        [Columns("state", "float32", (2,)), Columns("p", "float32", (2,), labels=("no", "yes"))]
+    )
+    assert decisions(rows([9, 0, 0.2, 0.8], [9, 0, np.nan, 0.8]), columns).tolist() == [1, UNDECIDED]
+
+
+def test_an_answer_of_several_outputs_is_decided_by_the_first() -> None:
+    columns = side_by_side([Columns("y", "float32", (1,)), Columns("state", "float32", (3,))])
+    assert decisions(rows([-2, 5, 6, 7], [3, 5, 6, 7]), columns).tolist() == [-1, 1]
+
+
+def test_a_label_that_tipped_over_is_no_error_but_a_disagreement() -> None:
+    """It is a whole number away, however close the probabilities are."""
+    outputs = rows([1, 0.3, 0.4, 0.3], [2, 0.1, 0.4, 0.5])
+    reference = rows([0, 0.4, 0.3, 0.3], [2, 0.1, 0.4, 0.5])
+    found = measure(outputs, reference, "here", CLASSIFIER)
+    assert found.max_abs == pytest.approx(0.1, abs=1e-6)
+    assert found.label_agreement == 0.5

@@ -189,3 +189,16 @@ def test_no_number_at_all_is_warned_of(models: ModelMaker, caplog: pytest.LogCap
     with caplog.at_level(logging.WARNING):
         open_backend(models.graph(nan, ["N", 4], ["N", 4], [_tensor("one", 1.0)]))
     assert "NaN or infinity to all of" in caplog.text
+
+
+def test_an_output_that_is_always_infinite_is_warned_of(
+    models: ModelMaker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A class that may not be chosen has the logit -inf: no such answer reaches a client."""
+    mask = numpy_helper.from_array(np.array([0, 0, 0, -np.inf], np.float32), "mask")
+    masked = models.graph([node("Add", ["features", "mask"], ["logits"])], ["N", 4], ["N", 4], [mask])
+    with caplog.at_level(logging.WARNING):
+        open_backend(masked).close()
+    assert "logits[3] is -inf in all of" in caplog.text
+    assert "every request will be answered MODEL_ERROR" in caplog.text
+    assert "-1e9 instead of -inf" in caplog.text

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from tests.models.onnx.test_missing import write_tree
 
 from sigd.models.features.catalogue import FEATURE_COUNT, LOWER_BOUNDS, UPPER_BOUNDS
+from sigd.models.reading import Missing, ReadOptions
 from sigd.models.rows import RowsRefused, read_rows, seeded_rows
 from sigd.models.spec import ModelSpec, read_spec
 
@@ -103,3 +105,12 @@ def test_a_capture_gives_features_of_the_catalogue(capture_dir: Path, models: Mo
     assert (rows >= LOWER_BOUNDS).all()
     assert (rows <= UPPER_BOUNDS).all()
     assert len(np.unique(rows, axis=0)) > 10
+
+
+def test_rows_have_holes_where_the_model_reads_nan_as_missing(tmp_path: Path) -> None:
+    path = write_tree(tmp_path)
+    rows = seeded_rows(read_spec(path), 256, 3)
+    assert 0 < np.isnan(rows).mean() < 0.1
+    whole = seeded_rows(read_spec(path, options=ReadOptions(missing=Missing.REFUSE)), 256, 3)
+    assert np.isfinite(whole).all()
+    assert (rows[::2] == whole[::2]).all()

@@ -67,6 +67,7 @@ class SessionFacts(msgspec.Struct, frozen=True, kw_only=True):
         path: of the model's file.
         sha256: of that file, in hex.
         batch_rows_max: of the backend, which decides how batches are padded.
+        sizes: that the daemon was given for axes which the model's file leaves free.
     """
 
     client: str
@@ -79,6 +80,7 @@ class SessionFacts(msgspec.Struct, frozen=True, kw_only=True):
     outputs: int
     backend: str
     batch_rows_max: int
+    sizes: dict[str, int] = {}
 
 
 @dataclass(frozen=True, slots=True)

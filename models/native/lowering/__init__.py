@@ -60,9 +60,18 @@ def lower(model: ModelProto, spec: ModelSpec, precision: PrecisionName = "fp32")
     if answer is None and nodes:
         raise node.refuse(f"does not give its output {spec.output_name!r}")
     _finish(ctx, answer, spec)
+    _check_finite(ctx.plan)
     if precision != "fp32":
         narrow(ctx.plan, precision, str(spec.path))
     return ctx.plan.encode()
+
+
+def _check_finite(plan: Plan) -> None:
+    """A mask of -inf, for one: the kernels take none, for an answer that is not finite is none."""
+    for op in plan.ops:
+        for tensor in op.tensors:
+            if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
+                raise NotCovered(op.kind.name, "a constant that is NaN or infinite")
 
 
 def _needed(model: ModelProto, output: str) -> list[NodeProto]:
