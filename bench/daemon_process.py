@@ -36,11 +36,11 @@ class ServeOptions:
     """What `sigd serve` is started with; None leaves it the daemon's own default."""
 
     model: str | None = None
-    dims: Mapping[str, int] = field(default_factory=dict)
     backend: str | None = None
     idle: str | None = None
     cpu: int | None = None
     record: str | None = None
+    dims: Mapping[str, int] = field(default_factory=dict)
 
     def arguments(self, socket_path: str) -> list[str]:
         """The command line after `sigd`."""
