@@ -84,9 +84,9 @@ def compare(
 
     A row's label is the one that the model answers; where it answers none the index of the largest value of
     its probabilities, or of its first output, and of a single value the sign (0 has a label of its own).
-    Times are of a whole batch, taken in turns. --dim is for each file that has the axis. Exit code 1 where labels agree less than --agreement-min asks, where no
-    row can be compared because all are NaN or infinite, or where the capture in --data has gaps or other
-    faults and --salvage is not given.
+    Times are of a whole batch, taken in turns. --dim is for each file that has the axis. Exit code 1 where
+    labels agree less than --agreement-min asks, where no row can be compared because all are NaN or infinite,
+    or where the capture in --data has gaps or other faults and --salvage is not given.
     """
     import msgspec
     from rich.console import Console
