@@ -23,6 +23,7 @@ from sigd.models.onnx.batch_axis import batch_spanning
 from sigd.models.onnx.file import read_onnx
 from sigd.models.reading import AS_IT_IS, ReadOptions
 from sigd.models.spec import ModelSpec, read_spec, with_missing
+from sigd.models.trusted_file import read_file
 
 log = logging.getLogger(__name__)
 
@@ -251,8 +252,7 @@ def backend_for(path: Path, backend: str = AUTO) -> str:
         if path.suffix.lower() in entry.suffixes:
             return name
     try:
-        with open(path, "rb") as file:
-            content = file.read()
+        content = read_file(path)
     except OSError:
         content = b""
     if recognise(content) is not None:

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from sigd.bench.errors import MissingDependency
+from sigd.bench.files import write_whole
+
 if TYPE_CHECKING:
     from sigd.bench.plan.machine import Machine
 
@@ -108,8 +111,11 @@ def _write(file: Path, described: Machine, vllm_folder: Path | None, markdown_fo
     try:
         for path, text in files.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
+            write_whole(path, text.encode())
             click.echo(f"wrote {path}")
+    except MissingDependency as error:
+        click.echo(f"sigd: {error}", err=True)
+        sys.exit(error.exit_code)
     except OSError as error:
-        click.echo(f"sigd: {error.filename}: {error.strerror}; name a folder that can be written", err=True)
+        click.echo(f"sigd: {path}: {error.strerror}; name a folder that can be written", err=True)
         sys.exit(3)

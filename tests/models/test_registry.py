@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,14 @@ def test_auto_gives_an_onnx_file_to_onnx_runtime(models: ModelMaker, suffix: str
 def test_a_name_overrules_the_ending(models: ModelMaker) -> None:
     path = models.mlp()
     assert isinstance(make_backend(path.rename(path.with_suffix(".model")), "oracle"), OracleBackend)
+
+
+def test_what_is_no_file_is_not_read_to_see_what_it_is(tmp_path: Path) -> None:
+    """The one never ends, the other never begins."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (Path("/dev/zero"), tmp_path / "pipe"):
+        with pytest.raises(ModelRefused, match="a pipe, a socket or a device, expected a regular file"):
+            make_backend(path)
 
 
 def test_an_ending_that_says_nothing_is_refused() -> None:
