@@ -351,7 +351,7 @@ def test_the_daemon_alone_over_shared_memory(
     )
     assert result.exit_code == 0, result.output
     document = msgspec.json.decode(json_file.read_bytes(), type=Document)
-    assert document.accounting.by_status["OK"] == document.accounting.answered > 1000
+    assert document.accounting.by_status["OK"] == document.accounting.answered >= 64
     assert document.model.name == "echo"
     assert document.load.ring_slots >= 64
     assert "the backend echo runs no model: this is the daemon alone" in result.output
