@@ -142,6 +142,7 @@ build/exporters/.ready:
 lock:  ## write requirements/*.lock anew (needs uv)
 	$(LOCK) pyproject.toml --output-file requirements/base.lock
 	$(LOCK) pyproject.toml --extra dev --output-file requirements/dev.lock
+	$(LOCK) pyproject.toml --extra convert --output-file requirements/convert.lock
 	$(LOCK) requirements/build.in --output-file requirements/build.lock
 	$(LOCK) requirements/fleet.in --output-file requirements/fleet.lock
 	for name in servers triton; do $(LOCK) bench/alternatives/locks/$$name.in --output-file bench/alternatives/locks/$$name.lock; done

@@ -14,7 +14,8 @@ from sigd.daemon.commands.options import write_output
 Examples:
   sigd convert model.txt -o m.onnx     LightGBM
   sigd convert model.json -o m.onnx    XGBoost, .ubj too
-  sigd convert model.cbm -o m.onnx     CatBoost"""
+  sigd convert model.cbm -o m.onnx     CatBoost
+  sigd convert model.skops -o m.onnx   scikit-learn, as skops.io.dump saves it"""
 )
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
@@ -25,7 +26,7 @@ Examples:
     help="The ONNX file to write.",
 )
 def convert(file: Path, output: Path) -> None:
-    """Convert FILE, trees as LightGBM, XGBoost or CatBoost save them, to ONNX, and check that it is served.
+    """Convert FILE, as LightGBM, XGBoost, CatBoost or skops saved it, to ONNX, and check that it is served.
 
     Needs pip install 'sigd[convert]'. A pickle is never opened.
     """
@@ -43,8 +44,7 @@ def convert(file: Path, output: Path) -> None:
     click.echo("NaN is a missing value" if spec.takes_nan else "NaN is answered with BAD_INPUT")
     if found.inexact:
         click.echo(
-            f"{found.inexact:,} of {found.thresholds:,} thresholds are no float32 and were rounded: a"
-            " feature that"
-            " lies on one may fall on its other side (docs/models.md)"
+            f"{found.inexact:,} of {found.thresholds:,} thresholds are no float32 and were rounded down:"
+            " features of float32 fall on the side that they did, of float64 only once they are rounded"
         )
     click.echo(f"written: {output}; serve it with sigd serve --model {output}")

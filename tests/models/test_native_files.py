@@ -7,14 +7,26 @@ import pickle
 import sys
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sigd.models import convert as convert_module
 from sigd.models.convert import convert
 from sigd.models.errors import BackendUnavailable, ModelRefused
-from sigd.models.native_files import CATBOOST, JOBLIB, KERAS, LIGHTGBM, PICKLE, TORCH, XGBOOST, recognise
+from sigd.models.native_files import (
+    CATBOOST,
+    JOBLIB,
+    KERAS,
+    LIGHTGBM,
+    PICKLE,
+    SKOPS,
+    TORCH,
+    XGBOOST,
+    recognise,
+)
 from sigd.models.onnx.file import read_onnx
 from sigd.models.registry import open_backend
 
@@ -38,6 +50,7 @@ CASES = [
     (zlib.compress(b"anything"), JOBLIB),
     (archive("m/data.pkl", "m/version"), TORCH),
     (archive("metadata.json", "model.weights.h5"), KERAS),
+    (archive("1.npy", "schema.json"), SKOPS),
     (b"\x89HDF\r\n\x1a\n", KERAS),
 ]
 
@@ -89,3 +102,39 @@ def test_what_a_converter_refuses_is_told(tmp_path: Path, monkeypatch: pytest.Mo
     path.write_bytes(LIGHTGBM_TEXT)
     with pytest.raises(ModelRefused, match="its converter refuses: a tree without leaves"):
         convert(path)
+
+
+@pytest.mark.parametrize("packed", [bytes, zlib.compress])
+@pytest.mark.parametrize(
+    ("modules", "lines"),
+    [
+        (b"clightgbm.sklearn\nLGBMClassifier\n", 'model.booster_.save_model("m.txt")'),
+        (b"cxgboost.sklearn\nXGBRegressor\n", 'model.save_model("m.json")'),
+        (b"ccatboost.core\nCatBoost\n", 'model.save_model("m.cbm")'),
+        (b"csklearn.linear_model\nRidge\n", "from skl2onnx import to_onnx"),
+        (b"csklearn.pipeline\nPipeline\nclightgbm.sklearn\nLGBMClassifier\n", "from skl2onnx import to_onnx"),
+    ],
+)
+def test_a_pickle_is_answered_with_the_lines_for_the_model_in_it(
+    tmp_path: Path, packed: Callable[[bytes], bytes], modules: bytes, lines: str
+) -> None:
+    path = tmp_path / "m.pkl"
+    path.write_bytes(packed(b"\x80\x04" + modules + b"."))
+    with pytest.raises(ModelRefused) as refusal:
+        open_backend(path)
+    assert lines in str(refusal.value)
+
+
+def test_lightgbm_thresholds_are_rounded_down_to_float32() -> None:
+    """A float32 feature goes left of the one exactly where it goes left of the other."""
+    text = "tree_sizes=70\n\nTree=0\nthreshold=0.1 0.5 -0.1 0.7\nleaf_value=1 2\n"
+    rounded, thresholds = convert_module._rounded_down(text)
+    (line,) = [line for line in rounded.splitlines() if line.startswith("threshold=")]
+    found = np.array(line.removeprefix("threshold=").split(), np.float64)
+    assert "tree_sizes" not in rounded
+    assert rounded.endswith("leaf_value=1 2\n")
+    assert thresholds.tolist() == [0.1, 0.5, -0.1, 0.7]
+    assert (found == found.astype(np.float32)).all()
+    assert (
+        (found <= thresholds) & (np.nextafter(found.astype(np.float32), np.float32(9)) > thresholds)
+    ).all()
