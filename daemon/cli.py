@@ -12,7 +12,6 @@ from typing import Final
 
 import click
 
-from sigd import __version__
 from sigd.daemon.errors import EXIT_BUG, EXIT_CHECK_FAILED, EXIT_ENVIRONMENT, EXIT_USAGE
 from sigd.daemon.lazy_group import LazyGroup
 
@@ -78,7 +77,7 @@ _CURES: Final = {
     epilog="Try `sigd demo` first. Exit codes: 0 done, 1 the check failed, 2 wrong usage or input, 3 the"
     " environment lacks something, 4 inconclusive, 70 a bug of sigd.",
 )
-@click.version_option(__version__, prog_name="sigd")
+@click.version_option(package_name="sigd", prog_name="sigd")
 def cli() -> None:
     """sigd: trading signals from a model, within microseconds, over a Unix socket."""
 
@@ -131,6 +130,8 @@ def main() -> None:
 
 def _tell_bug(error: Exception) -> None:
     """The traceback, which a report needs, and whose fault it is."""
+    from sigd import __version__
+
     words = (
         f"this is a bug of sigd {__version__}, not of your input: please report it with the command and these"
         " lines"

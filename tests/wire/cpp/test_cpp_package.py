@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,7 +65,11 @@ def consumer(tmp_path: Path) -> Path:
     return project
 
 
-def test_everybody_says_the_same_version() -> None:
+def test_package_and_headers_have_the_version_of_pyproject() -> None:
+    with (Path(__file__).parents[3] / "pyproject.toml").open("rb") as file:
+        assert sigd.__version__ == tomllib.load(file)["project"]["version"], (
+            "make .venv/.dev installs it anew"
+        )
     share = package_dir() / "share"
     assert f"\nVersion: {sigd.__version__}\n" in (share / "pkgconfig" / "sigd.pc").read_text()
     version_file = share / "cmake" / "sigd" / "sigdConfigVersion.cmake"
