@@ -107,13 +107,6 @@ def mean_gap_ns(offsets_ns: Int64Array) -> float:
     return max(1.0, float(offsets_ns[-1]) / offsets_ns.size)
 
 
-def rate_of(offsets_ns: Int64Array) -> float:
-    """The mean rate in requests/s between the first and the last send time; 0 where there is no time
-    between."""
-    span_ns = int(offsets_ns[-1] - offsets_ns[0])
-    return (offsets_ns.size - 1) * NS_PER_S / span_ns if span_ns > 0 else 0.0
-
-
 def _require_positive(**values: float) -> None:
     for name, value in values.items():
         if not (value > 0 and math.isfinite(value)):

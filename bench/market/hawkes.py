@@ -55,11 +55,6 @@ class Burstiness:
         """Mean number of children of one event, over all kernels."""
         return sum(kernel.children for kernel in self.kernels)
 
-    @property
-    def mean_hz(self) -> float:
-        """Events a second in the long run."""
-        return self.base_hz / (1 - self.branching)
-
 
 CRYPTO_FUTURES = Burstiness(
     base_hz=272 * (1 - 0.945),

@@ -11,12 +11,9 @@ import msgspec
 from sigd.bench.plan.catalogue import FOLDER
 from sigd.bench.plan.quantities import Quantity
 
-TOLERANCE = 0.05
-"""A plan's figure is rounded: it agrees where it is within so much of the bounds."""
-
 
 class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The plan's figure, or its two bounds, against a quantity; `agrees` is what has to come out."""
+    """The plan's figure, or its two bounds, against a quantity; `agrees`: whether that has to hold them."""
 
     quantity: str
     planned: tuple[float, ...]
@@ -46,13 +43,6 @@ class _Claims(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def claims() -> tuple[Claim, ...]:
     """All claims, in order."""
     return msgspec.toml.decode((FOLDER / "claims.toml").read_bytes(), type=_Claims).claims
-
-
-def agrees(check: Check, found: Mapping[str, Quantity]) -> bool:
-    """Whether the plan's figure lies within what is computed."""
-    low, high = min(check.planned), max(check.planned)
-    bounds = found[check.quantity].found
-    return low <= bounds.high * (1 + TOLERANCE) and high >= bounds.low * (1 - TOLERANCE)
 
 
 def right(claim: Claim, found: Mapping[str, Quantity]) -> str:

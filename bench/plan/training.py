@@ -58,12 +58,6 @@ def activation_bytes(model: ModelPart, rows: int, tokens: int) -> Range:
     )
 
 
-def stored_activation_bytes(model: ModelPart, rows: int, tokens: int) -> float:
-    """Activations that are all kept: rows x tokens x hidden x layers x (34 + 5 heads tokens / hidden)."""
-    per_layer = 34 + 5 * model.heads.value * tokens / model.hidden.value
-    return rows * tokens * model.hidden.value * model.layers.value * per_layer
-
-
 def tuning_need(
     kind: str, model: ModelPart, cards: int, rows: int, tokens: int, rank: int
 ) -> tuple[tuple[str, Range], ...]:

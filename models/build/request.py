@@ -16,11 +16,8 @@ from sigd.models.spec import ModelSpec
 
 BATCH_ROWS_MAX: Final = 64
 """The largest batch where nothing is said: the daemon's own default."""
-RUNTIMES: Final[tuple[RuntimeName, ...]] = ("tensorrt", "tensorrt-rtx", "onnxruntime", "native")
 NATIVE_PRECISIONS: Final[tuple[PrecisionName, ...]] = ("fp32", "fp16", "bf16", "int8")
-PRECISIONS: Final[tuple[PrecisionName, ...]] = ("fp32", "tf32", "fp16", "bf16", "int8")
 CalibrationMethod = Literal["minmax", "percentile", "entropy"]
-CALIBRATION_METHODS: Final[tuple[CalibrationMethod, ...]] = ("minmax", "percentile", "entropy")
 
 _CAPABILITY: Final = re.compile(r"\d{1,2}\.\d")
 

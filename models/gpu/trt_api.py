@@ -223,11 +223,6 @@ class TensorRt:
         self._words.clear()
         self._done("is_stream_capturable", cast("RtxExecutionContext", context).is_stream_capturable(stream))
 
-    @property
-    def last_words(self) -> str:
-        """What was logged since the latest call began; empty where nothing was."""
-        return self._words.last()
-
     def _configure(self, config: RuntimeConfig) -> None:
         config.set_execution_context_allocation_strategy(
             self._module.ExecutionContextAllocationStrategy.USER_MANAGED

@@ -204,15 +204,6 @@ def read_capture(path: Path | str) -> Iterator[MarketEvent]:
     return iter(CaptureReader(path))
 
 
-def parse_lines(lines: Iterable[bytes], source: str = "<lines>") -> Iterator[MarketEvent]:
-    """The events of the lines of a capture; `source` names them in errors.
-
-    Raises:
-        CaptureError: a line is malformed, goes back in time or belongs to another instrument.
-    """
-    return CaptureReader(source)._events(lines, source)
-
-
 def _unit_of(stamp: int) -> tuple[str, int]:
     """What a stamp is in, and nanoseconds of one: a time of this century has 10 digits in seconds, 13 in ms,
     and so on."""

@@ -109,6 +109,7 @@ class FakeRuntime:
 
     def __init__(self) -> None:
         self.failing: dict[str, str] = {}
+        self.before_it_fails: list[tuple[Level, str]] = []
         self.missing_shapes: list[str] = []
         self.dtype = "float"
         self.logger: Any = None
@@ -116,6 +117,8 @@ class FakeRuntime:
 
     def answer(self, call: str) -> bool:
         if call in self.failing:
+            for severity, words in self.before_it_fails:
+                self.logger.log(severity, words)
             self.logger.log(Level.ERROR, self.failing[call])
         return call not in self.failing
 
@@ -287,12 +290,15 @@ def test_memory_that_was_short_is_told_from_the_words(fake: FakeRuntime, trt: Te
 
 
 def test_the_logger_keeps_warnings_and_worse_the_latest_of_them(fake: FakeRuntime, trt: TensorRt) -> None:
-    trt.deserialize(b"plan")
-    fake.logger.log(Level.INFO, "chatter")
-    for number in range(20):
-        fake.logger.log(Level.WARNING, f"warning {number}")
-    assert "chatter" not in trt.last_words
-    assert trt.last_words.split("; ") == [f"warning {number}" for number in range(4, 20)]
+    fake.before_it_fails = [
+        (Level.INFO, "chatter"),
+        *((Level.WARNING, f"warning {number}") for number in range(20)),
+    ]
+    fake.failing["deserialize_cuda_engine"] = "the plan is damaged"
+    with pytest.raises(TrtError) as failure:
+        trt.deserialize(b"plan")
+    words = [*(f"warning {number}" for number in range(5, 20)), "the plan is damaged"]
+    assert str(failure.value).endswith(f": {'; '.join(words)}")
 
 
 def test_words_are_kept_on_one_line() -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sigd.models.market.capture import parse_lines, read_capture, units_e8
+from sigd.models.market.capture import read_capture, units_e8
 from sigd.models.market.errors import CaptureError
-from sigd.models.market.events import BestQuote, DepthDiff, DepthSnapshot, Trade
+from sigd.models.market.events import BestQuote, DepthDiff, DepthSnapshot, MarketEvent, Trade
+
+Parse = Callable[..., list[MarketEvent]]
 
 FUTURES_QUOTE = (
     b'100 {"stream":"btcusdt@bookTicker","data":{"e":"bookTicker","u":7,"s":"BTCUSDT","b":"61800.20","B":"2.507",'
@@ -40,8 +43,20 @@ SPOT_DEPTH = (
 )
 
 
-def test_reads_futures_messages() -> None:
-    events = list(parse_lines([FUTURES_QUOTE, FUTURES_TRADE, FUTURES_DEPTH, SNAPSHOT]))
+@pytest.fixture
+def parse(tmp_path: Path) -> Parse:
+    """The events of a capture of these lines; the file is called `the-file`."""
+
+    def parse(*lines: bytes) -> list[MarketEvent]:
+        path = tmp_path / "the-file"
+        path.write_bytes(gzip.compress(b"".join(lines)))
+        return list(read_capture(path))
+
+    return parse
+
+
+def test_reads_futures_messages(parse: Parse) -> None:
+    events = parse(FUTURES_QUOTE, FUTURES_TRADE, FUTURES_DEPTH, SNAPSHOT)
     assert events == [
         BestQuote(100, 7, 6_180_020_000_000, 250_700_000, 6_180_030_000_000, 251_000_000),
         Trade(101, 9, 6_180_030_000_000, 600_000, 1),
@@ -50,8 +65,8 @@ def test_reads_futures_messages() -> None:
     ]
 
 
-def test_reads_spot_messages_and_says_what_a_diff_follows() -> None:
-    events = list(parse_lines([SPOT_QUOTE, SPOT_TRADE, SPOT_DEPTH]))
+def test_reads_spot_messages_and_says_what_a_diff_follows(parse: Parse) -> None:
+    events = parse(SPOT_QUOTE, SPOT_TRADE, SPOT_DEPTH)
     assert events == [
         BestQuote(100, 7, 6_183_763_000_000, 378_826_000, 6_183_764_000_000, 154_698_000),
         Trade(101, 9, 6_183_763_000_000, 2_000_000, -1),
@@ -59,15 +74,15 @@ def test_reads_spot_messages_and_says_what_a_diff_follows() -> None:
     ]
 
 
-def test_leaves_out_trades_that_the_book_did_not_make() -> None:
-    assert list(parse_lines([FUTURES_TRADE.replace(b"MARKET", b"INSURANCE_FUND")])) == []
+def test_leaves_out_trades_that_the_book_did_not_make(parse: Parse) -> None:
+    assert parse(FUTURES_TRADE.replace(b"MARKET", b"INSURANCE_FUND")) == []
 
 
 @pytest.mark.parametrize(
     ("line", "said"),
     [
         (b"no time here\n", "expected '<receive time, Unix ns> <JSON>'"),
-        (b'200 {"stream":"btcusdt@book\n', "JSON is malformed"),
+        (b'200 {"stream":"btcusdt@book\n', "Input data was truncated"),
         (b'200 {"asks":[]}\n', "expected a stream's message"),
         (FUTURES_QUOTE.replace(b"100 ", b"99 "), "receive time 99 is before the line above's, 100"),
         (FUTURES_TRADE.replace(b"btcusdt@", b"ethusdt@"), "expected one instrument a file"),
@@ -79,9 +94,9 @@ def test_leaves_out_trades_that_the_book_did_not_make() -> None:
         (FUTURES_TRADE.replace(b'"0.006"', b'"1e3"'), "'1e3' is not a number"),
     ],
 )
-def test_a_malformed_line_is_named_with_what_was_expected(line: bytes, said: str) -> None:
+def test_a_malformed_line_is_named_with_what_was_expected(parse: Parse, line: bytes, said: str) -> None:
     with pytest.raises(CaptureError, match=r"^the-file:2: ") as caught:
-        list(parse_lines([FUTURES_QUOTE, line], "the-file"))
+        parse(FUTURES_QUOTE, line)
     assert said in str(caught.value)
     assert caught.value.line == 2
 
