@@ -13,13 +13,18 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
 
 from sigd.bench import histogram, verdict
-from sigd.bench.daemon_process import OwnDaemon, ServeOptions, ask_admin
+from sigd.bench.daemon_process import OwnDaemon, ServeOptions
 from sigd.bench.errors import PeerFailed
 from sigd.bench.load.contract import LoadGenerator, LoadPlan, Measurement
 from sigd.bench.load.plan import plan_for
 from sigd.bench.load.schedule import NS_PER_S
+from sigd.daemon.admin.client import ask_status
+from sigd.daemon.config.config import admin_path_of
+from sigd.daemon.errors import DaemonError
 from sigd.wire.messages import Hello
 from sigd.wire.status import Transport
 
@@ -29,6 +34,12 @@ _LOOK_S = 0.02
 _PATIENCE_S = 10.0
 
 Say = Callable[[str], None]
+
+
+class _Recorded(NamedTuple):
+    requests: int
+    dropped: int
+    unstored_bytes: int
 
 
 @dataclass(frozen=True)
@@ -130,11 +141,11 @@ def measure(asked: Asked, generator: LoadGenerator, say: Say) -> Found:
                 with_it = _turn(on, plan, generator)
             rounds.append(Round(without, with_it))
         on.resume()
-        recorder = _recorder(on)
+        recorded = _recorded(on)
         for daemon in (off, on):
             daemon.resume()
             daemon.stop()
-    return Found(asked, tuple(rounds), recorder["requests"], recorder["dropped"])
+    return Found(asked, tuple(rounds), recorded.requests, recorded.dropped)
 
 
 def _plan(asked: Asked, socket_path: str) -> LoadPlan:
@@ -153,22 +164,22 @@ def _plan(asked: Asked, socket_path: str) -> LoadPlan:
 def _turn(daemon: OwnDaemon, plan: LoadPlan, generator: LoadGenerator) -> Measurement:
     daemon.resume()
     measurement = generator.run(replace(plan, socket_path=daemon.socket_path), lambda: None)
-    while (recorder := _recorder(daemon)) and recorder["stored_bytes"] < recorder["written_bytes"]:
+    while _recorded(daemon).unstored_bytes > 0:
         # Or the next turn would be measured beside the storing of this one.
         time.sleep(_LOOK_S)
     daemon.pause()
     return measurement
 
 
-def _recorder(daemon: OwnDaemon) -> dict[str, int]:
-    """What the daemon says of its recorder, nothing where it has none."""
+def _recorded(daemon: OwnDaemon) -> _Recorded:
+    """What the daemon says of its recorder; zeros where it has none."""
     try:
-        recorder: dict[str, int] | None = ask_admin(daemon.socket_path + ".admin", _PATIENCE_S, "status")[
-            "recorder"
-        ]
-    except (OSError, ValueError) as error:
-        raise PeerFailed(f"{daemon.socket_path}.admin: no status: {error}") from error
-    return recorder or {}
+        recorder = ask_status(admin_path_of(Path(daemon.socket_path)), _PATIENCE_S).recorder
+    except DaemonError as error:
+        raise PeerFailed(str(error)) from error
+    if recorder is None:
+        return _Recorded(0, 0, 0)
+    return _Recorded(recorder.requests, recorder.dropped, recorder.written_bytes - recorder.stored_bytes)
 
 
 def _percentiles_ns(*measurements: Measurement) -> list[int]:

@@ -28,11 +28,14 @@ import numpy as np
 import numpy.typing as npt
 
 from sigd.bench import histogram, verdict
-from sigd.bench.daemon_process import OwnDaemon, ServeOptions, ask_admin, ask_welcome
+from sigd.bench.daemon_process import OwnDaemon, ServeOptions, ask_welcome
 from sigd.bench.load import schedule
 from sigd.bench.load.contract import LoadGenerator, LoadPlan, Measurement
 from sigd.bench.load.plan import plan_for
 from sigd.bench.load.schedule import NS_PER_S
+from sigd.daemon.admin.client import ask_reload
+from sigd.daemon.config.config import admin_path_of
+from sigd.daemon.errors import DaemonError
 from sigd.wire.messages import Hello
 from sigd.wire.status import Transport
 
@@ -221,7 +224,7 @@ class _Operator(_Activity):
         failures: their reasons.
     """
 
-    def __init__(self, admin_socket: str, files: tuple[Path, Path]) -> None:
+    def __init__(self, admin_socket: Path, files: tuple[Path, Path]) -> None:
         super().__init__()
         self.failures: list[str] = []
         self._admin_socket = admin_socket
@@ -230,10 +233,9 @@ class _Operator(_Activity):
     def _once(self) -> None:
         file = self._files[(len(self.windows) + 1) % 2]
         try:
-            answer = ask_admin(self._admin_socket, _PATIENCE_S, "reload", model=str(file))
-            reason = answer.get("error") or answer["models"][0]["error"]
-        except (OSError, ValueError) as error:
-            reason = f"no answer to a reload: {error}"
+            reason = ask_reload(self._admin_socket, file, _PATIENCE_S).models[0].error
+        except DaemonError as error:
+            reason = str(error)
         if reason:
             self.failures.append(reason)
 
@@ -251,7 +253,7 @@ def measure(asked: Asked, generator: LoadGenerator, say: Say) -> Found:
         serve = replace(asked.serve, model=str(files[0]))
         say("starting a daemon: sigd " + " ".join(serve.arguments("SOCKET")))
         with OwnDaemon(serve) as daemon, ExitStack() as stack:
-            operator = _Operator(daemon.socket_path + ".admin", files)
+            operator = _Operator(admin_path_of(Path(daemon.socket_path)), files)
             control_load = stack.enter_context(closing(_ControlLoad(operator)))
             resting: list[Measurement] = []
             during: list[Measurement] = []

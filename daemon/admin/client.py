@@ -14,7 +14,7 @@ from typing import Final, Self, TypeVar
 
 import msgspec
 
-from sigd.daemon.admin.messages import ANSWER_TIMEOUT_S, AdminError, AdminRequest, Bins, Status
+from sigd.daemon.admin.messages import ANSWER_TIMEOUT_S, AdminError, AdminRequest, Bins, ReloadAnswer, Status
 from sigd.daemon.config.address import unit_of
 from sigd.daemon.errors import DaemonError, MissingDependency
 
@@ -234,6 +234,17 @@ def ask_status(admin_socket: Path, timeout_s: float = ANSWER_TIMEOUT_S) -> Statu
     """
     with AdminClient(admin_socket, timeout_s) as client:
         return client.ask(AdminRequest("status"), Status)
+
+
+def ask_reload(admin_socket: Path, model: Path, timeout_s: float) -> ReloadAnswer:
+    """Ask a running daemon to serve another file for its first model.
+
+    Raises:
+        DaemonError: the daemon's reason why it gives no answer.
+        MissingDependency: no daemon answers there.
+    """
+    with AdminClient(admin_socket, timeout_s) as client:
+        return client.ask(AdminRequest("reload", model=str(model)), ReloadAnswer)
 
 
 def percentile_ns(bins: Bins, percent: float) -> int:
