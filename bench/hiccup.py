@@ -16,6 +16,7 @@ from sigd.bench.errors import PeerFailed
 from sigd.bench.load.contract import HICCUP_NS
 from sigd.bench.native.build import NativePrograms
 from sigd.bench.pinning import pinned
+from sigd.daemon.runtime.hiccups import spin
 
 
 @dataclass(frozen=True)
@@ -70,23 +71,15 @@ def _reported(process: subprocess.Popen[str], cpu: int | None) -> Hiccups:
 
 def _in_this_thread(cpu: int | None, seconds: float) -> Hiccups:
     with pinned(cpu):
-        return spin(cpu, round(seconds * 1e9), time.monotonic_ns)
+        cost_ns = clock_cost_ns(time.monotonic_ns)
+        found = spin(round(seconds * 1e9), HICCUP_NS)
+    return Hiccups(cpu, found.spun_ns, found.gaps, found.sum_ns, found.worst_ns, cost_ns)
 
 
-def spin(cpu: int | None, spin_ns: int, clock_ns: Callable[[], int]) -> Hiccups:
-    """Read the clock over and over for `spin_ns` and keep the gaps."""
+def clock_cost_ns(clock_ns: Callable[[], int]) -> float:
+    """Median cost of one reading of the clock."""
     costs = []
     for _ in range(101):
         begin_ns = clock_ns()
         costs.append(clock_ns() - begin_ns)
-    gaps = sum_ns = worst_ns = 0
-    begin_ns = last_ns = clock_ns()
-    while last_ns - begin_ns < spin_ns:
-        now_ns = clock_ns()
-        gap_ns = now_ns - last_ns
-        if gap_ns >= HICCUP_NS:
-            gaps += 1
-            sum_ns += gap_ns
-        worst_ns = max(worst_ns, gap_ns)
-        last_ns = now_ns
-    return Hiccups(cpu, last_ns - begin_ns, gaps, sum_ns, worst_ns, float(sorted(costs)[50]))
+    return float(sorted(costs)[50])

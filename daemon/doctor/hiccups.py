@@ -2,78 +2,33 @@
 
 from __future__ import annotations
 
-import gc
 import os
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from sigd.daemon.doctor.finding import Finding
+from sigd.daemon.runtime.hiccups import Hiccups, spin
 
 BUDGET_NS: Final = 100_000
 CHECK: Final = "hiccups"
 
 
-@dataclass(frozen=True)
-class Hiccups:
-    """What a spinning thread saw.
-
-    Attributes:
-        spun_ns: how long it spun.
-        readings: readings of the clock.
-        worst_ns: the longest gap between two of them.
-        over: gaps longer than BUDGET_NS.
-        late_ns: the sum of what those gaps exceeded BUDGET_NS by.
-    """
-
-    spun_ns: int
-    readings: int
-    worst_ns: int
-    over: int
-    late_ns: int
-
-    @property
-    def late_share(self) -> float:
-        """The share of moments from which nothing can be done within the budget, because the core is away for
-        longer: a request that comes at such a moment is late whatever the daemon does."""
-        return self.late_ns / self.spun_ns
-
-
-def measure(seconds: float, clock_ns: Callable[[], int] = time.monotonic_ns) -> Hiccups:
-    """Spin on the clock for `seconds` on the core that this thread is on."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        readings = worst_ns = over = late_ns = 0
-        begin_ns = last_ns = clock_ns()
-        end_ns = begin_ns + int(seconds * 1e9)
-        while last_ns < end_ns:
-            now_ns = clock_ns()
-            gap_ns = now_ns - last_ns
-            worst_ns = max(worst_ns, gap_ns)
-            if gap_ns > BUDGET_NS:
-                over += 1
-                late_ns += gap_ns - BUDGET_NS
-            last_ns = now_ns
-            readings += 1
-    finally:
-        if collecting:
-            gc.enable()
-    return Hiccups(last_ns - begin_ns, readings, worst_ns, over, late_ns)
-
-
 def measure_on(cpu: int, seconds: float) -> Hiccups | None:
-    """`measure` on one core; None where this process may not run there."""
+    """Spin on one core; None where this process may not run there. Gaps are those longer than BUDGET_NS."""
     before = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {cpu})
     except OSError:
         return None
     try:
-        return measure(seconds)
+        return spin(round(seconds * 1e9), BUDGET_NS + 1)
     finally:
         os.sched_setaffinity(0, before)
+
+
+def late_share(hiccups: Hiccups) -> float:
+    """The share of moments from which nothing can be done within the budget, because the core is away for
+    longer: a request that comes at such a moment is late whatever the daemon does."""
+    return (hiccups.sum_ns - hiccups.gaps * BUDGET_NS) / hiccups.spun_ns
 
 
 def judge(cpu: int, hiccups: Hiccups | None) -> Finding:
@@ -82,16 +37,15 @@ def judge(cpu: int, hiccups: Hiccups | None) -> Finding:
     if hiccups is None:
         return Finding(CHECK, "skip", f"this process may not run on CPU {cpu}")
     seen = (
-        f"CPU {cpu} spun for {hiccups.spun_ns / 1e9:.1f} s: the longest gap {hiccups.worst_ns / 1000:,.0f}"
-        " us,"
-        f" {hiccups.over:,} over {BUDGET_NS / 1000:.0f} us"
+        f"CPU {cpu} spun for {hiccups.spun_ns / 1e9:.1f} s: the longest gap"
+        f" {hiccups.worst_ns / 1000:,.0f} us, {hiccups.gaps:,} over {BUDGET_NS / 1000:.0f} us"
     )
-    if not hiccups.over:
+    if not hiccups.gaps:
         return Finding(CHECK, "ok", seen)
+    share = late_share(hiccups)
     late = (
-        f"By itself the machine is late for {hiccups.late_share:.4%} of all moments; that is the least share"
-        " of"
+        f"By itself the machine is late for {share:.4%} of all moments; that is the least share of"
         " requests over 100 us, whatever the daemon does."
     )
     fix = ("# fix what is found above, then measure again",)
-    return Finding(CHECK, "fail" if hiccups.late_share >= 0.01 else "warn", seen, late, fix)
+    return Finding(CHECK, "fail" if share >= 0.01 else "warn", seen, late, fix)

@@ -20,6 +20,7 @@ from sigd.daemon.doctor.finding import Finding, worst
 from sigd.daemon.doctor.host import Host
 from sigd.daemon.doctor.report import Report, as_json, make_report, show
 from sigd.daemon.errors import UsageError
+from sigd.daemon.runtime.hiccups import spin
 
 MakeHost = Callable[..., Host]
 
@@ -134,14 +135,14 @@ def clock(gaps_ns: Sequence[int]) -> Callable[[], int]:
 
 
 def test_hiccups_are_counted_by_what_they_exceed_the_budget_by() -> None:
-    seen = hiccups.measure(0.01, clock([50_000, 150_000, 1_100_000, 100_000]))
+    seen = spin(10_000_000, hiccups.BUDGET_NS + 1, clock([50_000, 150_000, 1_100_000, 100_000]))
     assert seen.worst_ns == 1_100_000
-    assert seen.over == 2
-    assert seen.late_ns == 50_000 + 1_000_000
+    assert seen.gaps == 2
+    assert seen.sum_ns == 150_000 + 1_100_000
     assert seen.spun_ns == 10_000_000
     # Four gaps of 1.4 ms together, and 1 us each for the rest.
     assert seen.readings == 4 + 8600
-    assert seen.late_share == pytest.approx(0.105)
+    assert hiccups.late_share(seen) == pytest.approx(0.105)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,7 @@ def test_hiccups_are_counted_by_what_they_exceed_the_budget_by() -> None:
 def test_a_machine_that_is_late_for_1_percent_of_all_moments_fails(
     gaps_ns: Sequence[int], level: str
 ) -> None:
-    finding = hiccups.judge(1, hiccups.measure(0.01, clock(gaps_ns)))
+    finding = hiccups.judge(1, spin(10_000_000, hiccups.BUDGET_NS + 1, clock(gaps_ns)))
     assert finding.level == level
     assert bool(finding.why) == (level != "ok")
 
