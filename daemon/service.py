@@ -30,6 +30,7 @@ from sigd.daemon.runtime.loader_thread import Loader
 from sigd.daemon.runtime.logs import Overdue
 from sigd.daemon.runtime.process import freeze_garbage, ignore_overflow, lock_memory
 from sigd.daemon.runtime.sd_notify import Notifier
+from sigd.daemon.runtime.text import as_utf8
 from sigd.daemon.runtime.ticker import Ticker
 from sigd.daemon.runtime.watchdog import LivenessCheck, Watchdog
 from sigd.daemon.serving import native_fast_path
@@ -287,7 +288,7 @@ class Service:
         core = "" if self._config.cpu is None else f" cpu={self._config.cpu}"
         metrics = f" metrics={self._observer.place}" if self._observer.place else ""
         line = (
-            f"sigd ready: socket={snapshot.printable(self._config.socket_path)}"
+            f"sigd ready: socket={as_utf8(self._config.socket_path)}"
             f"{''.join(map(_said_of, self._models))} idle={self._config.idle.value}{core}{metrics}"
         )
         try:
@@ -318,6 +319,6 @@ class Service:
 def _said_of(batcher: Batcher) -> str:
     spec = batcher.spec
     return (
-        f" model={snapshot.printable(batcher.name)} ({spec.features} -> {spec.outputs})"
+        f" model={as_utf8(batcher.name)} ({spec.features} -> {spec.outputs})"
         f" sha256={spec.sha256.hex()[:16]} backend={batcher.backend.name}"
     )

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sigd.daemon.admin import status as snapshot
 from sigd.daemon.admin.messages import RELOAD_S, AdminRequest, DrainAnswer, ModelReload, ReloadAnswer, Status
 from sigd.daemon.admin.server import Op
 from sigd.daemon.errors import DaemonError
+from sigd.daemon.runtime.text import as_utf8
 
 if TYPE_CHECKING:
     from sigd.daemon.reload.reloader import Reloaded, Reloader
@@ -89,9 +89,9 @@ class Operations:
         assert served is not None
         spec = served.spec
         return ModelReload(
-            name=snapshot.printable(went.name),
+            name=as_utf8(went.name),
             error=went.error,
-            path=snapshot.printable(spec.path),
+            path=as_utf8(spec.path),
             sha256=spec.sha256.hex(),
             generation=served.generation,
             features=spec.features,
@@ -99,5 +99,5 @@ class Operations:
             backend=served.backend.name,
             seconds=went.seconds,
             withdrawn=went.withdrawn,
-            note=snapshot.printable(went.note),
+            note=as_utf8(went.note),
         )

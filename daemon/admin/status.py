@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from sigd import __version__
 from sigd.daemon.admin.messages import LatencyStatus, LoopStatus, ModelStatus, Status
 from sigd.daemon.runtime.loop_monitor import runnable_s, usage
 from sigd.daemon.runtime.process import resident_bytes
+from sigd.daemon.runtime.text import as_utf8
 from sigd.wire.status import RejectCode
 from sigd.wire.status import Status as AnswerStatus
 
@@ -50,7 +50,7 @@ async def take(
         version=__version__,
         pid=os.getpid(),
         uptime_ns=monotonic_ns() - started_ns,
-        socket=printable(config.socket_path),
+        socket=as_utf8(config.socket_path),
         idle=config.idle.value,
         clients=clients.names(),
         transports=transports,
@@ -71,8 +71,8 @@ async def _model(batcher: Batcher, shadow: ShadowStatus | None, remembered: Reme
     backend, spec, counters = batcher.backend, batcher.spec, batcher.counters
     by_status = counters.by_status
     return ModelStatus(
-        name=printable(batcher.name),
-        path=printable(spec.path),
+        name=as_utf8(batcher.name),
+        path=as_utf8(spec.path),
         sha256=spec.sha256.hex(),
         generation=batcher.generation,
         features=spec.features,
@@ -91,7 +91,7 @@ async def _model(batcher: Batcher, shadow: ShadowStatus | None, remembered: Reme
         reloads_refused=counters.reloads_refused,
         configured=""
         if remembered.as_configured(batcher.name, spec.path)
-        else printable(remembered.configured[batcher.name]),
+        else as_utf8(remembered.configured[batcher.name]),
     )
 
 
@@ -112,17 +112,12 @@ def _loop(observer: Observer) -> LoopStatus:
 def line(models: Iterable[Batcher], counters: ClientCounters) -> str:
     """What `systemctl status` shows. Said from the loop while it serves, so it adds nothing up."""
     served = "; ".join(
-        f"{printable(batcher.name)} ({batcher.spec.features} -> {batcher.spec.outputs}) on"
+        f"{as_utf8(batcher.name)} ({batcher.spec.features} -> {batcher.spec.outputs}) on"
         f" {batcher.backend.name},"
         f" generation {batcher.generation}"
         for batcher in models
     )
     return f"{counters.connections_open} clients; {served}"
-
-
-def printable(path: Path | str) -> str:
-    """A path may hold bytes that are no UTF-8; they are shown as U+FFFD."""
-    return os.fsencode(path).decode("utf-8", "replace")
 
 
 async def _latency(counts: LatencyCounts) -> LatencyStatus:

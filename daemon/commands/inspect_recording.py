@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from sigd.daemon.admin.client import percentile_ns
 from sigd.daemon.errors import UsageError
-from sigd.daemon.runtime.logs import printable
+from sigd.daemon.runtime.text import printable
 from sigd.wire.errors import NoRecording, RecordingDamaged
 from sigd.wire.recording.reader import (
     About,

@@ -16,6 +16,7 @@ from typing import Final
 
 import msgspec
 
+from sigd.daemon.runtime.text import as_utf8
 from sigd.models.errors import ModelRefused
 from sigd.models.trusted_file import read_file
 
@@ -87,7 +88,7 @@ class RememberedModels:
         told = self._told.get(name)
         if told is None:
             return configured
-        if told.configured != _shown(configured):
+        if told.configured != as_utf8(configured.absolute()):
             log.warning(
                 "model %s: %s is served, for the configuration names it now; at %s `sigd reload` said to"
                 " serve %s",
@@ -146,7 +147,7 @@ class RememberedModels:
             self._forget(name)
             return ""
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        self._told[name] = Told(_shown(configured), str(path.absolute()), now)
+        self._told[name] = Told(as_utf8(configured.absolute()), str(path.absolute()), now)
         if (reason := self._write()) is not None:
             return (
                 f"NOT remembered ({reason}): a restart serves {configured} again, unless the configuration"
@@ -182,7 +183,3 @@ class RememberedModels:
             log.error("%s: what is served cannot be remembered: %s", self._place, error.strerror)
             return f"{self._place}: {error.strerror}"
         return None
-
-
-def _shown(path: Path) -> str:
-    return os.fsencode(path.absolute()).decode("utf-8", "backslashreplace")

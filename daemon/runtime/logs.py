@@ -27,6 +27,7 @@ import msgspec
 
 from sigd.daemon.config.choices import LogFormat
 from sigd.daemon.errors import UsageError
+from sigd.daemon.runtime.text import printable
 
 if TYPE_CHECKING:
     import asyncio
@@ -301,19 +302,6 @@ def journal_reads(descriptor: int, environ: Mapping[str, str]) -> bool:
 def priority(level: int) -> int:
     """The priority of sd-daemon(3) for a level of Python's: 2 is critical, 7 for debugging."""
     return next(syslog for least, syslog in _PRIORITIES if level >= least)
-
-
-def printable(text: str) -> str:
-    r"""The text with every character that a terminal or a log acts on as an escape sequence.
-
-    >>> printable("engine\n<3>forged")
-    'engine\\n<3>forged'
-    """
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text
-    )
 
 
 def _entry(record: logging.LogRecord) -> Entry:

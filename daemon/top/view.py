@@ -10,7 +10,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from sigd.daemon.runtime.logs import printable
+from sigd.daemon.runtime.text import printable
 from sigd.daemon.serving.counters import BEYOND_SHOWN, END_NS
 from sigd.daemon.top.interval import Durations, Interval, ModelInterval, busiest, share_of_model
 

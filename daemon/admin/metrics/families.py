@@ -21,9 +21,9 @@ from sigd.daemon.admin.metrics.buckets import (
 )
 from sigd.daemon.admin.metrics.family import Family, Kind, Series, Source
 from sigd.daemon.admin.metrics.shadow_families import SHADOW_FAMILIES
-from sigd.daemon.admin.status import printable
 from sigd.daemon.runtime.loop_monitor import runnable_s, usage
 from sigd.daemon.runtime.process import resident_bytes
+from sigd.daemon.runtime.text import as_utf8
 from sigd.daemon.serving.counters import USERS_MAX
 from sigd.wire.status import RejectCode, Status
 
@@ -39,7 +39,7 @@ def _of_models(value: Callable[[Batcher], float]) -> Callable[[Source], Iterator
 
     def read(source: Source) -> Iterator[Series]:
         for batcher in source.models:
-            yield (printable(batcher.name),), (value(batcher),)
+            yield (as_utf8(batcher.name),), (value(batcher),)
 
     return read
 
@@ -49,7 +49,7 @@ def _latencies(counts: Callable[[Batcher], LatencyCounts]) -> Callable[[Source],
 
     def read(source: Source) -> Iterator[Series]:
         for batcher in source.models:
-            yield (printable(batcher.name),), latency_histogram(counts(batcher))
+            yield (as_utf8(batcher.name),), latency_histogram(counts(batcher))
 
     return read
 
@@ -61,33 +61,33 @@ def _one(value: Callable[[Source], float]) -> Callable[[Source], list[Series]]:
 
 def _requests(source: Source) -> Iterator[Series]:
     for batcher in source.models:
-        name, by_status = printable(batcher.name), batcher.counters.by_status
+        name, by_status = as_utf8(batcher.name), batcher.counters.by_status
         for status in Status:
             yield (name, status.name), (by_status[status],)
 
 
 def _batches(source: Source) -> Iterator[Series]:
     for batcher in source.models:
-        yield (printable(batcher.name),), rows_histogram(batcher.counters.batches_by_rows)
+        yield (as_utf8(batcher.name),), rows_histogram(batcher.counters.batches_by_rows)
 
 
 def _worst(source: Source) -> Iterator[Series]:
     for batcher in source.models:
         for stage in ("total", "queue", "model"):
             counts: LatencyCounts = getattr(batcher.counters, stage)
-            yield (printable(batcher.name), stage), (counts.max_ns / 1000,)
+            yield (as_utf8(batcher.name), stage), (counts.max_ns / 1000,)
 
 
 def _model_info(source: Source) -> Iterator[Series]:
     for batcher in source.models:
         spec, backend = batcher.spec, batcher.backend
         numbers = (spec.features, spec.outputs, backend.batch_rows_max)
-        yield (printable(batcher.name), spec.sha256.hex(), backend.name, *map(str, numbers)), (1,)
+        yield (as_utf8(batcher.name), spec.sha256.hex(), backend.name, *map(str, numbers)), (1,)
 
 
 def _reloads(source: Source) -> Iterator[Series]:
     for batcher in source.models:
-        name, counters = printable(batcher.name), batcher.counters
+        name, counters = as_utf8(batcher.name), batcher.counters
         yield (name, "served"), (counters.reloads,)
         yield (name, "refused"), (counters.reloads_refused,)
 
@@ -95,12 +95,12 @@ def _reloads(source: Source) -> Iterator[Series]:
 def _as_configured(source: Source) -> Iterator[Series]:
     for batcher in source.models:
         configured = source.remembered.as_configured(batcher.name, batcher.spec.path)
-        yield (printable(batcher.name),), (configured * 1,)
+        yield (as_utf8(batcher.name),), (configured * 1,)
 
 
 def _reverted(source: Source) -> Iterator[Series]:
     for batcher in source.models:
-        yield (printable(batcher.name),), ((batcher.name in source.remembered.reverted) * 1,)
+        yield (as_utf8(batcher.name),), ((batcher.name in source.remembered.reverted) * 1,)
 
 
 def _open(source: Source) -> Iterator[Series]:

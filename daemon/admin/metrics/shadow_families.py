@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from sigd.daemon.admin.metrics.buckets import histogram
 from sigd.daemon.admin.metrics.family import Family, Kind, Series, Source
-from sigd.daemon.admin.status import printable
+from sigd.daemon.runtime.text import as_utf8
 from sigd.daemon.shadow.statistics import DIFFERENCE_BOUNDS, OUTPUTS_SHOWN
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def _statuses(source: Source) -> Iterator[tuple[str, ShadowStatus]]:
     """By the name of the model that is served."""
     for shadow in source.shadows:
-        yield printable(shadow.name), shadow.status()
+        yield as_utf8(shadow.name), shadow.status()
 
 
 def _of_shadows(value: Callable[[ShadowStatus], float]) -> Callable[[Source], Iterator[Series]]:

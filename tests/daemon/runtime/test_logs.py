@@ -22,6 +22,7 @@ from sigd.daemon.config.choices import LogFormat
 from sigd.daemon.errors import UsageError
 from sigd.daemon.runtime import logs
 from sigd.daemon.runtime.logs import BURST, INTERVAL_NS, KINDS_MAX, Entry, LineHandler, Overdue, RateLimit
+from sigd.daemon.runtime.text import printable
 
 TIME = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z (?=sigd )")
 CUT_OFF = "client %r did not read its answers"
@@ -134,7 +135,7 @@ def test_no_character_forges_a_line(
 
 
 def test_what_is_printable_stays_as_it_is() -> None:
-    assert logs.printable("Größe 5 µs") == "Größe 5 µs"
+    assert printable("Größe 5 µs") == "Größe 5 µs"
 
 
 def test_a_few_of_each_kind_then_their_number(pipe: Callable[[LogFormat], Pipe]) -> None:
