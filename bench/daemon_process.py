@@ -3,11 +3,8 @@ stopped."""
 
 from __future__ import annotations
 
-import ctypes
-import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,17 +13,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from sigd.bench.errors import BadRequest, BenchError, MissingDependency, PeerFailed
+from sigd.daemon.runtime.process import die_with_parent
 from sigd.wire.client.connect import open_connection, shake_hands
 from sigd.wire.errors import ConnectFailed, SessionError
 from sigd.wire.messages import Hello, Welcome
 
 _START_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 15.0
-_PR_SET_PDEATHSIG = 1
-_prctl = ctypes.CDLL(None).prctl  # looked up here: little may be done between fork and exec
 _OPEN_TIMEOUT_S = 5.0
 _HELLO = Hello(client_name="sigd bench")
 
@@ -83,7 +79,7 @@ class OwnDaemon:
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=subprocess.STDOUT,
-                preexec_fn=die_with_parent,  # noqa: PLW1509  no thread of ours runs yet, and it takes no lock
+                preexec_fn=die_with_parent,  # noqa: PLW1509  no thread of ours runs yet; a daemon that spins must not outlive a bench that was killed
             )
         try:
             self._wait_until_ready()
@@ -155,11 +151,6 @@ class OwnDaemon:
         self._directory.cleanup()
 
 
-def die_with_parent() -> None:
-    """In the child: a daemon that spins must not outlive a bench that was killed."""
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def ask_welcome(socket_path: str, hello: Hello) -> Welcome:
     """Connect, say Hello, take the Welcome, and leave.
 
@@ -172,28 +163,3 @@ def ask_welcome(socket_path: str, hello: Hello) -> Welcome:
             return shake_hands(connection, hello, time.monotonic() + _OPEN_TIMEOUT_S)[0]
         except SessionError as error:
             raise PeerFailed(f"{socket_path}: {error}") from error
-
-
-def ask_admin(admin_socket: str, timeout_s: float, op: str, **arguments: str) -> Any:
-    """What the daemon answers there.
-
-    Raises:
-        OSError: no daemon does, or not in time.
-        ValueError: that is no JSON.
-    """
-    question = json.dumps({"op": op, **arguments}).encode() + b"\n"
-    with socket.socket(socket.AF_UNIX) as admin, admin.makefile("rb") as answers:
-        admin.settimeout(timeout_s)
-        admin.connect(admin_socket)
-        admin.sendall(question)
-        return json.loads(answers.readline())
-
-
-def resident_bytes(pid: int) -> int | None:
-    """Resident memory of a process in bytes; None where it is not a process of this machine that may be
-    read."""
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except (OSError, IndexError, ValueError):
-        return None
-    return pages * os.sysconf("SC_PAGE_SIZE")

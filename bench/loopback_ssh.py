@@ -18,8 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from sigd.bench.daemon_process import die_with_parent
 from sigd.bench.errors import MissingDependency, PeerFailed
+from sigd.daemon.runtime.process import die_with_parent
 
 _HOST: Final = "127.0.0.1"
 _PRIVILEGE_SEPARATION: Final = Path("/run/sshd")

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sigd.bench import environment, hiccup, verdict
-from sigd.bench.daemon_process import OwnDaemon, ServeOptions, ask_welcome, resident_bytes
+from sigd.bench.daemon_process import OwnDaemon, ServeOptions, ask_welcome
 from sigd.bench.errors import BadRequest, MissingDependency
 from sigd.bench.floor.bare_backend import BareBackend
 from sigd.bench.floor.floor import ROUNDS, FloorRound, pool, run_round
@@ -29,6 +29,7 @@ from sigd.bench.native import build as native
 from sigd.bench.native.build import NativePrograms
 from sigd.bench.pinning import allowed_cpus, choose_cores
 from sigd.bench.stolen import Stolen, StolenWatch
+from sigd.daemon.runtime.process import resident_bytes
 from sigd.models.market.capture import CaptureReader
 from sigd.wire.errors import ConnectFailed
 from sigd.wire.messages import Hello, Welcome
@@ -430,14 +431,21 @@ class _MemoryWatch:
     def warmed_up(self) -> None:
         """The warm-up has ended; only the first call counts."""
         if self._pid is not None and self._after_warmup is None:
-            self._after_warmup = resident_bytes(self._pid)
+            self._after_warmup = _resident_bytes(self._pid)
 
     def found(self) -> Memory | None:
         """What there was after the warm-up and what there is now."""
-        now = resident_bytes(self._pid) if self._pid is not None else None
+        now = _resident_bytes(self._pid) if self._pid is not None else None
         if self._after_warmup is None or now is None:
             return None
         return Memory(self._after_warmup, now)
+
+
+def _resident_bytes(pid: int) -> int | None:
+    try:
+        return resident_bytes(pid)
+    except OSError:
+        return None
 
 
 def _is_sigd(pid: int) -> bool:

@@ -13,8 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
 
-from sigd.bench.daemon_process import die_with_parent
 from sigd.bench.errors import PeerFailed
+from sigd.daemon.runtime.process import die_with_parent
 
 START_TIMEOUT_S: Final = 60.0
 _STOP_TIMEOUT_S: Final = 10.0

@@ -26,8 +26,9 @@ from typing import Any, Final, NoReturn
 import msgspec
 
 from sigd.daemon.reload.mapped_model import MappedModel, write_model
-from sigd.daemon.runtime.child_process import end_with_parent, prefer_oom_kill, set_process_name
+from sigd.daemon.runtime.child_process import prefer_oom_kill
 from sigd.daemon.runtime.cpu_affinity import leave_loop_core
+from sigd.daemon.runtime.process import die_with_parent, set_process_name
 from sigd.models.backend import Backend
 from sigd.models.errors import ModelError
 from sigd.models.onnx.parts import OnnxParts
@@ -239,7 +240,7 @@ def _validate_until_one_fails(channel: socket.socket, tasks: socket.socket) -> N
     status = 1
     try:
         # Where the process that watches this one is killed, nothing would end it.
-        end_with_parent()
+        die_with_parent()
         set_process_name(_WORKER_NAME)
         prefer_oom_kill()
         while _validate_next(channel, tasks.recv(MESSAGE_BYTES_MAX)):

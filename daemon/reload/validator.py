@@ -40,10 +40,10 @@ from sigd.daemon.runtime.child_process import (
     Restarts,
     how_it_ended,
     ignore_signals_to_the_daemon,
-    set_process_name,
 )
 from sigd.daemon.runtime.cpu_affinity import leave_loop_core
 from sigd.daemon.runtime.logs import start_logging
+from sigd.daemon.runtime.process import set_process_name
 from sigd.models.errors import ModelRefused
 from sigd.models.trusted_file import demand_trust, trust_is_demanded
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import signal
@@ -26,8 +25,6 @@ log = logging.getLogger(__name__)
 
 PAUSE_S: Final = 1.0
 PAUSE_S_MAX: Final = 60.0
-_PR_SET_PDEATHSIG: Final = 1
-_PR_SET_NAME: Final = 15
 _OUT_OF_MEMORY_FIRST: Final = "500"
 
 
@@ -37,7 +34,7 @@ class Starter:
 
     From the loop's they would have its core and its real-time priority until Python runs and they can give
     them up: the loop would wait for tens of milliseconds. The thread lives as long as this does, since a
-    process that wants to end with its parent (PR_SET_PDEATHSIG) ends with the thread.
+    process that wants to end with its parent (`die_with_parent`) ends with the thread.
 
     Args:
         cores: where they may run.
@@ -150,16 +147,6 @@ def ignore_signals_to_the_daemon() -> None:
     """A terminal and a service manager send them to all processes alike: this one ends with the daemon."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-
-
-def end_with_parent() -> None:
-    """End this process with the thread that started it, in whatever way that ends."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def set_process_name(name: bytes) -> None:
-    """What `ps` and `top` call it; at most 15 bytes."""
-    ctypes.CDLL(None).prctl(_PR_SET_NAME, name)
 
 
 def prefer_oom_kill() -> None:

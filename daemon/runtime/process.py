@@ -27,6 +27,10 @@ _SPARE_DESCRIPTORS = 64
 _DESCRIPTORS_PER_CLIENT = 4
 """The connection, and with shared memory its region and two doorbells."""
 _STANDARD_ERROR = 2
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
+_prctl = ctypes.CDLL(None).prctl
+"""Looked up here: little may be done between fork and exec."""
 
 
 def keep_standard_descriptors() -> None:
@@ -147,10 +151,20 @@ def allow_descriptors(connections_max: int) -> int:
     return connections_max
 
 
-def resident_bytes() -> int:
-    """Resident memory of this process."""
-    with open("/proc/self/statm", "rb") as statm:
+def resident_bytes(pid: int | None = None) -> int:
+    """Resident memory of a process; of this one without `pid`. Raises OSError where it may not be read."""
+    with open(f"/proc/{'self' if pid is None else pid}/statm", "rb") as statm:
         return int(statm.read().split()[1]) * resource.getpagesize()
+
+
+def die_with_parent() -> None:
+    """End this process with the thread that started it, however that ends; may run between fork and exec."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def set_process_name(name: bytes) -> None:
+    """What `ps` and `top` call it; at most 15 bytes."""
+    _prctl(_PR_SET_NAME, name)
 
 
 def end_now(exit_code: int) -> NoReturn:

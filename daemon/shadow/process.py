@@ -23,15 +23,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sigd.daemon.config.choices import LogFormat
-from sigd.daemon.runtime.child_process import (
-    end_with_parent,
-    ignore_signals_to_the_daemon,
-    prefer_oom_kill,
-    set_process_name,
-)
+from sigd.daemon.runtime.child_process import ignore_signals_to_the_daemon, prefer_oom_kill
 from sigd.daemon.runtime.cpu_affinity import leave_loop_core
 from sigd.daemon.runtime.logs import start_logging
-from sigd.daemon.runtime.process import ignore_overflow
+from sigd.daemon.runtime.process import die_with_parent, ignore_overflow, set_process_name
 from sigd.daemon.shadow.comparison import Comparison, Outputs
 from sigd.daemon.shadow.memory import map_board, map_ring
 from sigd.daemon.shadow.messages import MESSAGE_BYTES_MAX, Opened, Refused, Task, decode_task, encode
@@ -172,7 +167,7 @@ def shadow(memory: int, channel: socket.socket) -> int:
 def main(arguments: list[str]) -> int:
     """See the module."""
     ignore_signals_to_the_daemon()
-    end_with_parent()
+    die_with_parent()
     set_process_name(_NAME)
     prefer_oom_kill()
     with socket.socket(fileno=sys.stdin.fileno()) as channel:

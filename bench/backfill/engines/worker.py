@@ -7,23 +7,19 @@ then.
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import sys
 import traceback
-from typing import Final
 
 from sigd.bench.backfill.engines.messages import read_message, write_message
 from sigd.bench.backfill.piece import Job, Outcome, run_piece
 from sigd.bench.backfill.plan import Piece
-
-_PR_SET_PDEATHSIG: Final = 1
+from sigd.daemon.runtime.process import die_with_parent
 
 
 def main() -> None:
     """Run until the input ends. The first argument is the driver's process id."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     if os.getppid() != int(sys.argv[1]):
         return  # It ended before the line above.
     # What a library prints must not end up between the messages.
