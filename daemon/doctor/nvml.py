@@ -1,19 +1,17 @@
 """The graphics cards as NVML tells it: one reading of everything, which the checks then judge.
 
-NVML is reached through the package nvidia-ml-py (its module is `pynvml`), which needs no CUDA. Whatever a
-card does not support (GeForce cards lack much), an older driver does not know or the user may not see becomes
-None.
+What NVML has no answer for is None; see `Nvml.ask`.
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
 from typing import Any, Final
 
 from sigd.daemon.doctor.finding import Finding
 from sigd.daemon.doctor.gpus import Card, Gpus, Tenant
 from sigd.daemon.doctor.host import Host
+from sigd.models.gpu import nvml
+from sigd.models.gpu.nvml import Nvml
 
 SLOWDOWNS: Final = {
     "nvmlClocksEventReasonSwPowerCap": "power cap",
@@ -23,73 +21,6 @@ SLOWDOWNS: Final = {
     "nvmlClocksThrottleReasonHwPowerBrakeSlowdown": "power brake (power supply)",
 }
 """The library's constant for each reason that a card runs slower than it is asked to, and our word for it."""
-
-FUNCTIONS: Final = {
-    "nvmlInit": 0,
-    "nvmlShutdown": 0,
-    "nvmlSystemGetDriverVersion": 0,
-    "nvmlSystemGetCudaDriverVersion_v2": 0,
-    "nvmlSystemGetProcessName": 1,
-    "nvmlDeviceGetCount": 0,
-    "nvmlDeviceGetHandleByIndex": 1,
-    "nvmlDeviceGetName": 1,
-    "nvmlDeviceGetPciInfo": 1,
-    "nvmlDeviceGetCudaComputeCapability": 1,
-    "nvmlDeviceGetMemoryInfo": 1,
-    "nvmlDeviceGetPersistenceMode": 1,
-    "nvmlDeviceGetComputeMode": 1,
-    "nvmlDeviceGetDisplayActive": 1,
-    "nvmlDeviceGetClockInfo": 2,
-    "nvmlDeviceGetMaxClockInfo": 2,
-    "nvmlDeviceGetPerformanceState": 1,
-    "nvmlDeviceGetCurrentClocksEventReasons": 1,
-    "nvmlDeviceGetCurrPcieLinkGeneration": 1,
-    "nvmlDeviceGetMaxPcieLinkGeneration": 1,
-    "nvmlDeviceGetCurrPcieLinkWidth": 1,
-    "nvmlDeviceGetMaxPcieLinkWidth": 1,
-    "nvmlDeviceGetNvLinkState": 2,
-    "nvmlDeviceGetPowerUsage": 1,
-    "nvmlDeviceGetPowerManagementLimit": 1,
-    "nvmlDeviceGetPowerManagementDefaultLimit": 1,
-    "nvmlDeviceGetTemperature": 2,
-    "nvmlDeviceGetTemperatureThreshold": 2,
-    "nvmlDeviceGetEccMode": 1,
-    "nvmlDeviceGetTotalEccErrors": 3,
-    "nvmlDeviceGetComputeRunningProcesses": 1,
-    "nvmlDeviceGetGraphicsRunningProcesses": 1,
-}
-"""Every function of the library that is called here, with its number of arguments; a test holds it against
-the real package."""
-
-CONSTANTS: Final = (
-    *SLOWDOWNS,
-    "nvmlClocksEventReasonGpuIdle",
-    "NVML_CLOCK_SM",
-    "NVML_COMPUTEMODE_PROHIBITED",
-    "NVML_COMPUTEMODE_EXCLUSIVE_PROCESS",
-    "NVML_NVLINK_MAX_LINKS",
-    "NVML_TEMPERATURE_GPU",
-    "NVML_TEMPERATURE_THRESHOLD_SLOWDOWN",
-    "NVML_MEMORY_ERROR_TYPE_UNCORRECTED",
-    "NVML_VOLATILE_ECC",
-    "NVML_ERROR_NOT_SUPPORTED",
-    "NVML_ERROR_NO_PERMISSION",
-    "NVML_ERROR_NOT_FOUND",
-    "NVML_ERROR_INVALID_ARGUMENT",
-    "NVML_ERROR_FUNCTION_NOT_FOUND",
-    "NVML_ERROR_DRIVER_NOT_LOADED",
-    "NVML_ERROR_LIBRARY_NOT_FOUND",
-    "NVML_ERROR_LIB_RM_VERSION_MISMATCH",
-)
-"""Every constant of the library that is read here."""
-
-_UNANSWERABLE = (
-    "NVML_ERROR_NOT_SUPPORTED",
-    "NVML_ERROR_NO_PERMISSION",
-    "NVML_ERROR_NOT_FOUND",
-    "NVML_ERROR_INVALID_ARGUMENT",
-    "NVML_ERROR_FUNCTION_NOT_FOUND",
-)
 
 
 class NoCards(Exception):
@@ -111,7 +42,7 @@ def load(host: Host) -> Any:
         NoCards: it is not installed.
     """
     try:
-        return importlib.import_module("pynvml")
+        return nvml.load()
     except ImportError:
         raise NoCards(_no_package(host)) from None
 
@@ -140,18 +71,19 @@ def read(library: Any, host: Host) -> Gpus:
         NoCards: there is no driver, or it does not answer.
     """
     try:
-        library.nvmlInit()
+        session = Nvml(library)
     except library.NVMLError as error:
         raise NoCards(_no_driver(library, error, host)) from None
     try:
-        reader = _Reader(library, host)
-        cuda = reader.ask("nvmlSystemGetCudaDriverVersion_v2")
-        cards = tuple(reader.card(index) for index in range(library.nvmlDeviceGetCount()))
-        return Gpus(
-            driver=reader.ask("nvmlSystemGetDriverVersion"),
-            cuda=None if cuda is None else (cuda // 1000, cuda % 1000 // 10),
-            cards=cards,
-        )
+        with session:
+            reader = _Reader(session, host)
+            cuda = session.ask("nvmlSystemGetCudaDriverVersion_v2")
+            cards = tuple(reader.card(index) for index in range(session.call("nvmlDeviceGetCount")))
+            return Gpus(
+                driver=session.ask("nvmlSystemGetDriverVersion"),
+                cuda=None if cuda is None else (cuda // 1000, cuda % 1000 // 10),
+                cards=cards,
+            )
     except library.NVMLError as error:
         raise NoCards(
             Finding(
@@ -162,8 +94,6 @@ def read(library: Any, host: Host) -> Gpus:
                 ("sudo dmesg | grep -i nvrm",),
             )
         ) from None
-    finally:
-        library.nvmlShutdown()
 
 
 def _no_driver(library: Any, error: Any, host: Host) -> Finding:
@@ -199,31 +129,15 @@ def has_nvidia_card(host: Host) -> bool:
 class _Reader:
     """Asks the library, and turns its answers into plain values."""
 
-    def __init__(self, library: Any, host: Host) -> None:
-        self._library = library
+    def __init__(self, session: Nvml, host: Host) -> None:
+        self._session = session
+        self._library = session.library
         self._host = host
-        self._unanswerable = {getattr(library, name) for name in _UNANSWERABLE}
-
-    def ask(self, function: str, *arguments: Any) -> Any:
-        """The library's answer; None where it has none.
-
-        Raises:
-            NVMLError: the card or the driver is in trouble.
-        """
-        call: Callable[..., Any] | None = getattr(self._library, function, None)
-        if call is None:  # an older or a newer nvidia-ml-py
-            return None
-        try:
-            return call(*arguments)
-        except self._library.NVMLError as error:
-            if error.value in self._unanswerable:
-                return None
-            raise
 
     def card(self, index: int) -> Card:
         """All of one card."""
         try:
-            handle = self._library.nvmlDeviceGetHandleByIndex(index)
+            handle = self._session.call("nvmlDeviceGetHandleByIndex", index)
             return self._whole_card(index, handle)
         except self._library.NVMLError as error:
             return Card(index, lost=str(error))
@@ -232,7 +146,7 @@ class _Reader:
         library = self._library
 
         def of(function: str, *arguments: Any) -> Any:
-            return self.ask(function, handle, *arguments)
+            return self._session.ask(function, handle, *arguments)
 
         memory = of("nvmlDeviceGetMemoryInfo")
         reasons = of("nvmlDeviceGetCurrentClocksEventReasons")
@@ -287,7 +201,7 @@ class _Reader:
     def _nvlinks(self, handle: Any) -> tuple[bool, ...]:
         states = []
         for link in range(self._library.NVML_NVLINK_MAX_LINKS):
-            state = self.ask("nvmlDeviceGetNvLinkState", handle, link)
+            state = self._session.ask("nvmlDeviceGetNvLinkState", handle, link)
             if state is None:  # the card has no more links
                 break
             states.append(bool(state))
@@ -300,7 +214,7 @@ class _Reader:
             ("nvmlDeviceGetGraphicsRunningProcesses", True),
             ("nvmlDeviceGetComputeRunningProcesses", False),
         ):
-            for process in self.ask(function, handle) or ():
+            for process in self._session.ask(function, handle) or ():
                 by_pid[process.pid] = Tenant(
                     process.pid, self._program(process.pid), process.usedGpuMemory, graphics
                 )
@@ -309,7 +223,7 @@ class _Reader:
     def _program(self, pid: int) -> str:
         """Separated by blanks, as `ps` shows it."""
         command_line = (self._host.read(f"proc/{pid}/cmdline") or "").replace("\0", " ").strip()
-        name: str | None = command_line or self.ask("nvmlSystemGetProcessName", pid)
+        name: str | None = command_line or self._session.ask("nvmlSystemGetProcessName", pid)
         return name or "unknown"
 
 

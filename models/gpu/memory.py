@@ -3,12 +3,15 @@ some."""
 
 from __future__ import annotations
 
-import importlib
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
+
+from sigd.models.gpu.nvml import Nvml, load
 
 _ASK = "nvidia-smi --query-compute-apps=pid,process_name,used_memory --format=csv"
+_COMPUTING: Final = "nvmlDeviceGetComputeRunningProcesses"
+_DRAWING: Final = "nvmlDeviceGetGraphicsRunningProcesses"
 
 
 class Memory(NamedTuple):
@@ -31,18 +34,13 @@ class MemoryReader:
     """
 
     def __init__(self) -> None:
-        self._pynvml: Any = importlib.import_module("pynvml")
-        self._pynvml.nvmlInit()
+        self._nvml = Nvml(load())
 
     def read(self, pci_bus_id: str) -> Memory:
         """Of that card as of now. Raises an exception of NVML's."""
-        card = self._pynvml.nvmlDeviceGetHandleByPciBusId(pci_bus_id)
-        memory = self._pynvml.nvmlDeviceGetMemoryInfo(card)
-        own = {
-            process.pid: process.usedGpuMemory
-            for process in self._pynvml.nvmlDeviceGetComputeRunningProcesses(card)
-        }.get(os.getpid())
-        return Memory(memory.total, memory.free, own)
+        card = self._nvml.call("nvmlDeviceGetHandleByPciBusId", pci_bus_id)
+        memory = self._nvml.call("nvmlDeviceGetMemoryInfo", card)
+        return Memory(memory.total, memory.free, _held(self._nvml, card, _COMPUTING).get(os.getpid()))
 
 
 def who_holds(pci_bus_id: str) -> str:
@@ -53,29 +51,27 @@ def who_holds(pci_bus_id: str) -> str:
         pci_bus_id: of the card, as CUDA gives it; CUDA and NVML may number cards differently.
     """
     try:
-        pynvml: Any = importlib.import_module("pynvml")
+        library = load()
     except ImportError:
         return f"to see who holds it: {_ASK}"
     try:
-        pynvml.nvmlInit()
-        try:
-            return _sentence(pynvml, pci_bus_id)
-        finally:
-            pynvml.nvmlShutdown()
-    except pynvml.NVMLError as error:
+        with Nvml(library) as nvml:
+            return _sentence(nvml, pci_bus_id)
+    except library.NVMLError as error:
         return f"NVML does not say who holds it ({error}): {_ASK}"
 
 
-def _sentence(pynvml: Any, pci_bus_id: str) -> str:
-    card = pynvml.nvmlDeviceGetHandleByPciBusId(pci_bus_id)
-    memory = pynvml.nvmlDeviceGetMemoryInfo(card)
-    processes = {
-        process.pid: process.usedGpuMemory
-        for process in (
-            *pynvml.nvmlDeviceGetComputeRunningProcesses(card),
-            *pynvml.nvmlDeviceGetGraphicsRunningProcesses(card),
-        )
+def _held(nvml: Nvml, card: Any, *functions: str) -> dict[int, int | None]:
+    """Bytes that each process holds, by its id."""
+    return {
+        process.pid: process.usedGpuMemory for function in functions for process in nvml.call(function, card)
     }
+
+
+def _sentence(nvml: Nvml, pci_bus_id: str) -> str:
+    card = nvml.call("nvmlDeviceGetHandleByPciBusId", pci_bus_id)
+    memory = nvml.call("nvmlDeviceGetMemoryInfo", card)
+    processes = _held(nvml, card, _COMPUTING, _DRAWING)
     holders = sorted(processes.items(), key=lambda holder: -(holder[1] or 0))
     of_all = f"{memory.free / 2**20:,.0f} of {memory.total / 2**20:,.0f} MiB are free"
     if not holders:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -88,7 +89,7 @@ def machine(make_host: MakeHost, library: Any, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(
         "sigd.daemon.commands.doctor.Host", lambda cpu: Host(cpu, prepared.root, prepared.search_path)
     )
-    monkeypatch.setattr("sigd.daemon.doctor.nvml.importlib.import_module", lambda name: library)
+    monkeypatch.setitem(sys.modules, "pynvml", library)
     return library
 
 
