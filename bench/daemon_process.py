@@ -79,7 +79,8 @@ class OwnDaemon:
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=subprocess.STDOUT,
-                preexec_fn=die_with_parent,  # noqa: PLW1509  no thread of ours runs yet; a daemon that spins must not outlive a bench that was killed
+                # A daemon that spins must not outlive a bench that was killed.
+                preexec_fn=die_with_parent,  # noqa: PLW1509  no thread of ours runs yet, and it takes no lock
             )
         try:
             self._wait_until_ready()

@@ -10,46 +10,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from tests.bench.measurements import measured
 
-from sigd.bench import connections, histogram
+from sigd.bench import connections
 from sigd.bench.commands.connections import main
 from sigd.bench.connections import Asked, Found, Shares, Turns, measure, served_by_connection
 from sigd.bench.daemon_process import ServeOptions
 from sigd.bench.errors import MissingDependency
-from sigd.bench.load.contract import SAMPLE, LatencyCounts, Measurement
+from sigd.bench.load.contract import SAMPLE
 from sigd.bench.load.native import NativeLoad
 from sigd.bench.native.build import NativePrograms
 from sigd.wire.ring import why_not_here
 from sigd.wire.status import Transport
 
-SECOND = 1_000_000_000
 ASKED = Asked(ServeOptions(), connections=4, talking=2)
-
-
-def measured(latency_us: float, signals: int = 1000) -> Measurement:
-    return Measurement(
-        client="cpp",
-        welcome=b"",
-        elapsed_ns=SECOND,
-        intended_span_ns=0,
-        sent_span_ns=SECOND,
-        requests=signals,
-        sent=signals,
-        received=signals,
-        statuses=(signals, 0, 0, 0, 0, 0, 0),
-        late_sends=0,
-        late_worst_ns=0,
-        hiccups=0,
-        hiccup_worst_ns=0,
-        hiccup_sum_ns=0,
-        batch_rows_sum=signals,
-        generation_first=1,
-        generation_last=1,
-        counts=LatencyCounts(corrected=histogram.count(np.full(signals, round(latency_us * 1000)))),
-        samples=np.empty(0, dtype=SAMPLE),
-        slowest=np.empty(0, dtype=SAMPLE),
-        violation=None,
-    )
 
 
 def found(*among_us: float, served: tuple[int, ...] = (100, 100)) -> Found:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from click.testing import CliRunner
-from tests.bench.test_connections import measured
+from tests.bench.measurements import measured
 
 from sigd.bench.commands.observe import asked_of, main
 from sigd.bench.load.native import NativeLoad

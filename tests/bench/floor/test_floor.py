@@ -8,48 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.bench.measurements import measured
 
 from sigd.bench import histogram
 from sigd.bench.errors import PeerFailed
 from sigd.bench.floor import floor
 from sigd.bench.floor.bare_backend import BareBackend, BareCalls, time_calls
 from sigd.bench.floor.floor import FloorRound
-from sigd.bench.load.contract import SAMPLE, LatencyCounts, LoadPlan, Measurement
+from sigd.bench.load.contract import LoadPlan, Measurement
 from sigd.bench.load.native import NativeLoad
 from sigd.bench.load.requests import random_frames
 from sigd.bench.native.build import NativePrograms
 from sigd.wire.fields import HEADER_BYTES
 from sigd.wire.messages import Hello, Welcome
 from sigd.wire.status import Transport
-
-SECOND = 1_000_000_000
-
-
-def measured(latency_us: float, signals: int = 1000) -> Measurement:
-    counts = histogram.count(np.full(signals, round(latency_us * 1000)))
-    return Measurement(
-        client="cpp",
-        welcome=b"",
-        elapsed_ns=SECOND,
-        intended_span_ns=0,
-        sent_span_ns=SECOND,
-        requests=signals,
-        sent=signals,
-        received=signals,
-        statuses=(signals, 0, 0, 0, 0, 0, 0),
-        late_sends=0,
-        late_worst_ns=0,
-        hiccups=0,
-        hiccup_worst_ns=0,
-        hiccup_sum_ns=0,
-        batch_rows_sum=signals,
-        generation_first=1,
-        generation_last=1,
-        counts=LatencyCounts(corrected=counts),
-        samples=np.empty(0, dtype=SAMPLE),
-        slowest=np.empty(0, dtype=SAMPLE),
-        violation=None,
-    )
 
 
 def bare(latency_us: float, rows: int = 1) -> BareCalls:

@@ -7,35 +7,18 @@ import weakref
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.daemon.serving.frames import HEARTBEAT, header, rejected
 
 from sigd.daemon.serving.session import CONTROL_FRAMES_A_TURN
 from sigd.daemon.serving.state import State
-from sigd.wire.fields import HEADER_BYTES
-from sigd.wire.layout import header_word
 from sigd.wire.messages import Goodbye, Heartbeat, Hello, ModelInfo, Reject, Welcome
 from sigd.wire.status import GoodbyeCode, RejectCode, Status
 
 if TYPE_CHECKING:
-    from tests.daemon.conftest import FakeClient, Rig
+    from tests.daemon.conftest import Rig
 
 FEATURES = 4
 OUTPUTS = 2
-HEARTBEAT = Heartbeat(1).encode()
-
-
-def rejected(client: FakeClient) -> Reject:
-    """The Reject that ended the connection, after whatever came before it."""
-    *_, reject = client.received()
-    assert isinstance(reject, Reject)
-    assert client.finished
-    assert client.session.closed
-    assert reject.reason
-    return reject
-
-
-def header(template_id: int, frame_bytes: int, *, schema: int = 91, version: int = 1) -> bytes:
-    word = header_word(template_id, frame_bytes, version) & ~(0xFFFF << 32) | schema << 32
-    return word.to_bytes(HEADER_BYTES, "little")
 
 
 # -- frames in any pieces
