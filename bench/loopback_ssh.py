@@ -25,7 +25,7 @@ _HOST: Final = "127.0.0.1"
 _PRIVILEGE_SEPARATION: Final = Path("/run/sshd")
 _START_TIMEOUT_S: Final = 20.0
 _PORT_TRIES: Final = 5
-_SBIN: Final = ("/usr/sbin", "/usr/local/sbin", "/sbin")
+SBIN: Final = ("/usr/sbin", "/usr/local/sbin", "/sbin")
 
 SERVER: Final = ("AllowStreamLocalForwarding local", "ForceCommand cat", "IPQoS af21")
 """What the daemon's end of a tunnel allows; docs/tunnel.md has the rest."""
@@ -41,7 +41,7 @@ CLIENT: Final = (
 
 def find_programs() -> dict[str, str]:
     """The paths of sshd, ssh and ssh-keygen. Raises MissingDependency where one is missing."""
-    path = os.pathsep.join((os.environ.get("PATH", ""), *_SBIN))
+    path = os.pathsep.join((os.environ.get("PATH", ""), *SBIN))
     packages = {"sshd": "openssh-server", "ssh": "openssh-client", "ssh-keygen": "openssh-client"}
     found = {}
     for program, package in packages.items():

@@ -41,7 +41,7 @@ from sigd.wire.status import Transport
 
 P99_RATIO_MAX: Final = 1.2
 _CLIENT_NAME: Final = "sigd bench"
-_TURN_S: Final = 5.0
+TURN_S: Final = 5.0
 _WARMUP_S: Final = 0.3
 _PAUSE_S: Final = 0.05
 """Between two reloads."""
@@ -259,7 +259,7 @@ def measure(asked: Asked, generator: LoadGenerator, say: Say) -> Found:
             during: list[Measurement] = []
             beside: list[Measurement] = []
             while len(operator.windows) < asked.reloads and len(resting) < _TURNS_MAX:
-                say(f"{len(operator.windows)} of {asked.reloads} reloads; {_TURN_S:g} s at rest, with, floor")
+                say(f"{len(operator.windows)} of {asked.reloads} reloads; {TURN_S:g} s at rest, with, floor")
                 plan = _plan(asked, daemon.socket_path, seed=len(resting))
                 resting.append(generator.run(plan, _nothing))
                 during.append(_run_beside(operator, asked.reloads, plan, generator))
@@ -271,7 +271,7 @@ def measure(asked: Asked, generator: LoadGenerator, say: Say) -> Found:
 
 def _run_beside(activity: _Activity, times_max: int, plan: LoadPlan, generator: LoadGenerator) -> Measurement:
     def begin() -> None:
-        deadline_ns = time.monotonic_ns() + round(_TURN_S * NS_PER_S)
+        deadline_ns = time.monotonic_ns() + round(TURN_S * NS_PER_S)
         acting = threading.Thread(target=activity.go_on_until, args=(times_max, deadline_ns))
         threads.append(acting)
         acting.start()
@@ -286,7 +286,7 @@ def _run_beside(activity: _Activity, times_max: int, plan: LoadPlan, generator: 
 def _plan(asked: Asked, socket_path: str, seed: int) -> LoadPlan:
     hello = Hello(transport=asked.transport, client_name=_CLIENT_NAME)
     plan, welcome = plan_for(socket_path, hello)
-    offsets = schedule.poisson(asked.rate_hz, _TURN_S, seed)
+    offsets = schedule.poisson(asked.rate_hz, TURN_S, seed)
     return replace(
         plan,
         intended_ns=schedule.with_warmup(offsets, round(_WARMUP_S * NS_PER_S)),
@@ -347,9 +347,9 @@ def _in_time(measurements: list[Measurement], activity: _Activity) -> dict[str, 
                 seconds_before + (until_ns - begin_ns) / NS_PER_S,
             )
             for since_ns, until_ns in activity.windows
-            if begin_ns <= since_ns < begin_ns + _TURN_S * NS_PER_S
+            if begin_ns <= since_ns < begin_ns + TURN_S * NS_PER_S
         ]
-        seconds_before += _TURN_S
+        seconds_before += TURN_S
     everything = np.concatenate([measurement.samples for measurement in measurements])
     by_generation = []
     for generation in np.unique(everything["model_generation"]):
@@ -362,22 +362,22 @@ def _under_way(measurements: list[Measurement], activity: _Activity) -> npt.NDAr
     """The requests that met it."""
     return np.concatenate(
         [
-            measurement.samples[_overlapping(measurement.samples, activity.windows)]
+            measurement.samples[overlapping(measurement.samples, activity.windows)]
             for measurement in measurements
         ]
     )
 
 
-def _overlapping(samples: npt.NDArray[np.void], windows: list[Window]) -> npt.NDArray[np.bool_]:
+def overlapping(samples: npt.NDArray[np.void], windows: list[Window]) -> npt.NDArray[np.bool_]:
     """Which requests were under way at some time in one of the windows, which are in order and apart."""
     since = np.array([window[0] for window in windows], np.int64)
     until = np.array([window[1] for window in windows], np.int64)
     # The first window that ends after the request was due: did it begin before the answer?
     index = np.searchsorted(until, samples["intended_ns"])
     known = index < len(windows)
-    overlapping: npt.NDArray[np.bool_] = known.copy()
-    overlapping[known] = since[index[known]] <= samples["received_ns"][known]
-    return overlapping
+    met: npt.NDArray[np.bool_] = known.copy()
+    met[known] = since[index[known]] <= samples["received_ns"][known]
+    return met
 
 
 def _percentiles(samples: npt.NDArray[np.void]) -> list[int]:

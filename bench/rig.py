@@ -38,7 +38,7 @@ from sigd.wire.status import Transport
 
 SCHEDULED_MAX = 50_000_000
 """Requests in a schedule; each takes about 40 bytes of memory before the first is sent."""
-_HICCUP_SECONDS = 1.0
+HICCUP_SECONDS = 1.0
 _BATCH_ROWS_MAX = 64
 _BARE_SHARE = 0.15
 _CLIENT_NAME = "sigd bench"
@@ -148,8 +148,8 @@ def run(settings: Settings, say: Say) -> Outcome:
     if settings.socket_path is not None:
         daemon_cpu = None
     watched = sorted({daemon_cpu, client_cpu} - {None}, key=lambda cpu: cpu or 0) or [None]
-    say(f"watching the machine itself for {_HICCUP_SECONDS:g} s")
-    before = hiccup.measure(watched, _HICCUP_SECONDS, programs)
+    say(f"watching the machine itself for {HICCUP_SECONDS:g} s")
+    before = hiccup.measure(watched, HICCUP_SECONDS, programs)
     facts = environment.read(watched, before[0].clock_cost_ns, programs.compiler if programs else None)
     with target_of(settings, daemon_cpu, say) as target:
         plans, capture = plans_of(settings, target, client_cpu, say)
@@ -175,7 +175,7 @@ def run(settings: Settings, say: Say) -> Outcome:
         stolen = taken.found(measurement.elapsed_ns, measurement.hiccup_sum_ns)
         if target.own is not None:
             target.own.stop()
-    after = hiccup.measure(watched, _HICCUP_SECONDS, programs)
+    after = hiccup.measure(watched, HICCUP_SECONDS, programs)
     return Outcome(
         settings=settings,
         welcome=target.welcome,
@@ -320,7 +320,7 @@ def _part(settings: Settings, base: LoadPlan, part: int, parts: int) -> LoadPlan
     if count is not None:
         # A little longer than it takes on average, then cut to the number asked for.
         duration_s = (count + 10 * count**0.5 + 10) / settings.rate_hz
-    _check_scheduled(settings.rate_hz, duration_s + settings.warmup_s, f"--rate {settings.rate_hz:g}")
+    check_scheduled(settings.rate_hz, duration_s + settings.warmup_s, f"--rate {settings.rate_hz:g}")
     if settings.arrivals == "poisson":
         offsets = schedule.poisson(settings.rate_hz, duration_s, seed)
     else:
@@ -328,7 +328,7 @@ def _part(settings: Settings, base: LoadPlan, part: int, parts: int) -> LoadPlan
     return replace(base, intended_ns=schedule.with_warmup(offsets[:count], base.warmup_ns), seed=seed)
 
 
-def _check_scheduled(rate_hz: float, seconds: float, asked: str) -> None:
+def check_scheduled(rate_hz: float, seconds: float, asked: str) -> None:
     """
     Args:
         rate_hz: requests a second.
@@ -355,7 +355,7 @@ def _capture_plan(
     )
     offsets, frames = _cut(schedule.of_capture(arrivals_ns, settings.speed), frames, settings)
     gap_s = schedule.mean_gap_ns(offsets) / NS_PER_S
-    _check_scheduled(1 / gap_s, settings.warmup_s, f"the warm-up of a capture at --speed {settings.speed:g}")
+    check_scheduled(1 / gap_s, settings.warmup_s, f"the warm-up of a capture at --speed {settings.speed:g}")
     plan = replace(base, frames=frames, intended_ns=schedule.with_warmup(offsets, base.warmup_ns))
     return plan, reader
 

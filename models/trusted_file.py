@@ -24,7 +24,7 @@ from sigd.models.errors import ModelRefused
 
 _LINKS_MAX: Final = 40
 """As many as Linux itself follows."""
-_SHIPPED: Final = Path(__file__).resolve().parent / "zoo"
+SHIPPED: Final = Path(__file__).resolve().parent / "zoo"
 """As trustworthy as the code beside it, which is running already."""
 _ACL: Final = "system.posix_acl_access"
 
@@ -75,9 +75,9 @@ def read_file(path: Path) -> bytes:
 
 
 def _check(path: Path, opened: os.stat_result) -> None:
-    if path.resolve().is_relative_to(_SHIPPED):
+    if path.resolve().is_relative_to(SHIPPED):
         return
-    looked_at = ((directory, directory.lstat()) for directory in _directories(path))
+    looked_at = ((directory, directory.lstat()) for directory in directories_of(path))
     for place, status in ((path, opened), *looked_at):
         problem = _problem(place, status)
         if problem is not None:
@@ -123,7 +123,7 @@ def _is_own_group(path: Path, status: os.stat_result) -> bool:
     return False
 
 
-def _directories(path: Path) -> Iterator[Path]:
+def directories_of(path: Path) -> Iterator[Path]:
     """Every directory in which a name is looked up on the way to `path`, links followed, from the root on."""
     left = [*reversed(path.absolute().parts)]
     here = Path(left.pop())

@@ -296,4 +296,5 @@ def _logging_as_before() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _trust_is_demanded_by_none_but_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command that serves, called within this process, must not change what the next test may read."""
+    # A process that demands it never stops to: that is why there is no public way back.
     monkeypatch.setattr(trusted_file._demand, "made", False)

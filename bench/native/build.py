@@ -70,7 +70,7 @@ def build() -> NativePrograms:
     aside = Path(tempfile.mkdtemp(prefix="build-", dir=directory.parent))
     try:
         for name in PROGRAMS:
-            _compile(compiler, SOURCES / f"{name}.cpp", aside / name)
+            compile_program(compiler, SOURCES / f"{name}.cpp", aside / name)
         try:
             aside.rename(directory)
         except OSError:
@@ -108,7 +108,8 @@ def _version(compiler: str) -> str:
     return shown.splitlines()[0] if shown else compiler
 
 
-def _compile(compiler: str, source: Path, executable: Path) -> None:
+def compile_program(compiler: str, source: Path, executable: Path) -> None:
+    """Compile a program. Raises MissingDependency with what the compiler said."""
     command = [compiler, *FLAGS, "-I", str(INCLUDE), "-o", str(executable), str(source)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_BUILD_TIMEOUT_S, check=False)

@@ -117,7 +117,7 @@ class AdminClient:
             raise _no_answer(self._admin_socket, answer, kind, error) from None
 
     def _silent(self, request: AdminRequest, bound_s: float) -> MissingDependency:
-        found, cure = _fares(self.listener_pid)
+        found, cure = process_state(self.listener_pid)
         return MissingDependency(
             f"{self._admin_socket}: no answer to {request.op!r} within {bound_s:.3g} s (timed out): {found};"
             f" {cure}"
@@ -146,7 +146,7 @@ class AdminClient:
         )
 
 
-def _fares(pid: int) -> tuple[str, str]:
+def process_state(pid: int) -> tuple[str, str]:
     """What a process that listens and gives no answer is doing, and what to do about it."""
     process = Path("/proc", str(pid))
     try:

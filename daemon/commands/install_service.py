@@ -90,14 +90,14 @@ def install_service(
         raise UsageError("--enable starts it on this machine: it goes without --prefix")
     if as_json and (enable or removing):
         raise UsageError("--json tells what is written: it goes without --enable and --uninstall")
-    target = Target(_command(), user, _group_of(user), instance, realtime, gpu, metrics)
+    target = Target(own_command(), user, _group_of(user), instance, realtime, gpu, metrics)
     if removing:
         if enable:
             raise UsageError("--enable or --uninstall, not both")
         _uninstall(target, prefix, force=force, dry_run=dry_run)
         return
     refuse_another_user(target, files(target), prefix)
-    _check_reach(target, fatal=prefix == _ROOT and not dry_run)
+    check_reach(target, fatal=prefix == _ROOT and not dry_run)
     if as_json:
         planned = plan(files(target), prefix, force=force)
         done = [{"path": str(place_of(file, prefix)), "action": action.value} for file, action in planned]
@@ -112,9 +112,9 @@ def install_service(
         return
     install(files(target), prefix, force=force, say=click.echo)
     if enable:
-        running = _is_active(target.service)
+        running = is_active(target.service)
         for command in start_commands(target):
-            _run(command)
+            run_command(command)
         if running:
             click.echo(
                 f"RUNNING    {target.service} was running already and goes on with the files and the sigd"
@@ -146,16 +146,16 @@ def _uninstall(target: Target, prefix: Path, *, force: bool, dry_run: bool) -> N
         refuse_changed(going, prefix)
     if prefix == _ROOT and _is_known(target.service):
         for command in stop_commands(target):
-            _run(command)
+            run_command(command)
     uninstall(going, prefix, force=force, say=click.echo)
     if prefix == _ROOT:
-        _run(["systemctl", "daemon-reload"])
+        run_command(["systemctl", "daemon-reload"])
     click.echo("left       /var/lib/sigd: rm -r /var/lib/sigd")
     if target.user == _USER:
         click.echo(f"left       the user {target.user}: userdel {target.user}")
 
 
-def _command() -> str:
+def own_command() -> str:
     """The console script of the installation that runs this."""
     script = Path(sysconfig.get_path("scripts")) / "sigd"
     found = str(script) if os.access(script, os.X_OK) else shutil.which("sigd")
@@ -174,7 +174,7 @@ def _group_of(user: str) -> str:
         return user
 
 
-def _check_reach(target: Target, *, fatal: bool) -> None:
+def check_reach(target: Target, *, fatal: bool) -> None:
     """
     Raises:
         MissingDependency: `fatal`, and the service could not even be started.
@@ -201,7 +201,8 @@ def _is_known(unit: str) -> bool:
     return subprocess.run(["systemctl", "cat", unit], capture_output=True, check=False).returncode == 0
 
 
-def _is_active(unit: str) -> bool:
+def is_active(unit: str) -> bool:
+    """Whether systemd runs that unit; False where there is no systemd."""
     try:
         done = subprocess.run(["systemctl", "is-active", "--quiet", unit], capture_output=True, check=False)
     except OSError:
@@ -209,7 +210,8 @@ def _is_active(unit: str) -> bool:
     return done.returncode == 0
 
 
-def _run(command: Sequence[str]) -> None:
+def run_command(command: Sequence[str]) -> None:
+    """Show a command and run it. Raises MissingDependency where it fails."""
     click.echo(f"run        {shlex.join(command)}")
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, text=True, timeout=_PATIENCE_S, check=False)

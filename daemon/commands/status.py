@@ -46,14 +46,15 @@ def _with_percentiles(answer: Status) -> dict[str, object]:
     fields["models"] = [
         {
             **msgspec.to_builtins(model),
-            **{name: _percentiles(getattr(model, name)) for name in ("total", "queue", "infer")},
+            **{name: percentiles(getattr(model, name)) for name in ("total", "queue", "infer")},
         }
         for model in answer.models
     ]
     return fields
 
 
-def _percentiles(latency: LatencyStatus) -> dict[str, float]:
+def percentiles(latency: LatencyStatus) -> dict[str, float]:
+    """As JSON shows them, in us, with the count and the worst."""
     return {
         "count": sum(count for _, count in latency.bins),
         **{f"p{percent:g}_us": _percentile_us(latency, percent) for percent in PERCENTS},
@@ -67,7 +68,8 @@ def _percentile_us(latency: LatencyStatus, percent: float) -> float:
     return min(percentile_ns(latency.bins, percent), latency.max_ns) / 1000
 
 
-def _shown_percentile(latency: LatencyStatus, percent: float) -> str:
+def shown_percentile(latency: LatencyStatus, percent: float) -> str:
+    """As the table shows it, in us; a bound where it lies beyond the bins."""
     if percentile_ns(latency.bins, percent) == BEYOND_NS:
         return BEYOND_SHOWN
     return f"{_percentile_us(latency, percent):.1f}"
@@ -146,7 +148,7 @@ def _show_model(console: Console, model: ModelStatus) -> None:
     for name, latency in (("total", model.total), ("queue", model.queue), ("model", model.infer)):
         table.add_row(
             name,
-            *(_shown_percentile(latency, percent) for percent in PERCENTS),
+            *(shown_percentile(latency, percent) for percent in PERCENTS),
             f"{latency.max_ns / 1000:.1f}",
         )
     console.print(table)

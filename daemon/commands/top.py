@@ -72,7 +72,7 @@ def top(
 
 def _print_lines(path: Path, first: Status, every_s: float, count: int | None, *, as_json: bool) -> None:
     with Keys() as keys:
-        for told in _looks(path, first, every_s, count, keys):
+        for told in looks(path, first, every_s, count, keys):
             if isinstance(told, MissingDependency):
                 click.echo(f"sigd: {told}", err=True)
             else:
@@ -84,7 +84,7 @@ def _draw(path: Path, first: Status, every_s: float, count: int | None) -> None:
     screen = Screen(str(path), every_s)
     screen.show(between(None, first))
     with Keys() as keys, Live(screen, console=console, screen=True, auto_refresh=False) as live:
-        for told in _looks(path, first, every_s, count, keys):
+        for told in looks(path, first, every_s, count, keys):
             if isinstance(told, MissingDependency):
                 screen.silent(str(told))
             else:
@@ -92,7 +92,7 @@ def _draw(path: Path, first: Status, every_s: float, count: int | None) -> None:
             live.refresh()
 
 
-def _looks(
+def looks(
     path: Path, before: Status, every_s: float, count: int | None, keys: Keys
 ) -> Iterator[Interval | MissingDependency]:
     """Each interval as it ends, or why there was no answer, until the count is reached or a key is pressed.

@@ -173,7 +173,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 def default_socket_path() -> Path:
     """/run/sigd/sigd.sock where that directory may be written to, else one in the user's own runtime
     directory."""
-    *directories, last = _socket_directories()
+    *directories, last = socket_directories()
     for directory in directories:
         if os.access(directory, os.W_OK | os.X_OK):
             return directory / _SOCKET_NAME
@@ -184,7 +184,7 @@ def running_socket_path() -> Path:
     """Where a daemon listens that was started without saying where, for commands that ask: the first of those
     places where there is a socket, which may be one that only the service manager could make. Where one may
     not look, there is one: the command is told what right is missing."""
-    for directory in _socket_directories():
+    for directory in socket_directories():
         path = directory / _SOCKET_NAME
         try:
             if stat.S_ISSOCK(os.stat(path).st_mode):
@@ -196,7 +196,8 @@ def running_socket_path() -> Path:
     return default_socket_path()
 
 
-def _socket_directories() -> tuple[Path, ...]:
+def socket_directories() -> tuple[Path, ...]:
+    """Where a daemon without a configured socket may listen, the preferred one first."""
     return (
         Path("/run/sigd"),
         Path(os.environ.get("XDG_RUNTIME_DIR", "/nonexistent")),

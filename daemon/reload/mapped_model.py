@@ -27,8 +27,8 @@ def _library(library: ctypes.CDLL) -> ctypes.CDLL:
     return library
 
 
-_KEEPING_LOCK: Final = _library(ctypes.PyDLL(None, use_errno=True))
-_GIVING_LOCK_AWAY: Final = _library(ctypes.CDLL(None, use_errno=True))
+KEEPING_LOCK: Final = _library(ctypes.PyDLL(None, use_errno=True))
+GIVING_LOCK_AWAY: Final = _library(ctypes.CDLL(None, use_errno=True))
 _MAP_FAILED: Final = ctypes.c_void_p(-1).value
 
 
@@ -56,7 +56,7 @@ class MappedModel:
         """
         first = on_a_page(self._graph_bytes)
         size = first + self._weights_bytes
-        libc = _KEEPING_LOCK if size < _LARGE_BYTES else _GIVING_LOCK_AWAY
+        libc = KEEPING_LOCK if size < _LARGE_BYTES else GIVING_LOCK_AWAY
         address = libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_PRIVATE, self._descriptor, 0)
         if address == _MAP_FAILED:
             raise MemoryError(os.strerror(ctypes.get_errno()))

@@ -137,7 +137,7 @@ def received(passed: Passed, descriptor: int) -> Validated:
 def wait_for_tasks(channel: socket.socket, cores: AbstractSet[int]) -> None:
     """Examine what comes through `channel` until its other end is closed, which ends what is under way."""
     leave_loop_core(cores, idle_priority=True)
-    _prewarm()
+    prewarm()
     worker: _Worker | None = None
     while message := channel.recv(MESSAGE_BYTES_MAX):
         if worker is None or not worker.waits():
@@ -152,7 +152,7 @@ def wait_for_tasks(channel: socket.socket, cores: AbstractSet[int]) -> None:
         worker.end()
 
 
-def _prewarm() -> None:
+def prewarm() -> None:
     """What is loaded with the first file is loaded now, not for each file anew: that is three quarters of the
     time. The log says nothing of it: the daemon does not serve that file."""
     logging.disable(logging.INFO)
@@ -196,12 +196,12 @@ class _Worker:
         # One that ends meanwhile may break the connection in either direction; its status says how it ended.
         with suppress(ConnectionError):
             self._tasks.send(message)
-            reason = _watch(self._tasks, self._channel)
+            reason = watch_worker(self._tasks, self._channel)
             if not reason and self._tasks.recv(1):
                 return ""
         status = self.end()
         if status and not reason:
-            reason = f"the process that validated it {_ended_how(status)}"
+            reason = f"the process that validated it {how_worker_ended(status)}"
         return reason
 
     def end(self) -> int:
@@ -213,7 +213,7 @@ class _Worker:
         return os.waitpid(pid, 0)[1]
 
 
-def _watch(worker: socket.socket, channel: socket.socket) -> str:
+def watch_worker(worker: socket.socket, channel: socket.socket) -> str:
     """Wait until a worker is done with a file or has ended; why it must be ended, "" where it need not."""
     poller = select.poll()
     poller.register(worker, select.POLLIN)
@@ -224,7 +224,8 @@ def _watch(worker: socket.socket, channel: socket.socket) -> str:
     return "the daemon has ended" if events else f"validating it took longer than {TIMEOUT_S} s"
 
 
-def _ended_how(status: int) -> str:
+def how_worker_ended(status: int) -> str:
+    """In words, from the status of os.waitpid."""
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         hint = ": out of memory?" if number == signal.SIGKILL else ""
@@ -258,7 +259,7 @@ def _validate_next(channel: socket.socket, message: bytes) -> bool:
     try:
         verdict, descriptor = validate(msgspec.msgpack.decode(task, type=Task))
     except Exception as error:  # noqa: BLE001  whatever it was, the daemon is waiting
-        verdict, descriptor = Refused(_brief(f"{type(error).__name__}: {error}")), -1
+        verdict, descriptor = Refused(brief(f"{type(error).__name__}: {error}")), -1
     _answer(channel, number, verdict, descriptor)
     if descriptor >= 0:
         os.close(descriptor)
@@ -280,7 +281,7 @@ def validate(task: Task) -> tuple[Verdict, int]:
         parts = _parts(backend)
         descriptor = write_model(parts)
     except ModelError as error:
-        return Refused(_brief(str(error))), -1
+        return Refused(brief(str(error))), -1
     except MemoryError:
         return Refused(f"{path}: out of memory"), -1
     return Passed(backend.spec, len(parts.graph), len(parts.weights), run_ns, backend.name), descriptor
@@ -306,7 +307,8 @@ def _run_ns(backend: Backend) -> int:
     return min(taken)
 
 
-def _brief(reason: str) -> str:
+def brief(reason: str) -> str:
+    """As much of a reason as fits a message."""
     return reason[:_REASON_CHARACTERS_MAX]
 
 

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 LOOK_S: Final = 0.01
 STALL_NS: Final = 1_000_000
 """A timer of the loop is exact to 1 ms, and early rather than late."""
-_SCHEDULER: Final = "/proc/thread-self/schedstat"
+SCHEDULER: Final = "/proc/thread-self/schedstat"
 
 
 class LoopWatch:
@@ -126,7 +126,7 @@ def runnable_s() -> float | None:
     """How long the calling thread could have run while another had its core; None where the kernel does not
     tell."""
     try:
-        descriptor = os.open(_SCHEDULER, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(SCHEDULER, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
     try:

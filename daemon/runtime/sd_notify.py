@@ -17,7 +17,7 @@ from typing import Final
 
 log = logging.getLogger(__name__)
 
-_SEND_TIMEOUT: Final = (1, 0)
+SEND_TIMEOUT: Final = (1, 0)
 """Seconds and microseconds."""
 _ENVIRONMENT: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
@@ -55,7 +55,7 @@ class Notifier:
         self._address = b"\0" + encoded[1:] if address[0] == "@" else encoded
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         # What must arrive may wait for a service manager that is busy, but not for one that hangs.
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", *_SEND_TIMEOUT))
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", *SEND_TIMEOUT))
 
     @classmethod
     def from_environment(cls, environ: MutableMapping[str, str], pid: int) -> Notifier:

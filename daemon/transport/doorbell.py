@@ -25,7 +25,7 @@ from sigd.daemon.errors import MissingDependency
 
 _EVENTS_MAX: Final = 64
 """Rings whose completions may lie unread in the kernel; then they are thrown away together."""
-_IO_SETUP, _IO_DESTROY, _IO_GETEVENTS, _IO_SUBMIT = 206, 207, 208, 209
+IO_SETUP, IO_DESTROY, IO_GETEVENTS, IO_SUBMIT = 206, 207, 208, 209
 """System calls by their numbers on x86-64, the only machine on which there are rings (wire.ring)."""
 _PREAD: Final = 0
 _RESFD: Final = 1
@@ -45,7 +45,7 @@ class BellRinger:
         """
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._context = ctypes.c_ulong(0)
-        if self._libc.syscall(_IO_SETUP, _EVENTS_MAX, ctypes.byref(self._context)) != 0:
+        if self._libc.syscall(IO_SETUP, _EVENTS_MAX, ctypes.byref(self._context)) != 0:
             raise MissingDependency(
                 f"the kernel gives no asynchronous I/O (io_setup: {os.strerror(ctypes.get_errno())}), which"
                 " doorbells"
@@ -76,19 +76,19 @@ class BellRinger:
             self._forget_events()
         buffer = ctypes.addressof(self._nothing)
         _IOCB.pack_into(self._iocb, 0, 0, 0, 0, _PREAD, 0, self._null, buffer, 0, 0, 0, _RESFD, bell)
-        if self._libc.syscall(_IO_SUBMIT, self._context, 1, self._iocbs) != 1:
+        if self._libc.syscall(IO_SUBMIT, self._context, 1, self._iocbs) != 1:
             raise OSError(ctypes.get_errno(), f"io_submit: {os.strerror(ctypes.get_errno())}")
         self._unread += 1
 
     def _forget_events(self) -> None:
         """Reads of /dev/null are finished when they are submitted, so all of them are there."""
-        self._libc.syscall(_IO_GETEVENTS, self._context, 0, _EVENTS_MAX, self._events, None)
+        self._libc.syscall(IO_GETEVENTS, self._context, 0, _EVENTS_MAX, self._events, None)
         self._unread = 0
 
     def close(self) -> None:
         """Ring no more."""
         if self._null >= 0:
-            self._libc.syscall(_IO_DESTROY, self._context)
+            self._libc.syscall(IO_DESTROY, self._context)
             os.close(self._null)
             self._null = -1
 

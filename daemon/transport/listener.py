@@ -17,7 +17,7 @@ from typing import Final, Self
 from sigd.daemon.errors import AlreadyServed, MissingDependency, UsageError
 
 BACKLOG: Final = 1024
-_LOCK_TIMEOUT_S: Final = 2.0
+LOCK_TIMEOUT_S: Final = 2.0
 _LOCK_RETRY_S: Final = 0.01
 
 
@@ -125,7 +125,7 @@ def _locked(directory: Path) -> Iterator[None]:
     second could take the first one's new socket for a stale one."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        deadline_s = time.monotonic() + _LOCK_TIMEOUT_S
+        deadline_s = time.monotonic() + LOCK_TIMEOUT_S
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -133,7 +133,7 @@ def _locked(directory: Path) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > deadline_s:
                     raise MissingDependency(
-                        f"{directory}: another process has held its lock for {_LOCK_TIMEOUT_S:g} s (a daemon"
+                        f"{directory}: another process has held its lock for {LOCK_TIMEOUT_S:g} s (a daemon"
                         " that is"
                         " starting?): try again, or choose another place with --socket"
                     ) from None

@@ -134,7 +134,7 @@ def build_engine(
             converted = _converted(file, job, rows.calibration)
         plan = _plan(module, converted, job, progress)
         with phase(progress, "Asking the oracle"):
-            sample = _sample(job, rows.judging)
+            sample = take_sample(job, rows.judging)
         with phase(progress, "Measuring accuracy"):
             manifest = _measured(folder, job, converted, plan, sample)
         _check_error(manifest, request, sample)
@@ -257,7 +257,7 @@ def _timing_cache(path: Path | None) -> bytes | None:
         raise ModelRefused(f"{path}: the timing cache cannot be read: {error.strerror or error}") from error
 
 
-def _sample(job: Job, rows: Float32Array) -> _Sample:
+def take_sample(job: Job, rows: Float32Array) -> _Sample:
     """The oracle's answers, and its word that rows do not depend on each other in batches as they are asked
     for."""
     batch_rows_max = max(profile.rows_max for profile in job.profiles)

@@ -25,7 +25,7 @@ StartPeer = Callable[..., Any]
 
 @pytest.fixture(autouse=True)
 def short_looks_at_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rig, "_HICCUP_SECONDS", 0.01)
+    monkeypatch.setattr(rig, "HICCUP_SECONDS", 0.01)
     monkeypatch.setenv("COLUMNS", "160")
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from sigd.bench.errors import BadRequest, MissingDependency
 from sigd.bench.files import write_whole
-from sigd.bench.rig import SCHEDULED_MAX, _check_scheduled
+from sigd.bench.rig import SCHEDULED_MAX, check_scheduled
 
 
 def test_file_is_whole_and_replaces_the_one_before(tmp_path: Path) -> None:
@@ -46,7 +46,6 @@ def test_pipe_is_written_to_and_stays_one(tmp_path: Path) -> None:
 
 
 def test_schedule_too_large_for_memory_is_refused() -> None:
-    """A private name: only this shows the bound without a daemon."""
-    _check_scheduled(SCHEDULED_MAX / 10, 10.0, "--rate 5e+06")
+    check_scheduled(SCHEDULED_MAX / 10, 10.0, "--rate 5e+06")
     with pytest.raises(BadRequest, match=r"--rate 1e\+08 for 10 s would send 1e\+09 requests, .* 50,000,000"):
-        _check_scheduled(1e8, 10.0, "--rate 1e+08")
+        check_scheduled(1e8, 10.0, "--rate 1e+08")

@@ -63,7 +63,7 @@ def test_a_request_meets_a_reload_with_any_part_of_its_life() -> None:
     samples = np.zeros(7, SAMPLE)
     samples["intended_ns"] = (5, 5, 15, 19, 25, 5, 45)
     samples["received_ns"] = (9, 10, 16, 31, 29, 99, 50)
-    met = reload._overlapping(samples, [(10, 20), (30, 40)])
+    met = reload.overlapping(samples, [(10, 20), (30, 40)])
     assert met.tolist() == [False, True, True, True, False, True, False]
 
 
@@ -91,7 +91,7 @@ def test_the_whole_of_it_on_a_small_scale(
 ) -> None:
     if transport == "shm" and why_not_here():
         pytest.skip(why_not_here())
-    monkeypatch.setattr(reload, "_TURN_S", 0.2)
+    monkeypatch.setattr(reload, "TURN_S", 0.2)
     said: list[str] = []
     run = measure(asked(models.copied(4), transport=transport), NativeLoad(programs), said.append)
     # Not what the machine has a say in: its p99, and whether a busy one kept the rate.
@@ -105,7 +105,7 @@ def test_the_whole_of_it_on_a_small_scale(
 def test_a_file_that_is_refused_fails_the_run(
     programs: NativePrograms, models: ModelMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reload, "_TURN_S", 0.2)
+    monkeypatch.setattr(reload, "TURN_S", 0.2)
     run = measure(asked(models.copied(4), models.copied(5)), NativeLoad(programs), lambda line: None)
     assert run.lost == 0
     assert any("5 features -> 5 outputs, and clients" in reason for reason in run.reasons())

@@ -355,7 +355,7 @@ class Rig:
         self.wakes = 0
         self.fatal: list[BackendFailed] = []
         self.clients: list[FakeClient] = []
-        self._successors: list[FakeBackend] = []
+        self.successors: list[FakeBackend] = []
         self.batcher = Batcher(
             self.backend,
             self.counters,
@@ -379,7 +379,7 @@ class Rig:
         """Have another model take over; it is closed when a third one has."""
         synchronous = self.backend.synchronous if synchronous is None else synchronous
         successor = FakeBackend(self.clock, batch_rows_max, synchronous=synchronous, factor=factor)
-        self._successors.append(successor)
+        self.successors.append(successor)
         self.batcher.swap(successor, lambda old: old.close())
         return successor
 
@@ -404,7 +404,7 @@ class Rig:
             for client in self.clients:
                 client.take_turn()
             delivered = sum(client.deliver() for client in self.clients)
-            for backend in (self.backend, *self._successors):
+            for backend in (self.backend, *self.successors):
                 backend.finished = True
             if not (self.batcher.poll() or delivered or any(client.turns for client in self.clients)):
                 return

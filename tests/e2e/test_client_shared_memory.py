@@ -153,6 +153,7 @@ def test_a_head_that_runs_ahead_ends_the_session_and_says_why(
 ) -> None:
     daemon = start_daemon("--model", str(models.copied(4)))
     with shared(daemon) as client, shared(daemon) as other:
+        # A hostile client writes where no client of ours does.
         requests = client._exchange.carrier._requests  # type: ignore[attr-defined]
         requests.words[requests.head_word] = 10**6
         os.eventfd_write(client._exchange.carrier._request_bell, 1)  # type: ignore[attr-defined]

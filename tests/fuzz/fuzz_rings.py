@@ -86,7 +86,7 @@ def run(
         AssertionError: the daemon did not give what it owes.
     """
     found = Found()
-    with _daemon(idle, model) as (process, path):
+    with own_daemon(idle, model) as (process, path):
         # What spins keeps a processor; beside the daemon's, another is left for the attacks.
         spin = idle == "spin" and (os.cpu_count() or 1) > 2
         with Neighbour.open(path, process.pid, spin=spin) as neighbour, Attacks.open(path) as attacks:
@@ -95,14 +95,15 @@ def run(
             with _witnesses(witness, path):
                 for number in range(sessions):
                     name = list(ATTACKS)[number % len(ATTACKS)]
-                    _play(name, f"{seed}/{number}", attacks, neighbour, found)
+                    play(name, f"{seed}/{number}", attacks, neighbour, found)
             found.leaked_descriptors, found.leaked_mappings = _settled(process.pid, before)
         process.send_signal(signal.SIGTERM)
         found.exit_code = process.wait(30)
     return found
 
 
-def _play(name: str, seed: str, attacks: Attacks, neighbour: Neighbour, found: Found) -> None:
+def play(name: str, seed: str, attacks: Attacks, neighbour: Neighbour, found: Found) -> None:
+    """One attack, again while the machine itself stalls."""
     for repeat in range(1 + REPEATS_MAX):
         asked = _asked_beside(name, seed, attacks, neighbour, found)
         found.beside[name] += asked
@@ -125,7 +126,8 @@ def _asked_beside(name: str, seed: str, attacks: Attacks, neighbour: Neighbour, 
 
 
 @contextmanager
-def _daemon(idle: str, model: Path | None) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def own_daemon(idle: str, model: Path | None) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A daemon of its own and the path of its socket."""
     with tempfile.TemporaryDirectory(prefix="sigd-rings-") as folder:
         path = str(Path(folder) / "sigd.sock")
         command = [sys.executable, "-P", "-m", "sigd.daemon", "serve", "--socket", path, "--idle", idle]

@@ -59,7 +59,7 @@ def assert_harmless(found: Found) -> None:
 
 def test_a_stopped_daemon_is_seen_by_its_neighbour(models: ModelMaker) -> None:
     with (
-        fuzz_rings._daemon("backoff", models.mlp(features=8, outputs=3)) as (process, path),
+        fuzz_rings.own_daemon("backoff", models.mlp(features=8, outputs=3)) as (process, path),
         Neighbour.open(path, process.pid, spin=False) as neighbour,
     ):
         process.send_signal(signal.SIGSTOP)
@@ -72,7 +72,7 @@ def test_a_stopped_daemon_is_seen_by_its_neighbour(models: ModelMaker) -> None:
 
 def test_waiting_for_a_processor_is_no_stall(models: ModelMaker) -> None:
     only = {min(os.sched_getaffinity(0))}
-    with fuzz_rings._daemon("block", models.mlp(features=8, outputs=3)) as (process, path):
+    with fuzz_rings.own_daemon("block", models.mlp(features=8, outputs=3)) as (process, path):
         for task in os.listdir(f"/proc/{process.pid}/task"):
             os.sched_setaffinity(int(task), only)
         hog = subprocess.Popen([sys.executable, "-c", "while True: pass"])
@@ -127,7 +127,7 @@ class Scripted:
 def test_what_every_repeat_shows_is_a_stall(times_us: list[float], played: int, stalls: list[str]) -> None:
     script, found = Scripted(*times_us), Found(exit_code=0)
     both: Any = script
-    fuzz_rings._play("bell storm", "7/3", cast(Attacks, both), cast(Neighbour, both), found)
+    fuzz_rings.play("bell storm", "7/3", cast(Attacks, both), cast(Neighbour, both), found)
     assert script.started == ["7/3"] * played
     assert found.stalls == stalls
     assert found.repeated == (played > 1)

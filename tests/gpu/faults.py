@@ -135,6 +135,7 @@ def launch(backend: Backend, fault: str) -> None:
         module = gpu.checked("cuModuleLoadData", driver.cuModuleLoadData(_PTX))
         function = gpu.checked("cuModuleGetFunction", driver.cuModuleGetFunction(module, fault.encode()))
         arguments = ((LATE_NS,), (ctypes.c_uint64,)) if fault == "late" else 0
+        # The stream itself, to break it from outside as a fault of the card would.
         stream = backend._opened.prepared.lane.handle  # type: ignore[attr-defined]
         gpu.checked(
             "cuLaunchKernel", driver.cuLaunchKernel(function, 1, 1, 1, 1, 1, 1, 0, stream, arguments, 0)

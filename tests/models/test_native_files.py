@@ -97,6 +97,7 @@ def test_what_a_converter_refuses_is_told(tmp_path: Path, monkeypatch: pytest.Mo
     def refuse(path: Path, content: bytes) -> convert_module.Converted:
         raise ValueError("a tree without leaves")
 
+    # The packages that it needs are extras: it cannot fail for real everywhere.
     monkeypatch.setattr(convert_module, "_lightgbm", refuse)
     path = tmp_path / "m.txt"
     path.write_bytes(LIGHTGBM_TEXT)

@@ -79,6 +79,7 @@ def test_a_release_without_the_wrapped_objects_is_called_in_public(models: Model
         def run_with_iobinding(self, binding: Any, run_options: Any) -> None:
             self.calls.append((binding, run_options))
 
+    # A session that lacks the method; the installed one has it.
     call = onnxrt._prepared_call(Session(), "binding", "options")
     call()
     assert Session.calls == [("binding", "options")]

@@ -119,6 +119,7 @@ def prepared(session: Any, features: np.typing.NDArray[np.float32], way: str) ->
     binding.bind_ortvalue_output("logits", onnxruntime.OrtValue.ortvalue_from_numpy(outputs))
     if way == "run_with_iobinding":
         return lambda: session.run_with_iobinding(binding)
+    # ONNX Runtime has no public way past its Python layer, which is what this measures.
     wrapped, wrapped_binding = session._sess.run_with_iobinding, binding._iobinding
     run_options = onnxruntime.RunOptions() if way == "wrapped with run options" else None
     return lambda: (wrapped(wrapped_binding, run_options), binding)

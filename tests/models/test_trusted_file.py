@@ -146,7 +146,7 @@ def test_a_path_from_here_is_followed_from_the_root(file: Path, monkeypatch: pyt
 @pytest.mark.usefixtures("demanded")
 def test_a_file_that_is_replaced_while_it_is_opened(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was opened is not what has its name by then: the open file is what counts."""
-    directories = trusted_file._directories
+    directories = trusted_file.directories_of
 
     def replaced_meanwhile(path: Path) -> Iterator[Path]:
         other = path.with_name("other")
@@ -154,7 +154,7 @@ def test_a_file_that_is_replaced_while_it_is_opened(file: Path, monkeypatch: pyt
         other.replace(path)
         return directories(path)
 
-    monkeypatch.setattr(trusted_file, "_directories", replaced_meanwhile)
+    monkeypatch.setattr(trusted_file, "directories_of", replaced_meanwhile)
     assert "was replaced while it was opened" in refused(file)
 
 
@@ -217,7 +217,7 @@ def test_what_was_installed_with_the_code_is_trusted_as_the_code_is(
 ) -> None:
     file.chmod(0o666)
     refused(file)
-    monkeypatch.setattr(trusted_file, "_SHIPPED", file.parent)
+    monkeypatch.setattr(trusted_file, "SHIPPED", file.parent)
     assert read_file(file) == CONTENT
 
 

@@ -89,11 +89,13 @@ def _leave_answers(client: Client) -> None:
 
 def _vanish(client: Client) -> None:
     """As a process that was killed: no Goodbye, the socket just ends."""
+    # Goodbye is all that the client itself offers.
     client._exchange.talk.closed("gone")
     client.close()
 
 
 def _break_the_rules(client: Client) -> None:
+    # No client of ours writes that.
     requests = client._exchange.carrier._requests  # type: ignore[attr-defined]
     requests.words[requests.head_word] = 2**63
     os.eventfd_write(client._exchange.carrier._request_bell, 1)  # type: ignore[attr-defined]

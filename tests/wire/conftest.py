@@ -178,15 +178,15 @@ class Daemon:
     def __init__(self, path: Path, scene: Scene) -> None:
         self.path = path
         self._scene = scene
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(path))
-        self._listener.listen()
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(str(path))
+        self.listener.listen()
         self._thread = ThreadPoolExecutor(1)
         self._played = self._thread.submit(self._play)
 
     def _play(self) -> None:
-        with self._listener:
-            connection, _ = self._listener.accept()
+        with self.listener:
+            connection, _ = self.listener.accept()
         # a client that leaves in the middle of a scene ends it
         with connection, contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._scene(connection)

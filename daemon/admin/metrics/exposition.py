@@ -51,12 +51,12 @@ class Exposition:
         labels = tuple(of_one for of_one, _ in series)
         known, template = self._templates.get(family.name, (None, ""))
         if known != labels:
-            template = _template(family, labels)
+            template = template_of(family, labels)
             self._templates[family.name] = labels, template
         return template % tuple(value for _, values in series for value in values)
 
 
-def _template(family: Family, labels: Labels) -> str:
+def template_of(family: Family, labels: Labels) -> str:
     """The lines of a family with %s for each value."""
     from prometheus_client import generate_latest
 

@@ -110,16 +110,16 @@ def test_who_comes_second_takes_what_the_first_built(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install_compiler(tmp_path, monkeypatch)
-    compile_one = native._compile
+    compile_one = native.compile_program
     others: list[native.NativePrograms] = []
 
     def compile_late(compiler: str, source: Path, executable: Path) -> None:
         # Another process looks, builds and finishes while we are at our first program.
         if not others:
-            monkeypatch.setattr(native, "_compile", compile_one)
+            monkeypatch.setattr(native, "compile_program", compile_one)
             others.append(native.build())
         compile_one(compiler, source, executable)
 
-    monkeypatch.setattr(native, "_compile", compile_late)
+    monkeypatch.setattr(native, "compile_program", compile_late)
     assert native.build() == others[0]
     assert [path.name for path in (cache / "native").iterdir()] == [others[0].directory.name]

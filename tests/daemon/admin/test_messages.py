@@ -353,7 +353,7 @@ def test_state_of_a_silent_process_is_named_with_its_cure(signal_sent: signal.Si
     try:
         process.send_signal(signal_sent)
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WSTOPPED | os.WNOWAIT)
-        words, cure = client_module._fares(process.pid)
+        words, cure = client_module.process_state(process.pid)
         assert found in words
         assert str(process.pid) in words
         assert cure == (
@@ -362,7 +362,7 @@ def test_state_of_a_silent_process_is_named_with_its_cure(signal_sent: signal.Si
     finally:
         process.kill()
         process.wait()
-    assert "cannot be seen" in client_module._fares(0)[0]
+    assert "cannot be seen" in client_module.process_state(0)[0]
 
 
 def test_why_it_is_not_done(tmp_path: Path) -> None:
@@ -411,6 +411,7 @@ def test_the_last_answers_are_waited_for(tmp_path: Path) -> None:
                     answers.append(asker.ask(AdminRequest("last"), Status, bound_s=60.0))
 
             asking = asyncio.create_task(asyncio.to_thread(ask))
+            # Nothing outside tells that the server has read the question and not answered yet.
             while not server._answering:
                 await asyncio.sleep(0.001)
             server.close()

@@ -73,6 +73,7 @@ def test_what_a_sighup_began_lives_until_it_has_ended(make_rig: type[Rig]) -> No
         operations.hang_up()
         await asyncio.sleep(0)
         # The loop holds no task: one without another holder may go with the next collection.
+        # Only the set itself shows what keeps the task alive.
         assert len(operations._hung_up) == 1
         reloader.go_on.set()
         while not reloader.ended:
@@ -91,6 +92,7 @@ def test_a_sighup_that_is_refused_is_in_the_log(
         reloader.failure = DaemonError("a reload is under way")
         reloader.go_on.set()
         operations.hang_up()
+        # A refusal ends in the log alone: the set says when it was written.
         while operations._hung_up:
             await asyncio.sleep(0)
 

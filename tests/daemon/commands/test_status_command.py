@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sigd.daemon.admin.messages import LatencyStatus
-from sigd.daemon.commands.status import _percentiles, _shown_percentile
+from sigd.daemon.commands.status import percentiles, shown_percentile
 from sigd.daemon.serving.counters import LatencyCounts
 
 # A daemon would have to stand still for seconds to show the same.
@@ -15,8 +15,8 @@ def test_a_percentile_beyond_the_bins_says_so() -> None:
         counts.add(20_000)
     counts.add(7_061_234_567)
     status = LatencyStatus(counts.sparse(), counts.max_ns)
-    assert _shown_percentile(status, 50.0) == "20.1"
-    assert _shown_percentile(status, 99.9) == "> 1.07 s"
-    told = _percentiles(status)
+    assert shown_percentile(status, 50.0) == "20.1"
+    assert shown_percentile(status, 99.9) == "> 1.07 s"
+    told = percentiles(status)
     assert (told["max_us"], told["longer_than_1073742_us"], told["count"]) == (7_061_234.567, 1, 100)
     assert told["p99.9_us"] == told["max_us"]

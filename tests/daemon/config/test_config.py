@@ -226,7 +226,7 @@ def test_commands_find_the_daemon_that_is_there(tmp_path: Path, monkeypatch: pyt
     system, mine = tmp_path / "run", tmp_path / "mine"
     for directory in (system, mine):
         directory.mkdir()
-    monkeypatch.setattr(config_module, "_socket_directories", lambda: (system, mine, tmp_path))
+    monkeypatch.setattr(config_module, "socket_directories", lambda: (system, mine, tmp_path))
     assert running_socket_path() == default_socket_path(), "where one would be started"
     with socket.socket(socket.AF_UNIX) as own:
         own.bind(str(mine / "sigd.sock"))
@@ -242,6 +242,6 @@ def test_where_one_may_not_look_one_is_told_so(monkeypatch: pytest.MonkeyPatch) 
     def forbidden(path: Path) -> os.stat_result:
         raise PermissionError(errno.EACCES, "no")
 
-    monkeypatch.setattr(config_module, "_socket_directories", lambda: (Path("/closed"), Path("/tmp")))
+    monkeypatch.setattr(config_module, "socket_directories", lambda: (Path("/closed"), Path("/tmp")))
     monkeypatch.setattr(os, "stat", forbidden)
     assert running_socket_path() == Path("/closed/sigd.sock")

@@ -231,7 +231,7 @@ def test_json_tells_what_becomes_of_each_file(tmp_path: Path) -> None:
 
 
 def test_below_a_prefix_nothing_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "_run", lambda *_: pytest.fail("a command of this machine's"))
+    monkeypatch.setattr(command, "run_command", lambda *_: pytest.fail("a command of this machine's"))
     done = run("--prefix", str(tmp_path))
     assert done.exit_code == 0, done.output
     assert (tmp_path / "etc/systemd/system/sigd.service").exists()
@@ -274,10 +274,10 @@ def test_a_daemon_that_is_alone_may_change_its_user(tmp_path: Path) -> None:
 
 def test_enabling_runs_what_would_have_been_advised(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
-    monkeypatch.setattr(command, "_run", lambda words: ran.append(" ".join(words)))
+    monkeypatch.setattr(command, "run_command", lambda words: ran.append(" ".join(words)))
     monkeypatch.setattr(command, "install", lambda *_, **__: None)
-    monkeypatch.setattr(command, "_check_reach", lambda *_, **__: None)
-    monkeypatch.setattr(command, "_is_active", lambda _: False)
+    monkeypatch.setattr(command, "check_reach", lambda *_, **__: None)
+    monkeypatch.setattr(command, "is_active", lambda _: False)
     done = run("--enable")
     assert done.exit_code == 0
     assert "RUNNING" not in done.output
@@ -313,7 +313,7 @@ def test_wrong_usage(arguments: tuple[str, ...], said: str) -> None:
 def test_installation_in_a_home_is_refused_before_anything_is_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(command, "_command", lambda: "/home/joe/venv/bin/sigd")
+    monkeypatch.setattr(command, "own_command", lambda: "/home/joe/venv/bin/sigd")
     monkeypatch.setattr(command, "install", lambda *_, **__: pytest.fail("written"))
     done = run()
     assert isinstance(done.exception, MissingDependency)
@@ -322,15 +322,15 @@ def test_installation_in_a_home_is_refused_before_anything_is_written(
 
 def test_a_command_that_fails_is_told() -> None:
     with pytest.raises(MissingDependency, match="false ended with 1"):
-        command._run(["false"])
+        command.run_command(["false"])
     with pytest.raises(DaemonError, match="is this a systemd machine"):
-        command._run(["no-such-command-at-all"])
+        command.run_command(["no-such-command-at-all"])
 
 
 def test_enabling_a_running_daemon_says_that_it_goes_on_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_run", "install", "_check_reach"):
+    for name in ("run_command", "install", "check_reach"):
         monkeypatch.setattr(command, name, lambda *_, **__: None)
-    monkeypatch.setattr(command, "_is_active", lambda unit: unit == "sigd@lob.service")
+    monkeypatch.setattr(command, "is_active", lambda unit: unit == "sigd@lob.service")
     done = run("--enable", "--instance", "lob")
     assert done.exit_code == 0
     assert "RUNNING    sigd@lob.service was running already" in done.output

@@ -150,6 +150,7 @@ def test_a_writer_that_takes_long_to_end_is_left_to_itself(
 ) -> None:
     monkeypatch.setattr(recorder_module, "END_TIMEOUT_S", 0.0)
     recorder = start(config)
+    # To stop the process in its tracks; a recorder shows its writer to no other.
     writer = recorder._writer
     writer.send_signal(signal.SIGSTOP)
     recorder.close()

@@ -53,7 +53,7 @@ def test_a_large_one_is_mapped_without_pythons_lock(monkeypatch: pytest.MonkeyPa
     def kept(*_: object) -> None:
         raise AssertionError("the loop would wait")
 
-    monkeypatch.setattr(mapped_model, "_KEEPING_LOCK", kept)
+    monkeypatch.setattr(mapped_model, "KEEPING_LOCK", kept)
     weights = bytes(mapped_model._LARGE_BYTES)
     with written(b"graph", weights).mapped() as parts:
         assert parts.weights == weights
@@ -86,7 +86,7 @@ def test_no_room_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
             ctypes.set_errno(errno.ENOMEM)
             return mapped_model._MAP_FAILED
 
-    monkeypatch.setattr(mapped_model, "_KEEPING_LOCK", Full())
+    monkeypatch.setattr(mapped_model, "KEEPING_LOCK", Full())
     with pytest.raises(MemoryError, match="Cannot allocate memory"), written(b"graph", b"").mapped():
         pass
 

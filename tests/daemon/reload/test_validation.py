@@ -121,7 +121,7 @@ def test_without_memory_it_is_refused(models: ModelMaker, monkeypatch: pytest.Mo
 
 
 def test_a_reason_of_any_length_fits_a_message() -> None:
-    reason = validation._brief("ä" * 1_000_000)
+    reason = validation.brief("ä" * 1_000_000)
     assert len(encode(Refused(reason))) < MESSAGE_BYTES_MAX
 
 
@@ -135,9 +135,9 @@ def test_a_file_that_takes_for_ever_is_given_up(monkeypatch: pytest.MonkeyPatch,
         if daemon_ends:
             daemon.close()
         said = "the daemon has ended" if daemon_ends else "validating it took longer than 0.02 s"
-        assert validation._watch(worker, channel) == said
+        assert validation.watch_worker(worker, channel) == said
         tasks.send(b"\0")
-        assert validation._watch(worker, channel) == "", "it is done all the same"
+        assert validation.watch_worker(worker, channel) == "", "it is done all the same"
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_a_file_that_takes_for_ever_is_given_up(monkeypatch: pytest.MonkeyPatch,
     ],
 )
 def test_how_a_process_ended(status: int, said: str) -> None:
-    assert validation._ended_how(status) == said
+    assert validation.how_worker_ended(status) == said
 
 
 def validator(
@@ -194,6 +194,6 @@ def test_without_memory_for_practice_it_validates_all_the_same(
 
 
 def test_a_daemon_that_has_ended_is_not_answered(models: ModelMaker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(validation, "_prewarm", lambda: None)
+    monkeypatch.setattr(validation, "prewarm", lambda: None)
     monkeypatch.setattr(validation, "validate", lambda _: time.sleep(60))
     assert validator(monkeypatch, encode(task_for(models.scaled(3.0, 4))), waits=False) == (0, None)

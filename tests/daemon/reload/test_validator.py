@@ -77,6 +77,7 @@ def test_one_that_hangs_is_replaced_by_another(
     path = models.scaled(2.0)
 
     async def work() -> None:
+        # The process is the validator's own business; a test has to hurt it.
         os.kill(validator._pid, signal.SIGSTOP)
         with monkeypatch.context() as patched:
             patched.setattr(validator_module, "ANSWER_TIMEOUT_S", 0.1)
@@ -103,6 +104,7 @@ def test_one_that_hangs_is_replaced_by_another(
 
 def test_who_waits_for_one_that_ends_is_told_at_once(validator: Validator, models: ModelMaker) -> None:
     async def work() -> None:
+        # As above: the process is hurt from outside.
         os.kill(validator._pid, signal.SIGSTOP)
         waiting = asyncio.ensure_future(validator.validate(task_for(models.scaled(2.0))))
         await asyncio.sleep(0.01)
@@ -118,6 +120,7 @@ def test_where_no_process_can_be_started_it_is_tried_again(
 ) -> None:
     async def work() -> None:
         with monkeypatch.context() as patched:
+            # As above; and its own starter alone shall fail.
             patched.setattr(validator._starter, "start", _no_process)
             os.kill(validator._pid, signal.SIGKILL)
             while "cannot be started: Resource temporarily unavailable" not in caplog.text:

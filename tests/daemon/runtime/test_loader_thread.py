@@ -124,6 +124,7 @@ def test_a_loop_that_ends_meanwhile_is_no_error() -> None:
 
     with_loader(work)
     (loader,) = loaders
+    # The end of its thread, which nothing outside is told of.
     original = loader._work
 
     def watched() -> None:

@@ -104,5 +104,5 @@ def test_what_the_kernel_counts() -> None:
 
 
 def test_a_kernel_that_does_not_tell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(loop_monitor, "_SCHEDULER", str(tmp_path / "none"))
+    monkeypatch.setattr(loop_monitor, "SCHEDULER", str(tmp_path / "none"))
     assert loop_monitor.runnable_s() is None

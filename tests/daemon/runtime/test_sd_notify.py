@@ -143,7 +143,7 @@ def test_deaf_service_manager_holds_nothing_up(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(notify, "_SEND_TIMEOUT", (0, 20_000))
+    monkeypatch.setattr(notify, "SEND_TIMEOUT", (0, 20_000))
     manager = Manager(str(tmp_path / "notify"))
     notifier = close(Notifier(manager.address))
     while not caplog.text:

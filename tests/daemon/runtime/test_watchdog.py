@@ -188,6 +188,7 @@ def test_a_ticker_that_believes_it_is_armed_stops_it(rig: Rig) -> None:
     """Such as a bug in it would leave it: timers run, and the work would never be looked at."""
     rig.run_for(PERIOD_NS)
     rig.soon.clear()
+    # A state that no correct use leads to.
     rig.ticker._armed = True
     assert rig.fed_in(5 * PERIOD_NS) == 0
 
@@ -202,6 +203,7 @@ def test_a_loop_that_hangs_stops_it(rig: Rig) -> None:
 def test_a_look_costs_the_ticks_in_between_nothing() -> None:
     """The poll of every other tick is the bare one."""
     rig = Rig(IdleStrategy.SPIN)
+    # What a tick costs shows in which function it calls, not in what that does.
     bare = rig.ticker._round
     rig.ticker.interpose(lambda: None)
     assert rig.ticker._round is not bare

@@ -170,7 +170,7 @@ def test_nothing_of_the_old_model_is_kept_not_even_by_who_stays_silent(make_rig:
     gc.disable()
     try:
         rig.swap(3.0)
-        rig._successors.remove(first)
+        rig.successors.remove(first)
         del first
         assert [array() for array in arrays] == [None, None]
     finally:
@@ -186,6 +186,7 @@ def test_sessions_that_have_gone_are_forgotten(rig: Rig) -> None:
     clients[2].say(rig.request(2, 10))
     rig.run()
     assert said(clients[2]) == [(2, 2, 20.0)]
+    # Forgotten is what nothing refers to: no answer can show it.
     assert len(rig.batcher._sessions) == 1
 
 

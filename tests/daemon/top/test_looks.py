@@ -47,7 +47,7 @@ def looks(
         return answer
 
     monkeypatch.setattr(top, "ask_status", ask)
-    return list(top._looks(PATH, first, 0.5, count, cast(Keys, keys)))
+    return list(top.looks(PATH, first, 0.5, count, cast(Keys, keys)))
 
 
 def test_as_many_as_were_asked_for(monkeypatch: pytest.MonkeyPatch, make_status: MakeStatus) -> None:

@@ -206,7 +206,7 @@ def test_of_two_that_start_at_once_one_waits_for_the_other(path: Path) -> None:
 
 
 def test_a_lock_that_is_never_given_back(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener_module, "_LOCK_TIMEOUT_S", 0.03)
+    monkeypatch.setattr(listener_module, "LOCK_TIMEOUT_S", 0.03)
     holder = os.open(path.parent, os.O_RDONLY)
     fcntl.flock(holder, fcntl.LOCK_EX)
     with pytest.raises(MissingDependency, match="held its lock"), Listener(path, MODE):

@@ -657,6 +657,7 @@ def awake(clients: list[RingClient]) -> int:
 
 
 def rings_of(client: RingClient) -> SessionRings:
+    # How often it was woken is counted inside, for no client sees it.
     rings = client.session._rings
     assert isinstance(rings, SessionRings)
     return rings
@@ -675,7 +676,7 @@ def test_what_is_lacking_is_told(rigged: RingRig, monkeypatch: pytest.MonkeyPatc
     elif lacking == "the machine":
         monkeypatch.setattr(shared_memory, "why_not_here", lambda: "this machine is a toaster")
     else:
-        monkeypatch.setattr("sigd.daemon.transport.doorbell._IO_SETUP", 100_000)
+        monkeypatch.setattr("sigd.daemon.transport.doorbell.IO_SETUP", 100_000)
     client = rigged.rig.client(rigged.host.open)
     client.say(Hello(transport=Transport.SHARED_MEMORY).encode())
     (reject,) = client.received()
@@ -711,6 +712,7 @@ def test_one_round_keeps_other_clients_waiting_for_a_few_requests_only(
         looks.append(found)
         return found
 
+    # What one look finds is put in its place: rings alone make no such findings to order.
     rigged.host._poll_round = make_poll_round(look)
     assert rigged.poll() is (found != EMPTY)
     assert len(looks) == looked
@@ -780,4 +782,5 @@ def test_where_no_bell_is_heard_a_beat_looks(rigged: RingRig) -> None:
     assert client.answers() == [(1, Status.OK)]
     assert rigged.host.may_sleep()
     rigged.loop.beat()
+    # That it sleeps shows nowhere else: it answers all the same.
     assert rigged.host._awake == (), "where nothing has come it sleeps on"

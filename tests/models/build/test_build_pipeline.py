@@ -235,7 +235,7 @@ def test_int8_is_judged_by_rows_that_it_was_not_calibrated_with(
     models: ModelMaker, build_here: Build, rows_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, set[bytes]] = {}
-    judge = pipeline._sample
+    judge = pipeline.take_sample
 
     def to_int8(model: Any, spec: Any, rows: Any, *rest: Any) -> Any:
         seen["calibration"] = {row.tobytes() for row in rows}
@@ -247,7 +247,7 @@ def test_int8_is_judged_by_rows_that_it_was_not_calibrated_with(
 
     monkeypatch.setattr(pipeline, "to_int8", to_int8)
     # Which rows judge is seen nowhere else: the manifest holds four of them.
-    monkeypatch.setattr(pipeline, "_sample", sample)
+    monkeypatch.setattr(pipeline, "take_sample", sample)
     doubled = np.load(rows_file).repeat(2, axis=0)
     np.save(rows_file, doubled)
     build_here(models.mlp(), precision="int8", calibration=rows_file)

@@ -138,6 +138,7 @@ def test_quotients_are_rounded_as_python_rounds_them(numerator: int, denominator
     def words(value: int) -> tuple[int, int]:
         return value >> 64, value % 2**64
 
+    # The division itself, with operands that no market brings about.
     assert native._stream.quotient(*words(numerator), *words(denominator)) == expected
 
 

@@ -137,7 +137,7 @@ class Explorer:
         while ahead:
             state = ahead.pop()
             after = self._after(state)
-            if not after and any(self._next(side, state).kind != "done" for side in (0, 1)):
+            if not after and any(self.next_step(side, state).kind != "done" for side in (0, 1)):
                 found.append(state)
             for new in after:
                 if new not in seen:
@@ -146,7 +146,7 @@ class Explorer:
         self.visited = len(seen)
         return found
 
-    def _next(self, side: int, state: State) -> Step:
+    def next_step(self, side: int, state: State) -> Step:
         key = (side, state.pasts[side])
         if key not in self._known:
             replay = Replay(state.pasts[side])
@@ -162,7 +162,7 @@ class Explorer:
         for side in (0, 1):
             if state.stores[side]:
                 after.append(self._store_arrives(state, side))
-            moved = self._moved(state, side, self._next(side, state))
+            moved = self._moved(state, side, self.next_step(side, state))
             if moved is not None:
                 after.append(moved)
         return after
@@ -214,5 +214,5 @@ def test_nothing_of_it_can_be_left_out(
     stuck = explorer.stuck()
     assert stuck
     for state in stuck:
-        assert explorer._next(1, state).kind == "sleep", "asleep, and no doorbell rings"
+        assert explorer.next_step(1, state).kind == "sleep", "asleep, and no doorbell rings"
         assert dict(state.memory)["words", REGION.requests_in().head_word] == FRAMES

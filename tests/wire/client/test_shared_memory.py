@@ -633,16 +633,16 @@ class Daemons:
     """Grants rings to one client after the other and closes its own side as soon as it has."""
 
     def __init__(self, path: Path) -> None:
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(path))
-        self._listener.listen()
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(str(path))
+        self.listener.listen()
         self.path = path
 
     def serve(self, count: int, scene: Callable[[RingLine], None]) -> None:
-        with self._listener:
+        with self.listener:
             for _ in range(count):
                 with (
-                    contextlib.closing(RingLine(self._listener.accept()[0])) as line,
+                    contextlib.closing(RingLine(self.listener.accept()[0])) as line,
                     contextlib.suppress(BrokenPipeError),
                 ):
                     scene(line)

@@ -118,12 +118,12 @@ class ShownDaemon:
 
     def __init__(self, folder: Path) -> None:
         self.path = str(folder / "s")
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(self.path)
-        self._listener.listen(4)
-        self._listener.settimeout(10)
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.listener.bind(self.path)
+        self.listener.listen(4)
+        self.listener.settimeout(10)
         self._open = contextlib.ExitStack()
-        self._open.callback(self._listener.close)
+        self._open.callback(self.listener.close)
 
     def close(self) -> None:
         """Close everything."""
@@ -131,7 +131,7 @@ class ShownDaemon:
 
     def accept(self) -> Hello:
         """Take the next client in and read its Hello."""
-        self.connection, _ = self._listener.accept()
+        self.connection, _ = self.listener.accept()
         self._open.callback(self.connection.close)
         self.connection.settimeout(10)
         frame = self.read(80)

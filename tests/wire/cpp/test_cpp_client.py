@@ -195,7 +195,7 @@ def test_a_rejected_hello(cpp_client: CppClient, shown_daemon: ShownDaemon) -> N
 
 def test_a_daemon_that_is_full_need_not_read_hello(cpp_client: CppClient, shown_daemon: ShownDaemon) -> None:
     cpp_client.tell(f"connect path={shown_daemon.path}")
-    connection, _ = shown_daemon._listener.accept()
+    connection, _ = shown_daemon.listener.accept()
     connection.sendall(Reject(RejectCode.TOO_MANY_CONNECTIONS, "1024 clients").encode())
     connection.close()
     assert "1024 clients (code 8, too_many_connections)" in cpp_client.hear()

@@ -71,7 +71,10 @@ def both_ends(daemon: ShownDaemon) -> tuple[RingConsumer, RingProducer]:
 
 
 def flag(daemon: ShownDaemon, name: str) -> int:
-    """A word of the region's first page."""
+    """A word of the region's first page, as it lies there.
+
+    The region shows its bytes to no caller: these tests read and damage them, as the other process could.
+    """
     value: int = struct.unpack_from("<I", daemon.region._view, OFFSETS[name])[0]
     return value
 

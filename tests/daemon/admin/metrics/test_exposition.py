@@ -127,7 +127,7 @@ def test_names_that_would_break_a_line(make_rig: type[Rig], make_source: MakeSou
 def test_a_kernel_that_does_not_tell(
     make_rig: type[Rig], make_source: MakeSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sigd.daemon.runtime.loop_monitor._SCHEDULER", "/proc/none")
+    monkeypatch.setattr("sigd.daemon.runtime.loop_monitor.SCHEDULER", "/proc/none")
     text = scraped(make_rig(), make_source)
     assert not re.search(r"^sigd_loop_runnable_seconds_total ", text, re.MULTILINE)
     assert len(samples(text)) > 100
@@ -142,7 +142,7 @@ def test_after_it_is_prepared_the_library_is_left_alone(
         told = Exposition(make_source(rig))
         told.prepare()
         with monkeypatch.context() as patched:
-            patched.setattr(exposition, "_template", pytest.fail)
+            patched.setattr(exposition, "template_of", pytest.fail)
             first = await told.scrape()
         rig.batcher.name = "another"
         return first.decode(), (await told.scrape()).decode()

@@ -36,6 +36,7 @@ class Reader:
     """Stands for NVML; `failing` is raised by the next question."""
 
     failing: Exception | None = None
+    own: int | None = 30
 
     def __init__(self) -> None:
         self.read_once = threading.Event()
@@ -46,7 +47,7 @@ class Reader:
         self.read_once.set()
         if self.failing is not None:
             raise self.failing
-        return Memory(100, 60, 30)
+        return Memory(100, 60, self.own)
 
 
 @pytest.fixture
@@ -130,9 +131,14 @@ def test_from_nvml_to_prometheus(
     assert set(nvml.asked) == {CARD}
 
 
-def test_what_nvml_does_not_tell_is_left_out() -> None:
-    watch = watch_of(list)
-    watch._read, watch._read_ns = {CARD: Memory(100, 60, None)}, watch._clock()
+def test_what_nvml_does_not_tell_is_left_out(reader: Reader) -> None:
+    reader.own = None
+    watch = watch_of(lambda: [on_gpu()])
+    watch.start()
+    while not watch.memory():
+        sleep(0.001)
+    watch.stop()
+    wait_for_the_end()
     assert [labels for labels, _ in told(watch)] == [(CARD, "total"), (CARD, "free")]
 
 
