@@ -22,7 +22,7 @@ from sigd.daemon.errors import DaemonError
 log = logging.getLogger(__name__)
 
 _FINISH_LOOK_S: Final = 0.001
-ASKERS_MAX: Final = 16
+CLIENTS_MAX: Final = 16
 """Connections at a time; further ones are closed."""
 
 Op = Callable[[AdminRequest], Awaitable[msgspec.Struct]]
@@ -55,7 +55,7 @@ class AdminServer:
         self._every_s = every_s
         self._accepting: asyncio.Task[None] | None = None
         self._serving: set[asyncio.Task[None]] = set()
-        self._askers = 0
+        self._clients = 0
         self._answering = 0
         self._server: asyncio.AbstractServer | None = None
         self._encoder = msgspec.json.Encoder()
@@ -106,9 +106,9 @@ class AdminServer:
             await self._serve(*streams)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._askers += 1
+        self._clients += 1
         try:
-            if self._askers <= ASKERS_MAX:
+            if self._clients <= CLIENTS_MAX:
                 async with asyncio.timeout(self._timeout_s):
                     asked = await self._ask(reader)
                 self._answering += 1
@@ -125,7 +125,7 @@ class AdminServer:
             # The client went away, or keeps silent: no one is left to tell.
             pass
         finally:
-            self._askers -= 1
+            self._clients -= 1
             writer.transport.abort()
 
     async def _ask(self, reader: asyncio.StreamReader) -> bytes | tuple[Op, AdminRequest]:

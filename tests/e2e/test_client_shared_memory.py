@@ -53,16 +53,16 @@ def test_answers_are_the_models(
     rows = rows_of(1, 1000)
     expected = oracle(model, rows)
     with shared(daemon, spin=spin, client_name="rings") as client:
-        lone = [client.request(row) for row in rows[:30]]
+        one_by_one = [client.request(row) for row in rows[:30]]
         for index in range(30, 35):  # long enough apart for both sides to fall asleep
             time.sleep(0.01)
-            lone.append(client.request(rows[index]))
+            one_by_one.append(client.request(rows[index]))
         sequences = client.send_many(rows[35:])
         answers = client.receive_many(965)
         assert client.heartbeat() > 0
         assert "rings" in daemon.status().clients
-    assert all(answer.status == Status.OK for answer in lone)
-    assert np.abs(np.array([answer.outputs for answer in lone]) - expected[:35]).max() < ROUNDING
+    assert all(answer.status == Status.OK for answer in one_by_one)
+    assert np.abs(np.array([answer.outputs for answer in one_by_one]) - expected[:35]).max() < ROUNDING
     assert answers["sequence"].tolist() == sequences.tolist()
     assert (answers["status"] == Status.OK).all()
     assert np.abs(answers["outputs"] - expected[35:]).max() < ROUNDING

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from sigd.daemon.admin.server import ASKERS_MAX
+from sigd.daemon.admin.server import CLIENTS_MAX
 from sigd.daemon.errors import MissingDependency
 from sigd.wire.client import connect
 from sigd.wire.errors import ConnectFailed
@@ -145,7 +145,7 @@ def test_a_log_on_a_full_disk_holds_up_nothing(start_daemon: StartDaemon, models
     assert daemon.stop() == 0
 
 
-def test_a_flood_of_askers_keeps_no_client_waiting(daemon: Daemon) -> None:
+def test_a_flood_of_admin_clients_keeps_no_client_waiting(daemon: Daemon) -> None:
     """Those who ask for nothing hold their places for a while; clients do not notice."""
     admin = str(daemon.socket) + ".admin"
     with daemon.connect() as client, contextlib.ExitStack() as crowd:
@@ -153,7 +153,7 @@ def test_a_flood_of_askers_keeps_no_client_waiting(daemon: Daemon) -> None:
             crowd.enter_context(socket.socket(socket.AF_UNIX)).connect(admin)
         for _ in range(50):
             assert client.request(ROW).status == Status.OK
-        assert daemon.descriptors() < 300, f"at most {ASKERS_MAX} at a time"
+        assert daemon.descriptors() < 300, f"at most {CLIENTS_MAX} at a time"
     while True:
         with contextlib.suppress(MissingDependency):
             assert daemon.status().connections_open == 0

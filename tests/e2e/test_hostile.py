@@ -228,10 +228,10 @@ def test_churn_leaves_nothing_behind(daemon: Daemon) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["clients", "askers"])
+@pytest.mark.parametrize("what", ["clients", "admin clients"])
 def test_coming_and_going_does_not_make_it_grow(daemon: Daemon, what: str) -> None:
     def once() -> None:
-        if what == "askers":
+        if what == "admin clients":
             daemon.status()
         else:
             with daemon.connect() as client:
@@ -312,10 +312,10 @@ def test_a_session_that_was_ended_says_so_to_its_client(daemon: Daemon) -> None:
 def test_admin_clients_are_told_what_is_wrong_and_hurt_no_other(daemon: Daemon) -> None:
     asked: list[Callable[[], bytes]] = [lambda: b"nonsense\n", lambda: b"x" * 10_000, lambda: b""]
     for make in asked:
-        with socket.socket(socket.AF_UNIX) as asker:
-            asker.settimeout(60)
-            asker.connect(str(daemon.socket) + ".admin")
-            asker.sendall(make())
-            asker.shutdown(socket.SHUT_WR)
-            assert b"error" in until_closed(asker)
+        with socket.socket(socket.AF_UNIX) as admin:
+            admin.settimeout(60)
+            admin.connect(str(daemon.socket) + ".admin")
+            admin.sendall(make())
+            admin.shutdown(socket.SHUT_WR)
+            assert b"error" in until_closed(admin)
     assert daemon.status().connections_open == 0

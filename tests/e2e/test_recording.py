@@ -129,7 +129,7 @@ def frames(rows: int, seed: int) -> Frames:
     return made
 
 
-class AdminClient(threading.Thread):
+class BusyClient(threading.Thread):
     """A client that asks until its daemon is gone, and keeps every answer to what was answered as a whole."""
 
     def __init__(self, daemon: Daemon, name: str, in_flight: int, transport: Transport) -> None:
@@ -197,18 +197,18 @@ def test_a_killed_daemon_loses_nothing_but_the_batch_it_was_sending(
     start_daemon: StartDaemon, directory: Path, model: Path, transport: Transport, victims: str
 ) -> None:
     daemon = start_daemon("--model", str(model), "--record", str(directory))
-    askers = [
-        AdminClient(daemon, name, in_flight, transport) for name, in_flight in (("one", 1), ("many", 100))
+    clients = [
+        BusyClient(daemon, name, in_flight, transport) for name, in_flight in (("one", 1), ("many", 100))
     ]
-    for asker in askers:
-        asker.start()
-    wait_until(lambda: all(len(asker.answers) > 200 for asker in askers), "no answers came")
+    for client in clients:
+        client.start()
+    wait_until(lambda: all(len(client.answers) > 200 for client in clients), "no answers came")
     if victims != "the daemon":
         os.kill(writer_of(daemon), signal.SIGKILL)
     daemon.stop(signal.SIGKILL)
-    for asker in askers:
-        asker.join(PATIENCE_S)
-        assert not asker.is_alive()
+    for client in clients:
+        client.join(PATIENCE_S)
+        assert not client.is_alive()
     if victims == "the daemon":
         wait_until(lambda: not list(directory.glob("*.ring")), "the writer did not end")
     else:
@@ -217,9 +217,9 @@ def test_a_killed_daemon_loses_nothing_but_the_batch_it_was_sending(
     assert not recording.ended
     recorded = by_client(exchanges)
     lost = []
-    for asker in askers:
-        received = b"".join(asker.answers)
-        of_it = recorded[asker.name]
+    for client in clients:
+        received = b"".join(client.answers)
+        of_it = recorded[client.name]
         common = min(len(received), len(of_it))
         assert received[:common] == of_it[:common]
         lost.append(received[common:])

@@ -148,7 +148,7 @@ class TestContract:
             (Heartbeat(1), {3}),
         ],
     )
-    def test_greetings_that_are_refused(self, hello: Hello | Heartbeat, codes: set[int]) -> None:
+    def test_hellos_that_are_refused(self, hello: Hello | Heartbeat, codes: set[int]) -> None:
         served = Served(4, 2, "model", 8, doubling=False)
         assert owed(hello.encode(), served).due == [Due(3, codes=frozenset(codes))]
 

@@ -96,7 +96,7 @@ def test_what_others_may_write_to_is_refused_with_what_fixes_it(
 
 
 @pytest.mark.usefixtures("demanded")
-def test_a_folder_of_everybodys_with_the_sticky_bit_is_as_good_as_tmp(file: Path) -> None:
+def test_a_folder_that_all_may_write_with_the_sticky_bit_is_as_good_as_tmp(file: Path) -> None:
     for folder in (file.parent, file.parent.parent):
         folder.chmod(0o1777)
     assert read_file(file) == CONTENT

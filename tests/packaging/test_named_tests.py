@@ -54,7 +54,7 @@ def test_every_fault_says_what_happens_and_is_shown() -> None:
         assert NAMED.findall(shown), fault
 
 
-def test_everybody_who_may_try_something_is_shown_what() -> None:
+def test_every_party_that_may_try_something_is_shown_what() -> None:
     who = rows("security.md", 4)
     assert len(who) >= 6
     for row in who:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
+import grimp
 import pytest
 from tests.rooms import ROOT, imports_between_rooms, runs_up
 
@@ -29,6 +31,17 @@ PLANTED = {
 def test_no_import_runs_up() -> None:
     wrong = [(a, b) for a, imported in imports_between_rooms().items() for b in imported if runs_up(a, b)]
     assert wrong == []
+
+
+def test_no_modules_of_the_daemon_import_each_other() -> None:
+    graph = grimp.build_graph("sigd", exclude_type_checking_imports=True)
+    TopologicalSorter(
+        {
+            module: graph.find_modules_directly_imported_by(module)
+            for module in graph.modules
+            if module.startswith("sigd.daemon.")
+        }
+    ).prepare()
 
 
 @pytest.mark.slow

@@ -202,7 +202,7 @@ def test_drained_without_clients_it_stays_away(machine: Machine) -> None:
     assert machine.show("sigd.socket", "ActiveState") == "active"
 
 
-def test_what_is_beside_a_loop_at_real_time_priority_has_neither_its_priority_nor_its_core(
+def test_child_process_of_a_loop_at_real_time_priority_has_neither_its_priority_nor_its_core(
     machine: Machine, models: ModelMaker
 ) -> None:
     core = max(os.sched_getaffinity(0))

@@ -63,7 +63,7 @@ def test_every_stage_of_every_load_is_timed(models: ModelMaker) -> None:
         assert sum(parts) == pytest.approx(whole)
 
 
-def test_a_request_that_cannot_go_the_shortest_way_has_no_column_for_it(models: ModelMaker) -> None:
+def test_a_request_that_cannot_take_the_fast_path_has_no_column_for_it(models: ModelMaker) -> None:
     times = run("--model", models.mlp(features=FEATURES_MAX + 1, outputs=1), "--rows", "2")
     assert [column.title for column in times.columns] == ["1, batch path", "2 together"]
 

@@ -25,7 +25,7 @@ from sigd.daemon.admin import client as client_module
 from sigd.daemon.admin import messages as admin_module
 from sigd.daemon.admin.client import AdminClient, ask_at_length, ask_status
 from sigd.daemon.admin.messages import AdminRequest, LatencyStatus, LoopStatus, ModelStatus, Status
-from sigd.daemon.admin.server import ASKERS_MAX, AdminServer, Op
+from sigd.daemon.admin.server import CLIENTS_MAX, AdminServer, Op
 from sigd.daemon.errors import DaemonError, MissingDependency
 
 STATUS = Status(
@@ -160,9 +160,9 @@ def test_who_does_not_take_the_answer_is_let_go(tmp_path: Path, monkeypatch: pyt
         return msgspec.json.encode(long) + b"\n"
 
     def ask(path: Path) -> None:
-        with socket.socket(socket.AF_UNIX) as asker:
-            asker.connect(str(path))
-            asker.sendall(b'{"op": "status"}\n')
+        with socket.socket(socket.AF_UNIX) as admin:
+            admin.connect(str(path))
+            admin.sendall(b'{"op": "status"}\n')
             with socket.socket(socket.AF_UNIX) as other:
                 other.connect(str(path))
                 other.sendall(b'{"op": "status"}\n')
@@ -174,7 +174,7 @@ def test_who_does_not_take_the_answer_is_let_go(tmp_path: Path, monkeypatch: pyt
 def test_too_many_at_once_are_turned_away(tmp_path: Path) -> None:
     def ask(path: Path) -> None:
         waiting = []
-        for _ in range(ASKERS_MAX):
+        for _ in range(CLIENTS_MAX):
             connection = socket.socket(socket.AF_UNIX)
             connection.connect(str(path))
             waiting.append(connection)
@@ -252,11 +252,11 @@ def test_asking_a_process_that_is_no_daemon(tmp_path: Path, answer: bytes, said:
         listener.bind(str(path))
         listener.listen()
         answered = other.submit(answer_it, listener)
-        with AdminClient(path) as asker:
+        with AdminClient(path) as admin:
             if reads == "nothing, and closes before it is asked":
                 assert closed.wait(60)
             with pytest.raises(DaemonError, match=said):
-                asker.ask(AdminRequest("status"), Status)
+                admin.ask(AdminRequest("status"), Status)
         answered.result()
 
 
@@ -275,10 +275,10 @@ def test_an_answer_may_take_longer_than_a_question(tmp_path: Path) -> None:
         return STATUS
 
     def ask(path: Path) -> None:
-        with AdminClient(path, timeout_s=0.1) as asker:
-            assert asker.ask(AdminRequest("slow"), Status, bound_s=60.0) == STATUS
-        with AdminClient(path, timeout_s=0.1) as asker, pytest.raises(MissingDependency, match="timed out"):
-            asker.ask(AdminRequest("slow"), Status)
+        with AdminClient(path, timeout_s=0.1) as admin:
+            assert admin.ask(AdminRequest("slow"), Status, bound_s=60.0) == STATUS
+        with AdminClient(path, timeout_s=0.1) as admin, pytest.raises(MissingDependency, match="timed out"):
+            admin.ask(AdminRequest("slow"), Status)
 
     serve(tmp_path, ask, timeout_s=0.1, ops={"slow": _slow})
 
@@ -370,17 +370,17 @@ def test_why_it_is_not_done(tmp_path: Path) -> None:
         raise DaemonError(f"{request.name} is not to be had")
 
     def ask(path: Path) -> None:
-        with AdminClient(path) as asker, pytest.raises(DaemonError, match=r"^x is not to be had$"):
-            asker.ask(AdminRequest("refuse", name="x"), Status)
+        with AdminClient(path) as admin, pytest.raises(DaemonError, match=r"^x is not to be had$"):
+            admin.ask(AdminRequest("refuse", name="x"), Status)
 
     serve(tmp_path, ask, ops={"refuse": _refuse})
 
 
 def test_who_answers_is_known_from_the_kernel(tmp_path: Path) -> None:
     def ask(path: Path) -> None:
-        with AdminClient(path) as asker:
-            assert asker.listener_pid == os.getpid()
-            asker.ask(AdminRequest("status"), Status)
+        with AdminClient(path) as admin:
+            assert admin.listener_pid == os.getpid()
+            admin.ask(AdminRequest("status"), Status)
 
     serve(tmp_path, ask)
 
@@ -407,8 +407,8 @@ def test_the_last_answers_are_waited_for(tmp_path: Path) -> None:
             silent.connect(str(path))
 
             def ask() -> None:
-                with AdminClient(path) as asker:
-                    answers.append(asker.ask(AdminRequest("last"), Status, bound_s=60.0))
+                with AdminClient(path) as admin:
+                    answers.append(admin.ask(AdminRequest("last"), Status, bound_s=60.0))
 
             asking = asyncio.create_task(asyncio.to_thread(ask))
             # Nothing outside tells that the server has read the question and not answered yet.

@@ -53,7 +53,7 @@ def test_each_file_says_that_it_is_as_it_was_written(root: Root) -> None:
     assert all(line.startswith("wrote ") for line in root.said)
 
 
-def test_everybody_may_read_them(root: Root) -> None:
+def test_every_user_may_read_them(root: Root) -> None:
     umask = os.umask(0o077)
     try:
         root.install()

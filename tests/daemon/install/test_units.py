@@ -95,7 +95,7 @@ def test_the_units_of_several_daemons_are_those_of_one(name: str) -> None:
 
 
 @pytest.mark.parametrize("unit", ["sigd.service", "sigd@.service"])
-def test_what_is_beside_the_daemon_may_run_out_of_memory_and_not_take_it_along(unit: str) -> None:
+def test_child_process_may_run_out_of_memory_and_not_take_the_daemon_along(unit: str) -> None:
     assert "OOMPolicy=continue" in settings(read(unit))
 
 

@@ -286,7 +286,7 @@ def test_one_at_a_time_and_none_once_it_is_stopped(make_bench: MakeBench, make_r
     assert (rig.backend.closed, rig.counters.reloads, rig.counters.reloads_refused) == (False, 0, 0)
 
 
-def test_an_asker_who_goes_away_takes_nothing_with_him(make_bench: MakeBench, make_rig: type[Rig]) -> None:
+def test_an_admin_client_that_goes_takes_nothing_along(make_bench: MakeBench, make_rig: type[Rig]) -> None:
     """And the next one is not told that a reload is under way for ever."""
     rig = make_rig()
     bench = make_bench([rig])

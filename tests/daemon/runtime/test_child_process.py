@@ -18,7 +18,7 @@ WAITS = "code"
 """A module that waits for its standard input."""
 
 
-def test_a_process_begins_beside_a_loop_that_is_pinned_and_at_real_time_priority() -> None:
+def test_child_process_begins_beside_a_loop_that_is_pinned_and_at_real_time_priority() -> None:
     """Not once its Python runs: it is looked at as soon as it is there."""
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:

@@ -86,7 +86,7 @@ def test_long_run_needs_no_other_client(make_rig: type[Rig]) -> None:
     assert rig.batcher.fast_path_owner is None
 
 
-def test_where_a_run_is_quick_it_is_for_everybody(make_rig: type[Rig]) -> None:
+def test_fast_path_of_a_quick_model_is_open_to_every_session(make_rig: type[Rig]) -> None:
     rig = make_rig()
     rig.backend.run_ns = QUICK_RUN_NS_MAX
     client, others = alone(rig), [rig.connect() for _ in range(3)]
@@ -94,13 +94,13 @@ def test_where_a_run_is_quick_it_is_for_everybody(make_rig: type[Rig]) -> None:
         other.say(rig.request(1, 7))
         rig.run()
     for _ in range(2):
-        for asker in (client, *others):
-            assert answered_at_once(rig, asker, rig.request(2, 8))
+        for one in (client, *others):
+            assert answered_at_once(rig, one, rig.request(2, 8))
     assert {answer.outputs[0] for other in others for answer in other.answers()} == {7.0, 8.0}
 
 
 @pytest.mark.parametrize("why", ["a client waits", "it drains", "the loop rests", "another model is served"])
-def test_it_is_for_everybody_until(make_rig: type[Rig], why: str) -> None:
+def test_fast_path_is_open_to_every_session_until(make_rig: type[Rig], why: str) -> None:
     rig = make_rig()
     client, other = alone(rig), rig.connect()
     other.say(rig.request(1))

@@ -102,7 +102,9 @@ def test_what_finds_no_room_is_counted_by_the_ring_and_the_rest_is_whole(shadowe
     assert shadowed.take()[0].features[0, 0] == 1000
 
 
-def test_another_reader_skips_what_ended_the_one_before_and_knows_everybody_anew(shadowed: Shadowed) -> None:
+def test_next_reader_skips_what_ended_the_one_before_and_knows_every_client_anew(
+    shadowed: Shadowed,
+) -> None:
     client = shadowed.rig.connect()
     shadowed.ask(client, (1,))
     shadowed.take()
@@ -121,7 +123,7 @@ def test_another_reader_skips_what_ended_the_one_before_and_knows_everybody_anew
     assert shadowed.reader.take_skipped() == 0
 
 
-def test_everybody_is_known_anew_in_a_ring_that_was_full(shadowed: Shadowed) -> None:
+def test_every_client_is_known_anew_in_a_ring_that_was_full(shadowed: Shadowed) -> None:
     """Where the next record has to ask for room, in the segment that it was in."""
     one, other = shadowed.rig.connect(), shadowed.rig.connect()
     shadowed.ask(one, (0,))

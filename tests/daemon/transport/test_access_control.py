@@ -39,7 +39,7 @@ def test_where_the_kernel_does_not_tell_the_groups_there_are_none() -> None:
     os.close(writing)
 
 
-def test_without_a_rule_everybody_is_let_in(pair: socket.socket) -> None:
+def test_without_a_rule_every_user_is_let_in(pair: socket.socket) -> None:
     access = access_of(AccessConfig())
     assert access.admits(OUTSIDER, pair.fileno())
     assert access.expected == ""

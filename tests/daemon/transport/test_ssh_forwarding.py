@@ -59,7 +59,7 @@ def test_a_forwarder_is_told_why_not(name: str, forwarder: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["engine", "sshd2", "SSHD", "ssh-agent", "", "\udcff\udcfe", "sshd "])
-def test_everybody_else_is_not(name: str) -> None:
+def test_every_other_name_is_not(name: str) -> None:
     assert asked_of(name) == ""
 
 

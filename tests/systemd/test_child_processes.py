@@ -101,7 +101,7 @@ def test_what_was_recorded_outlives_the_daemon_and_is_replayed(machine: Machine,
     assert replayed["replayed"] == asked, replayed
 
 
-def test_all_beside_the_daemon_is_started_again(machine: Machine, models: ModelMaker) -> None:
+def test_all_child_processes_are_started_again(machine: Machine, models: ModelMaker) -> None:
     """And has from the beginning neither the loop's core nor its priority."""
     core = max(os.sched_getaffinity(0))
     others = os.sched_getaffinity(0) - {core} or {core}
