@@ -145,7 +145,7 @@ lock:  ## write requirements/*.lock anew (needs uv)
 	$(LOCK) pyproject.toml --extra convert --output-file requirements/convert.lock
 	$(LOCK) requirements/build.in --output-file requirements/build.lock
 	$(LOCK) requirements/fleet.in --output-file requirements/fleet.lock
-	for name in servers triton; do $(LOCK) bench/alternatives/locks/$$name.in --output-file bench/alternatives/locks/$$name.lock; done
+	$(LOCK) bench/alternatives/locks/servers.in --output-file bench/alternatives/locks/servers.lock
 
 wheel: $(VENV)/.dev  ## build the wheel into dist/
 	rm -rf dist

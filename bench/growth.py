@@ -136,7 +136,8 @@ class _Rig:
         if measured.violation or measured.lost:
             raise PeerFailed(f"{value}: {'; '.join(verdict.judge(measured, None).reasons)}")
         share = watch.found(measured.elapsed_ns, measured.hiccup_sum_ns).largest
-        return _point(value, measured, disturbed=share > SHARE_MAX)
+        # A turn in which nothing was answered was all taken away.
+        return _point(value, measured, disturbed=share > SHARE_MAX or not measured.received)
 
 
 def measure(

@@ -214,38 +214,6 @@ def _grpc(setting: Setting) -> Iterator[Running]:
             yield Running(generator, address, setting.hello, in_flight_max=100)
 
 
-@contextmanager
-def _triton(setting: Setting) -> Iterator[Running]:
-    where = environment("triton")
-    where.require()
-    spec = setting.spec
-    with tempfile.TemporaryDirectory(prefix="sigd-alternative-") as name:
-        address = f"127.0.0.1:{free_port()}"
-        sizes = [str(spec.features), str(spec.outputs)]
-        command = [where.python, str(_SERVERS / "triton_server.py"), str(setting.graph), address, *sizes]
-        with ServerProcess(command, Path(name), setting.server_cpus, {}) as server:
-            server.wait_until(lambda: listens(address))
-            peer = ["grpc", "/inference.GRPCInferenceService/ModelInfer", triton_head(spec.features).hex()]
-            generator = NativeLoad(setting.programs, peer)
-            yield Running(generator, address, setting.hello, in_flight_max=100)
-
-
-def triton_head(features: int) -> bytes:
-    """What precedes one row in a ModelInferRequest: protocol buffers written by hand, whose last field is
-    the row's bytes."""
-
-    def varint(value: int) -> bytes:
-        return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + varint(value >> 7)
-
-    def part(number: int, content: bytes) -> bytes:
-        return varint(number << 3 | 2) + varint(len(content)) + content
-
-    shape = part(3, varint(1) + varint(features))
-    tensor = part(1, b"features") + part(2, b"FP32") + shape
-    asked = part(1, b"model") + part(5, tensor) + part(6, part(1, b"answer"))
-    return asked + varint(7 << 3 | 2) + varint(4 * features)
-
-
 _BYTES = "float32 in and out as bytes; one ONNX Runtime session of one thread"
 
 CONTENDERS: Final = (
@@ -304,12 +272,6 @@ CONTENDERS: Final = (
         *("servers", ("fastapi", "uvicorn", "uvloop", "httptools", "onnxruntime")),
     ),
     Contender(
-        *("litserve", "LitServe, loopback", Kind.SERVER),
-        f"one worker, one API server, fast_queue, no batching, no access log; {_BYTES}",
-        partial(_http_server, script="litserve_http", unix=False),
-        *("servers", ("litserve", "uvicorn", "onnxruntime")),
-    ),
-    Contender(
         *("ray-serve", "Ray Serve, loopback", Kind.SERVER),
         f"one replica, the HTTP proxy on the same node, no batching, no dashboard; {_BYTES}",
         partial(_http_server, script="ray_serve", unix=False),
@@ -320,12 +282,6 @@ CONTENDERS: Final = (
         f"one worker, no batching, no access log; {_BYTES}",
         partial(_http_server, script="bento", unix=False),
         *("servers", ("bentoml", "uvicorn", "onnxruntime")),
-    ),
-    Contender(
-        *("triton", "NVIDIA Triton, Python backend, loopback", Kind.SERVER),
-        f"one instance on the CPU, no batching, gRPC only, no metrics; {_BYTES}",
-        _triton,
-        *("triton", ("nvidia-pytriton", "onnxruntime")),
     ),
 )
 """In the order of the tables."""

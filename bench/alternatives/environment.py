@@ -17,8 +17,8 @@ from sigd.bench.errors import MissingDependency, PeerFailed
 from sigd.bench.native.build import cache_folder
 
 _FOLDER: Final = Path(__file__).parent
-LOCKS: Final = {name: _FOLDER / "locks" / f"{name}.lock" for name in ("servers", "triton")}
-"""Environments by name: two, for their packages want different versions of NumPy."""
+LOCKS: Final = {"servers": _FOLDER / "locks" / "servers.lock"}
+"""Environments by name: packages that want different versions of another get one of their own."""
 _INSTALL_TIMEOUT_S: Final = 1800
 
 Say = Callable[[str], None]
