@@ -259,7 +259,7 @@ class Service:
 
     def _polls(self, rings: RingHost) -> tuple[Callable[[], bool], ...]:
         """What the loop polls in each round: what has come is taken before a batch is filled."""
-        return (rings.poll, *self._models.polls)
+        return (rings.poll, self._clients.poll, *self._models.polls)
 
     def _make_watchdog(self, loop: asyncio.AbstractEventLoop) -> Watchdog:
         notifier = self._notifier

@@ -238,6 +238,15 @@ class ModelCounters:
             return
         self._count_slow(total_ns, infer_ns)
 
+    def count_together(self, rows: int, infer_ns: int) -> None:
+        """Count a batch whose rows were all answered OK, and spent no time in a queue."""
+        self.count_batch(rows, infer_ns)
+        if infer_ns < self.slow_ns:
+            self._total_quick[infer_ns >> FINE_SHIFT] += rows
+            self._queue_quick[0] += rows
+        else:
+            self._count_slow(infer_ns, infer_ns, rows)
+
     def count_answers(
         self,
         receive_times_ns: npt.NDArray[np.uint64],
@@ -259,8 +268,8 @@ class ModelCounters:
         for time_ns, count in zip(times.tolist(), counts.tolist(), strict=True):
             self._count_durations(send_time_ns - time_ns, infer_ns, count)
 
-    def _count_slow(self, total_ns: int, infer_ns: int) -> None:
-        self._count_durations(total_ns, infer_ns, 1)
+    def _count_slow(self, total_ns: int, infer_ns: int, rows: int = 1) -> None:
+        self._count_durations(total_ns, infer_ns, rows)
         # The longest total is kept to the nanosecond.
         self.slow_ns = min(self.total.max_ns, QUICK_BINS << FINE_SHIFT)
 

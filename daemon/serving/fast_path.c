@@ -9,9 +9,11 @@
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030b0000
 #include <Python.h>
+#include <errno.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <time.h>
 
 #include "engine.h"
@@ -22,6 +24,8 @@ enum { HEADER, SEQUENCE, CLIENT_TIME, DEADLINE, INSTRUMENT, FEATURES }; /* words
 enum { RECEIVE_TIME = 3, SEND_TIME, RESPONSE_INSTRUMENT, OUTCOME, OUTPUTS }; /* words of a response from 3 on */
 #define FINE_SHIFT 7
 #define U32 0xffffffffu
+#define CHUNK_ROWS_MIN 4 /* below that they run one by one, as in the twin */
+#define CHUNK_ROWS_MAX 6 /* the kernels take so many at once in half the time that they need one by one */
 
 typedef struct {
     PyObject_HEAD
@@ -29,27 +33,31 @@ typedef struct {
     PyObject *session, *batcher, *inbox, *counters; /* never None */
     PyObject *total, *queue, *model;                /* lists of counts, never None */
     PyObject *clock;                                /* None: CLOCK_MONOTONIC */
-    PyObject *capsule;                              /* of the engine's runner, or `run` is called */
+    PyObject *capsule;                              /* of the engine's runner of CHUNK_ROWS_MAX, or `run` is called */
     PyObject *run, *under_way;                      /* run() is `under_way` where it has not finished */
     PyObject *odd_values, *integers;                /* () -> whether the row may run; integers may be None */
     PyObject *record;                               /* may be None */
     PyObject *adopt;   /* ring: (now) -> found; stream: (bytes, now, start) */
     PyObject *send, *single; /* stream: send(single), where `frame` lies in the memory of `single` */
+    PyObject *took;          /* stream: (bytes, now), the batch path */
     PyObject *requests, *responses, *take, *wake_client; /* ring */
     /* memory, held through buffers */
-    Py_buffer row, input, output, frame, region;
+    Py_buffer row, input, output, frame, region, storage, chunk;
+    int descriptor; /* stream: where `receive` reads and writes; -1 outside of it, and once Python has sent */
     const struct sigd_runner *runner;
     uint32_t features, outputs;
-    uint64_t request_header, response_header, generation, one_row_ok;
+    uint64_t request_header, response_header, generation, one_row_ok, another_row;
     /* ring */
     uint64_t *head, *tail, *answer_head, *answer_tail;
     uint32_t *client_sleeping;
     uint8_t *request_slots, *response_slots;
     uint64_t request_stride, response_stride, slots;
+    float *chunk_rows, *chunk_outputs; /* in `chunk`, behind the frames */
 } Path;
 
 static PyObject *str_fast_path_owner, *str_fast_path_open, *str_serving, *str_tail, *str_taken, *str_published, *str_tail_seen,
-    *str_one_by_one_rows_max, *str_last_batch_ns, *str_slow_ns, *str_count_single, *str_fast_path_failed, *str_frame_bytes, *str_header;
+    *str_one_by_one_rows_max, *str_last_batch_ns, *str_slow_ns, *str_count_single, *str_fast_path_failed, *str_frame_bytes, *str_header,
+    *str_in_flight_max, *str_count_together;
 
 /* -- small things */
 
@@ -110,21 +118,25 @@ static int may_run(Path *self) {
     return open > 0 ? truth(PyObject_GetAttr(self->session, str_serving)) : open;
 }
 
-/* Whether the row's values may run: finite, or what the model takes besides. */
-static int row_is_good(Path *self, const uint64_t *request) {
+/* As the twin: from 1.7e38 on, which Python then looks at closely. */
+static int row_is_odd(const Path *self, const uint64_t *request) {
     const uint32_t *bits = (const uint32_t *)(request + FEATURES);
     uint32_t odd = 0;
-    /* As the twin: from 1.7e38 on, which Python then looks at closely. */
     for (uint32_t i = 0; i < self->features; i++) odd |= (bits[i] & 0x7f000000u) == 0x7f000000u;
-    if (odd) {
+    return odd != 0;
+}
+
+/* Whether the row's values may run: finite, or what the model takes besides. */
+static int row_is_good(Path *self, const uint64_t *request) {
+    if (row_is_odd(self, request)) {
         int good = truth(PyObject_CallNoArgs(self->odd_values));
         if (good <= 0) return good;
     }
     return self->integers == Py_None ? 1 : truth(PyObject_CallNoArgs(self->integers));
 }
 
-static int outputs_are_finite(const Path *self) {
-    const uint8_t *at = self->output.buf;
+static int outputs_are_finite(const Path *self, const void *outputs) {
+    const uint8_t *at = outputs;
     uint32_t infinite = 0;
     for (uint32_t i = 0; i < self->outputs; i++) {
         uint32_t bits;
@@ -165,14 +177,14 @@ static int run_model(Path *self, const uint64_t *request) {
 
 /* Words 1 to 6 and the outputs of an answer. */
 static void write_answer(const Path *self, uint64_t *answer, const uint64_t *request, uint64_t received, uint64_t sent,
-                         uint64_t infer_ns) {
+                         uint64_t outcome, const void *outputs) {
     answer[SEQUENCE] = request[SEQUENCE];
     answer[CLIENT_TIME] = request[CLIENT_TIME];
     answer[RECEIVE_TIME] = received;
     answer[SEND_TIME] = sent;
     answer[RESPONSE_INSTRUMENT] = (request[INSTRUMENT] & U32) | self->generation;
-    answer[OUTCOME] = self->one_row_ok | infer_ns;
-    memcpy(answer + OUTPUTS, self->output.buf, 4u * self->outputs);
+    answer[OUTCOME] = outcome;
+    memcpy(answer + OUTPUTS, outputs, 4u * self->outputs);
 }
 
 static int count(Path *self, uint64_t end_ns, uint64_t total_ns, uint64_t infer_ns) {
@@ -194,6 +206,25 @@ static int count(Path *self, uint64_t end_ns, uint64_t total_ns, uint64_t infer_
 static int late(uint64_t deadline_ns, uint64_t now_ns) { return deadline_ns && deadline_ns < now_ns; }
 
 /* -- a stream */
+
+/* Send what lies in `frame`: by Python, or straight to the descriptor as far as the kernel takes it at once. */
+static int send_frame(Path *self) {
+    PyObject *rest = self->single;
+    if (self->descriptor >= 0) {
+        ssize_t written = send(self->descriptor, self->frame.buf, (size_t)self->frame.len, MSG_DONTWAIT | MSG_NOSIGNAL);
+        if (written == self->frame.len) return 0;
+        if (written < 0) written = 0; /* Python meets the error again, and acts on it */
+        rest = PyMemoryView_FromMemory((char *)self->frame.buf + written, self->frame.len - written, PyBUF_READ);
+        if (!rest) return FAILED;
+        self->descriptor = -1;
+    } else {
+        Py_INCREF(rest);
+    }
+    PyObject *sent = PyObject_CallFunctionObjArgs(self->send, rest, NULL);
+    Py_DECREF(rest);
+    Py_XDECREF(sent);
+    return sent ? 0 : FAILED;
+}
 
 /* 1 answered or under way, 0 nothing was done, -1 Python raised */
 static int answer_stream(Path *self, uint64_t count_bytes, uint64_t now_ns) {
@@ -220,11 +251,9 @@ static int answer_stream(Path *self, uint64_t count_bytes, uint64_t now_ns) {
     if (done != DONE) return done == FAILED ? FAILED : 0;
     if (now(self, &end_ns) < 0) return FAILED;
     uint64_t infer_ns = end_ns - start_ns;
-    if (!outputs_are_finite(self) || late(request[DEADLINE], end_ns) || infer_ns > U32) return 0;
-    write_answer(self, self->frame.buf, request, now_ns, end_ns, infer_ns);
-    PyObject *sent = PyObject_CallFunctionObjArgs(self->send, self->single, NULL);
-    if (!sent) return FAILED;
-    Py_DECREF(sent);
+    if (!outputs_are_finite(self, self->output.buf) || late(request[DEADLINE], end_ns) || infer_ns > U32) return 0;
+    write_answer(self, self->frame.buf, request, now_ns, end_ns, self->one_row_ok | infer_ns, self->output.buf);
+    if (send_frame(self) < 0) return FAILED;
     if (count(self, end_ns, end_ns - now_ns, infer_ns) < 0) return FAILED;
     if (self->record != Py_None) {
         PyObject *recorded = PyObject_CallNoArgs(self->record);
@@ -240,6 +269,75 @@ static PyObject *answer(Path *self, PyObject *const *arguments, Py_ssize_t given
     if (PyErr_Occurred()) return NULL;
     int answered = answer_stream(self, count_bytes, now_ns);
     return answered < 0 ? NULL : PyBool_FromLong(answered);
+}
+
+/* As fast_path.run_one_by_one; how many bytes are left at the start of the inbox, or -1. */
+static int64_t run_one_by_one(Path *self, uint64_t count_bytes, uint64_t now_ns) {
+    uint64_t most, in_flight_max, frame_bytes;
+    if (get_u64(self->batcher, str_one_by_one_rows_max, &most) < 0 ||
+        get_u64(self->session, str_in_flight_max, &in_flight_max) < 0 ||
+        get_u64(self->inbox, str_frame_bytes, &frame_bytes) < 0)
+        return -1;
+    if (most > in_flight_max) most = in_flight_max;
+    if (count_bytes % frame_bytes || count_bytes / frame_bytes > most) return (int64_t)count_bytes;
+    uint8_t *storage = self->storage.buf;
+    while (count_bytes && self->descriptor >= 0) {
+        int answered = answer_stream(self, frame_bytes, now_ns);
+        if (answered < 0) return -1;
+        if (!answered) break;
+        count_bytes -= frame_bytes;
+        uint64_t tail; /* of one that is under way */
+        if (get_u64(self->inbox, str_tail, &tail) < 0) return -1;
+        if (tail) break;
+        memmove(storage, storage + frame_bytes, count_bytes);
+    }
+    return (int64_t)count_bytes;
+}
+
+/* One poll of the descriptor. */
+static int receive_once(Path *self) {
+    uint64_t tail, now_ns;
+    if (get_u64(self->inbox, str_tail, &tail) < 0) return FAILED;
+    if (tail) {
+        self->descriptor = -1; /* the loop reads what belongs behind it */
+        return EMPTY;
+    }
+    ssize_t got = recv(self->descriptor, self->storage.buf, (size_t)self->storage.len, MSG_DONTWAIT);
+    if (got <= 0) {
+        /* The loop finds out by itself that the client is gone. */
+        if (got == 0 || (errno != EAGAIN && errno != EINTR)) self->descriptor = -1;
+        return EMPTY;
+    }
+    if (now(self, &now_ns) < 0) return FAILED;
+    int64_t left = run_one_by_one(self, (uint64_t)got, now_ns);
+    if (left <= 0) return left < 0 ? FAILED : ANSWERED;
+    PyObject *taken = PyObject_CallFunction(self->took, "KK", (unsigned long long)left, (unsigned long long)now_ns);
+    Py_XDECREF(taken);
+    return taken ? HANDED_OVER : FAILED;
+}
+
+/* receive(descriptor, polls, answered_max): reads the socket as the loop would, and answers at once what can be; how many
+ * times something came. */
+static PyObject *receive(Path *self, PyObject *const *arguments, Py_ssize_t given) {
+    if (given != 3)
+        return PyErr_Format(PyExc_TypeError, "receive(descriptor, polls, answered_max), got %zd arguments", given);
+    long descriptor = PyLong_AsLong(arguments[0]), polls = PyLong_AsLong(arguments[1]), most = PyLong_AsLong(arguments[2]);
+    if (PyErr_Occurred()) return NULL;
+    if (!self->storage.obj) return PyErr_Format(PyExc_TypeError, "this path serves no stream");
+    long answered = 0;
+    self->descriptor = (int)descriptor;
+    while (polls-- > 0 && answered < most && self->descriptor >= 0) {
+        int found = receive_once(self);
+        if (found < 0) {
+            answered = -1;
+            break;
+        }
+        if (found == EMPTY) continue;
+        answered++;
+        if (found == HANDED_OVER) break;
+    }
+    self->descriptor = -1;
+    return answered < 0 ? NULL : PyLong_FromLong(answered);
 }
 
 /* -- a ring */
@@ -274,6 +372,104 @@ static int few_enough(Path *self, uint64_t rows, uint64_t published) {
     return full < 0 ? -1 : !full;
 }
 
+/* Answers are there: what follows delays no client, as long as it is shorter than a client's turn. */
+static int published_answers(Path *self, uint64_t taken, uint64_t published) {
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    int asleep = __atomic_load_n(self->client_sleeping, __ATOMIC_RELAXED) != 0;
+    if (set_u64(self->requests, str_taken, taken) < 0 || set_u64(self->responses, str_published, published) < 0) return -1;
+    if (asleep) {
+        PyObject *woken = PyObject_CallNoArgs(self->wake_client);
+        if (!woken) return -1;
+        Py_DECREF(woken);
+    }
+    return 0;
+}
+
+/* The row and its outputs lie in `row` and `output`. */
+static int record_in_ring(Path *self, const uint64_t *request, uint64_t now_ns, uint64_t end_ns, uint64_t outcome) {
+    if (self->record == Py_None) return 0;
+    PyObject *recorded =
+        PyObject_CallFunction(self->record, "KKKKKK", (unsigned long long)request[SEQUENCE],
+                              (unsigned long long)request[CLIENT_TIME], (unsigned long long)now_ns, (unsigned long long)end_ns,
+                              (unsigned long long)request[INSTRUMENT], (unsigned long long)outcome);
+    Py_XDECREF(recorded);
+    return recorded ? 0 : -1;
+}
+
+/* -- several rows in one run */
+
+static uint64_t *chunk_frame(const Path *self, uint32_t row) {
+    return (uint64_t *)((uint8_t *)self->chunk.buf + row * self->row.len);
+}
+
+/* Copy the usual requests from `taken` on, at most `rows`, into the chunk; how many there are before the first other. */
+static uint32_t gather(Path *self, uint64_t taken, uint32_t rows, uint64_t *now_ns, int *failed) {
+    for (uint32_t i = 0; i < rows; i++) {
+        uint64_t place = (taken + i) & (self->slots - 1);
+        memcpy(chunk_frame(self, i), self->request_slots + place * self->request_stride, (size_t)self->row.len);
+    }
+    *failed = now(self, now_ns) < 0;
+    uint32_t good = 0;
+    for (; good < rows && !*failed; good++) {
+        const uint64_t *request = chunk_frame(self, good);
+        if (request[HEADER] != self->request_header || late(request[DEADLINE], *now_ns) || row_is_odd(self, request)) break;
+        memcpy(self->chunk_rows + (size_t)good * self->features, request + FEATURES, 4u * self->features);
+    }
+    return good;
+}
+
+static int count_together(Path *self, uint32_t rows, uint64_t end_ns, uint64_t infer_ns) {
+    if (set_u64(self->batcher, str_last_batch_ns, end_ns) < 0) return -1;
+    PyObject *n = PyLong_FromUnsignedLong(rows), *infer = PyLong_FromUnsignedLongLong(infer_ns);
+    PyObject *done = n && infer ? PyObject_CallMethodObjArgs(self->counters, str_count_together, n, infer, NULL) : NULL;
+    Py_XDECREF(n);
+    Py_XDECREF(infer);
+    Py_XDECREF(done);
+    return done ? 0 : -1;
+}
+
+static int record_together(Path *self, uint32_t rows, uint64_t now_ns, uint64_t end_ns, uint64_t outcome) {
+    if (self->record == Py_None) return 0;
+    for (uint32_t i = 0; i < rows; i++) {
+        memcpy(self->row.buf, chunk_frame(self, i), (size_t)self->row.len);
+        memcpy(self->output.buf, self->chunk_outputs + (size_t)i * self->outputs, 4u * self->outputs);
+        if (record_in_ring(self, self->row.buf, now_ns, end_ns, outcome) < 0) return -1;
+    }
+    return 0;
+}
+
+/* Run the oldest of `rows` requests together, and answer them; EMPTY where the first is unusual, and nothing was done. */
+static int poll_together(Path *self, uint64_t taken, uint64_t published, uint64_t rows) {
+    uint64_t now_ns, end_ns, answer_tail = __atomic_load_n(self->answer_tail, __ATOMIC_ACQUIRE);
+    int failed;
+    /* Its counter was found to be within its bounds for this poll; now it may be any. */
+    if (published - answer_tail >= self->slots) return EMPTY;
+    if (rows > CHUNK_ROWS_MAX) rows = CHUNK_ROWS_MAX;
+    if (rows > self->slots - (published - answer_tail)) rows = self->slots - (published - answer_tail);
+    uint32_t run = gather(self, taken, (uint32_t)rows, &now_ns, &failed), good = 0;
+    if (failed) return FAILED;
+    if (!run || self->runner->run(self->runner->engine, self->chunk_rows, self->chunk_outputs, (int)run) != 0) return EMPTY;
+    if (now(self, &end_ns) < 0) return FAILED;
+    uint64_t infer_ns = end_ns - now_ns, outcome = self->one_row_ok + (run - 1) * self->another_row + infer_ns;
+    if (infer_ns > U32) return EMPTY;
+    for (; good < run; good++) {
+        const uint64_t *request = chunk_frame(self, good);
+        const float *outputs = self->chunk_outputs + (size_t)good * self->outputs;
+        if (!outputs_are_finite(self, outputs) || late(request[DEADLINE], end_ns)) break;
+        uint64_t place = (published + good) & (self->slots - 1);
+        uint64_t *answer = (uint64_t *)(self->response_slots + place * self->response_stride);
+        answer[HEADER] = self->response_header;
+        write_answer(self, answer, request, now_ns, end_ns, outcome, outputs);
+    }
+    if (!good) return EMPTY;
+    __atomic_store_n(self->tail, taken + good, __ATOMIC_RELEASE);
+    __atomic_store_n(self->answer_head, published + good, __ATOMIC_RELEASE);
+    if (published_answers(self, taken + good, published + good) < 0 || count_together(self, good, end_ns, infer_ns) < 0 ||
+        record_together(self, good, now_ns, end_ns, outcome) < 0)
+        return FAILED;
+    return ANSWERED;
+}
+
 static int poll_once(Path *self) {
     uint64_t taken, head, published, seen, tail, now_ns, end_ns;
     if (get_u64(self->requests, str_taken, &taken) < 0) return FAILED;
@@ -292,6 +488,10 @@ static int poll_once(Path *self) {
         }
     }
     if (fit <= 0) return fit < 0 ? FAILED : batch_path_now(self, rows);
+    if (rows >= CHUNK_ROWS_MIN && self->chunk_rows) {
+        int found = poll_together(self, taken, published, rows);
+        if (found != EMPTY) return found;
+    }
     uint64_t *request = self->row.buf;
     memcpy(request, self->request_slots + (taken & (self->slots - 1)) * self->request_stride, (size_t)self->row.len);
     if (now(self, &now_ns) < 0) return FAILED;
@@ -309,33 +509,16 @@ static int poll_once(Path *self) {
     if (done != DONE) return done == FAILED ? FAILED : batch_path(self, now_ns, rows);
     if (now(self, &end_ns) < 0) return FAILED;
     uint64_t infer_ns = end_ns - now_ns;
-    if (!outputs_are_finite(self) || late(request[DEADLINE], end_ns) || infer_ns > U32) return batch_path(self, now_ns, rows);
+    if (!outputs_are_finite(self, self->output.buf) || late(request[DEADLINE], end_ns) || infer_ns > U32)
+        return batch_path(self, now_ns, rows);
     /* The slot is free before the answer is there: a client that sees the answer may send the next request at once. */
     __atomic_store_n(self->tail, taken + 1, __ATOMIC_RELEASE);
     uint64_t *answer = (uint64_t *)(self->response_slots + (published & (self->slots - 1)) * self->response_stride);
     answer[HEADER] = self->response_header;
-    write_answer(self, answer, request, now_ns, end_ns, infer_ns);
+    write_answer(self, answer, request, now_ns, end_ns, self->one_row_ok | infer_ns, self->output.buf);
     __atomic_store_n(self->answer_head, published + 1, __ATOMIC_RELEASE);
-    /* The answer is there: what follows delays no client, as long as it is shorter than a client's turn. */
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    int asleep = __atomic_load_n(self->client_sleeping, __ATOMIC_RELAXED) != 0;
-    if (set_u64(self->requests, str_taken, taken + 1) < 0 || set_u64(self->responses, str_published, published + 1) < 0)
-        return FAILED;
-    if (asleep) {
-        PyObject *woken = PyObject_CallNoArgs(self->wake_client);
-        if (!woken) return FAILED;
-        Py_DECREF(woken);
-    }
-    if (count(self, end_ns, infer_ns, infer_ns) < 0) return FAILED;
-    if (self->record != Py_None) {
-        PyObject *recorded = PyObject_CallFunction(
-            self->record, "KKKKKK", (unsigned long long)request[SEQUENCE], (unsigned long long)request[CLIENT_TIME],
-            (unsigned long long)now_ns, (unsigned long long)end_ns, (unsigned long long)request[INSTRUMENT],
-            (unsigned long long)(self->one_row_ok | infer_ns));
-        if (!recorded) return FAILED;
-        Py_DECREF(recorded);
-    }
-    return ANSWERED;
+    if (published_answers(self, taken + 1, published + 1) < 0 || count(self, end_ns, infer_ns, infer_ns) < 0) return FAILED;
+    return record_in_ring(self, request, now_ns, end_ns, self->one_row_ok | infer_ns) < 0 ? FAILED : ANSWERED;
 }
 
 static PyObject *poll(Path *self, PyObject *nothing) {
@@ -363,7 +546,7 @@ static PyObject *poll_round(Path *self, PyObject *const *arguments, Py_ssize_t g
 
 #define OBJECTS(X)                                                                                                        \
     X(session) X(batcher) X(inbox) X(counters) X(total) X(queue) X(model) X(clock) X(capsule) X(run) X(under_way)         \
-    X(odd_values) X(integers) X(record) X(adopt) X(send) X(single) X(requests) X(responses) X(take) X(wake_client)
+    X(odd_values) X(integers) X(record) X(adopt) X(send) X(single) X(took) X(requests) X(responses) X(take) X(wake_client)
 
 static int traverse(Path *self, visitproc visit, void *arg) {
 #define VISIT(name) Py_VISIT(self->name);
@@ -381,7 +564,7 @@ static int clear(Path *self) {
 static void dealloc(Path *self) {
     PyTypeObject *type = Py_TYPE((PyObject *)self);
     PyObject_GC_UnTrack(self);
-    Py_buffer *buffers[] = {&self->row, &self->input, &self->output, &self->frame, &self->region};
+    Py_buffer *buffers[] = {&self->row, &self->input, &self->output, &self->frame, &self->region, &self->storage, &self->chunk};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++)
         if (buffers[i]->obj) PyBuffer_Release(buffers[i]);
     clear(self);
@@ -442,6 +625,17 @@ static int take_region(Path *self, PyObject *given) {
     return 0;
 }
 
+/* Memory for several rows in one run, where that may be. */
+static int take_chunk(Path *self, PyObject *given) {
+    size_t frames = CHUNK_ROWS_MAX * (size_t)self->row.len, rows = CHUNK_ROWS_MAX * 4u * (size_t)self->features;
+    if (take_buffer(given, "chunk", &self->chunk, frames + rows + CHUNK_ROWS_MAX * 4u * (size_t)self->outputs) < 0) return -1;
+    /* Whether integers are integers only Python can tell, one row at a time. */
+    if (!self->chunk.obj || self->integers != Py_None || self->runner->rows_max < CHUNK_ROWS_MAX) return 0;
+    self->chunk_rows = (float *)((uint8_t *)self->chunk.buf + frames);
+    self->chunk_outputs = (float *)((uint8_t *)self->chunk.buf + frames + rows);
+    return 0;
+}
+
 /* Path(given): a dict with what the struct names. */
 static int init(Path *self, PyObject *arguments, PyObject *keywords) {
     (void)keywords;
@@ -462,7 +656,8 @@ static int init(Path *self, PyObject *arguments, PyObject *keywords) {
     if (take_number(given, "features", &features) < 0 || take_number(given, "outputs", &outputs) < 0 ||
         take_number(given, "request_header", &self->request_header) < 0 ||
         take_number(given, "response_header", &self->response_header) < 0 ||
-        take_number(given, "generation", &self->generation) < 0 || take_number(given, "one_row_ok", &self->one_row_ok) < 0)
+        take_number(given, "generation", &self->generation) < 0 || take_number(given, "one_row_ok", &self->one_row_ok) < 0 ||
+        take_number(given, "another_row", &self->another_row) < 0)
         return -1;
     if (!features || !outputs || features > U32 / 8 || outputs > U32 / 8) {
         PyErr_SetString(PyExc_ValueError, "no features or no outputs");
@@ -474,8 +669,10 @@ static int init(Path *self, PyObject *arguments, PyObject *keywords) {
         take_buffer(given, "input", &self->input, 4 * features) < 0 ||
         take_buffer(given, "output", &self->output, 4 * outputs) < 0 ||
         take_buffer(given, "frame", &self->frame, 8u * OUTPUTS + 4 * outputs) < 0 ||
+        take_buffer(given, "storage", &self->storage, 8u * FEATURES + 4 * features) < 0 ||
         take_buffer(given, "region", &self->region, 4096) < 0)
         return -1;
+    self->descriptor = -1;
     if (!self->row.obj || !self->input.obj || !self->output.obj || !(self->frame.obj || self->region.obj)) {
         PyErr_SetString(PyExc_ValueError, "row, input, output, and frame or region are needed");
         return -1;
@@ -489,12 +686,14 @@ static int init(Path *self, PyObject *arguments, PyObject *keywords) {
             PyErr_SetString(PyExc_ValueError, "the engine's runner is of another version or shape");
             return -1;
         }
+        return take_chunk(self, given);
     }
     return 0;
 }
 
 static PyMethodDef methods[] = {
     {"answer", (PyCFunction)(void (*)(void))answer, METH_FASTCALL, "answer(count_bytes, now_ns) -> bool"},
+    {"receive", (PyCFunction)(void (*)(void))receive, METH_FASTCALL, "receive(descriptor, polls, answered_max) -> int"},
     {"poll", (PyCFunction)poll, METH_NOARGS, "poll() -> what was found"},
     {"poll_round", (PyCFunction)(void (*)(void))poll_round, METH_FASTCALL, "poll_round(polls, answered_max) -> int"},
     {NULL, NULL, 0, NULL},
@@ -520,6 +719,8 @@ PyMODINIT_FUNC PyInit__fast_path(void) {
         {&str_one_by_one_rows_max, "one_by_one_rows_max"}, {&str_last_batch_ns, "last_batch_ns"}, {&str_slow_ns, "slow_ns"},
         {&str_count_single, "count_single"}, {&str_fast_path_failed, "fast_path_failed"},
         {&str_frame_bytes, "frame_bytes"}, {&str_header, "header"},
+        {&str_in_flight_max, "in_flight_max"},
+        {&str_count_together, "count_together"},
     };
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (!(*names[i].place = PyUnicode_InternFromString(names[i].text))) return NULL;

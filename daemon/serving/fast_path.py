@@ -38,6 +38,10 @@ if TYPE_CHECKING:
 FastPath = Callable[[int, int], bool]
 """(bytes that arrived, when) -> True where the request has been answered, False where nothing was done."""
 
+ReceiveRound = Callable[[int, int, int], int]
+"""(descriptor, polls at most, answers at most) -> how many times something came from the socket, and was
+answered or handed over."""
+
 FEATURES_MAX: Final = 1024
 OUTPUTS_MAX: Final = 16
 """Past these a loop over single values, here in C and there in Python, costs more than NumPy's fixed
@@ -60,6 +64,11 @@ U32: Final = 0xFFFF_FFFF
 def never(count_bytes: int, now_ns: int) -> bool:
     """For connections that are not served yet or any more, and for models that it does not fit."""
     return False
+
+
+def receive_nothing(descriptor: int, polls_max: int, answered_max: int) -> int:
+    """The loop alone reads the socket."""
+    return 0
 
 
 def fits(batcher: Batcher) -> bool:

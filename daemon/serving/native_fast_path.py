@@ -9,10 +9,18 @@ from collections.abc import Callable
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final
 
-from sigd.daemon.serving.fast_path import ONE_ROW_OK, UNDER_WAY, FastPath, fits, one_row_call
+from sigd.daemon.serving.fast_path import (
+    ONE_ROW_OK,
+    UNDER_WAY,
+    FastPath,
+    ReceiveRound,
+    fits,
+    one_row_call,
+)
 from sigd.daemon.serving.fast_path_ring import make_hand_over
 from sigd.wire import fields
-from sigd.wire.layout import REQUEST_FEATURES_OFFSET, header_word
+from sigd.wire.layout import REQUEST_FEATURES_OFFSET, header_word, outcome_word
+from sigd.wire.status import Status
 
 try:
     from sigd.daemon.serving._fast_path import Path
@@ -27,6 +35,8 @@ if TYPE_CHECKING:
     from sigd.wire.ring import RingConsumer, RingProducer
 
 
+CHUNK_ROWS: Final = 6
+"""Rows of a ring that a native engine runs together, where at least four have come: see fast_path.c."""
 NOT_BUILT: Final = (
     "the fast path runs in Python, which takes a few microseconds more: sigd was installed where there is no"
     " C compiler. Install one (apt-get install gcc) and install sigd again"
@@ -48,8 +58,10 @@ def runs_engine(backend: Backend) -> bool:
     return is_built() and hasattr(backend, "runner")
 
 
-def make_stream(session: Session, batcher: Batcher, clock: Callable[[], int]) -> FastPath:
-    """As `fast_path.make_fast_path`, of a model that fits."""
+def make_stream(
+    session: Session, batcher: Batcher, clock: Callable[[], int]
+) -> tuple[FastPath, ReceiveRound]:
+    """As `fast_path.make_fast_path`, of a model that fits; and what reads the socket without the loop."""
     inbox, outbox = session.inbox, session.outbox
     end = REQUEST_FEATURES_OFFSET + 4 * inbox.features
 
@@ -65,11 +77,12 @@ def make_stream(session: Session, batcher: Batcher, clock: Callable[[], int]) ->
             "single": outbox.single,
             "send": session.send_answers,
             "adopt": adopt,
+            "took": session.took,
+            "storage": inbox.bytes,
             "record": None if session.tap is None else session.tap.fast_path(),
         }
     )
-    answer: FastPath = path.answer
-    return answer
+    return path.answer, path.receive
 
 
 def make_ring(
@@ -107,6 +120,7 @@ def make_ring(
             "adopt": make_hand_over(session, batcher, take),
             "record": record,
         }
+        | _chunk(batcher, len(copied))
     )
     return path.poll, path.poll_round
 
@@ -136,10 +150,20 @@ def _common(session: Session, batcher: Batcher, clock: Callable[[], int], row: m
         "outputs": batcher.spec.outputs,
         "generation": batcher.generation << 32,
         "one_row_ok": ONE_ROW_OK,
+        "another_row": outcome_word(0, Status.OK, 2) - ONE_ROW_OK,
+    }
+
+
+def _chunk(batcher: Batcher, frame_bytes: int) -> dict[str, Any]:
+    """Memory for rows that run together, where the model takes as many."""
+    if batcher.batch_rows_max < CHUNK_ROWS:
+        return {}
+    return {
+        "chunk": bytearray(CHUNK_ROWS * (frame_bytes + 4 * (batcher.spec.features + batcher.spec.outputs)))
     }
 
 
 def _capsule(backend: Backend) -> object:
     """The entry into a native engine; None where the backend runs by Python."""
     runner = getattr(backend, "runner", None)
-    return None if runner is None else runner(1).capsule
+    return None if runner is None else runner(CHUNK_ROWS).capsule

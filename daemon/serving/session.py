@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Final
 
 from sigd.daemon.config.limits import FEW_ROWS
 from sigd.daemon.serving import native_fast_path
-from sigd.daemon.serving.fast_path import FastPath, make_fast_path, never, run_one_by_one
+from sigd.daemon.serving.fast_path import (
+    FastPath,
+    ReceiveRound,
+    make_fast_path,
+    never,
+    receive_nothing,
+    run_one_by_one,
+)
 from sigd.daemon.serving.handshake import Terms, agree, read_hello
 from sigd.daemon.serving.row_statuses import RowStatuses
 from sigd.daemon.serving.state import State
@@ -56,6 +63,7 @@ class Session:
         row_statuses: which of the pending rows will not run.
         fast_path: offered each request first, once its bytes are in the inbox; what it refuses goes to
             `took`.
+        receive_round: reads the stream without the loop, where the fast path can.
         send_answers: where answers go, the peer or the rings.
         writable: gives where the stream's next bytes belong; never empty while reading is not paused.
     """
@@ -82,6 +90,7 @@ class Session:
         "outbox",
         "peer",
         "queued",
+        "receive_round",
         "reject_reason",
         "rejected",
         "row_statuses",
@@ -111,6 +120,7 @@ class Session:
         self._open_rings = open_rings
         self._rings: Rings | None = None
         self.fast_path: FastPath = never
+        self.receive_round: ReceiveRound = receive_nothing
         # For the handshake; with rings, for all that comes on the stream.
         self._framer: Framer | None = Framer(FRAME_BYTES_MAX)
         self.writable: Callable[[], memoryview] = self._framer.writable
@@ -170,7 +180,7 @@ class Session:
         if self.state is not State.CLOSED:
             self._forget()
         # Peer and session hold each other: let go, for the collector does not run on the hot path.
-        self.fast_path = never
+        self.fast_path, self.receive_round = never, receive_nothing
         self.send_answers = _nowhere
         del self.peer
 
@@ -257,7 +267,7 @@ class Session:
 
     def detach(self) -> None:
         """The batcher gets another model: let go of the one that it had."""
-        self.fast_path = never
+        self.fast_path, self.receive_round = never, receive_nothing
         if self._rings is not None:
             self._rings.detach()
 
@@ -267,9 +277,13 @@ class Session:
         self.generation = batcher.generation
         self.outbox = ResponseOutbox(batcher.spec.outputs, batcher.batch_rows_max, batcher.generation)
         self.tap = batcher.open_tap(self, in_rings=self._rings is not None)
-        make = native_fast_path.make_stream if native_fast_path.serves(batcher) else make_fast_path
-        self.fast_path = make(self, batcher, batcher.clock)
+        if native_fast_path.serves(batcher):
+            self.fast_path, self.receive_round = native_fast_path.make_stream(self, batcher, batcher.clock)
+        else:
+            self.fast_path, self.receive_round = make_fast_path(self, batcher, batcher.clock), receive_nothing
         if self._rings is not None:
+            # The stream carries no requests.
+            self.receive_round = receive_nothing
             self._rings.attach()
 
     def admit_one(self, count_bytes: int, now_ns: int) -> None:

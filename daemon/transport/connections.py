@@ -49,6 +49,7 @@ class Clients:
         self._open_rings = open_rings
         # Each with the timer that waits for its Hello.
         self._connections: dict[StreamProtocol, asyncio.TimerHandle] = {}
+        self._only: StreamProtocol | None = None
         # Those that may not have said Hello yet, the oldest first. Not looked at before places are rare.
         self._silent: dict[StreamProtocol, None] = {}
         self._by_user: Counter[int] = Counter()
@@ -69,6 +70,10 @@ class Clients:
             with suppress(MemoryError):
                 log.error("there is no memory for another connection: it is closed")
             return self._turned_away
+
+    def poll(self) -> bool:
+        """For the tick: reads the socket of a connection that is the only one; True where something came."""
+        return self._only is not None and self._only.poll()
 
     def names(self) -> list[str]:
         """What the clients call themselves, sorted; those that have not said Hello yet are left out."""
@@ -113,7 +118,7 @@ class Clients:
             )
             self._silent[connection] = None
             self._by_user[connection.credentials.uid] += 1
-            self._counters.connections_open = len(self._connections)
+            self._count_open()
 
     def _refusal(self, connection: StreamProtocol) -> tuple[RejectCode, str] | None:
         """Why it may not be a client, None where it may. Another may have had to make room for it."""
@@ -193,9 +198,13 @@ class Clients:
         self._by_user[uid] -= 1
         if not self._by_user[uid]:
             del self._by_user[uid]
-        self._counters.connections_open = len(self._connections)
+        self._count_open()
         if not self._connections:
             self._gone.set()
+
+    def _count_open(self) -> None:
+        self._counters.connections_open = len(self._connections)
+        self._only = next(iter(self._connections)) if len(self._connections) == 1 else None
 
     async def _wait_until_gone(self, timeout_s: float) -> None:
         if self._connections:

@@ -20,6 +20,11 @@ from sigd.daemon.transport.ssh_forwarding import why_not_shared_memory
 
 _write = os.write
 
+RECEIVE_POLLS = 32
+"""Reads of the only connection's socket in one round of the loop, about as long as a client takes to ask
+again."""
+RECEIVED_MAX = 16
+"""How many of them may find something: the round also serves what else there is."""
 LINGER_S = 5.0
 """How long a closed connection is kept for a client that still has answers to read."""
 
@@ -62,6 +67,7 @@ class StreamProtocol(asyncio.BufferedProtocol):
         self._unsent_bytes_max = unsent_bytes_max
         self.descriptor = -1
         self._detour = True  # send() must not write straight to the descriptor
+        self._reads = True
 
     # -- asyncio's side
 
@@ -79,6 +85,14 @@ class StreamProtocol(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self.session.arrived(nbytes, monotonic_ns())
+
+    def poll(self) -> bool:
+        """Read the socket now, without waiting for the loop to find it readable, and answer what is there;
+        False where nothing was. For the tick, where this is the only connection: a read that finds nothing
+        costs less than a round of the loop."""
+        if self._detour or not self._reads:
+            return False
+        return self.session.receive_round(self.descriptor, RECEIVE_POLLS, RECEIVED_MAX) > 0
 
     def eof_received(self) -> bool:
         self.session.ended(monotonic_ns())
@@ -159,10 +173,12 @@ class StreamProtocol(asyncio.BufferedProtocol):
 
     def pause_reading(self) -> None:
         """Leave further bytes in the kernel's buffer."""
+        self._reads = False
         self._transport.pause_reading()
 
     def resume_reading(self) -> None:
         """Read on."""
+        self._reads = True
         self._transport.resume_reading()
 
     def yield_turn(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,11 +13,15 @@ import uvloop
 from sigd.bench.profile.client import ServedClient
 from sigd.daemon.serving import native_fast_path
 from sigd.daemon.serving.fast_path import NATIVE_ROWS_MAX
+from sigd.daemon.serving.native_fast_path import CHUNK_ROWS
 from sigd.models.registry import open_backend
 from sigd.wire.status import Status
 
 if TYPE_CHECKING:
     from tests.conftest import ModelMaker
+
+    from sigd.daemon.serving.ports import Record, RecordInRing
+    from sigd.daemon.serving.session import Session
 
 pytest.importorskip("sigd.models.native._kernels")
 ROWS = 20
@@ -37,6 +42,32 @@ def answers(client: ServedClient, together: int) -> npt.NDArray[np.uint8]:
     return np.frombuffer(got, np.uint8).reshape(ROWS, frame_bytes)
 
 
+class Taps:
+    """Keeps what it is told of each answer that came by the fast path of a ring."""
+
+    def __init__(self) -> None:
+        self.recorded: list[tuple[int, bytes, bytes]] = []
+
+    def open(self, session: Session, *, in_rings: bool) -> Taps:
+        return self
+
+    def fast_path(self) -> Record:
+        return _nothing
+
+    def fast_path_in_ring(self, request: bytearray, outputs: memoryview) -> RecordInRing:
+        def record(sequence: int, *_times_and_words: int) -> None:
+            self.recorded.append((sequence, bytes(request), bytes(outputs)))
+
+        return record
+
+    def record(self, rows: int, batch: int) -> None:
+        """A batch is recorded otherwise."""
+
+
+def _nothing() -> None:
+    """No request comes through the socket."""
+
+
 @pytest.fixture(params=[False, True], ids=["python", "c"])
 def client(
     request: pytest.FixtureRequest, models: ModelMaker, monkeypatch: pytest.MonkeyPatch
@@ -46,7 +77,13 @@ def client(
     elif not native_fast_path.is_built():
         pytest.skip("the fast path in C is not built: python hatch_build.py")
     backend = open_backend(models.mlp(8, (16,), 3), "native", batch_rows_max=64)
-    return ServedClient(uvloop.new_event_loop(), backend)
+    return ServedClient(uvloop.new_event_loop(), backend, taps=Taps())
+
+
+def open_fast_path(client: ServedClient) -> None:
+    """As after a quick run, which a busy machine may not have had."""
+    client.batcher.fast_path_owner = client.session
+    client.batcher.one_by_one_rows_max = client.batcher._quick_rows_max
 
 
 def test_native_engine_gives_the_bits_of_the_batch_path(client: ServedClient) -> None:
@@ -63,10 +100,65 @@ def test_native_engine_gives_the_bits_of_the_batch_path(client: ServedClient) ->
     client.close()
 
 
-def test_native_engine_answers_many_requests_one_by_one(client: ServedClient) -> None:
+def test_native_engine_runs_many_requests_in_small_batches(client: ServedClient) -> None:
     answers(client, 1)
-    rows = answers(client, ROWS)[:, 54]
+    open_fast_path(client)
+    rows = answers(client, ROWS)[:, 54].tolist()
     in_c = native_fast_path.is_built()
-    assert client.batcher.one_by_one_rows_max == (NATIVE_ROWS_MAX if in_c else 3)
-    assert (set(rows.tolist()) == {1}) == in_c
+    assert client.batcher._quick_rows_max == (NATIVE_ROWS_MAX if in_c else 3)
+    if in_c:
+        assert rows == [CHUNK_ROWS] * 18 + [1, 1]
+    else:
+        assert 1 not in rows
+    counters = client.batcher.counters
+    assert counters.by_status[Status.OK] == ROWS * 2
+    assert counters.total.count() == counters.queue.count() == ROWS * 2
+    assert sum(rows * count for rows, count in enumerate(counters.batches_by_rows)) == ROWS * 2
+    client.close()
+
+
+SPOILT: dict[str, tuple[int, bytes, Status]] = {
+    "not a number": (40 + 4 * 3, struct.pack("<f", np.nan), Status.BAD_INPUT),
+    "late": (24, struct.pack("<Q", 1), Status.EXPIRED),
+    "huge, but a number": (40 + 4 * 3, struct.pack("<f", 1.8e38), Status.OK),
+    "no number comes out": (40, struct.pack("<8f", *[3.4e38] * 8), Status.MODEL_ERROR),
+}
+
+
+@pytest.mark.parametrize("place", [0, 5, 7, ROWS - 1])
+@pytest.mark.parametrize("what", SPOILT)
+def test_unusual_request_among_many_changes_no_other_answer(
+    client: ServedClient, what: str, place: int
+) -> None:
+    frame_bytes = client.requests.frame_bytes
+    expected = answers(client, 1)
+    open_fast_path(client)
+    at, value, status = SPOILT[what]
+    frames = bytearray(client.frames[: ROWS * frame_bytes])
+    frames[place * frame_bytes + at : place * frame_bytes + at + len(value)] = value
+    client.frames = memoryview(bytes(frames)).cast("B")
+    client.rows_max = ROWS
+    got = answers(client, ROWS)
+    assert got[:, 8].tolist() == list(range(ROWS)), "in order, and once each"
+    others = [row for row in range(ROWS) if row != place]
+    assert got[place, 52] == status
+    assert (got[others, 52] == Status.OK).all()
+    assert (got[others, 56:68] == expected[others, 56:68]).all()
+    assert sum(client.batcher.counters.by_status) == 2 * ROWS
+    client.close()
+
+
+def test_requests_that_run_together_are_recorded_one_by_one(client: ServedClient) -> None:
+    taps = client.batcher._taps
+    assert isinstance(taps, Taps)
+    answers(client, 1)
+    open_fast_path(client)
+    del taps.recorded[:]
+    got = answers(client, ROWS)
+    if native_fast_path.is_built():
+        assert [sequence for sequence, _, _ in taps.recorded] == list(range(ROWS))
+    frame_bytes = client.requests.frame_bytes
+    for sequence, request, outputs in taps.recorded:
+        assert request == client.frames[sequence * frame_bytes :][: len(request)]
+        assert outputs == got[sequence, 56:68].tobytes()
     client.close()
