@@ -35,7 +35,7 @@ sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *sys.argv[2:]]))
 @pytest.mark.slow
 def test_fast_path_in_c_has_nothing_to_report(tmp_path: Path) -> None:
     if shutil.which("gcc") is None:
-        pytest.skip("needs gcc (Debian: apt install gcc)")
+        pytest.skip("needs gcc (Debian: apt install g++)")
     flags = (
         "-fsanitize=address,undefined",
         "-fno-sanitize-recover=all",
