@@ -231,7 +231,9 @@ class Validator:
 
 
 def _import_runtimes() -> None:
-    """Once here, not once for each file."""
+    """Once here, not once for each file, and not where memory may have become scarce."""
+    import numpy.random  # noqa: F401  NumPy itself loads it when it is first used
+
     with suppress(ImportError):
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
