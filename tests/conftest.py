@@ -31,6 +31,14 @@ _IR_VERSION = 9
 
 _STARTS_PROGRAMS = {"start_daemon", "start_peer", "start_sshd", "cpp", "programs"}
 """Fixtures that start a daemon, a bench's peer or a compiler."""
+_STARTING_PLACES = (
+    "tests/e2e/",
+    "tests/fuzz/test_fuzz_rings.py",
+    "tests/bench/backfill/",
+    "tests/bench/market/test_capture_commands.py",
+    "tests/wire/cpp/",
+)
+"""Where tests start them in ways of their own."""
 _FIRST_LOOK = "tests/e2e/test_serving.py"
 
 
@@ -38,8 +46,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test that starts programs takes seconds, so it is slow: `make test` keeps one file of them, `make
     test-all` runs all."""
     for item in items:
-        starts = _STARTS_PROGRAMS.intersection(getattr(item, "fixturenames", ()))
-        if starts and not item.path.as_posix().endswith(_FIRST_LOOK):
+        path = item.path.as_posix()
+        fixtures = _STARTS_PROGRAMS.intersection(getattr(item, "fixturenames", ()))
+        starts = bool(fixtures) or any(place in path for place in _STARTING_PLACES)
+        if starts and not path.endswith(_FIRST_LOOK):
             item.add_marker(pytest.mark.slow)
 
 
