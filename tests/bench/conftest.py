@@ -13,12 +13,12 @@ import select
 import socket
 import struct
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.bench.unix_server import UnixServer
 
 from sigd.bench.native.build import NativePrograms, build
 
@@ -84,50 +84,18 @@ class Rings:
             os.close(descriptor)
 
 
-class Peer(threading.Thread):
-    """Serves connections one after another or together, each in a thread.
-
-    `fault` names what goes wrong at request number `at` (from 0, over one connection); "" is a peer without
-    fault.
-    """
+class Peer(UnixServer):
+    """`fault` names what goes wrong at request number `at` (from 0, over one connection); "" is a peer
+    without fault."""
 
     def __init__(self, path: Path, fault: str = "", at: int = 50, stall_s: float = 0.05) -> None:
-        super().__init__(daemon=True)
-        self.path = str(path)
+        super().__init__(path, backlog=8)
         self.fault = fault
         self.at = at
         self.stall_s = stall_s
         self.requests: list[tuple[int, int]] = []
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(self.path)
-        self._listener.listen(8)
-        self._threads: list[threading.Thread] = []
 
-    def run(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
-            self._threads.append(thread)
-            thread.start()
-
-    def stop(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self.join(5)
-        for thread in self._threads:
-            thread.join(5)
-
-    def _serve(self, connection: socket.socket) -> None:
-        with connection:
-            try:
-                self._converse(connection)
-            except OSError:
-                return
-
-    def _converse(self, connection: socket.socket) -> None:
+    def converse(self, connection: socket.socket) -> None:
         hello = connection.recv(80, socket.MSG_WAITALL)
         if _HEADER.unpack_from(hello) != (72, 1, 91, 1):
             return

@@ -5,52 +5,26 @@ from __future__ import annotations
 
 import socket
 import struct
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.bench.unix_server import UnixServer
 
 FEATURES = 4
 OUTPUTS = 3
 
 
-class AlternativeServer(threading.Thread):
-    """Listens at `path`; `fault` names what it does wrong at each request."""
+class AlternativeServer(UnixServer):
+    """`fault` names what it does wrong at each request."""
 
-    def __init__(self, path: Path, converse: Callable[[socket.socket, str], None], fault: str = "") -> None:
-        super().__init__(daemon=True)
-        self.path = str(path)
-        self._converse = converse
+    def __init__(self, path: Path, talk: Callable[[socket.socket, str], None], fault: str = "") -> None:
+        super().__init__(path, backlog=128)
+        self._talk = talk
         self._fault = fault
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(self.path)
-        self._listener.listen(128)
-        self._threads: list[threading.Thread] = []
 
-    def run(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
-            self._threads.append(thread)
-            thread.start()
-
-    def stop(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self.join(5)
-        for thread in self._threads:
-            thread.join(5)
-
-    def _serve(self, connection: socket.socket) -> None:
-        with connection:
-            try:
-                self._converse(connection, self._fault)
-            except OSError:
-                return
+    def converse(self, connection: socket.socket) -> None:
+        self._talk(connection, self._fault)
 
 
 def outputs_of(features: bytes, fault: str) -> bytes:
