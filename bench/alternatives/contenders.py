@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from sigd.bench.alternatives.environment import environment, run_or_fail
+from sigd.bench.alternatives.environment import Environment, environment, run_or_fail
 from sigd.bench.alternatives.process import ServerProcess, answers, free_port, listens
 from sigd.bench.daemon_process import OwnDaemon, ServeOptions
 from sigd.bench.errors import MissingDependency
@@ -154,26 +154,29 @@ def onnxruntime_library() -> str:
     raise MissingDependency(f"{folder} holds no libonnxruntime.so: install onnxruntime 1.20 or later")
 
 
-@contextmanager
-def _lightgbm(setting: Setting) -> Iterator[Running]:
+def _for_trees(setting: Setting, does: str) -> tuple[Environment, Path]:
+    """The servers' environment, and the file of the trees. Raises MissingDependency without either."""
     if setting.trees is None:
-        raise MissingDependency("not an ensemble of trees that LightGBM runs: give its file with --trees")
+        raise MissingDependency(f"not an ensemble of trees that {does}: give its file with --trees")
     where = environment("servers")
     where.require()
+    return where, setting.trees
+
+
+@contextmanager
+def _lightgbm(setting: Setting) -> Iterator[Running]:
+    where, trees = _for_trees(setting, "LightGBM runs")
     library = where.packages / "lightgbm" / "lib" / "lib_lightgbm.so"
-    peer = ["lightgbm", str(library), str(setting.trees)]
+    peer = ["lightgbm", str(library), str(trees)]
     yield Running(NativeLoad(setting.programs, peer), "/in-process", setting.hello)
 
 
 @contextmanager
 def _lleaves(setting: Setting) -> Iterator[Running]:
-    if setting.trees is None:
-        raise MissingDependency("not an ensemble of trees that lleaves compiles: give its file with --trees")
-    where = environment("servers")
-    where.require()
+    where, trees = _for_trees(setting, "lleaves compiles")
     compiled, library = (setting.graph.with_name(f"lleaves.{kind}") for kind in ("o", "so"))
     if not library.is_file():
-        run_or_fail([where.python, str(_SERVERS / "lleaves_compile.py"), str(setting.trees), str(compiled)])
+        run_or_fail([where.python, str(_SERVERS / "lleaves_compile.py"), str(trees), str(compiled)])
         run_or_fail([setting.programs.command, "-shared", "-o", str(library), str(compiled)])
     yield Running(NativeLoad(setting.programs, ["lleaves", str(library)]), "/in-process", setting.hello)
 
