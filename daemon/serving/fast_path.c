@@ -187,6 +187,16 @@ static void write_answer(const Path *self, uint64_t *answer, const uint64_t *req
     memcpy(answer + OUTPUTS, outputs, 4u * self->outputs);
 }
 
+/* Call a method of Python's with two numbers. 0, or -1 with an exception set. */
+static int tell(PyObject *whom, PyObject *method, uint64_t first, uint64_t second) {
+    PyObject *one = PyLong_FromUnsignedLongLong(first), *other = PyLong_FromUnsignedLongLong(second);
+    PyObject *done = one && other ? PyObject_CallMethodObjArgs(whom, method, one, other, NULL) : NULL;
+    Py_XDECREF(one);
+    Py_XDECREF(other);
+    Py_XDECREF(done);
+    return done ? 0 : -1;
+}
+
 static int count(Path *self, uint64_t end_ns, uint64_t total_ns, uint64_t infer_ns) {
     uint64_t slow_ns;
     if (set_u64(self->batcher, str_last_batch_ns, end_ns) < 0 || get_u64(self->counters, str_slow_ns, &slow_ns) < 0) return -1;
@@ -195,12 +205,7 @@ static int count(Path *self, uint64_t end_ns, uint64_t total_ns, uint64_t infer_
             return -1;
         return add_one(self->model, infer_ns >> FINE_SHIFT);
     }
-    PyObject *total = PyLong_FromUnsignedLongLong(total_ns), *infer = PyLong_FromUnsignedLongLong(infer_ns);
-    PyObject *done = total && infer ? PyObject_CallMethodObjArgs(self->counters, str_count_single, total, infer, NULL) : NULL;
-    Py_XDECREF(total);
-    Py_XDECREF(infer);
-    Py_XDECREF(done);
-    return done ? 0 : -1;
+    return tell(self->counters, str_count_single, total_ns, infer_ns);
 }
 
 static int late(uint64_t deadline_ns, uint64_t now_ns) { return deadline_ns && deadline_ns < now_ns; }
@@ -420,12 +425,7 @@ static uint32_t gather(Path *self, uint64_t taken, uint32_t rows, uint64_t *now_
 
 static int count_together(Path *self, uint32_t rows, uint64_t end_ns, uint64_t infer_ns) {
     if (set_u64(self->batcher, str_last_batch_ns, end_ns) < 0) return -1;
-    PyObject *n = PyLong_FromUnsignedLong(rows), *infer = PyLong_FromUnsignedLongLong(infer_ns);
-    PyObject *done = n && infer ? PyObject_CallMethodObjArgs(self->counters, str_count_together, n, infer, NULL) : NULL;
-    Py_XDECREF(n);
-    Py_XDECREF(infer);
-    Py_XDECREF(done);
-    return done ? 0 : -1;
+    return tell(self->counters, str_count_together, rows, infer_ns);
 }
 
 static int record_together(Path *self, uint32_t rows, uint64_t now_ns, uint64_t end_ns, uint64_t outcome) {
