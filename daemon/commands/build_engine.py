@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import sys
@@ -159,7 +160,7 @@ def build_engine(
     try:
         request = BuildRequest(
             model=model,
-            engine=output or model.with_suffix(".engine"),
+            engine=output or Path(os.path.splitext(model)[0] + ".engine"),
             batches=Batches(
                 rows_min=batch_min, rows_opt=batch_opt, rows_max=batch_max, buckets=batch_buckets
             ),

@@ -67,6 +67,13 @@ def test_without_an_output_the_engine_lies_beside_its_model(
     assert read_manifest(model.with_suffix(".engine")).source.file == model.name
 
 
+@pytest.mark.parametrize("folder", [".", "/"])
+def test_folder_without_a_name_is_refused_as_a_folder(run_command: Run, folder: str) -> None:
+    refused = run_command("build-engine", folder)
+    assert refused.code == 2
+    assert f"{folder}: a directory, expected an ONNX file" in refused.err
+
+
 def test_the_rebuild_command_builds_the_same_engine(
     run_command: Run, models: ModelMaker, engine: Path, tmp_path: Path
 ) -> None:

@@ -140,7 +140,8 @@ def process(validator: Validator) -> Iterator[socket.socket]:
     """The other end of the channel, where the test answers in place of the process."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
-        # The process itself would end with its channel.
+        # The process itself would end with its channel, and a process that answers wrongly cannot be had: so
+        # the test takes the channel's place.
         real, validator._channel = validator._channel, ours
         yield theirs
         validator._channel = real

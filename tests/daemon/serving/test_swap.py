@@ -217,7 +217,7 @@ def test_whatever_happens_answers_are_in_order_and_generations_never_go_back(
         elif what == "poll":
             rig.backend.finished = bool(first)
             rig.batcher.poll()
-        elif rig.batcher._successor is None:
+        elif rig.batcher._successor is None:  # nothing public says whether a swap waits
             rig.swap(float(rig.batcher.generation + 1), batch_rows_max=second, synchronous=bool(first))
     rig.run()
     for client, count in zip(clients, asked, strict=True):
