@@ -83,7 +83,7 @@ imports: $(VENV)/.dev
 bench: $(VENV)/.dev  ## sigd beside what teams use instead, as a table and build/compare.html (needs a C++ compiler; fetches 2 GB, once)
 	@mkdir -p build
 	$(SIGD) bench compare --prepare
-	$(SIGD) bench compare $(COMPARED:%=--model %) --html build/compare.html
+	$(SIGD) bench compare --rounds 2 $(COMPARED:%=--model %) --html build/compare.html
 
 bench-floor: $(VENV)/.base  ## prove the budget: closed loop, beside the machine's own floor
 	$(SIGD) bench --p99 --closed-loop --floor --idle spin

@@ -15,6 +15,8 @@ from sigd.bench.load.schedule import NS_PER_S, Int64Array
 RATE_TOGETHER: Final = 16
 """Requests that may be unanswered at a rate: connections of a client's pool, or calls of one connection."""
 WARMUP_S: Final = 0.3
+_BEHIND_S: Final = 1.0
+"""A contender that lies so far behind a rate has missed it: the rest of the turn would only take time."""
 _SAMPLES_MAX: Final = 4096
 
 
@@ -56,7 +58,11 @@ class Load:
         )
         if self.closed:
             return replace(plan, duration_ns=round(duration_s * NS_PER_S))
-        return replace(plan, intended_ns=schedule.with_warmup(self._offsets(duration_s, seed), warmup_ns))
+        return replace(
+            plan,
+            intended_ns=schedule.with_warmup(self._offsets(duration_s, seed), warmup_ns),
+            behind_ns=round(_BEHIND_S * NS_PER_S),
+        )
 
     def _offsets(self, duration_s: float, seed: int) -> Int64Array:
         if self.bursts_hz:

@@ -75,6 +75,11 @@ class _Turns:
     measurement: Measurement | None = None
     taken_ns: float = 0.0
 
+    @property
+    def given_up(self) -> bool:
+        """Whether it fell so far behind that the rest was not sent: there will be no figure."""
+        return self.measurement is not None and self.measurement.sent < self.measurement.requests
+
     def add(self, measurement: Measurement, taken_share: float) -> None:
         self.taken_ns += taken_share * measurement.elapsed_ns
         self.measurement = measurement if self.measurement is None else self.measurement.plus(measurement)
@@ -160,9 +165,13 @@ def _compare_on(asked: Asked, setting: Setting, say: Say) -> ModelResult:
             if found[contender.name].why_not:
                 continue
             say(f"{setting.spec.name}, round {round_number + 1} of {asked.rounds}: {contender.title}")
+            so_far = found[contender.name].turns
+            loads = [
+                load for load in asked.loads if load.name not in so_far or not so_far[load.name].given_up
+            ]
             try:
-                for running, load in _started(contender, setting, asked.loads):
-                    turns = found[contender.name].turns.setdefault(load.name, _Turns())
+                for running, load in _started(contender, setting, loads):
+                    turns = so_far.setdefault(load.name, _Turns())
                     plan = load.plan(
                         plan_of(running, setting, load.together),
                         frames,

@@ -104,6 +104,8 @@ class LoadPlan:
         connections: request i goes over connection i mod `connections`.
         in_flight: most requests unanswered on one connection.
         stall_ns: a request unanswered for so long is lost, and ends the run.
+        behind_ns: open loop: where a request is due for so long, it and all after it are not sent: the peer
+            cannot follow. 0: all are sent, however late.
         cpu: the core of the sending thread; None = any.
         samples_max: requests kept one by one; beyond, a uniform sample of them. All are counted in any case.
         seed: of that sample.
@@ -122,6 +124,7 @@ class LoadPlan:
     connections: int = 1
     in_flight: int = 1
     stall_ns: int = 2_000_000_000
+    behind_ns: int = 0
     cpu: int | None = None
     samples_max: int = 1 << 20
     seed: int = 0

@@ -45,6 +45,7 @@ PLAN_HEADER = np.dtype(
         ("duration_ns", "<i8"),
         ("warmup_ns", "<i8"),
         ("stall_ns", "<i8"),
+        ("behind_ns", "<i8"),
         ("connections", "<u8"),
         ("in_flight", "<u8"),
         ("cpu", "<i8"),
@@ -86,7 +87,7 @@ RESULT_HEADER = np.dtype(
         ("violation_text", "S192"),
     ]
 )
-assert PLAN_HEADER.itemsize == 336
+assert PLAN_HEADER.itemsize == 344
 assert RESULT_HEADER.itemsize == 560
 
 _COUNTED = ("corrected", "uncorrected", "queue", "model", "rest")
@@ -160,6 +161,7 @@ def _write_plan(plan: LoadPlan, path: Path) -> None:
         "duration_ns": plan.duration_ns,
         "warmup_ns": plan.warmup_ns,
         "stall_ns": plan.stall_ns,
+        "behind_ns": plan.behind_ns,
         "connections": plan.connections,
         "in_flight": plan.in_flight,
         "cpu": -1 if plan.cpu is None else plan.cpu,

@@ -112,6 +112,9 @@ class Pacer:
         index = self._next[connection]
         if index >= len(self._due_ns) or self._due_ns[index] > now_ns:
             return None
+        if self._plan.behind_ns and now_ns - self._due_ns[index] > self._plan.behind_ns:
+            self._next = [len(self._due_ns)] * self._plan.connections
+            return None
         self._next[connection] = index + self._plan.connections
         measured = index >= self._warmups
         number = index - self._warmups if measured else index

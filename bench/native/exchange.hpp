@@ -26,6 +26,7 @@ struct PlanHeader {
     std::int64_t duration_ns;    // closed loop
     std::int64_t warmup_ns;      // from the first request to the first that is measured
     std::int64_t stall_ns;       // a request unanswered for so long is lost, and the run ends
+    std::int64_t behind_ns;      // open loop: due for so long, a request and all after it are not sent; 0 = all are
     std::uint64_t connections;
     std::uint64_t in_flight;     // most requests unanswered on one connection
     std::int64_t cpu;            // core of this thread; -1 = any
@@ -37,7 +38,7 @@ struct PlanHeader {
     std::uint64_t expected;      // `rows`, or 0: answers are compared with nothing
     double tolerance;            // of an answer, for the larger of 1 and what was expected
 };
-static_assert(sizeof(PlanHeader) == 336);
+static_assert(sizeof(PlanHeader) == 344);
 
 // Latencies are counted as HdrHistogram counts them: 1 ns to 2^50 ns at three significant digits.
 constexpr int sub_bucket_bits = 11;

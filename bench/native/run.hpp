@@ -152,6 +152,10 @@ private:
             const std::uint64_t i = cursors_[c];
             const std::int64_t due_ns = begin_ns_ + plan_.intended[i];
             if (due_ns > now_ns) break;
+            if (header_.behind_ns && now_ns - due_ns > header_.behind_ns) {
+                cursors_.assign(cursors_.size(), header_.intended);
+                break;
+            }
             const bool measured = i >= warmups_;
             const std::uint64_t row = measured ? i - warmups_ : i;
             session.add(frame(row), expected(row), due_ns, now_ns, measured);

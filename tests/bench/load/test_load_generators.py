@@ -160,6 +160,24 @@ def test_a_stalled_peer_shows_in_the_corrected_latencies(
     assert measurement.late_worst_ns > 80_000_000
 
 
+def test_peer_that_falls_behind_is_asked_no_more(
+    generator: LoadGenerator, start_peer: StartPeer, plan_for: PlanFor
+) -> None:
+    peer = start_peer(fault="stall", at=100, stall_s=0.1)
+    plan = plan_for(
+        peer.path,
+        requests=0,
+        intended_ns=schedule.constant(1000, 0.4),
+        connections=2,
+        in_flight=1,
+        behind_ns=50_000_000,
+    )
+    measurement = measure(generator, plan)
+    assert measurement.requests == 400
+    assert measurement.sent < 300, "what was due in the stall and after it is not sent"
+    assert (measurement.received, measurement.lost) == (measurement.sent, 0)
+
+
 BREACHES = {
     "wrong_sequence": ViolationKind.SEQUENCE,
     "lost": ViolationKind.SEQUENCE,

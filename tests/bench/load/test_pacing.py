@@ -151,6 +151,15 @@ def test_the_run_ends_when_an_answer_is_overdue() -> None:
     assert measurement.received == 0
 
 
+def test_peer_that_falls_behind_is_asked_no_more() -> None:
+    time = FakeTime()
+    daemon = FakeDaemon(time, service_ns=10 * MS)
+    load = plan(intended_ns=offsets(*range(100)), in_flight=1, behind_ns=50 * MS)
+    measurement = run(load, [daemon], time)
+    # The sixth is sent 45 ms late, the seventh would be 54 ms late.
+    assert (measurement.requests, measurement.sent, measurement.received, measurement.lost) == (100, 6, 6, 0)
+
+
 def test_warmup_is_sent_and_not_measured() -> None:
     time = FakeTime()
     daemon = FakeDaemon(time, service_ns=1000)
