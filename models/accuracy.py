@@ -41,6 +41,14 @@ _ERROR_MAX: Final[dict[PrecisionName, float]] = {
 }
 """The most that an engine's answer may be away from the oracle's, as a share of the largest answer, whatever
 was measured: an engine further off does something else than its model."""
+AGREEMENT_MIN: Final[dict[PrecisionName, float]] = {
+    "fp32": 0.99,
+    "tf32": 0.95,
+    "fp16": 0.95,
+    "bf16": 0.9,
+    "int8": 0.75,
+}
+"""The same of a model that answers integers alone: the least share of rows that are the oracle's."""
 
 
 def run_rows(backend: Backend, rows: Float32Array) -> Float32Array:
@@ -99,8 +107,8 @@ def _counts(one: Columns) -> bool:
 
 
 def measured_columns(outputs: int, columns: Sequence[Columns]) -> npt.NDArray[np.bool_]:
-    """Which columns an error can be told of: all but integers, where there are others. A label that rounding
-    tips over is a whole number away: agreement counts those.
+    """Which columns an error can be told of: all but integers. A label that rounding tips over is a whole
+    number away: `agreement` counts those.
 
     Returns:
         bool, shape (outputs,).
@@ -108,7 +116,14 @@ def measured_columns(outputs: int, columns: Sequence[Columns]) -> npt.NDArray[np
     measured = np.ones(outputs, np.bool_)
     for one in columns:
         measured[one.first : one.first + one.width] = not _counts(one)
-    return measured if measured.any() else ~measured
+    return measured
+
+
+def agreement(outputs: Float32Array, reference: Float32Array, columns: Sequence[Columns] = ()) -> float:
+    """Share of rows that decide the same, or, where all outputs are integers, of rows that are equal."""
+    if measured_columns(outputs.shape[1], columns).any():
+        return float(np.mean(decisions(outputs, columns) == decisions(reference, columns)))
+    return float(np.mean((outputs == reference).all(axis=1)))
 
 
 def relative_errors(outputs: Float32Array, reference: Float32Array) -> npt.NDArray[np.float64]:
@@ -158,10 +173,10 @@ def measure(
     return Accuracy(
         measured_on=measured_on,
         rows=len(outputs),
-        max_abs=float(np.abs(outputs_told.astype(np.float64) - reference_told).max()),
-        max_rel=float(relative_errors(outputs_told, reference_told).max()),
+        max_abs=float(np.abs(outputs_told.astype(np.float64) - reference_told).max(initial=0.0)),
+        max_rel=float(relative_errors(outputs_told, reference_told).max(initial=0.0)),
         cosine=cosine(outputs_told, reference_told),
-        label_agreement=float(np.mean(decisions(outputs, columns) == decisions(reference, columns))),
+        label_agreement=agreement(outputs, reference, columns),
     )
 
 
@@ -199,7 +214,7 @@ def check_golden(backend: Backend, manifest: Manifest) -> float:
     """Run the golden rows through an engine that has just been opened.
 
     Returns:
-        The largest difference from the oracle's answers.
+        The largest difference from the oracle's answers; 0 where they are integers alone.
 
     Raises:
         ModelRefused: an answer differs by more than the manifest allows, or is not finite.
@@ -209,6 +224,9 @@ def check_golden(backend: Backend, manifest: Manifest) -> float:
     expected = golden.output_rows()
     answers = run_rows(backend, golden.feature_rows())
     measured = measured_columns(expected.shape[1], manifest.output_columns)
+    if not measured.any():
+        _check_golden_integers(backend, manifest, agreement(answers, expected, manifest.output_columns))
+        return 0.0
     expected, answers = expected[:, measured], answers[:, measured]
     with np.errstate(invalid="ignore"):
         differences = np.where(answers == expected, 0.0, np.abs(answers.astype(np.float64) - expected))
@@ -222,10 +240,30 @@ def check_golden(backend: Backend, manifest: Manifest) -> float:
     return largest
 
 
-def shown(accuracy: Accuracy | str) -> str:
-    """One line for people."""
+def _check_golden_integers(backend: Backend, manifest: Manifest, agreeing: float) -> None:
+    """One row may be another, and more where more were when the engine was built; never most of them."""
+    measured, rows = manifest.accuracy, manifest.golden.rows
+    expected = (
+        measured.label_agreement if isinstance(measured, Accuracy) else AGREEMENT_MIN[manifest.precision]
+    )
+    least = max(0.5, 1 - _MARGIN * (1 - expected) - 1 / rows)
+    if agreeing < least:
+        raise ModelRefused(
+            f"{backend.spec.path}: answers {agreeing:.0%} of its {rows} golden rows as it should, expected at"
+            f" least {least:.0%}: the engine does not do here what it did when it was built, so build it"
+            " again"
+        )
+
+
+def shown(accuracy: Accuracy | str, columns: Sequence[Columns] = ()) -> str:
+    """One line for people. `columns` are the model's outputs; none where they are one tensor of floats."""
     if not isinstance(accuracy, Accuracy):
         return NOT_MEASURED
+    if columns and all(_counts(one) for one in columns):
+        return (
+            f"integers, of which {accuracy.label_agreement:.2%} of rows agree ({accuracy.rows} rows,"
+            f" {accuracy.measured_on})"
+        )
     return (
         f"max abs {accuracy.max_abs:.3g}, max rel {accuracy.max_rel:.3g}, cosine {accuracy.cosine:.8f},"
         " labels agree"

@@ -215,9 +215,10 @@ def _summarise(engine: Path, manifest: Manifest) -> None:
     )
     for line in fault_lines(manifest.capture_faults, manifest.first_capture_faults):
         click.echo(line)
-    click.echo(f"accuracy of the engine: {shown(manifest.accuracy)}")
+    click.echo(f"accuracy of the engine: {shown(manifest.accuracy, manifest.output_columns)}")
     if manifest.runtime != "native":
-        click.echo(f"accuracy of its {manifest.precision} graph: {shown(manifest.conversion_accuracy)}")
+        graph = shown(manifest.conversion_accuracy, manifest.output_columns)
+        click.echo(f"accuracy of its {manifest.precision} graph: {graph}")
     click.echo(f"manifest: {manifest_path(engine)}")
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, Literal, cast
 import msgspec
 import numpy as np
 
-from sigd.models.accuracy import error_max, measure, measured_columns, run_rows
+from sigd.models.accuracy import AGREEMENT_MIN, error_max, measure, measured_columns, run_rows
 from sigd.models.backend import Backend, Float32Array
 from sigd.models.build.nvidia import BuiltPlan, PlanRequest, build_plan
 from sigd.models.build.optimised import DEFAULT_LEVEL, optimise
@@ -372,9 +372,20 @@ def _accuracy(staged: Path, manifest: Manifest, sample: _Sample) -> Accuracy | L
 
 
 def _check_error(manifest: Manifest, request: BuildRequest, sample: _Sample) -> None:
-    """An engine that is far off is a wrong one, however often its labels agree."""
+    """An engine that is far off is a wrong one, however often its labels agree. One that answers integers
+    alone is wrong where few of them agree."""
     measured = manifest.accuracy if isinstance(manifest.accuracy, Accuracy) else manifest.conversion_accuracy
     columns = measured_columns(sample.answers.shape[1], manifest.output_columns)
+    if not columns.any():
+        least = AGREEMENT_MIN[request.precision]
+        if isinstance(measured, Accuracy) and measured.label_agreement < least:
+            raise AccuracyTooLow(
+                f"{request.model}: in {request.precision} its integers are the oracle's for"
+                f" {measured.label_agreement:.2%} of {measured.rows} rows, expected at least {least:.0%} for"
+                " that precision: nothing was written. Calibrate with rows nearer to what it will see, or"
+                " give a wider --precision"
+            )
+        return
     most = error_max(request.precision, sample.answers[:, columns])
     if isinstance(measured, Accuracy) and measured.max_abs > most:
         raise AccuracyTooLow(

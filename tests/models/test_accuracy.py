@@ -204,6 +204,13 @@ def test_an_answer_of_several_outputs_is_decided_by_the_first() -> None:
     assert decisions(rows([-2, 5, 6, 7], [3, 5, 6, 7]), columns).tolist() == [-1, 1]
 
 
+def test_integers_alone_have_no_error_and_agree_where_all_are_equal() -> None:
+    columns = side_by_side([Columns("label", "int64", ()), Columns("level", "int64", ())])
+    found = measure(rows([1, 5], [2, 5], [0, 4], [1, 1]), rows([1, 5], [2, 6], [0, 4], [1, 1]), "x", columns)
+    assert (found.max_abs, found.max_rel, found.label_agreement) == (0.0, 0.0, 0.75)
+    assert shown(found, columns) == "integers, of which 75.00% of rows agree (4 rows, x)"
+
+
 def test_a_label_that_tipped_over_is_no_error_but_a_disagreement() -> None:
     """It is a whole number away, however close the probabilities are."""
     outputs = rows([1, 0.3, 0.4, 0.3], [2, 0.1, 0.4, 0.5])

@@ -41,7 +41,8 @@ def lower(model: ModelProto, spec: ModelSpec, precision: PrecisionName = "fp32")
     """
     from onnx import numpy_helper
 
-    ctx = Lowering(Plan([spec.features, spec.outputs]), spec.batch_rows)
+    integers = frozenset(one.name for one in spec.input_columns if one.integers is not None)
+    ctx = Lowering(Plan([spec.features, spec.outputs]), spec.batch_rows, integers=integers)
     nodes = _needed(model, spec.output_name)
     for proto in nodes:
         for name in proto.input:

@@ -42,12 +42,14 @@ class Value:
         dims: its axes without the batch.
         batch_axis: where among its axes the batch stands.
         producer: the operation that writes it, where a later one may become part of it.
+        whole: whether the graph has integers here, which are exact as the floats that they are sent as.
     """
 
     buffer: int
     dims: tuple[int, ...]
     batch_axis: int = 0
     producer: Op | None = None
+    whole: bool = False
 
     @property
     def width(self) -> int:
@@ -65,6 +67,8 @@ class Value:
         return None if axis == self.batch_axis else axis - (axis > self.batch_axis)
 
 
+_READ_INTEGERS: Final = ("Cast", "TreeEnsembleClassifier", "TreeEnsembleRegressor")
+"""Operations to which an integer is what the same float is."""
 Operand = Value | Array
 Rule = Callable[["Lowering", "Node"], Sequence[Operand | None]]
 RULES: Final[dict[tuple[str, str], Rule]] = {}
@@ -130,7 +134,10 @@ class Node:
 
     def optional(self, number: int) -> Operand | None:
         """An input, None where it is left out."""
-        return self.inputs[number] if number < len(self.inputs) else None
+        operand = self.inputs[number] if number < len(self.inputs) else None
+        if isinstance(operand, Value) and operand.whole and self.operation not in _READ_INTEGERS:
+            raise self.refuse("computes with integers, and the kernels have floats")
+        return operand
 
     def optional_constant(self, number: int) -> Array | None:
         """A constant, None where it is left out."""
@@ -149,10 +156,12 @@ class Lowering:
         plan: the plan.
         batch_rows: the batch that the model fixes, None where it is free.
         readers: how many nodes read each buffer's value, by the name of the value in the graph.
+        integers: names of the inputs of the model itself that are integers.
     """
 
     plan: Plan
     batch_rows: int | None
+    integers: frozenset[str] = frozenset()
     readers: dict[str, int] = field(default_factory=dict)
 
     def add(

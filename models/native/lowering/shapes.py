@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -13,6 +14,8 @@ from sigd.models.native.lowering.layers import joined
 from sigd.models.native.plan import Binary, Kind
 
 _FLOAT: Final = 1
+_WIDE_INTEGERS: Final = (6, 7)
+"""int32 and int64, which hold every integer that is sent."""
 _OPEN_END: Final = 1 << 60
 
 
@@ -55,10 +58,13 @@ def identity(ctx: Lowering, node: Node) -> Sequence[Operand]:
 
 @lowers("Cast")
 def cast(ctx: Lowering, node: Node) -> Sequence[Operand]:
-    """To float32, which every value is."""
-    if node.get("to") != _FLOAT:
+    """To float32, which every value is; or to the integers of an input, of which the daemon lets no others
+    through."""
+    value, to = node.value(), node.get("to")
+    integers = node.proto.output[0] in ctx.integers or (value.whole and to in _WIDE_INTEGERS)
+    if to != _FLOAT and not integers:
         raise node.refuse("to another type than float32")
-    return [node.value()]
+    return [replace(value, whole=integers)]
 
 
 @lowers("Shape")
