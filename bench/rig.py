@@ -23,6 +23,7 @@ from sigd.bench.floor.floor import ROUNDS, FloorRound, pool, run_round
 from sigd.bench.load import requests, schedule
 from sigd.bench.load.contract import LoadGenerator, LoadPlan, Measurement
 from sigd.bench.load.native import NativeLoad
+from sigd.bench.load.plan import random_frames
 from sigd.bench.load.python import PythonLoad
 from sigd.bench.load.schedule import NS_PER_S, Int64Array
 from sigd.bench.native import build as native
@@ -300,7 +301,7 @@ def plans_of(
     if settings.mode is Mode.CAPTURE:
         plan, reader = _capture_plan(settings, base, welcome.features, say)
         return [plan], reader
-    base = replace(base, frames=requests.random_frames(welcome.features, settings.seed))
+    base = replace(base, frames=random_frames(target.socket_path, welcome, settings.seed))
     parts = ROUNDS if settings.floor else 1
     if parts > 1:
         warmup_ns = max(base.warmup_ns // parts, min(base.warmup_ns, NS_PER_S // 5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from sigd.models.backend import Float32Array
 from sigd.models.errors import ModelError
+from sigd.models.onnx.columns import Columns
 from sigd.models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -38,20 +40,38 @@ class RowsRead(NamedTuple):
 
 
 def seeded_rows(spec: ModelSpec, rows: int, seed: int) -> Float32Array:
-    """Standard normal features, float32, shape (rows, features); the same for the same seed. Columns of
-    integers are 0 or 1, which every model has that takes an instrument's number. Where the graph reads NaN as
-    a missing value, one float of 16 is missing in every second row."""
-    draw = np.random.default_rng(seed)
-    drawn = draw.standard_normal((rows, spec.features), np.float32)
-    missing = np.zeros(drawn.shape, np.bool_)
+    """Rows as `drawn_rows` makes them. Where the graph reads NaN as a missing value, one float of 16 is
+    missing in every second row."""
+    drawn = drawn_rows(spec.input_columns, spec.features, rows, seed)
     if spec.reads_missing and spec.takes_nan:
+        draw = np.random.default_rng((seed, 1))
+        missing = np.zeros(drawn.shape, np.bool_)
         missing[1::2] = draw.random(missing[1::2].shape, np.float32) < _MISSING_SHARE
-    for one in spec.input_columns:
+        for one in spec.input_columns:
+            if one.integers is not None:
+                missing[:, one.first : one.first + one.width] = False
+        drawn[missing] = np.nan
+    return drawn
+
+
+def drawn_rows(columns: Sequence[Columns], features: int, rows: int, seed: int) -> Float32Array:
+    """Rows of values that a model takes, the same for the same seed.
+
+    Args:
+        columns: of its inputs; those that no input has are floats.
+        features: all columns of a row.
+
+    Returns:
+        float32, shape (rows, features). Floats are standard normal. Integers that number the rows of a table
+        are spread over it; others are 0 or 1, which every such input has.
+    """
+    drawn = np.random.default_rng(seed).standard_normal((rows, features), np.float32)
+    draw = np.random.default_rng((seed, 2))
+    for one in columns:
         if one.integers is not None:
+            greatest = min(one.table - 1, one.integers[1]) if one.table else 1
             own = slice(one.first, one.first + one.width)
-            drawn[:, own] = drawn[:, own] > 0
-            missing[:, own] = False
-    drawn[missing] = np.nan
+            drawn[:, own] = draw.integers(0, greatest, (rows, one.width), endpoint=True)
     return drawn
 
 

@@ -10,6 +10,7 @@ is free for others.
 from __future__ import annotations
 
 import gc
+import itertools
 import subprocess
 import sys
 import time
@@ -17,13 +18,18 @@ from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from sigd.bench import histogram
 from sigd.bench.errors import PeerFailed
+from sigd.bench.load.requests import RANDOM_ROWS
 from sigd.bench.pinning import pinned
+from sigd.models.rows import drawn_rows
+
+if TYPE_CHECKING:
+    from sigd.models.backend import Backend
 
 _WARMUP_CALLS = 200
 
@@ -122,15 +128,22 @@ class BareBackend:
         return line.decode()
 
 
-def time_calls(call: Callable[[], object], seconds: float, pause_ns: int = 0) -> tuple[array[int], int]:
+def time_calls(
+    call: Callable[[], object],
+    seconds: float,
+    pause_ns: int = 0,
+    before: Callable[[], object] = lambda: None,
+) -> tuple[array[int], int]:
     """Call over and over for `seconds`: the duration of each in ns without the clock's own cost, and the
     total.
 
     Args:
         pause_ns: spent looking at the clock between two calls; 0 is back to back.
+        before: called before each, outside of its duration.
     """
     clock_ns = time.monotonic_ns
     for _ in range(_WARMUP_CALLS):
+        before()
         call()
     clock_cost_ns = _clock_cost_ns()
     durations = array("q")
@@ -139,6 +152,7 @@ def time_calls(call: Callable[[], object], seconds: float, pause_ns: int = 0) ->
     end_ns = begin_ns + round(seconds * 1e9)
     after_ns = begin_ns
     while after_ns < end_ns:
+        before()
         before_ns = clock_ns()
         call()
         after_ns = clock_ns()
@@ -146,6 +160,16 @@ def time_calls(call: Callable[[], object], seconds: float, pause_ns: int = 0) ->
         while pause_ns and clock_ns() - after_ns < pause_ns:
             pass
     return durations, after_ns - begin_ns
+
+
+def other_rows(backend: Backend, rows: int) -> Callable[[], object]:
+    """What puts the next `rows` rows into the inputs, from as many different ones as a load generator sends:
+    of the same row again and again a model finds all that it reads in the caches."""
+    spec, room = backend.spec, backend.inputs[:rows]
+    drawn = drawn_rows(spec.input_columns, spec.features, max(RANDOM_ROWS, rows), seed=0)
+    batches = [drawn[first : first + rows] for first in range(0, len(drawn) - rows + 1, rows)]
+    following = itertools.cycle(batches)
+    return lambda: np.copyto(room, next(following))
 
 
 def _clock_cost_ns() -> int:
@@ -161,15 +185,15 @@ def _serve_timings(model: str, backend: str, batch_rows_max: int, cpu: int | Non
 
     with pinned(cpu):
         opened = open_backend(model, backend=backend, batch_rows_max=batch_rows_max)
-        random = np.random.default_rng(0)
-        opened.inputs[:] = random.standard_normal(opened.inputs.shape, dtype=np.float32)
         print(opened.batch_rows_max, flush=True)
         gc.collect()
         gc.freeze()
         gc.disable()
         for line in sys.stdin:
             rows, seconds, pause_ns = line.split()
-            durations, total_ns = time_calls(opened.bare_call(int(rows)), float(seconds), int(pause_ns))
+            durations, total_ns = time_calls(
+                opened.bare_call(int(rows)), float(seconds), int(pause_ns), other_rows(opened, int(rows))
+            )
             sys.stdout.buffer.write(f"{len(durations)} {total_ns}\n".encode())
             sys.stdout.buffer.write(durations.tobytes())
             sys.stdout.buffer.flush()

@@ -3,6 +3,7 @@ ones."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ import numpy.typing as npt
 from sigd.bench.errors import BadRequest
 from sigd.bench.load.schedule import Int64Array
 from sigd.models.features.catalogue import FEATURE_COUNT
+from sigd.models.onnx.columns import Columns
+from sigd.models.rows import drawn_rows
 from sigd.wire import fields
 from sigd.wire.layout import frame_dtype, header_word
 
@@ -46,10 +49,11 @@ def encode(features: Float32Array, instrument_ids: npt.NDArray[np.uint32]) -> np
     return raw
 
 
-def random_frames(features: int, seed: int, rows: int = RANDOM_ROWS) -> npt.NDArray[np.uint8]:
-    """Frames of standard-normal features, the same for the same seed, over a handful of instruments."""
-    random = np.random.default_rng(seed)
-    values = random.standard_normal((rows, features), dtype=np.float32)
+def random_frames(
+    features: int, seed: int, rows: int = RANDOM_ROWS, columns: Sequence[Columns] = ()
+) -> npt.NDArray[np.uint8]:
+    """Frames of `sigd.models.rows.drawn_rows`, over a handful of instruments."""
+    values = drawn_rows(columns, features, rows, seed)
     return encode(values, (np.arange(rows) % _INSTRUMENTS).astype(np.uint32))
 
 

@@ -16,6 +16,7 @@ from sigd.daemon.serving.session import Session
 from sigd.daemon.transport.rings import RingHost
 from sigd.models.backend import Backend
 from sigd.models.errors import BackendFailed
+from sigd.models.rows import drawn_rows
 from sigd.wire import fields
 from sigd.wire.layout import frame_dtype, header_word, response_frame_bytes
 from sigd.wire.messages import Hello
@@ -24,6 +25,7 @@ from sigd.wire.status import Transport
 
 if TYPE_CHECKING:
     from sigd.daemon.serving.ports import SessionTaps
+    from sigd.models.spec import ModelSpec
 
 
 class _Greeter:
@@ -85,7 +87,7 @@ class ServedClient:
         self.session.arrived(len(hello), monotonic_ns())
         self.requests, self.responses = peer.region.requests_out(), peer.region.responses_in()
         self.rows_max = min(backend.batch_rows_max, self.session.in_flight_max)
-        self.frames = request_frames(backend.spec.features, self.rows_max)
+        self.frames = request_frames(backend.spec, self.rows_max)
         self._answers = memoryview(bytearray(self.rows_max * response_frame_bytes(backend.spec.outputs)))
 
     def poll(self) -> None:
@@ -109,13 +111,13 @@ class ServedClient:
         self.host.close()
 
 
-def request_frames(features: int, rows: int) -> memoryview:
+def request_frames(spec: ModelSpec, rows: int) -> memoryview:
     """Whole requests of random features, side by side."""
-    frames = np.zeros(rows, frame_dtype(fields.SIGNAL_REQUEST, features))
+    frames = np.zeros(rows, frame_dtype(fields.SIGNAL_REQUEST, spec.features))
     raw = frames.view(np.uint64).reshape(rows, -1)
     raw[:, 0] = header_word(fields.SIGNAL_REQUEST.template_id, frames.itemsize)
     frames["sequence"] = np.arange(rows)
-    frames["features"] = np.random.default_rng(0).standard_normal((rows, features), np.float32)
+    frames["features"] = drawn_rows(spec.input_columns, spec.features, rows, seed=0)
     return frames.data.cast("B")
 
 

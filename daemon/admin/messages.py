@@ -34,6 +34,16 @@ class LatencyStatus(msgspec.Struct, frozen=True):
     max_ns: int
 
 
+class InputStatus(msgspec.Struct, frozen=True):
+    """One input of a model as columns of a request: see models.onnx.columns.Columns."""
+
+    name: str
+    dtype: str
+    first: int
+    width: int
+    table: int
+
+
 class ModelStatus(msgspec.Struct, frozen=True):
     """A model that is being served, with its own counters: see daemon.serving.counters.ModelCounters for what
     each counts."""
@@ -57,6 +67,7 @@ class ModelStatus(msgspec.Struct, frozen=True):
     reloads: int = 0
     reloads_refused: int = 0
     configured: str = ""
+    inputs: list[InputStatus] = []
 
 
 class LoopStatus(msgspec.Struct, frozen=True):

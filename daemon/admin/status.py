@@ -9,7 +9,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from sigd import __version__
-from sigd.daemon.admin.messages import LatencyStatus, LoopStatus, ModelStatus, Status
+from sigd.daemon.admin.messages import InputStatus, LatencyStatus, LoopStatus, ModelStatus, Status
 from sigd.daemon.runtime.loop_monitor import runnable_s, usage
 from sigd.daemon.runtime.process import resident_bytes
 from sigd.daemon.runtime.text import as_utf8
@@ -92,6 +92,10 @@ async def _model(batcher: Batcher, shadow: ShadowStatus | None, remembered: Reme
         configured=""
         if remembered.as_configured(batcher.name, spec.path)
         else as_utf8(remembered.configured[batcher.name]),
+        inputs=[
+            InputStatus(as_utf8(one.name), one.dtype, one.first, one.width, one.table)
+            for one in spec.input_columns
+        ],
     )
 
 

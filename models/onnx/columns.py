@@ -30,6 +30,7 @@ class Columns:
         labels: of an output: the class that each column stands for; or, where the graph answers with text,
             the text that each number stands for.
         text: True where the graph answers with text, of which the row has the number.
+        table: of an input whose integers number the rows of a table: how many the shortest one has; else 0.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Columns:
     labels: tuple[str, ...] = ()
     text: bool = False
     tensor: str = ""
+    table: int = 0
 
     @property
     def source(self) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from sigd.models.errors import ModelRefused
 from sigd.models.onnx.columns import FLOATS, WHOLE_CALL, Columns, integer_range, side_by_side
 from sigd.models.onnx.labels import class_labels, text_labels
+from sigd.models.onnx.lookups import table_rows
 from sigd.models.onnx.trial import Answer, CannotRun, ShapesRefused, Trial
 
 if TYPE_CHECKING:
@@ -396,7 +397,11 @@ def _tried(file: OnnxFile, inputs: tuple[Columns, ...], batch_rows: int | None) 
     if not served:
         reasons = "; ".join(f"output {name!r} {reason}" for name, reason in left_out) or "it has no output"
         raise _NoRows(f"{file.path}: {reasons}, expected an output with one row for each row of the input")
-    return Signature(inputs, side_by_side(served), tuple(left_out), batch_rows, sizes_hidden)
+    numbered = tuple(
+        one if one.integers is None else replace(one, table=table_rows(file.model, one.name))
+        for one in inputs
+    )
+    return Signature(numbered, side_by_side(served), tuple(left_out), batch_rows, sizes_hidden)
 
 
 def _settings_hint(path: Path, inputs: tuple[Columns, ...]) -> str:

@@ -11,8 +11,9 @@ import pytest
 from tests.models.onnx.test_missing import write_tree
 
 from sigd.models.features.catalogue import FEATURE_COUNT, LOWER_BOUNDS, UPPER_BOUNDS
+from sigd.models.onnx.columns import Columns, side_by_side
 from sigd.models.reading import Missing, ReadOptions
-from sigd.models.rows import RowsRefused, read_rows, seeded_rows
+from sigd.models.rows import RowsRefused, drawn_rows, read_rows, seeded_rows
 from sigd.models.spec import ModelSpec, read_spec
 
 if TYPE_CHECKING:
@@ -29,6 +30,25 @@ def saved(folder: Path, rows: Any) -> Path:
     path = folder / "rows.npy"
     np.save(path, rows)
     return path
+
+
+def test_integers_are_spread_over_their_table_and_else_are_0_or_1() -> None:
+    columns = side_by_side(
+        [
+            Columns("x", "float16", (2,)),
+            Columns("instrument", "int64", (), table=50),
+            Columns("up", "bool", ()),
+        ]
+    )
+    drawn = drawn_rows(columns, 4, 1000, seed=1)
+    assert set(drawn[:, 2]) == set(range(50))
+    assert set(drawn[:, 3]) == {0, 1}
+    np.testing.assert_array_equal(drawn[:, :2], drawn_rows((), 4, 1000, seed=1)[:, :2])
+
+
+def test_a_table_longer_than_its_numbers_is_not_left() -> None:
+    (columns,) = side_by_side([Columns("instrument", "int8", (), table=1000)])
+    assert drawn_rows([columns], 1, 1000, seed=1).max() == 127
 
 
 def test_a_seed_gives_the_same_rows_again(spec: ModelSpec) -> None:

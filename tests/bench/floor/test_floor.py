@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.bench.measurements import measured
+from tests.e2e.test_any_model_built import network
 
 from sigd.bench import histogram
 from sigd.bench.errors import PeerFailed
 from sigd.bench.floor import floor
-from sigd.bench.floor.bare_backend import BareBackend, BareCalls, time_calls
+from sigd.bench.floor.bare_backend import BareBackend, BareCalls, other_rows, time_calls
 from sigd.bench.floor.floor import FloorRound
 from sigd.bench.load.contract import LoadPlan, Measurement
 from sigd.bench.load.native import NativeLoad
 from sigd.bench.load.requests import random_frames
 from sigd.bench.native.build import NativePrograms
+from sigd.models.registry import open_backend
 from sigd.wire.fields import HEADER_BYTES
 from sigd.wire.messages import Hello, Welcome
 from sigd.wire.status import Transport
@@ -72,6 +74,31 @@ def test_a_pause_lies_between_two_calls() -> None:
     durations, _ = time_calls(lambda: begun_ns.append(time.monotonic_ns()), 0.02, pause_ns=100_000)
     assert 1 < len(durations) <= 201
     assert min(np.diff(begun_ns[-len(durations) :])) >= 100_000
+
+
+def test_a_call_follows_each_other_row_outside_of_its_duration() -> None:
+    order: list[str] = []
+
+    def before() -> None:
+        order.append("before")
+        time.sleep(0.001)
+
+    durations, _ = time_calls(lambda: order.append("call"), 0.01, before=before)
+    assert set(order[::2]) == {"before"}
+    assert set(order[1::2]) == {"call"}
+    assert np.median(durations) < 500_000
+
+
+def test_the_bare_call_gets_other_rows_that_its_model_takes(tmp_path: Path) -> None:
+    backend = open_backend(network(tmp_path), "onnxruntime", 3)
+    following = other_rows(backend, 2)
+    seen = set()
+    for _ in range(50):
+        following()
+        assert set(backend.inputs[:2, :3].ravel()) <= {0, 1}, "integers and a bool"
+        seen.add(backend.inputs[:2].tobytes())
+    assert len(seen) == 50
+    backend.close()
 
 
 def test_the_timing_process_answers_for_the_backend(models: Any) -> None:

@@ -191,7 +191,7 @@ def test_an_instrument_number_a_row_is_one_column(tmp_path: Path) -> None:
         [value("y", FLOAT, ["N", 3])],
     )
     spec = check(path)
-    assert spec.input_columns[0] == Columns("instrument", "int64", ())
+    assert spec.input_columns[0] == Columns("instrument", "int64", (), table=len(WEIGHTS))
     assert spec.features == 4
 
 
