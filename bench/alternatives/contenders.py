@@ -10,14 +10,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
+from sigd.bench.alternatives.bare import bare_load
 from sigd.bench.alternatives.environment import Environment, environment, run_or_fail
 from sigd.bench.alternatives.process import ServerProcess, answers, free_port, listens
 from sigd.bench.daemon_process import OwnDaemon, ServeOptions
 from sigd.bench.errors import MissingDependency
 from sigd.bench.floor.floor import echo_server
-from sigd.bench.load.contract import LoadPlan
+from sigd.bench.load.contract import LoadGenerator, LoadPlan
 from sigd.bench.load.native import NativeLoad
 from sigd.bench.load.plan import plan_for
 from sigd.bench.native.build import NativePrograms
@@ -79,7 +80,7 @@ class Running:
         compared: whether its answers are the model's.
     """
 
-    generator: NativeLoad
+    generator: LoadGenerator
     socket_path: str
     hello: Hello
     in_flight_max: int = 1
@@ -98,6 +99,7 @@ class Contender:
         configuration: what it is set to, in words.
         environment: where its packages are, "" for sigd's own.
         packages: those whose versions are shown.
+        closed_only: whether it is asked one row after the other only, for there is no queue in front of it.
     """
 
     name: str
@@ -107,6 +109,7 @@ class Contender:
     start: Callable[[Setting], AbstractContextManager[Running]]
     environment: str = ""
     packages: tuple[str, ...] = ()
+    closed_only: bool = False
 
 
 @contextmanager
@@ -131,6 +134,17 @@ def _echo(setting: Setting, *, transport: Transport) -> Iterator[Running]:
     hello = replace(setting.hello, transport=transport, ring_slots=slots)
     with echo_server(setting.programs, transport, setting.spec.outputs, setting.cpu) as path:
         yield Running(NativeLoad(setting.programs), path, hello, in_flight_max=128, compared=False)
+
+
+@contextmanager
+def _bare(setting: Setting, *, backend: str) -> Iterator[Running]:
+    with bare_load(str(setting.model), backend, setting.cpu) as generator:
+        yield Running(generator, "/in-process", setting.hello, compared=False)
+
+
+def _left_out(_: Setting, *, because: str) -> NoReturn:
+    """A server that was tried, and gave no or wrong answers."""
+    raise MissingDependency(because)
 
 
 @contextmanager
@@ -232,6 +246,15 @@ CONTENDERS: Final = (
     ),
     *(
         Contender(
+            *(f"bare-{backend}", f"floor: the bare model call, {engine}", Kind.FLOOR),
+            "the call that the daemon makes, another row each time, in a process of its own: no transport",
+            partial(_bare, backend=backend),
+            closed_only=True,
+        )
+        for backend, engine in (("native", "native engine"), ("onnxruntime", "ONNX Runtime"))
+    ),
+    *(
+        Contender(
             f"sigd-{short}-{backend}",
             f"sigd, {medium}, {engine}",
             Kind.SIGD,
@@ -285,6 +308,20 @@ CONTENDERS: Final = (
         f"one worker, no batching, no access log; {_BYTES}",
         partial(_http_server, script="bento", unix=False),
         *("servers", ("bentoml", "uvicorn", "onnxruntime")),
+    ),
+    *(
+        Contender(name, title, Kind.SERVER, f"not run: {because}", partial(_left_out, because=because))
+        for name, title, because in (
+            (
+                "litserve",
+                "LitServe, loopback",
+                "its worker does not start with a model given as bytes in and out",
+            ),
+            (
+                *("triton", "NVIDIA Triton, Python backend, loopback"),
+                "the Python backend of nvidia-pytriton's wheel answers with empty tensors",
+            ),
+        )
     ),
 )
 """In the order of the tables."""

@@ -65,7 +65,9 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelResult(msgspec.Struct, frozen=True, kw_only=True):
-    """All contenders on one model. `rows` is how many different rows were sent in turn."""
+    """All contenders on one model. `rows` is how many different rows were sent in turn, `capture_speed` how
+    many times as fast as they were a capture's arrivals came in the load "capture-fast"; 0 without a
+    capture."""
 
     name: str
     sha256: str
@@ -73,6 +75,7 @@ class ModelResult(msgspec.Struct, frozen=True, kw_only=True):
     outputs: int
     rows: int
     contenders: list[Entry]
+    capture_speed: float = 0.0
 
     def entry(self, name: str) -> Entry:
         """That contender."""

@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from sigd.bench.alternatives.capture import Arrivals
 from sigd.bench.load import schedule
 from sigd.bench.load.contract import LoadPlan
 from sigd.bench.load.schedule import NS_PER_S, Int64Array
@@ -17,6 +18,7 @@ RATE_TOGETHER: Final = 16
 WARMUP_S: Final = 0.3
 _BEHIND_S: Final = 1.0
 """A contender that lies so far behind a rate has missed it: the rest of the turn would only take time."""
+FAST_TITLE: Final = "as fast as the slowest survives"
 _SAMPLES_MAX: Final = 4096
 
 
@@ -30,6 +32,7 @@ class Load:
         together: requests that may be unanswered at once.
         rate_hz: Poisson arrivals; 0 where it is no rate.
         bursts_hz: bursts of `together` a second; 0 where it is no burst.
+        offsets_ns: the arrivals of a turn, where they are a capture's.
     """
 
     name: str
@@ -37,11 +40,12 @@ class Load:
     together: int = 1
     rate_hz: float = 0.0
     bursts_hz: float = 0.0
+    offsets_ns: Int64Array | None = None
 
     @property
     def closed(self) -> bool:
         """Whether each request waits for the answer before it."""
-        return not self.rate_hz and not self.bursts_hz
+        return not self.rate_hz and not self.bursts_hz and self.offsets_ns is None
 
     def plan(
         self,
@@ -65,12 +69,21 @@ class Load:
         )
 
     def _offsets(self, duration_s: float, seed: int) -> Int64Array:
+        if self.offsets_ns is not None:
+            return self.offsets_ns
         if self.bursts_hz:
             return schedule.bursts(self.together, self.bursts_hz, duration_s)
         return schedule.poisson(self.rate_hz, duration_s, seed)
 
 
 CLOSED: Final = Load("closed", "one after the other")
+
+
+def capture_load(arrivals: Arrivals, speed: float, seconds: float) -> Load:
+    """The busiest seconds of a capture at its own speed, or at a higher one."""
+    name, how = ("capture-1x", "as they were") if speed == 1 else ("capture-fast", FAST_TITLE)
+    offsets_ns = arrivals.busiest(seconds, speed)
+    return Load(name, f"{arrivals.name}, {how}", RATE_TOGETHER, offsets_ns=offsets_ns)
 
 
 def loads(rates_hz: tuple[float, ...], bursts: tuple[int, ...]) -> list[Load]:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from sigd.bench import environment as machine
 from sigd.bench import hiccup, histogram, verdict
+from sigd.bench.alternatives.capture import Arrivals, fastest
 from sigd.bench.alternatives.contenders import Contender, Kind, Running, Setting, plan_of
 from sigd.bench.alternatives.document import (
     NAME,
@@ -27,7 +28,7 @@ from sigd.bench.alternatives.document import (
     with_ratios,
 )
 from sigd.bench.alternatives.environment import environment
-from sigd.bench.alternatives.loads import Load
+from sigd.bench.alternatives.loads import Load, capture_load
 from sigd.bench.alternatives.trees import lightgbm_text
 from sigd.bench.errors import BadRequest, BenchError, PeerFailed
 from sigd.bench.load import requests
@@ -45,6 +46,8 @@ ROWS: Final = 1024
 """Different rows, sent in turn: a model that is asked one row again and again has it in the caches."""
 _ORACLE_ROWS: Final = 64
 TOLERANCE: Final = 1e-3
+CAPTURE_TIMES: Final = 4
+"""A capture at its own speed is measured so many times as long: there are few requests in a second."""
 _HICCUP_SECONDS: Final = 0.5
 _PERCENTILES: Final = (50.0, 90.0, 99.0, 99.9, 100.0)
 
@@ -58,6 +61,7 @@ class Asked:
     Attributes:
         models: files that sigd serves, each with its LightGBM file where there is one.
         seconds: of each turn, without the warm-up.
+        arrivals: of a capture, for two loads more; None without.
     """
 
     models: Sequence[tuple[Path, Path | None]]
@@ -66,6 +70,7 @@ class Asked:
     rounds: int
     seconds: float
     seed: int
+    arrivals: Arrivals | None = None
 
 
 @dataclass
@@ -109,7 +114,11 @@ def compare(asked: Asked, programs: NativePrograms, say: Say) -> Comparison:
         with tempfile.TemporaryDirectory(prefix="sigd-compare-") as folder:
             setting = _setting(model, trees, Path(folder), programs, (cpu, client_cpu))
             models.append(_compare_on(asked, setting, say))
-    loads = [LoadFacts(name=load.name, title=load.title) for load in asked.loads]
+    titles = {load.name: load.title for load in asked.loads}
+    if asked.arrivals is not None:
+        of_capture = (capture_load(asked.arrivals, speed, asked.seconds) for speed in (1.0, 2.0))
+        titles |= {load.name: load.title for load in of_capture}
+    loads = [LoadFacts(name=name, title=title) for name, title in titles.items()]
     bars = judge(models, loads)
     missed = any(bar.kept is False for bar in bars)
     unsure = any(bar.kept is None for bar in bars)
@@ -158,6 +167,11 @@ def _compare_on(asked: Asked, setting: Setting, say: Say) -> ModelResult:
     expected = expected_of(setting, rows)
     frames = requests.encode(rows, (np.arange(ROWS) % 16).astype(np.uint32))
     found = {contender.name: _Found() for contender in asked.contenders}
+    all_loads, speed = list(asked.loads), 0.0
+    if asked.arrivals is not None:
+        speed = _survived(asked, asked.arrivals, setting, (frames, expected), found, say)
+        all_loads += [capture_load(asked.arrivals, 1.0, CAPTURE_TIMES * asked.seconds)]
+        all_loads += [capture_load(asked.arrivals, speed, asked.seconds)] if speed > 1 else []
     for round_number in range(asked.rounds):
         # The order turns round, so that drift falls on all alike.
         order = asked.contenders if round_number % 2 == 0 else asked.contenders[::-1]
@@ -166,9 +180,7 @@ def _compare_on(asked: Asked, setting: Setting, say: Say) -> ModelResult:
                 continue
             say(f"{setting.spec.name}, round {round_number + 1} of {asked.rounds}: {contender.title}")
             so_far = found[contender.name].turns
-            loads = [
-                load for load in asked.loads if load.name not in so_far or not so_far[load.name].given_up
-            ]
+            loads = [load for load in all_loads if load.name not in so_far or not so_far[load.name].given_up]
             try:
                 for running, load in _started(contender, setting, loads):
                     turns = so_far.setdefault(load.name, _Turns())
@@ -191,11 +203,50 @@ def _compare_on(asked: Asked, setting: Setting, say: Say) -> ModelResult:
         outputs=setting.spec.outputs,
         rows=ROWS,
         contenders=with_ratios(entries),
+        capture_speed=speed,
     )
+
+
+def _survived(
+    asked: Asked,
+    arrivals: Arrivals,
+    setting: Setting,
+    sent: tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]],
+    found: dict[str, _Found],
+    say: Say,
+) -> float:
+    """The highest speed of a capture's arrivals that every contender keeps up with, the slowest first."""
+    speeds = arrivals.speeds(asked.seconds)
+    for contender in reversed(asked.contenders):
+        if contender.kind is Kind.FLOOR:
+            continue
+        try:
+            with contender.start(setting) as running:
+
+                def survives(speed: float, running: Running = running) -> bool:
+                    load = capture_load(arrivals, speed, asked.seconds)
+                    base, expected = plan_of(running, setting, load.together), sent[1]
+                    plan = load.plan(base, sent[0], expected, asked.seconds, asked.seed)
+                    # A stall of the machine is not to decide: what fails once may try again.
+                    return any(_keeps_up(running, plan) for _ in range(2))
+
+                speed = fastest(survives, speeds)
+        except (BenchError, ConnectFailed) as error:
+            found[contender.name].why_not = str(error)
+            say(f"  left out: {error}")
+            continue
+        say(f"{setting.spec.name}: {contender.title} survives {arrivals.name} at {speed:g} times its speed")
+        speeds = speeds[: speeds.index(speed) + 1]
+    return speeds[-1]
+
+
+def _keeps_up(running: Running, plan: LoadPlan) -> bool:
+    return verdict.judge(running.generator.run(plan, lambda: None), None).valid
 
 
 def _started(contender: Contender, setting: Setting, loads: Sequence[Load]) -> Iterator[tuple[Running, Load]]:
     """The contender, started once; a floor for each load, for it ends with its client."""
+    loads = [load for load in loads if load.closed or not contender.closed_only]
     if contender.kind is not Kind.FLOOR:
         with contender.start(setting) as running:
             for load in loads:

@@ -25,8 +25,11 @@ def render(comparison: Comparison, console: Console) -> None:
             f"\nmodel    {model.name} ({model.features} -> {model.outputs}), sha256 {model.sha256[:16]};"
             f" {model.rows:,} different rows, every answer compared with the oracle's"
         )
+        if model.capture_speed:
+            console.print(f"capture  the slowest contender survives {model.capture_speed:g} times its speed")
         for load in comparison.loads:
-            console.print(_table(model, load))
+            if any(entry.cell(load.name) for entry in model.contenders):
+                console.print(_table(model, load))
     _configurations(comparison.models[0], console)
     _verdict(comparison, console)
 

@@ -29,6 +29,7 @@ Examples:
   sigd bench compare                       the model that ships with sigd beside all of them
   sigd bench compare --only onnxruntime-in-process --only fastapi
   sigd bench compare --model mlp_295k --model gbt_a --html compare.html
+  sigd bench compare --capture btcusdt.gz  the arrivals of a real market as well
   sigd bench compare --model mlp.onnx --model trees.onnx --trees trees.txt --json compare.json
 
 \b
@@ -68,6 +69,12 @@ or input; 3 the environment lacks something, for example a C++ compiler.""",
     multiple=True,
     help="Requests at once; may be given again.  [default: 20 and 100]",
 )
+@click.option(
+    "--capture",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Also the arrivals of this market capture: as they were, and as fast as the slowest survives.",
+)
+@click.option("--salvage", is_flag=True, help="Take what is whole of a damaged capture.")
 @click.option("--rounds", type=WholeRange(1), default=3, show_default=True, help="Of all contenders.")
 @click.option(
     "--seconds",
@@ -152,16 +159,21 @@ def asked_of(
     rounds: int,
     seconds: float,
     seed: int,
+    capture: Path | None,
+    salvage: bool,
 ) -> Asked:
     """The options as what to compare.
 
     Raises:
         BadRequest: they contradict each other.
     """
+    from sigd.bench.alternatives.capture import read_arrivals
     from sigd.bench.alternatives.loads import loads
     from sigd.bench.alternatives.run import Asked
     from sigd.models.zoo import default_model_path
 
+    if salvage and capture is None:
+        raise BadRequest("without --capture there is nothing to salvage: leave out --salvage")
     files = [model_file(model) for model in models] or [default_model_path()]
     if len(trees) > 1:
         raise BadRequest(f"--trees was given {len(trees)} times, expected once: it is for the last --model")
@@ -175,6 +187,7 @@ def asked_of(
         rounds=rounds,
         seconds=seconds,
         seed=seed,
+        arrivals=None if capture is None else read_arrivals(capture, salvage=salvage),
     )
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from sigd.bench import histogram
 from sigd.bench.alternatives.document import Comparison, LoadFacts, ModelResult
 from sigd.bench.document import Document
@@ -9,6 +12,9 @@ from sigd.bench.environment import Environment
 from sigd.bench.page import figures
 from sigd.bench.page.figures import Curve, Range, Stack, number
 from sigd.bench.page.html import Page, Section, Table
+
+if TYPE_CHECKING:
+    from sigd.bench.tunnel import Found
 
 _LONG_GAP_US = 50.0
 """Shorter hiccups cannot be seen on a time-line."""
@@ -54,6 +60,38 @@ def run_page(document: Document) -> Page:
         sections,
         _verdict(document.passed, document.inconclusive, held=document.budget_us is not None),
         document.reasons,
+    )
+
+
+def tunnel_page(found: Sequence[Found]) -> Page:
+    """The report of `sigd bench tunnel`: a section for each load, a curve for each way."""
+    first = found[0].document
+    sections = []
+    for load in dict.fromkeys(one.load for one in found):
+        ways = [one for one in found if one.load == load]
+        rows = []
+        for one in ways:
+            latency = one.document.latency
+            values = (latency.p50_us, latency.p90_us, latency.p99_us, latency.p99_9_us, latency.max_us)
+            rows.append((one.way, *(number(us) for us in values), "; ".join(one.document.reasons)))
+        ranges = [
+            Range(one.way, one.document.latency.p50_us, one.document.latency.p99_us, strong=not place)
+            for place, one in enumerate(ways)
+            if one.document.latency.p50_us
+        ]
+        curves = [_curve(one.way, one.document.hdr) for one in ways]
+        drawn = [figures.percentiles("latency over percentiles", "us", curves)]
+        if ranges:
+            drawn.insert(0, figures.ranges("from request to answer", "us", ranges))
+        head = ("us", "p50", "p90", "p99", "p99.9", "max", "not valid, for")
+        sections.append(Section(load, (), drawn, [Table(head, rows)]))
+    valid = all(one.document.valid for one in found)
+    return Page(
+        "What an SSH tunnel costs, over loopback",
+        "One daemon, asked directly and through tunnels in one run. Loopback has no distance: add the round"
+        " trip of your network.",
+        [*sections, machine_section(first.environment, first.model.name, first.model.sha256)],
+        _verdict(valid, False, held=False),
     )
 
 
@@ -123,10 +161,15 @@ def _timeline(document: Document) -> list[Section]:
         (gap.at_s, gap.at_s + gap.length_us / 1e6) for gap in document.gaps if gap.length_us >= _LONG_GAP_US
     ]
     marks = {"the machine stopped the client": gaps} if gaps else {}
+    if document.reloads_s:
+        marks["another generation of the model"] = [(at_s, at_s) for at_s in document.reloads_s]
     return [
         Section(
             "The run in time",
-            [f"Marked: where the machine stopped the client for {_LONG_GAP_US:g} us or more ({len(gaps)})."],
+            [
+                f"Marked: {len(gaps)} stops of the client by the machine, of {_LONG_GAP_US:g} us or more,",
+                f"and {len(document.reloads_s)} reloads of the model.",
+            ],
             [figures.timeline("latency in time", "us", curves, marks)],
         )
     ]
@@ -177,6 +220,7 @@ def _stages(document: Document) -> Section:
 
 def _compared(model: ModelResult, load: LoadFacts) -> Section | None:
     found = [(entry, entry.cell(load.name)) for entry in model.contenders]
+    at_speed = f" ({model.capture_speed:g}x)" if load.name == "capture-fast" else ""
     shown = [(entry, cell) for entry, cell in found if cell is not None and cell.valid and not cell.disturbed]
     if not shown:
         return None
@@ -198,7 +242,7 @@ def _compared(model: ModelResult, load: LoadFacts) -> Section | None:
             rows.append((entry.title, *(number(us) for us in values), *times))
     head = ("us", "p50", "p99", "p99.9", "max", "times p50", "times p99")
     return Section(
-        f"{model.name}, {load.title}",
+        f"{model.name}, {load.title}{at_speed}",
         (),
         [
             figures.ranges("from when a request was due to its answer", "us", ranges),
