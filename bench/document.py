@@ -216,6 +216,7 @@ class Document(msgspec.Struct, frozen=True, kw_only=True):
         latency: from the intended send time (a closed loop: from the send). `uncorrected`: from the send.
         max_over_median: of `latency`.
         ns_per_request: of the run's time, for each answered request, whatever its status.
+        reloads_s: when an answer first named another generation of the model, in seconds of the run.
         hdr: `latency` as an HdrHistogram in ns, V2 compressed and base64, to merge with others.
     """
 
@@ -243,6 +244,7 @@ class Document(msgspec.Struct, frozen=True, kw_only=True):
     slowest: list[Slow]
     timeline: list[Moment]
     gaps: list[Gap]
+    reloads_s: list[float]
     model: Model
     environment: Environment
     hdr: str
@@ -293,6 +295,7 @@ def document(outcome: Outcome) -> Document:
         slowest=_slowest(measured),
         timeline=_timeline(measured),
         gaps=_gaps(measured),
+        reloads_s=_reloads_s(measured),
         model=_model(outcome),
         environment=outcome.environment,
         hdr=histogram.hdr(measured.counts.corrected).encode().decode(),
@@ -463,6 +466,14 @@ def _gaps(measured: Measurement) -> list[Gap]:
     return [
         Gap(at_s=round((int(ended_ns) - int(length_ns) - first_ns) / 1e9, 6), length_us=_us(int(length_ns)))
         for ended_ns, length_ns in measured.gaps
+    ]
+
+
+def _reloads_s(measured: Measurement) -> list[float]:
+    samples = np.sort(measured.samples, order="intended_ns")
+    changed = np.flatnonzero(np.diff(samples["model_generation"].astype(np.int64))) + 1
+    return [
+        round(int(at_ns - samples["intended_ns"][0]) / 1e9, 6) for at_ns in samples["intended_ns"][changed]
     ]
 
 

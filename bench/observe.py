@@ -87,6 +87,13 @@ class Found:
             _percentiles_ns(*(turns.on for turns in self.rounds)),
         )
 
+    def counts(self) -> dict[str, histogram.Counts]:
+        """Of all latencies without the recorder and with it, by a name for files."""
+        return {
+            "metrics": _counts(*(turns.off for turns in self.rounds)),
+            "recorder": _counts(*(turns.on for turns in self.rounds)),
+        }
+
     def longer_ns(self) -> list[float]:
         """How much longer p50 and p99 are with the recorder: the median over the rounds."""
         return self._over_rounds(lambda off, on: on - off)
@@ -183,5 +190,8 @@ def _recorded(daemon: OwnDaemon) -> _Recorded:
 
 
 def _percentiles_ns(*measurements: Measurement) -> list[int]:
-    counts = sum((measurement.counts.corrected for measurement in measurements), histogram.empty())
-    return histogram.percentiles_ns(counts, _PERCENTS)
+    return histogram.percentiles_ns(_counts(*measurements), _PERCENTS)
+
+
+def _counts(*measurements: Measurement) -> histogram.Counts:
+    return sum((measurement.counts.corrected for measurement in measurements), histogram.empty())

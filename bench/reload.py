@@ -61,6 +61,8 @@ for seconds in sys.stdin:
 """
 _TURNS_MAX: Final = 100
 _MOMENT_S: Final = 0.1
+LONG_GAP_NS: Final = 50_000
+"""Shorter ones cannot be seen on a time-line."""
 _PERCENTS: Final = (50.0, 99.0, 99.9, 100.0)
 
 Say = Callable[[str], None]
@@ -105,6 +107,7 @@ class Found:
         moments: of the turns with reloads, one behind the other: (second, p50 us, p99 us) of each tenth of a
             second.
         windows_s: when reloads were under way, on the same axis.
+        gaps_s: when the machine stopped the client for LONG_GAP_NS or more, on the same axis.
         by_generation: (generation, p50 us, p99 us) of the answers that name it.
     """
 
@@ -121,6 +124,7 @@ class Found:
     failures: list[str]
     moments: list[tuple[float, float, float]]
     windows_s: list[tuple[float, float]]
+    gaps_s: list[tuple[float, float]]
     by_generation: list[tuple[int, float, float]]
 
     @property
@@ -333,6 +337,7 @@ def _in_time(measurements: list[Measurement], activity: _Activity) -> dict[str, 
     """The turns with reloads on one axis in seconds, without what lay between them; and by generation."""
     moments: list[tuple[float, float, float]] = []
     windows: list[tuple[float, float]] = []
+    gaps: list[tuple[float, float]] = []
     seconds_before = 0.0
     for measurement in measurements:
         samples = measurement.samples
@@ -349,13 +354,19 @@ def _in_time(measurements: list[Measurement], activity: _Activity) -> dict[str, 
             for since_ns, until_ns in activity.windows
             if begin_ns <= since_ns < begin_ns + TURN_S * NS_PER_S
         ]
+        gaps += [
+            (ended_s - length_ns / NS_PER_S, ended_s)
+            for ended_ns, length_ns in measurement.gaps.tolist()
+            if length_ns >= LONG_GAP_NS
+            for ended_s in [seconds_before + (ended_ns - begin_ns) / NS_PER_S]
+        ]
         seconds_before += TURN_S
     everything = np.concatenate([measurement.samples for measurement in measurements])
     by_generation = []
     for generation in np.unique(everything["model_generation"]):
         p50, p99, _, _ = _percentiles(everything[everything["model_generation"] == generation])
         by_generation.append((int(generation), p50 / 1000, p99 / 1000))
-    return {"moments": moments, "windows_s": windows, "by_generation": by_generation}
+    return {"moments": moments, "windows_s": windows, "gaps_s": gaps, "by_generation": by_generation}
 
 
 def _under_way(measurements: list[Measurement], activity: _Activity) -> npt.NDArray[np.void]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from sigd.bench.commands.options import idle_option, transport_of, transport_option
+from sigd.bench.commands.options import html_option, idle_option, transport_of, transport_option
 from sigd.bench.errors import BenchError
 from sigd.daemon.config.flags import FiniteRange, WholeRange
 
@@ -24,6 +25,7 @@ Examples:
   sigd bench observe                    over the Unix socket
   sigd bench observe --transport shm    through shared memory
   sigd bench observe --rounds 40        on a machine that is busy with other work
+  sigd bench observe --html observe.html
 
 \b
 Exit codes: 0 metrics cost a request less than 150 ns; 1 more, or the run is not valid; 2 wrong usage or
@@ -40,7 +42,8 @@ input; 3 the environment lacks something, for example a C++ compiler.""",
 @transport_option()
 @click.option("--model", help="Model of the daemons.  [default: the one that ships with sigd]")
 @idle_option("Idle strategy of the daemons.", "spin")
-def main(**options: object) -> None:
+@html_option
+def main(html_file: Path | None, **options: object) -> None:
     """Measure what metrics and the flight recorder cost a request, on against off, in turns.
 
     First in one process, in ns of the daemon's own time; then two daemons with one client, from send to
@@ -50,10 +53,12 @@ def main(**options: object) -> None:
     within_budget = _show_stages(asked)
     try:
         found = _measure(asked)
+        _show(found)
+        if html_file is not None:
+            _write_report(html_file, found)
     except BenchError as error:
         click.echo(f"sigd: {error}", err=True)
         sys.exit(error.exit_code)
-    _show(found)
     sys.exit(0 if within_budget and not found.reasons() else 1)
 
 
@@ -92,6 +97,39 @@ def _measure(asked: Asked) -> Found:
     from sigd.bench.observe import measure
 
     return measure(asked, NativeLoad(native.build()), click.echo)
+
+
+def _write_report(file: Path, found: Found) -> None:
+    import msgspec
+
+    from sigd.bench import histogram
+    from sigd.bench.page.other_pages import observe_page
+    from sigd.bench.page.write import write_report
+
+    facts = document(found)
+    hgrms = {name: histogram.hgrm(counts) for name, counts in found.counts().items()}
+    for written in write_report(file, observe_page(found, facts), msgspec.json.encode(facts) + b"\n", hgrms):
+        click.echo(f"wrote    {written}")
+
+
+def document(found: Found) -> dict[str, object]:
+    """The figures, for programs; times in us from send to answer."""
+    names = ("p50_us", "p99_us")
+    off, on = ([value_ns / 1000 for value_ns in pooled] for pooled in found.pooled_ns())
+    longer = [value_ns / 1000 for value_ns in found.longer_ns()]
+    return {
+        "transport": found.asked.transport.name.lower(),
+        "idle": found.asked.serve.idle,
+        "rounds": len(found.rounds),
+        "metrics": dict(zip(names, off, strict=True)),
+        "metrics_and_recorder": dict(zip(names, on, strict=True)),
+        "recorder_takes_longer": dict(zip(names, longer, strict=True)),
+        "recorder_times": dict(zip(("p50", "p99"), found.ratios(), strict=True)),
+        "recorded": found.recorded,
+        "dropped": found.dropped,
+        "reasons": found.reasons(),
+        "passed": not found.reasons(),
+    }
 
 
 def _show(found: Found) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import signal
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 from typing import NoReturn
 
 import click
 from rich.console import Console
 
-from sigd.bench.commands.options import idle_option
+from sigd.bench.commands.options import html_option, idle_option
 from sigd.bench.daemon_process import OwnDaemon, ServeOptions
 from sigd.bench.document import document
 from sigd.bench.errors import BenchError
@@ -27,6 +28,7 @@ from sigd.daemon.config.flags import FiniteRange
 Examples:
   sigd bench tunnel
   sigd bench tunnel --idle spin --duration 10 --rate 500
+  sigd bench tunnel --html tunnel.html
 
 \b
 Exit codes: 0 done; 1 a run is not valid (replies lost, rate missed, contract broken); 2 wrong usage;
@@ -50,7 +52,8 @@ Exit codes: 0 done; 1 a run is not valid (replies lost, rate missed, contract br
 )
 @idle_option(None, "backoff")
 @click.option("--client", type=click.Choice(["auto", "cpp", "python"]), default="auto", show_default=True)
-def main(duration_s: float, rate_hz: float, idle: str, client: str) -> None:
+@html_option
+def main(duration_s: float, rate_hz: float, idle: str, client: str, html_file: Path | None) -> None:
     """Measure what an SSH tunnel adds to the latency of a daemon, on this machine's loopback."""
     before = signal.signal(signal.SIGTERM, _terminated)
     console = Console(soft_wrap=True, highlight=False)
@@ -74,12 +77,14 @@ def main(duration_s: float, rate_hz: float, idle: str, client: str) -> None:
                 console.print(f"measured {one.load}, {one.way}", style="dim")
                 found.append(one)
             daemon.stop()
+        _show(found, console)
+        if html_file is not None:
+            _write_report(html_file, found, console)
     except BenchError as error:
         click.echo(f"sigd: {error}", err=True)
         sys.exit(error.exit_code)
     finally:
         signal.signal(signal.SIGTERM, before)
-    _show(found, console)
     sys.exit(0 if all(one.document.valid for one in found) else 1)
 
 
@@ -91,6 +96,24 @@ def _show(found: list[Found], console: Console) -> None:
     for one in found:
         for reason in one.document.reasons:
             console.print(f"* {one.load}, {one.way}: {reason}", style="red")
+
+
+def _write_report(file: Path, found: list[Found], console: Console) -> None:
+    import msgspec
+
+    from sigd.bench import histogram
+    from sigd.bench.page.latency_page import tunnel_page
+    from sigd.bench.page.write import write_report
+
+    documents = [{"load": one.load, "way": one.way, "result": one.document} for one in found]
+    written = msgspec.json.format(msgspec.json.encode(documents), indent=1) + b"\n"
+    hgrms = {
+        f"{mode}-{one.way.replace(' ', '')}": histogram.hgrm_of(one.document.hdr)
+        for one in found
+        for mode in [one.document.load.mode.replace(" ", "-")]
+    }
+    for path in write_report(file, tunnel_page(found), written, hgrms):
+        console.print(f"wrote    {path}")
 
 
 def _terminated(number: int, _frame: object) -> NoReturn:

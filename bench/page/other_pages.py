@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from sigd.bench import histogram
 from sigd.bench.growth import Growth
 from sigd.bench.page import figures
 from sigd.bench.page.figures import Curve, Stack, number
@@ -12,6 +13,7 @@ from sigd.bench.page.html import Page, Section, Table
 from sigd.bench.page.latency_page import machine_section
 
 if TYPE_CHECKING:
+    from sigd.bench.observe import Found as Observed
     from sigd.bench.profile.times import Times
     from sigd.bench.reload import Found
 
@@ -86,6 +88,7 @@ def reload_page(found: Found, facts: Mapping[str, object]) -> Page:
         Curve("p50", at, [moment[1] for moment in moments]),
         Curve("p99", at, [moment[2] for moment in moments]),
     ]
+    marks = {"a reload": windows} | ({"the machine stopped the client": found.gaps_s} if found.gaps_s else {})
     generations = [float(generation) for generation, _, _ in found.by_generation]
     by_generation = [
         Curve("p50", generations, [p50 for _, p50, _ in found.by_generation]),
@@ -98,12 +101,35 @@ def reload_page(found: Found, facts: Mapping[str, object]) -> Page:
             Section(
                 "The turns with reloads, one behind the other",
                 (),
-                [figures.timeline("latency in time", "us", curves, {"a reload": windows})],
+                [figures.timeline("latency in time", "us", curves, marks)],
             ),
             Section(
                 "Latency by generation of the model",
                 (),
                 [figures.lines("each generation", "generation", "us", by_generation)],
+            ),
+            facts_section(facts),
+        ],
+        ("PASS", "good") if not found.reasons() else ("FAIL", "bad"),
+        found.reasons(),
+    )
+
+
+def observe_page(found: Observed, facts: Mapping[str, object]) -> Page:
+    """The report of `sigd bench observe`: a curve with the recorder, and one without."""
+    curves = []
+    for name, counts in zip(("metrics", "metrics and recorder"), found.counts().values(), strict=True):
+        quantiles, values_ns = histogram.curve(histogram.hdr(counts).encode().decode())
+        curves.append(Curve(name, quantiles, values_ns / 1000))
+    return Page(
+        "What the flight recorder costs a client",
+        f"sigd bench observe, {len(found.rounds)} rounds of two turns, over"
+        f" {found.asked.transport.name.lower().replace('_', ' ')}",
+        [
+            Section(
+                "From send to answer",
+                ["Both daemons keep metrics; one of them records."],
+                [figures.percentiles("latency over percentiles", "us", curves)],
             ),
             facts_section(facts),
         ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -54,13 +55,19 @@ def test_the_whole_of_it_on_a_small_scale(programs: NativePrograms, transport: s
     assert all(turns.off.received > 0 for turns in run.rounds)
 
 
-def test_the_command(programs: NativePrograms, models: ModelMaker, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_command(
+    programs: NativePrograms, models: ModelMaker, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     options = ["--rounds", "1", "--seconds", "0.1", "--idle", "block", "--model", str(models.mlp())]
+    options += ["--html", str(tmp_path / "o.html")]
     result = CliRunner().invoke(main, options)
     assert result.exit_code in (0, 1), result.stderr
     assert "metrics and recorder" in capfd.readouterr().out, "in one process"
     assert "us from send to answer" in result.stdout, "and from outside"
     assert "FAILED" not in result.stdout
+    assert json.loads((tmp_path / "o.json").read_text())["rounds"] == 1
+    assert (tmp_path / "o-hgrm" / "recorder.hgrm").is_file()
+    assert (tmp_path / "o.html").read_text().count("<svg") == 1
 
 
 def test_what_cannot_be_served_is_told(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ def found(model: Path = Path("m.onnx")) -> Found:
         failures=[],
         moments=[(0.0, 10.0, 90.0), (0.1, 11.0, 119.0)],
         windows_s=[(0.05, 0.07)],
+        gaps_s=[(0.08, 0.0801)],
         by_generation=[(1, 10.0, 90.0), (2, 10.0, 119.0), (3, 11.0, 95.0)],
     )
 
@@ -56,6 +57,7 @@ def test_the_report_shows_latency_in_time_and_by_generation() -> None:
     text = reload_page(found(), document(found())).text()
     assert text.count("<svg") == 2
     assert "a reload" in text
+    assert "the machine stopped the client" in text
     assert "PASS" in text
 
 

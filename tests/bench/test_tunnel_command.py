@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -26,9 +27,10 @@ def openssh() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("openssh")
-def test_every_way_is_measured_under_every_load(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_way_is_measured_under_every_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("sigd.bench.rig.HICCUP_SECONDS", 0.01)
-    done = CliRunner().invoke(main, ["--duration", "0.2", "--rate", "200", "--client", "python"])
+    arguments = ["--duration", "0.2", "--rate", "200", "--client", "python"]
+    done = CliRunner().invoke(main, [*arguments, "--html", str(tmp_path / "t.html")])
     # A busy machine may miss the rate; then the run says so.
     assert done.exit_code == int(" * " in done.output), done.output
     assert "the client is in Python: asked for" in done.output
@@ -37,6 +39,9 @@ def test_every_way_is_measured_under_every_load(monkeypatch: pytest.MonkeyPatch)
         figures = [[float(word.replace(",", "")) for word in row.split()] for row in rows]
         assert len(figures) == 2, "one for each load"
         assert all(len(row) == 5 and row == sorted(row) and row[0] > 0 for row in figures)
+    assert (tmp_path / "t.html").read_text().count("<svg") == 4, "two for each load"
+    assert len(json.loads((tmp_path / "t.json").read_text())) == 6
+    assert (tmp_path / "t-hgrm" / "closed-loop-ssh-N.hgrm").is_file()
 
 
 def test_without_openssh_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
