@@ -33,6 +33,14 @@ class Line(msgspec.Struct, forbid_unknown_fields=True):
     result: str
 
 
+class Quoted(msgspec.Struct, forbid_unknown_fields=True):
+    """A measured figure in another page: its words there, and the command that gave it."""
+
+    page: str
+    says: str
+    command: str
+
+
 class Figures(msgspec.Struct, forbid_unknown_fields=True):
     """What was measured, where, with what and when."""
 
@@ -42,6 +50,7 @@ class Figures(msgspec.Struct, forbid_unknown_fields=True):
     date: str
     bars: list[Bar]
     lines: list[Line]
+    elsewhere: list[Quoted]
     gpu: str
 
 
