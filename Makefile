@@ -19,7 +19,7 @@ MICRO := tests/wire/test_codec_benchmark.py tests/models/features/test_features_
 MICRO_BASELINES := $(CURDIR)/.benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-slow pages test-simcuda test-gpu test-cuda test-rtx test-oracles test-systemd check format lint types imports bench bench-connections bench-floor bench-growth bench-micro bench-observe bench-reload bench-tunnel profile fuzz soak soak-sessions train models-table lock wheel deb clean pictures test-live
+.PHONY: help demo test test-all test-slow pages test-simcuda test-gpu test-cuda test-rtx test-oracles test-convert test-systemd check format lint types imports bench bench-connections bench-floor bench-growth bench-micro bench-observe bench-reload bench-tunnel profile fuzz soak soak-sessions train models-table lock wheel deb clean pictures test-live
 
 help:  ## this list
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ test-rtx: $(VENV)/.dev build/rtx/.ready  ## the real TensorRT-RTX builder, on th
 
 test-oracles: $(VENV)/.dev build/oracles/.ready  ## the workstation's plan against two other estimators (fetches 1 MB, once)
 	PYTHONPATH=build/oracles/site $(BIN)/pytest tests/oracles
+
+test-convert: $(VENV)/.dev build/convert/.ready  ## `sigd convert` with the converters that it needs (fetches 500 MB, once)
+	PYTHONPATH=build/convert/site $(BIN)/pytest tests/models/test_convert.py
 
 test-systemd: $(VENV)/.fleet  ## as root: the units on a machine with systemd, booted for each test (the first time: a minute more; SUITE=trixie)
 	$(BIN)/python tests/systemd/prepare.py $(if $(SUITE),--suite $(SUITE)) -- $(BIN)/pytest -o faulthandler_timeout=1000 -m systemd tests/systemd
@@ -127,10 +130,10 @@ train: $(VENV)/.base  ## train the shipped model anew: make train SIGD_DATA=FOLD
 	@$(MAKE) --no-print-directory $(VENV)/.train
 	$(TRAIN)
 
-EXPORTERS := skl2onnx scikit-learn onnxmltools lightgbm xgboost catboost torch==2.13.0 onnxscript
+EXPORTERS := skl2onnx scikit-learn onnxmltools lightgbm xgboost catboost torch==2.13.0 onnxscript keras onnxconverter-common onnxruntime pandas
 models-table: $(VENV)/.dev build/exporters/.ready  ## serve what the usual exporters write, and say so in docs/models.md
 	rm -rf build/exported
-	build/exporters/bin/python -P tests/exporters/make_models.py build/exported
+	build/exporters/bin/python -m tests.exporters.make_models build/exported
 	$(BIN)/python -m tests.exporters.table build/exported docs/models.md
 
 build/exporters/.ready:
@@ -161,6 +164,12 @@ build/oracles/.ready: tests/oracles/requirements.lock | $(VENV)/.dev
 	@echo "fetching what tests/oracles/requirements.lock names"
 	@rm -rf build/oracles
 	@$(PIP) install --require-hashes --no-deps --only-binary :all: --target build/oracles/site -r $<
+	@touch $@
+
+build/convert/.ready: requirements/convert.lock | $(VENV)/.dev
+	@echo "fetching what requirements/convert.lock names"
+	@rm -rf build/convert
+	@$(PIP) install --require-hashes --no-deps --only-binary :all: --target build/convert/site -r $<
 	@touch $@
 
 build/rtx/.ready: tests/rtx/requirements.lock | $(VENV)/.dev

@@ -2,13 +2,10 @@
 
     python -m tests.exporters.table FOLDER docs/models.md
 
-FOLDER holds the files that `make_models.py` has written, with `versions.json` and the sizes that some
-need. Every
-file is opened as `sigd serve` opens it, and its answers are compared with ONNX Runtime's on the file as it
-is, bit
-by bit. A file that is refused is opened once more with what its refusal says. Exit code 1 where one
-differs, or
-is refused though the line was followed.
+FOLDER holds the files that `make_models.py` has written, with `exported.json`. Every file is opened as
+`sigd serve` opens it, and its answers are compared with ONNX Runtime's on the file as it is, bit by bit. A
+file that is refused is opened once more with what its refusal says. Exit code 1 where one differs, or is
+refused though the line was followed.
 """
 
 from __future__ import annotations
@@ -99,10 +96,16 @@ def _served(path: Path, exporter: str, sizes: Mapping[str, int], batch_rows_max:
 
 def table(folder: Path) -> tuple[str, list[Line]]:
     """The Markdown, and its lines."""
-    exporters: dict[str, str] = json.loads((folder / "versions.json").read_text("utf-8"))
+    exported = json.loads((folder / "exported.json").read_text("utf-8"))
+    failed: dict[str, str] = exported["failed"]
     lines = []
-    for prefix, exporter in exporters.items():
+    for prefix, exporter in exported["versions"].items():
         lines += [checked(path, exporter) for path in sorted(folder.glob(f"{prefix}_*.onnx"))]
+        lines += [
+            Line(exporter, name, "no file", f"the exporter fails: {words}", good=True)
+            for name, words in sorted(failed.items())
+            if name.startswith(f"{prefix}_")
+        ]
     head = (
         "| exporter | model | served, bit-equal to ONNX Runtime | the answer's columns, or why not |\n"
         "|---|---|---|---|\n"
