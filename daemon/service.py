@@ -130,6 +130,7 @@ class Service:
             self._say_ready()
             if not native_fast_path.is_built():
                 log.info("%s", native_fast_path.NOT_BUILT)
+            self._say_history()
             self._remembered.ready()
             # Held back since the start (daemon.commands.serve).
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
@@ -213,7 +214,10 @@ class Service:
     def _make_batcher(self, model: ModelConfig, backend: Backend, before: Batcher | None = None) -> Batcher:
         """`before`: the one whose place it takes."""
         limits = replace(
-            self._limits, in_flight_max=model.in_flight_max, rows_pending_max=model.rows_pending_max
+            self._limits,
+            in_flight_max=model.in_flight_max,
+            rows_pending_max=model.rows_pending_max,
+            history_instruments_max=0 if model.history is None else model.history.instruments_max,
         )
         return Batcher(
             backend,
@@ -298,6 +302,17 @@ class Service:
             # What is still buffered would fail once more at the exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         self._notifier.ready(self._line())
+
+    def _say_history(self) -> None:
+        for batcher in self._models:
+            if batcher.spec.window is not None:
+                instruments = batcher.limits.history_instruments_max
+                log.info(
+                    "model %s: the history of %d instruments takes %.1f MiB of each client that has it kept",
+                    batcher.name,
+                    instruments,
+                    batcher.spec.window.memory_bytes(instruments) / (1 << 20),
+                )
 
     def _line(self) -> str:
         return snapshot.line(self._models, self._counters)

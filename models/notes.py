@@ -36,6 +36,14 @@ def notes(spec: ModelSpec) -> tuple[Note, ...]:
                 f" ({spec.reads_missing})"
             )
         )
+    if spec.window is not None:
+        each = spec.window.memory_bytes(1)
+        found.append(
+            Note(
+                f"keeps history: {spec.window.steps} steps of {spec.window.features} features, {each:,} bytes"
+                " for each instrument of a client"
+            )
+        )
     found += [Note(f"does not serve output {name!r}: it {reason}", True) for name, reason in spec.left_out]
     if spec.trees.inexact:
         found.append(Note(thresholds_told(spec.trees), True))

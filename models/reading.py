@@ -20,6 +20,19 @@ class Missing(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class HistoryOptions:
+    """That clients may have the history of their instruments kept, and how the model's window lies.
+
+    Attributes:
+        steps: that the model looks at; 0 takes the model's.
+        time_axis: 1 where the input is [batch, steps, features], 2 where it is [batch, features, steps].
+    """
+
+    steps: int = 0
+    time_axis: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class ReadOptions:
     """What a model file leaves open.
 
@@ -29,11 +42,13 @@ class ReadOptions:
         missing: what NaN in a request is.
         sizes_of_another: whether the sizes were given for another file beside this one: those of axes that
             this one does not have are passed over, as an engine passes over all. Else they are refused.
+        history: None where none is kept.
     """
 
     sizes: Mapping[str, int] = field(default_factory=dict)
     missing: Missing = Missing.AUTO
     sizes_of_another: bool = False
+    history: HistoryOptions | None = None
 
     def for_another(self) -> ReadOptions:
         """The same for a file in the place of the one that they were given for, or beside it."""

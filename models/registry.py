@@ -22,7 +22,7 @@ from sigd.models.native_files import no_onnx_model, recognise
 from sigd.models.onnx.batch_axis import batch_spanning
 from sigd.models.onnx.file import read_onnx
 from sigd.models.reading import AS_IT_IS, ReadOptions
-from sigd.models.spec import ModelSpec, read_spec, with_missing
+from sigd.models.spec import ModelSpec, read_spec, with_missing, with_window
 from sigd.models.trusted_file import read_file
 
 log = logging.getLogger(__name__)
@@ -223,7 +223,8 @@ def read_any_spec(path: Path, reading: ReadOptions = AS_IT_IS) -> ModelSpec:
     if path.suffix != ENGINE_SUFFIX:
         return read_spec(path, options=reading)
     _check_no_sizes(path, reading)
-    return with_missing(spec_of_manifest(path, read_manifest(path)), reading.missing)
+    spec = with_missing(spec_of_manifest(path, read_manifest(path)), reading.missing)
+    return with_window(spec, reading.history)
 
 
 def make_backend(path: Path | str, backend: str = AUTO, options: BackendOptions = DEFAULT_OPTIONS) -> Backend:
@@ -233,7 +234,9 @@ def make_backend(path: Path | str, backend: str = AUTO, options: BackendOptions 
     entry = _BACKENDS.get(name)
     if entry is None:
         raise ValueError(f"no backend is called {name!r}, expected one of {', '.join(backend_names())}")
-    return entry.factory(path, options)
+    made = entry.factory(path, options)
+    made.spec = with_window(made.spec, options.reading.history)
+    return made
 
 
 def backend_for(path: Path, backend: str = AUTO) -> str:

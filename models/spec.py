@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sigd.models.errors import ModelRefused
+from sigd.models.history import Window, window_of
 from sigd.models.onnx.batch_axis import batch_spanning
 from sigd.models.onnx.columns import Columns, column_name, row_width
 from sigd.models.onnx.file import OnnxFile, read_onnx
@@ -22,7 +23,7 @@ from sigd.models.onnx.flatten import ROW_INPUT, ROW_OUTPUT, flatten, input_is_fl
 from sigd.models.onnx.missing import reads_missing
 from sigd.models.onnx.signature import Dim, axis_names, declared_dims, read_signature, real_inputs
 from sigd.models.onnx.trees import NO_TREES, Trees, count_trees
-from sigd.models.reading import AS_IT_IS, Missing, ReadOptions
+from sigd.models.reading import AS_IT_IS, HistoryOptions, Missing, ReadOptions
 
 if TYPE_CHECKING:
     from onnx import ModelProto, ValueInfoProto
@@ -31,6 +32,7 @@ FEATURES_MAX = 16_373
 """The most features that one request frame carries: its length is a 16-bit count of bytes."""
 OUTPUTS_MAX = 16_370
 """The most outputs that one response frame carries."""
+_WINDOW_AXES: Final = 2
 _IR_WITHOUT_WEIGHTS_AMONG_INPUTS: Final = 4
 _FEWER_VALUES: Final = (
     "let the model itself cut it down before the export: to the best classes (ArgMax, TopK), the last step,"
@@ -72,6 +74,7 @@ class ModelSpec:
         sizes: that were given for axes which the file leaves free.
         trees: of an ONNX file's ensembles of trees; none for an engine.
         sizes_hidden: whether the wrapped graph hides the sizes of its inputs, see `flatten`.
+        window: what it looks at, where the history of instruments may be kept for clients; else None.
     """
 
     name: str
@@ -95,6 +98,7 @@ class ModelSpec:
     sizes: Mapping[str, int] = field(default_factory=dict)
     trees: Trees = NO_TREES
     sizes_hidden: bool = False
+    window: Window | None = None
 
     def feature_name(self, column: int) -> str:
         """What a column of a request is called, for example "book[3]"."""
@@ -156,10 +160,11 @@ def spec_of(file: OnnxFile, name: str, options: ReadOptions = AS_IT_IS) -> Model
     if options.sizes_of_another:
         known = axis_names(file.model)
         sizes = {key: size for key, size in sizes.items() if key in known}
-    spec = _shapes_of(file, name, sizes)
+    # One request carries one step of a history, however long the window is.
+    spec = _shapes_of(file, name, sizes, whole=options.history is None)
     how = reads_missing(file.model, [one.name for one in spec.input_columns])
     spec = replace(spec, reads_missing=how, sizes=sizes, trees=count_trees(file.model))
-    return with_missing(spec, options.missing)
+    return with_window(with_missing(spec, options.missing), options.history)
 
 
 def with_missing(spec: ModelSpec, missing: Missing) -> ModelSpec:
@@ -168,15 +173,27 @@ def with_missing(spec: ModelSpec, missing: Missing) -> ModelSpec:
     return replace(spec, takes_nan=taken)
 
 
-def _shapes_of(file: OnnxFile, name: str, sizes: Mapping[str, int]) -> ModelSpec:
+def with_window(spec: ModelSpec, history: HistoryOptions | None) -> ModelSpec:
+    """The same model, with the history of instruments kept for clients where `history` says so.
+
+    Raises:
+        ModelRefused: it does not look at a window.
+    """
+    if history is None or spec.window is not None:
+        return spec
+    dims = spec.input_columns[0].dims if len(spec.input_columns) == 1 else spec.input_dims
+    return replace(spec, window=window_of(str(spec.path), dims, history))
+
+
+def _shapes_of(file: OnnxFile, name: str, sizes: Mapping[str, int], *, whole: bool) -> ModelSpec:
     inputs, outputs = real_inputs(file.model), list(file.model.graph.output)
     if not sizes and _is_plain(file.model, inputs, outputs):
         try:
-            return _plain_spec(file, name, inputs[0], outputs[0])
+            return _plain_spec(file, name, inputs[0], outputs[0], whole)
         except _ShapeUnknown:
             # A run finds out what the declarations do not tell.
             pass
-    return _wrapped_spec(file, name, sizes)
+    return _wrapped_spec(file, name, sizes, whole)
 
 
 class _ShapeUnknown(Exception):
@@ -200,7 +217,7 @@ def _is_plain(model: ModelProto, inputs: list[ValueInfoProto], outputs: list[Val
 
 
 def _plain_spec(
-    file: OnnxFile, name: str, graph_input: ValueInfoProto, graph_output: ValueInfoProto
+    file: OnnxFile, name: str, graph_input: ValueInfoProto, graph_output: ValueInfoProto, whole: bool
 ) -> ModelSpec:
     """The spec of a graph that is served as it is."""
     path = file.path
@@ -218,7 +235,7 @@ def _plain_spec(
         sha256=file.sha256,
         input_name=input_name,
         output_name=output_name,
-        features=_features(path, (Columns(input_name, "float32", input_row),)),
+        features=_features(path, (Columns(input_name, "float32", input_row),), whole),
         outputs=_outputs(path, (Columns(output_name, "float32", output_row),)),
         input_dims=input_row,
         output_dims=output_row,
@@ -230,10 +247,10 @@ def _plain_spec(
     )
 
 
-def _wrapped_spec(file: OnnxFile, name: str, sizes: Mapping[str, int]) -> ModelSpec:
+def _wrapped_spec(file: OnnxFile, name: str, sizes: Mapping[str, int], whole: bool) -> ModelSpec:
     """The spec of a graph that is wrapped, on the sides where it must be."""
     _check_valid(file)
-    signature = read_signature(file, sizes, lambda inputs: _features(file.path, inputs))
+    signature = read_signature(file, sizes, lambda inputs: _features(file.path, inputs, whole))
     inputs, outputs = signature.inputs, signature.outputs
     features, answers = row_width(inputs), _outputs(file.path, outputs)
     read_in_place, answered_in_place = input_is_flat(inputs), output_is_flat(outputs)
@@ -339,10 +356,11 @@ def _row(dims: tuple[Dim, ...]) -> tuple[int, ...]:
     return tuple(dim for dim in dims[1:] if isinstance(dim, int))
 
 
-def _features(path: Path, inputs: tuple[Columns, ...]) -> int:
-    """Features per row; refused where a frame cannot carry them, with what it could."""
+def _features(path: Path, inputs: tuple[Columns, ...], whole: bool) -> int:
+    """Features per row; refused where they are sent whole and a frame cannot carry them, with what it
+    could."""
     count = row_width(inputs)
-    if count > FEATURES_MAX:
+    if whole and count > FEATURES_MAX:
         raise ModelRefused(
             f"{path}: {count:,} features per row, expected at most {FEATURES_MAX:,}: one frame cannot carry"
             " more;"
@@ -362,8 +380,15 @@ def _what_fits(inputs: tuple[Columns, ...], count: int) -> str:
     return (
         f"export it with at most {fits:,} in place of {longest:,} on axis {largest.dims.index(longest) + 1}"
         " of input"
-        f" {largest.name!r} (fewer {what})"
+        f" {largest.name!r} (fewer {what}){_one_by_one(inputs)}"
     )
+
+
+def _one_by_one(inputs: tuple[Columns, ...]) -> str:
+    """What else to do where the row is a window of steps."""
+    if len(inputs) != 1 or len(inputs[0].dims) != _WINDOW_AXES:
+        return ""
+    return ", or have clients send one step at a time: sigd serve --history-instruments N"
 
 
 def _outputs(path: Path, outputs: tuple[Columns, ...]) -> int:

@@ -10,6 +10,7 @@ WireError
 │   ├── ReceiveTimeout       no answer within the time given
 │   ├── UsedAfterFork        the client belongs to the process that opened it; this is its child
 │   └── ProtocolBroken       the daemon answered something that the contract does not allow
+├── StepsNotStored           the daemon did not take all steps that were to be the history of an instrument
 ├── ShapeError               the caller's array or number does not fit what was agreed in Welcome
 ├── NoRecording              there is no recording where one was looked for
 └── RecordingDamaged         a recording is not what its own headers and checksums say; carries where
@@ -17,7 +18,7 @@ WireError
 
 from __future__ import annotations
 
-from sigd.wire.status import RejectCode
+from sigd.wire.status import RejectCode, Status
 
 
 class WireError(Exception):
@@ -86,6 +87,23 @@ class UsedAfterFork(SessionError):
 
 class ProtocolBroken(SessionError):
     """The daemon's bytes break the contract."""
+
+
+class StepsNotStored(WireError):
+    """The daemon did not store every step of a fill: fill again, which begins anew.
+
+    Attributes:
+        instrument_id: whose steps they are.
+        status: of the first that was not stored.
+    """
+
+    def __init__(self, instrument_id: int, status: Status) -> None:
+        super().__init__(
+            f"a step of instrument {instrument_id} was answered {status.name}, expected STORED: fill it"
+            " again; BUSY says that the daemon has no room, be it for one more instrument"
+        )
+        self.instrument_id = instrument_id
+        self.status = status
 
 
 class ShapeError(WireError):

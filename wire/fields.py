@@ -68,7 +68,7 @@ HELLO: Final = Message(
         Field(8, "u32", "features", "features per request that the client will send; 0 takes the model's"),
         Field(12, "u32", "outputs", "outputs per response that the client expects; 0 takes the model's"),
         Field(16, "u16", "transport", "0 stream, 1 shared memory"),
-        Field(18, "u16", "flags", "bit 0: conflate by instrument; bit 1: reserved"),
+        Field(18, "u16", "flags", "bit 0: conflate by instrument; bit 1: history kept by the daemon"),
         Field(
             20, "u32", "ring_slots", "shared memory: slots wanted, a power of two; 0 is the daemon's default"
         ),
@@ -83,7 +83,7 @@ WELCOME: Final = Message(
     "daemon to client: the session is open, this is what was granted",
     128,
     (
-        Field(8, "u32", "features", "features per request"),
+        Field(8, "u32", "features", "features per request; with history of one step"),
         Field(12, "u32", "outputs", "outputs per response"),
         Field(16, "u32", "in_flight_max", "requests that this client may have unanswered"),
         Field(20, "u32", "model_generation", "rises by one with each model swap"),
@@ -99,7 +99,8 @@ WELCOME: Final = Message(
         Field(44, "u32", "ring_slots", "shared memory: slots granted"),
         Field(48, "u32", "request_stride", "shared memory: bytes per request slot"),
         Field(52, "u32", "response_stride", "shared memory: bytes per response slot"),
-        Field(56, "u64", "reserved", "0"),
+        Field(56, "u32", "history_steps", "with history: steps that the model looks at"),
+        Field(60, "u32", "history_instruments_max", "with history: instruments that this client may have"),
         Field(64, "u8", "model_sha256", "digest of the file that is being served", 32),
         Field(96, "char", "model_name", "UTF-8, zero-padded", 32),
     ),
@@ -159,8 +160,8 @@ SIGNAL_REQUEST: Final = Message(
         Field(8, "u64", "sequence", "the client's own number; echoed"),
         Field(16, "u64", "client_time_ns", "opaque; echoed"),
         Field(24, "u64", "deadline_ns", "daemon's clock after which the answer is worthless; 0 is none"),
-        Field(32, "u32", "instrument_id", "echoed; the key of conflation"),
-        Field(36, "u16", "flags", "0"),
+        Field(32, "u32", "instrument_id", "echoed; the key of conflation and of history"),
+        Field(36, "u16", "flags", "with history: bit 0 RESET, bit 1 STORE_ONLY; else 0"),
         Field(38, "u16", "reserved", "0"),
         Field(40, "f32", "features", "model inputs; more than two axes are flattened in C order", "features"),
     ),

@@ -67,7 +67,8 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """What the daemon granted. Strides and ring_slots are 0 on a stream."""
+    """What the daemon granted. Strides and ring_slots are 0 on a stream; the numbers of history where none is
+    kept."""
 
     features: int
     outputs: int
@@ -82,6 +83,8 @@ class Welcome:
     ring_slots: int = 0
     request_stride: int = 0
     response_stride: int = 0
+    history_steps: int = 0
+    history_instruments_max: int = 0
 
     def encode(self) -> bytes:
         """The whole frame, 128 bytes."""
@@ -98,7 +101,8 @@ class Welcome:
             self.ring_slots,
             self.request_stride,
             self.response_stride,
-            0,
+            self.history_steps,
+            self.history_instruments_max,
             self.model_sha256,
             fit_utf8(self.model_name, MODEL_NAME_BYTES),
         )
@@ -118,7 +122,8 @@ class Welcome:
             ring_slots,
             request_stride,
             response_stride,
-            _reserved,
+            history_steps,
+            history_instruments_max,
             sha256,
             name,
         ) = _unpack(fields.WELCOME, block)
@@ -136,6 +141,8 @@ class Welcome:
             ring_slots=ring_slots,
             request_stride=request_stride,
             response_stride=response_stride,
+            history_steps=history_steps,
+            history_instruments_max=history_instruments_max,
         )
 
 

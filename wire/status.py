@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum, IntFlag
+from typing import Final
 
 
 class Status(IntEnum):
@@ -17,6 +18,8 @@ class Status(IntEnum):
     MODEL_ERROR = 4  # the model failed, or gave NaN or infinity
     DRAINING = 5  # the daemon is stopping or has withdrawn this model
     CONFLATED = 6  # a newer request for the same instrument was already waiting
+    WARMING_UP = 7  # the step was stored, but the history of its instrument is not long enough yet
+    STORED = 8  # the step was stored as asked, and the model not run
 
 
 class RejectCode(IntEnum):
@@ -53,5 +56,26 @@ class HelloFlag(IntFlag):
 
     NONE = 0
     CONFLATE = 1  # by instrument
-    DAEMON_WINDOWS = 2  # reserved: windows kept by the daemon
+    HISTORY = 2  # kept by the daemon: a request carries one step
     TAKES_NAN = 4  # only in Welcome: this model takes NaN for a missing value
+
+
+class RequestFlag(IntFlag):
+    """What SignalRequest.flags may say where history was granted."""
+
+    NONE = 0
+    RESET = 1  # forget the instrument's history before this step is stored
+    STORE_ONLY = 2  # store the step and do not run the model
+
+
+STEP_STORED: Final = frozenset(
+    {
+        Status.OK,
+        Status.EXPIRED,
+        Status.MODEL_ERROR,
+        Status.CONFLATED,
+        Status.WARMING_UP,
+        Status.STORED,
+    }
+)
+"""With history: after one of these answers the daemon has the step, after any other one it has not."""

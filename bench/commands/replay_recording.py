@@ -16,11 +16,13 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sigd.bench.errors import BadRequest
+from sigd.bench.market.recorded_steps import recorded_window
 from sigd.bench.market.rerun import Compared, Rerun, batches, nothing_to_run
 from sigd.models.backend import Backend
 from sigd.models.errors import ModelRefused
+from sigd.models.history import Window
 from sigd.models.processor import instruction_sets
-from sigd.models.reading import ReadOptions
+from sigd.models.reading import HistoryOptions, ReadOptions
 from sigd.models.registry import AUTO, open_backend
 from sigd.wire.errors import NoRecording, RecordingDamaged
 from sigd.wire.recording.reader import Damage, Recording, SessionFacts, Unread, open_recordings
@@ -120,13 +122,14 @@ class _Models:
         self._sizes = sizes
         self._backend = backend
         self._stack = stack
-        self._open: dict[tuple[str, str, str, int], Backend] = {}
+        self._open: dict[tuple[str, str, str, int, Window | None], Backend] = {}
 
     def open(self, facts: SessionFacts) -> Backend:
         """What answers now in the place of what answered then, padding its batches as that did."""
         path = self._model or Path(facts.path)
         name = self._backend or (AUTO if self._model else facts.backend)
-        key = (str(path), "" if self._model else facts.sha256, name, facts.batch_rows_max)
+        window = recorded_window(facts)
+        key = (str(path), "" if self._model else facts.sha256, name, facts.batch_rows_max, window)
         if key not in self._open:
             if self._model is None and not path.exists():
                 raise BadRequest(
@@ -135,7 +138,9 @@ class _Models:
                     f" (sha256 {facts.sha256}) or another one to compare with"
                 )
             try:
-                reading = ReadOptions({**facts.sizes, **self._sizes}, sizes_of_another=True)
+                reading = ReadOptions(
+                    {**facts.sizes, **self._sizes}, history=_history(window), sizes_of_another=True
+                )
                 opened = open_backend(path, name, facts.batch_rows_max, reading=reading)
             except ValueError as error:
                 raise BadRequest(str(error)) from None
@@ -159,6 +164,11 @@ class _Models:
                 )
             self._open[key] = opened
         return self._open[key]
+
+
+def _history(window: Window | None) -> HistoryOptions | None:
+    """As the model was read that looked at this window."""
+    return None if window is None else HistoryOptions(time_axis=window.time_axis)
 
 
 def _run(recording: Recording, rerun: Rerun, damage: list[str], progress: Progress, *, salvage: bool) -> None:

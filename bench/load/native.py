@@ -68,7 +68,7 @@ RESULT_HEADER = np.dtype(
         ("requests", "<u8"),
         ("sent", "<u8"),
         ("received", "<u8"),
-        ("statuses", "<u8", (8,)),
+        ("statuses", "<u8", (16,)),
         ("late_sends", "<u8"),
         ("late_worst_ns", "<i8"),
         ("hiccups", "<u8"),
@@ -88,7 +88,7 @@ RESULT_HEADER = np.dtype(
     ]
 )
 assert PLAN_HEADER.itemsize == 344
-assert RESULT_HEADER.itemsize == 560
+assert RESULT_HEADER.itemsize == 624
 
 _COUNTED = ("corrected", "uncorrected", "queue", "model", "rest")
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sigd.bench.errors import BadRequest
+from sigd.bench.market.recorded_steps import RecordedSteps
 from sigd.models.accuracy import decisions
 from sigd.models.backend import Backend, Float32Array
 from sigd.models.onnx.columns import Columns
@@ -21,6 +22,7 @@ from sigd.wire.recording.reader import Damage, Exchanges, SessionFacts, Unread
 from sigd.wire.status import Status
 
 OTHER_SHAPE: Final = "another shape"
+STEPS_MISSING: Final = "its steps are not all recorded"
 LIMIT: Final = "past the limit"
 
 Batch = list[Exchanges]
@@ -107,15 +109,18 @@ class Rerun:
         self.not_recorded = 0
         self.unreadable = 0
         self._damaged = False
+        self._steps = RecordedSteps()
 
     def start_recording(self) -> None:
         """What follows is numbered from its own start."""
         self._next = -1
         self._damaged = False
+        self._steps.forget()
 
     def on_damage(self) -> None:
         """What is missing before the next batch could not be read."""
         self._damaged = True
+        self._steps.forget()
 
     def run(self, batch: Batch) -> None:
         """Run one batch, all parts of which one model answered.
@@ -127,12 +132,16 @@ class Rerun:
         for part in batch:
             self._account(part)
         facts = batch[0].facts
-        rows = np.concatenate([part.requests["features"] for part in batch])
+        given = [self._steps.rows_of(part) for part in batch]
+        rows, known = (np.concatenate(arrays) for arrays in zip(*given, strict=True))
         answers = np.concatenate([part.responses for part in batch])
         ran = answers["batch_rows"] > 0
         # Rows that did not run were nowhere in the batch.
-        rows, answers = rows[ran], answers[ran]
+        rows, answers, known = rows[ran], answers[ran], known[ran]
         chosen = answers["status"] == Status.OK
+        if not known[chosen].all():
+            self._leave_out(STEPS_MISSING, int(np.count_nonzero(chosen & ~known)))
+            chosen &= known
         if self._limit is not None and self._replayed + np.count_nonzero(chosen) > self._limit:
             past = np.flatnonzero(chosen)[max(self._limit - self._replayed, 0) :]
             self._leave_out(LIMIT, len(past))
@@ -141,7 +150,7 @@ class Rerun:
         if not count:
             return
         backend = self._open_model(facts)
-        if (backend.spec.features, backend.spec.outputs) != (facts.features, facts.outputs):
+        if (backend.spec.features, backend.spec.outputs) != (rows.shape[1], facts.outputs):
             self._leave_out(OTHER_SHAPE, count)
             return
         self._replayed += count
@@ -149,7 +158,7 @@ class Rerun:
         outputs = _run(backend, rows, whole)
         compared = self._compared_with(facts, backend)
         compared.batches += 1
-        compared.incomplete += len(rows) < whole
+        compared.incomplete += int(np.count_nonzero(known)) < whole
         numbers = np.concatenate([part.first + np.arange(len(part.requests)) for part in batch])[ran]
         clients = [part.facts.client for part in batch for _ in range(len(part.requests))]
         names = [name for name, it_ran in zip(clients, ran, strict=True) if it_ran]
@@ -163,11 +172,13 @@ class Rerun:
     def miss(self, item: Unread) -> None:
         """Requests that are there and cannot be read."""
         self._follow(item.first, item.requests)
+        self._steps.forget()
         self.unreadable += item.requests
 
     def _follow(self, first: int, requests: int) -> None:
         """What lies between the request before and this one is missing."""
         if 0 <= self._next < first:
+            self._steps.forget()
             if self._damaged:
                 self.unreadable += first - self._next
             else:

@@ -76,7 +76,7 @@ enum class ViolationKind : std::uint64_t {
 };
 
 constexpr std::size_t violation_text_bytes = 192;
-constexpr wire::Status status_last = wire::Status::conflated;
+constexpr wire::Status status_last = wire::Status::stored;
 
 // Followed by: histogram_count * histogram_bins u64 counts, `slowest` Samples, `samples` Samples, `gaps` Gaps.
 struct ResultHeader {
@@ -88,7 +88,7 @@ struct ResultHeader {
     std::uint64_t requests;          // measured ones that were due: sent or not
     std::uint64_t sent;
     std::uint64_t received;
-    std::uint64_t statuses[8];
+    std::uint64_t statuses[16];
     std::uint64_t late_sends;
     std::int64_t late_worst_ns;
     std::uint64_t hiccups;
@@ -106,6 +106,6 @@ struct ResultHeader {
     std::uint64_t violation_found;
     char violation_text[violation_text_bytes];
 };
-static_assert(sizeof(ResultHeader) == 8 + 128 + 3 * 8 + 3 * 8 + 64 + 11 * 8 + 4 * 8 + violation_text_bytes);
+static_assert(sizeof(ResultHeader) == 8 + 128 + 3 * 8 + 3 * 8 + 128 + 11 * 8 + 4 * 8 + violation_text_bytes);
 
 }  // namespace sigd::bench

@@ -40,7 +40,7 @@ public:
     }
 
     void record(const Sample& sample) {
-        ++result.statuses[sample.status & 7];
+        ++result.statuses[sample.status & 15];
         ++result.received;
         result.last_received_ns = sample.received_ns;
         if (result.received == 1) result.generation_first = sample.model_generation;

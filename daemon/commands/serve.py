@@ -86,6 +86,11 @@ Examples:
     type=WholeRange(min=0),
     help="Run an empty batch after so long.  [default: 0, never]",
 )
+@click.option(
+    "--history-instruments",
+    type=click.IntRange(1, 1_000_000),
+    help="Keep the history of so many instruments for each client that asks: its requests carry one step.",
+)
 @click.option("--record", type=click.Path(file_okay=False), help="Record what is answered in this directory.")
 @click.option("--shadow", help="Model file to compare with, off the hot path; its answers are never sent.")
 @click.option("--metrics-listen", help="Serve metrics on loopback too, as in 127.0.0.1:9464.")
@@ -108,6 +113,7 @@ def serve(
     verbose: bool,
     record: str | None,
     shadow: str | None,
+    history_instruments: int | None,
     dims: dict[str, int],
     **overrides: object,
 ) -> None:
@@ -122,9 +128,9 @@ def serve(
     view = _become_service(config_file) if check else None
     recorder = None if record is None else {"directory": record}
     compared = None if shadow is None else {"path": shadow}
-    config = load_config(
-        config_file, {**overrides, "dims": dims or None, "recorder": recorder, "shadow": compared}
-    )
+    history = None if history_instruments is None else {"instruments_max": history_instruments}
+    tables = {"dims": dims or None, "recorder": recorder, "shadow": compared, "history": history}
+    config = load_config(config_file, {**overrides, **tables})
     start_logging(logging.DEBUG if verbose else logging.INFO, config.log_format, os.environ)
     sys.exit(run(config, check=check, view=view))
 
@@ -268,6 +274,7 @@ def _say_good(
 ) -> None:
     """All of it can be opened; it is closed again. Raises DaemonError where it could not record."""
     from sigd.daemon.recording.recorder import check_recorder, memory_in
+    from sigd.models.history import check_steps
     from sigd.models.notes import notes
 
     if config.recorder.directory:
@@ -275,6 +282,8 @@ def _say_good(
         check_recorder(config.recorder, memory, () if view is None else view.writable or ())
     for backend in backends:
         spec, shadow = backend.spec, shadows.status(backend.spec.name)
+        if spec.window is not None:
+            check_steps(backend)
         compared = "" if shadow is None else f", compared with {shadow.path} on {shadow.backend}"
         backend.close()
         click.echo(

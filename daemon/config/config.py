@@ -21,6 +21,7 @@ from sigd.daemon.config.models import (
     BatchRows,
     Dims,
     GpuNumber,
+    HistoryTable,
     InFlight,
     LingerUs,
     ModelConfig,
@@ -70,6 +71,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         name: what clients call the model; "" is its file's name without its ending. Of several, each table
             has its own.
         shadow: what the model is compared with, see `ShadowTable`; of several, each table names its own.
+        history: what is kept of the instruments of clients, see `HistoryTable`; of several, each table names
+            its own.
         backend: "auto" goes by the file.
         dims: sizes of the axes that the model file leaves free, see `sigd.models.spec.ReadOptions`.
         missing: what NaN in a request is: auto, nan or refuse.
@@ -97,6 +100,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     model: str | list[ModelTable] = ""
     name: str = ""
     shadow: ShadowTable | None = None
+    history: HistoryTable | None = None
     backend: str = "auto"
     batch_rows_max: BatchRows = 64
     intra_op_threads: Threads = 1
@@ -136,7 +140,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     def models(self) -> tuple[ModelConfig, ...]:
         """What is served, the default model first."""
         tables = (
-            [ModelTable(name=self.name, path=self.model, shadow=self.shadow)]
+            [ModelTable(name=self.name, path=self.model, shadow=self.shadow, history=self.history)]
             if isinstance(self.model, str)
             else self.model
         )
@@ -151,7 +155,12 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             name=table.name or None,
             path=Path(table.path) if table.path else None,
             shadow=table.shadow,
-            reading=ReadOptions(value("dims"), value("missing")),
+            history=table.history,
+            reading=ReadOptions(
+                value("dims"),
+                value("missing"),
+                history=None if table.history is None else table.history.options(),
+            ),
             gpu=GpuOptions(value("gpu"), self.mapped_io, self.device_timeout_ms, self.keep_warm_us),
             **{name: value(name) for name in _OF_EACH_MODEL},
         )
@@ -243,11 +252,12 @@ def load_config(file: Path | None, overrides: dict[str, Any]) -> Config:
                 raise UsageError(
                     "name stands beside several models: put it into the [[model]] table that it is for"
                 )
-            if config.shadow is not None:
-                raise UsageError(
-                    "shadow stands beside several models: put the table [model.shadow] below the [[model]]"
-                    " that it is for"
-                )
+            for name in ("shadow", "history"):
+                if getattr(config, name) is not None:
+                    raise UsageError(
+                        f"{name} stands beside several models: put the table [model.{name}] below the"
+                        " [[model]] that it is for"
+                    )
         if wrong := config.recorder.wrong():
             raise UsageError(wrong)
         if config.metrics_listen:
@@ -280,6 +290,8 @@ def _struct_of(error: str) -> type[msgspec.Struct]:
         return RecorderConfig
     if "`$.shadow" in error or ".shadow`" in error:
         return ShadowTable
+    if "`$.history" in error or ".history`" in error:
+        return HistoryTable
     if "`$.model[" in error:
         return ModelTable
     return AccessConfig if "`$.access`" in error else Config

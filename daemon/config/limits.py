@@ -36,6 +36,7 @@ class Limits:
     connections_per_user_max: int = 1000
     hello_timeout_s: float = 5.0
     drain_timeout_s: float = 5.0
+    history_instruments_max: int = 0
     daemon_pid: int = 0
 
     def in_flight_rows(self, request_bytes: int) -> int:

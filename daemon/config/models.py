@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from sigd.daemon.errors import UsageError
 from sigd.models.gpu.options import GpuOptions
-from sigd.models.reading import Missing, ReadOptions
+from sigd.models.reading import HistoryOptions, Missing, ReadOptions
 
 BatchRows = Annotated[int, Meta(ge=1, le=4096)]
 Threads = Annotated[int, Meta(ge=1, le=1024)]
@@ -44,6 +44,26 @@ class ShadowTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     gpu: GpuNumber | None = None
 
 
+class HistoryTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The table [history], or [model.history] below a `[[model]]`: clients may send one step in each request,
+    and the daemon keeps those before it.
+
+    Attributes:
+        steps: that the model looks at; 0 takes the model's.
+        time_axis: of the model's input: 1 where it is [batch, steps, features], 2 where it is
+            [batch, features, steps].
+        instruments_max: of each client.
+    """
+
+    steps: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    time_axis: Annotated[int, Meta(ge=1, le=2)] = 1
+    instruments_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 64
+
+    def options(self) -> HistoryOptions:
+        """How the model is read."""
+        return HistoryOptions(self.steps, self.time_axis)
+
+
 class ModelTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One `[[model]]`. The first is what a client gets that names none.
 
@@ -51,6 +71,7 @@ class ModelTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         name: what clients call it; "" is the file's name without its ending.
         path: the model file; "" is the one that ships with sigd.
         shadow: what it is compared with.
+        history: what is kept of the instruments of its clients.
     """
 
     name: str = ""
@@ -65,6 +86,7 @@ class ModelTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     dims: Dims | None = None
     missing: Missing | None = None
     shadow: ShadowTable | None = None
+    history: HistoryTable | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +98,7 @@ class ModelConfig:
         path: the model file; None is the one that ships with sigd.
         reading: what the file leaves open.
         shadow: what it is compared with; None where it is not.
+        history: what is kept of the instruments of its clients; None where nothing is.
     """
 
     name: str | None
@@ -89,6 +112,7 @@ class ModelConfig:
     rows_pending_max: int
     reading: ReadOptions
     shadow: ShadowTable | None
+    history: HistoryTable | None
 
 
 def check_tables(tables: list[ModelTable]) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import struct
 from typing import TYPE_CHECKING, Final
+from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from sigd.daemon.recording.ring import Ring
     from sigd.daemon.serving.ports import Record, RecordInRing
     from sigd.daemon.serving.session import Session
+    from sigd.models.history import StepWindows
     from sigd.wire.inbox import RequestInbox
     from sigd.wire.outbox import ResponseOutbox
 
@@ -35,12 +37,14 @@ class Taps:
     def __init__(self, ring: Ring) -> None:
         self._ring = ring
         self._sessions = 0
+        # The last number of each client whose history is kept.
+        self._numbers: WeakKeyDictionary[StepWindows, int] = WeakKeyDictionary()
 
     def open(self, session: Session, *, in_rings: bool) -> Tap:
         """The tap of a session whose inbox, outbox and model are there."""
         self._sessions += 1
         batcher = session.batcher
-        spec, backend = batcher.spec, batcher.backend
+        spec, backend, history = batcher.spec, batcher.backend, session.history
         facts = SessionFacts(
             client=session.client_name,
             transport=(Transport.SHARED_MEMORY if in_rings else Transport.STREAM).name.lower(),
@@ -48,12 +52,18 @@ class Taps:
             path=os.fsencode(spec.path.absolute()).decode("utf-8", "replace"),
             sha256=spec.sha256.hex(),
             generation=batcher.generation,
-            features=spec.features,
+            features=session.inbox.features,
             outputs=spec.outputs,
             backend=backend.name,
             batch_rows_max=backend.batch_rows_max,
             sizes=dict(spec.sizes),
+            history_steps=0 if history is None else history.window.steps,
+            history_instruments_max=0 if history is None else history.instruments_max,
+            time_axis=1 if history is None else history.window.time_axis,
+            follows=0 if history is None else self._numbers.get(history, 0),
         )
+        if history is not None:
+            self._numbers[history] = self._sessions
         return Tap(self._ring, self._sessions, facts, session.inbox, session.outbox)
 
 

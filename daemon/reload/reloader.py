@@ -34,8 +34,10 @@ if TYPE_CHECKING:
     from sigd.daemon.serving.batcher import Batcher
     from sigd.daemon.serving.models import ServedModels
     from sigd.models.backend import Backend
+    from sigd.models.history import Window
     from sigd.models.native.backend import NativeBackend
     from sigd.models.onnxrt import OnnxRuntimeBackend
+    from sigd.models.spec import ModelSpec
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +154,7 @@ class Reloader:
         withdrawn, reason = 0, ""
         try:
             backend = await self._open(batcher, path, allow_new_shape)
-            if _shape(backend) == _shape(batcher.backend):
+            if _shape(backend.spec) == _shape(batcher.spec):
                 await self._swap(batcher, backend)
             else:
                 withdrawn = await self._withdraw(batcher, backend)
@@ -210,7 +212,7 @@ class Reloader:
             )
             validated = await self._validator.validate(task)
         if validated is not None:
-            _check_shape(path, (validated.spec.features, validated.spec.outputs), batcher, allow_new_shape)
+            _check_shape(path, validated.spec, batcher, allow_new_shape)
             return await self._load(validated, config)
         backend = await self._loader.run(
             lambda: open_backend(
@@ -224,7 +226,7 @@ class Reloader:
             )
         )
         try:
-            _check_shape(path, _shape(backend), batcher, allow_new_shape)
+            _check_shape(path, backend.spec, batcher, allow_new_shape)
             if isinstance(backend, BoundToThread):
                 backend.take_over()
         except ModelError:
@@ -283,18 +285,21 @@ class Reloader:
             await self._loader.run(backend.close)
 
 
-def _shape(backend: Backend) -> tuple[int, int]:
-    return backend.spec.features, backend.spec.outputs
+def _shape(spec: ModelSpec) -> tuple[int, int, Window | None]:
+    return spec.features, spec.outputs, spec.window
 
 
-def _check_shape(path: Path, shape: tuple[int, int], batcher: Batcher, allow_new_shape: bool) -> None:
-    served = _shape(batcher.backend)
-    if shape != served and not allow_new_shape:
+def _steps(spec: ModelSpec) -> str:
+    return "" if spec.window is None else f" ({spec.window.steps} steps of {spec.window.features})"
+
+
+def _check_shape(path: Path, spec: ModelSpec, batcher: Batcher, allow_new_shape: bool) -> None:
+    served = batcher.spec
+    if _shape(spec) != _shape(served) and not allow_new_shape:
         raise ModelRefused(
-            f"{path}: {shape[0]} features -> {shape[1]} outputs, and clients of {batcher.name!r} were"
-            f" promised {served[0]} ->"
-            f" {served[1]}: serve it under a name of its own, or with --allow-new-shape, which tells them to"
-            " go"
+            f"{path}: {spec.features} features{_steps(spec)} -> {spec.outputs} outputs, and clients of"
+            f" {batcher.name!r} were promised {served.features}{_steps(served)} -> {served.outputs}:"
+            " serve it under a name of its own, or with --allow-new-shape, which tells them to go"
         )
 
 

@@ -29,6 +29,7 @@ from sigd.daemon.serving.fast_path import (
 )
 from sigd.daemon.serving.rerun import Rerun, culprits
 from sigd.daemon.serving.row_check import RowCheck
+from sigd.daemon.serving.steps import admit_steps, step_check
 from sigd.models.errors import BackendFailed
 from sigd.wire.messages import ModelInfo
 
@@ -169,15 +170,16 @@ class Batcher:
         if now_ns - self._bad_input_logged_ns < _FAILURE_LOG_INTERVAL_NS:
             return
         self._bad_input_logged_ns = now_ns
-        column = self.row_check.first_bad_column(row)
+        check = self.row_check if session.history is None else self.step_check
+        column = check.first_bad_column(row)
         log.warning(
             "model %s: client %r sent %g as feature %d (%s), expected %s: answered BAD_INPUT",
             self.spec.name,
             session.client_name,
             row[column],
             column,
-            self.spec.feature_name(column),
-            self.row_check.wanted(column),
+            self.spec.feature_name(column) if session.history is None else "of a step",
+            check.wanted(column),
         )
 
     def enqueue(self, session: Session) -> None:
@@ -265,6 +267,7 @@ class Batcher:
         self.backend = backend
         self.spec = backend.spec
         self.row_check = RowCheck(backend.spec)
+        self.step_check = step_check(backend.spec)
         self.batch_rows_max = backend.batch_rows_max
         self._fast_path_allowed = not self._linger_ns
         self._submit = backend.submit
@@ -337,7 +340,10 @@ class Batcher:
             try:
                 if session.generation != generation:
                     session.attach()
-                segment = admit_to_batch(session, take, inputs, rows, now_ns, check)
+                if session.history is None:
+                    segment = admit_to_batch(session, take, inputs, rows, now_ns, check)
+                else:
+                    segment = admit_steps(session, take, inputs, rows, now_ns, self.step_check)
             except Exception:  # noqa: BLE001  _give_up() logs it
                 _give_up(session)
                 continue

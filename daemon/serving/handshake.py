@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from sigd.wire import fields
 from sigd.wire.errors import FrameError
+from sigd.wire.fields import FEATURES_MAX
 from sigd.wire.framer import Frame
 from sigd.wire.layout import request_frame_bytes
 from sigd.wire.messages import Hello, Welcome
@@ -16,6 +17,7 @@ from sigd.wire.status import HelloFlag, RejectCode, Transport
 
 if TYPE_CHECKING:
     from sigd.daemon.serving.batcher import Batcher
+    from sigd.models.history import Window
     from sigd.wire.region import RegionLayout
 
 _TRANSPORTS: Final = ", ".join(f"{transport} ({transport.name.lower()})" for transport in Transport)
@@ -26,6 +28,7 @@ class Terms:
     """What a client is granted.
 
     Attributes:
+        window: of the history that is kept for it; None where it sends whole rows.
         in_flight_max: requests that it may have unanswered.
         ring_slots: with shared memory equal to that, a power of two; 0 on a stream.
     """
@@ -33,14 +36,20 @@ class Terms:
     batcher: Batcher
     client_name: str
     conflate: bool
+    window: Window | None
     in_flight_max: int
     ring_slots: int
+
+    @property
+    def features(self) -> int:
+        """Values in each request."""
+        return self.batcher.spec.features if self.window is None else self.window.features
 
     def welcome(self, layout: RegionLayout | None, now_ns: int) -> Welcome:
         """The Welcome that grants the terms. `layout` is the region's, None on a stream."""
         spec = self.batcher.spec
         return Welcome(
-            features=spec.features,
+            features=self.features,
             outputs=spec.outputs,
             in_flight_max=self.in_flight_max,
             model_generation=self.batcher.generation,
@@ -50,10 +59,13 @@ class Terms:
             model_name=self.batcher.name,
             transport=Transport.STREAM if layout is None else Transport.SHARED_MEMORY,
             flags=(HelloFlag.CONFLATE if self.conflate else HelloFlag.NONE)
+            | (HelloFlag.NONE if self.window is None else HelloFlag.HISTORY)
             | (HelloFlag.TAKES_NAN if spec.takes_nan else HelloFlag.NONE),
             ring_slots=self.ring_slots,
             request_stride=0 if layout is None else layout.request_stride,
             response_stride=0 if layout is None else layout.response_stride,
+            history_steps=0 if self.window is None else self.window.steps,
+            history_instruments_max=0 if self.window is None else self.batcher.limits.history_instruments_max,
         )
 
 
@@ -94,18 +106,25 @@ def agree(hello: Hello, find_model: Callable[[str], Batcher | None], *, rings_of
         raise FrameError(
             RejectCode.TRANSPORT_UNAVAILABLE, "shared memory is not offered here, transport 0 (stream) is"
         )
-    if hello.flags & HelloFlag.DAEMON_WINDOWS:
-        raise FrameError(RejectCode.TRANSPORT_UNAVAILABLE, "flag bit 1 (windows) is not served")
     spec = batcher.spec
+    window = spec.window if hello.flags & HelloFlag.HISTORY else None
+    if window is None and hello.flags & HelloFlag.HISTORY:
+        raise FrameError(
+            RejectCode.SHAPE_MISMATCH, "no history is kept for this model: configure [model.history]"
+        )
+    features = spec.features if window is None else window.features
+    if features > FEATURES_MAX:
+        raise FrameError(RejectCode.SHAPE_MISMATCH, f"{features} values fit no request: ask for history")
     for name, asked, served in (
-        ("features", hello.features, spec.features),
+        ("features", hello.features, features),
         ("outputs", hello.outputs, spec.outputs),
     ):
         if asked not in (0, served):
             raise FrameError(RejectCode.SHAPE_MISMATCH, f"{asked} {name}, the model has {served}")
-    rows = batcher.limits.in_flight_rows(request_frame_bytes(spec.features))
+    rows = batcher.limits.in_flight_rows(request_frame_bytes(features))
     slots = _slots(hello.ring_slots, rows) if hello.transport == Transport.SHARED_MEMORY else 0
-    return Terms(batcher, hello.client_name, bool(hello.flags & HelloFlag.CONFLATE), slots or rows, slots)
+    conflate = bool(hello.flags & HelloFlag.CONFLATE)
+    return Terms(batcher, hello.client_name, conflate, window, slots or rows, slots)
 
 
 def _slots(asked: int, rows: int) -> int:

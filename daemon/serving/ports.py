@@ -74,8 +74,9 @@ class Rings(Protocol):
         """Give the memory back. Nothing else is called after it."""
 
 
-OpenRings = Callable[["Session", int], Rings]
-"""Makes the rings of a session, with so many slots. Raises FrameError with the code that refuses them."""
+OpenRings = Callable[["Session", int, int], Rings]
+"""Makes the rings of a session, with so many slots and features a request. Raises FrameError with the code
+that refuses them."""
 
 Record = Callable[[], None]
 """Records the request that ran alone, at the start of the inbox, and its answer."""

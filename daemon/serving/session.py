@@ -26,6 +26,7 @@ from sigd.daemon.serving.fast_path import (
 from sigd.daemon.serving.handshake import Terms, agree, read_hello
 from sigd.daemon.serving.row_statuses import RowStatuses
 from sigd.daemon.serving.state import State
+from sigd.models.history import StepWindows
 from sigd.wire import fields
 from sigd.wire.errors import FrameError
 from sigd.wire.framer import FRAME_BYTES_MAX, Frame, Framer
@@ -52,6 +53,7 @@ class Session:
     rows.
 
     Attributes:
+        history: the last steps of its instruments; None where the client sends whole rows.
         inbox, outbox, tap: exist from the Welcome on. The tap records answers; None where nothing is
             recorded.
         queued: True while the batcher has this session among its ready ones.
@@ -84,6 +86,7 @@ class Session:
         "conflate",
         "fast_path",
         "generation",
+        "history",
         "in_batch_rows",
         "in_flight_max",
         "inbox",
@@ -136,6 +139,7 @@ class Session:
         self.in_batch_rows = 0
         self.conflate = False
         self.generation = 0
+        self.history: StepWindows | None = None
         self.client_name = ""
         self.in_flight_max = 0
 
@@ -277,7 +281,10 @@ class Session:
         self.generation = batcher.generation
         self.outbox = ResponseOutbox(batcher.spec.outputs, batcher.batch_rows_max, batcher.generation)
         self.tap = batcher.open_tap(self, in_rings=self._rings is not None)
-        if native_fast_path.serves(batcher):
+        if self.history is not None:
+            # Steps are stored by the batch path alone.
+            self.fast_path, self.receive_round = never, receive_nothing
+        elif native_fast_path.serves(batcher):
             self.fast_path, self.receive_round = native_fast_path.make_stream(self, batcher, batcher.clock)
         else:
             self.fast_path, self.receive_round = make_fast_path(self, batcher, batcher.clock), receive_nothing
@@ -349,11 +356,13 @@ class Session:
             assert self._open_rings is not None, "terms with rings, though none are offered"
             if refused := self.peer.why_no_descriptors():
                 raise FrameError(RejectCode.TRANSPORT_UNAVAILABLE, refused)
-            self._rings = self._open_rings(self, terms.ring_slots)
+            self._rings = self._open_rings(self, terms.ring_slots, terms.features)
             self.send_answers = self._rings.send
         self.client_name = terms.client_name
         self.conflate = terms.conflate
-        self.inbox = RequestInbox(batcher.spec.features, terms.in_flight_max + EXCESS_ROWS)
+        if terms.window is not None:
+            self.history = StepWindows(terms.window, batcher.limits.history_instruments_max)
+        self.inbox = RequestInbox(terms.features, terms.in_flight_max + EXCESS_ROWS)
         batcher.join(self)
         # From here on there is something to forget.
         self.in_flight_max = terms.in_flight_max

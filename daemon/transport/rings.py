@@ -136,6 +136,10 @@ class SessionRings:
     def attach(self) -> None:
         """Have a fast path to the batcher's model."""
         session = self._session
+        if session.history is not None:
+            self._poll_by(self._poll_batch_path)
+            self._host.poll_anew()
+            return
         ends = (session, session.batcher, self._requests, self._responses, self.take, self._wake_client)
         if native_fast_path.serves(session.batcher):
             self.poll, self.poll_round = native_fast_path.make_ring(*ends)
@@ -283,20 +287,20 @@ class RingHost:
             return self._poll_round(ONLY_CLIENT_POLLS, ONLY_CLIENT_ANSWERED_MAX) > 0
         return self._poll_round(POLLS, ANSWERED_MAX) > 0
 
-    def open(self, session: Session, ring_slots: int) -> SessionRings:
+    def open(self, session: Session, ring_slots: int, features: int) -> SessionRings:
         """Rings for a session; see daemon.serving.ports.OpenRings.
 
         Raises:
             FrameError: there is no shared memory to be had; the reason says why.
         """
-        spec = session.batcher.spec
+        outputs = session.batcher.spec.outputs
         try:
             refused = why_not_here()
             if refused:
                 raise FrameError(RejectCode.TRANSPORT_UNAVAILABLE, refused)
             if self._ringer is None:
                 self._ringer = BellRinger()
-            return SessionRings(self, session, region_layout(ring_slots, spec.features, spec.outputs))
+            return SessionRings(self, session, region_layout(ring_slots, features, outputs))
         except MissingDependency as error:
             raise FrameError(RejectCode.TRANSPORT_UNAVAILABLE, str(error)) from None
         except OSError as error:

@@ -21,6 +21,7 @@ import pytest
 from tests.bench.unix_server import UnixServer
 
 from sigd.bench.native.build import NativePrograms, build
+from sigd.wire.status import Status
 
 FEATURES = 4
 OUTPUTS = 3
@@ -221,7 +222,7 @@ class Peer(UnixServer):
         elif fault == "instrument":
             instrument += 1
         elif fault == "unknown_status":
-            status = 7
+            status = len(Status)
         elif fault == "nan_with_ok":
             outputs = (1.0, math.nan, 3.0)
         elif fault == "infinite_with_ok":

@@ -189,7 +189,8 @@ _DECODERS: dict[int, Callable[[bytes], Received]] = {
 }
 
 
-def _answer(frame: bytes) -> Answer:
+def answer_of(frame: bytes) -> Answer:
+    """A whole frame."""
     row = np.frombuffer(frame, frame_dtype(fields.SIGNAL_RESPONSE, FEATURES, OUTPUTS))[0]
     return Answer(
         **{
@@ -317,7 +318,7 @@ class FakeClient:
             template_id = frame.header.template_id
             if template_id == fields.SIGNAL_RESPONSE.template_id:
                 word = header_word(template_id, len(frame.block) + 8)
-                received.append(_answer(word.to_bytes(8, "little") + frame.block))
+                received.append(answer_of(word.to_bytes(8, "little") + frame.block))
             else:
                 received.append(_DECODERS[template_id](frame.block))
         return received

@@ -73,7 +73,7 @@ def reject_of(received: bytes) -> Reject:
         (Hello(model_name="other").encode(), RejectCode.UNKNOWN_MODEL),
         (Hello(transport=2).encode(), RejectCode.TRANSPORT_UNAVAILABLE),
         (Hello(transport=1, ring_slots=3).encode(), RejectCode.PROTOCOL_VIOLATION),
-        (Hello(flags=2).encode(), RejectCode.TRANSPORT_UNAVAILABLE),
+        (Hello(flags=2).encode(), RejectCode.SHAPE_MISMATCH),
         (Hello().encode() * 2, RejectCode.UNEXPECTED_TEMPLATE),
         (Hello().encode() + requests(50) + b"\xff" * 8, RejectCode.UNSUPPORTED_VERSION),
         (

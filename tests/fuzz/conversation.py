@@ -16,7 +16,7 @@ HEARTBEAT: Final = 4
 GOODBYE: Final = 5
 MODEL_INFO: Final = 6
 
-OK, EXPIRED, BUSY, BAD_INPUT, MODEL_ERROR, CONFLATED = 0, 1, 2, 3, 4, 6
+OK, EXPIRED, BUSY, BAD_INPUT, MODEL_ERROR, CONFLATED, WARMING_UP, STORED = 0, 1, 2, 3, 4, 6, 7, 8
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,10 @@ def _refusals(first: bytes, served: Served) -> tuple[list[int], bool]:
         codes.append(4)
     if name not in ("", served.model_name):
         codes.append(5)
-    if transport != 0 or flags & 2:
+    if transport != 0:
         codes.append(6)
+    if flags & 2:
+        codes.append(4)
     return codes, bool(flags & 1)
 
 

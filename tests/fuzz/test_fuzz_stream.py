@@ -143,7 +143,7 @@ class TestContract:
             (Hello(outputs=3), {4}),
             (Hello(model_name="other"), {5}),
             (Hello(transport=1), {6}),
-            (Hello(flags=2), {6}),
+            (Hello(flags=2), {4}),
             (Hello(features=5, model_name="other", transport=1), {4, 5, 6}),
             (Heartbeat(1), {3}),
         ],

@@ -17,6 +17,7 @@ from sigd.wire.errors import (
     SessionClosed,
     SessionError,
     ShapeError,
+    StepsNotStored,
     UsedAfterFork,
     WireError,
 )
@@ -33,6 +34,7 @@ PARENTS = {
     ReceiveTimeout: SessionError,
     UsedAfterFork: SessionError,
     ProtocolBroken: SessionError,
+    StepsNotStored: WireError,
     ShapeError: WireError,
     NoRecording: WireError,
     RecordingDamaged: WireError,

@@ -14,6 +14,8 @@ def test_statuses() -> None:
         (4, "MODEL_ERROR"),
         (5, "DRAINING"),
         (6, "CONFLATED"),
+        (7, "WARMING_UP"),
+        (8, "STORED"),
     ]
 
 
@@ -40,6 +42,6 @@ def test_goodbye_transport_and_flags() -> None:
     assert [(kind.value, kind.name) for kind in Transport] == [(0, "STREAM"), (1, "SHARED_MEMORY")]
     assert [(flag.value, flag.name) for flag in HelloFlag] == [
         (1 << 0, "CONFLATE"),
-        (1 << 1, "DAEMON_WINDOWS"),
+        (1 << 1, "HISTORY"),
         (1 << 2, "TAKES_NAN"),
     ]

@@ -31,10 +31,17 @@ from sigd.wire.client.request_outbox import RequestOutbox
 from sigd.wire.client.response_inbox import Response
 from sigd.wire.client.ring_carrier import RingCarrier
 from sigd.wire.client.stream_carrier import StreamCarrier
-from sigd.wire.errors import NoSharedMemory, ProtocolBroken, ReceiveTimeout, SessionClosed
+from sigd.wire.errors import (
+    NoSharedMemory,
+    ProtocolBroken,
+    ReceiveTimeout,
+    SessionClosed,
+    ShapeError,
+    StepsNotStored,
+)
 from sigd.wire.messages import Goodbye, Heartbeat, Hello, ModelInfo, Welcome
 from sigd.wire.ring import why_not_here
-from sigd.wire.status import HelloFlag, Transport
+from sigd.wire.status import HelloFlag, RequestFlag, Status, Transport
 
 
 def connect(
@@ -45,6 +52,7 @@ def connect(
     model_name: str = "",
     client_name: str = "",
     conflate: bool = False,
+    history: bool = False,
     shared_memory: bool = False,
     ring_slots: int = 0,
     timeout_s: float = 5.0,
@@ -59,6 +67,8 @@ def connect(
         model_name: at most 32 bytes of UTF-8; empty is the daemon's default model.
         client_name: for the daemon's logs and metrics; cut after 24 bytes of UTF-8.
         conflate: ask that a request be answered CONFLATED once a newer one of its instrument waits.
+        history: the daemon keeps the steps that came before, of each instrument: a request carries one step,
+            see `Client.step`.
         shared_memory: requests and answers travel in rings that the daemon shares with this process; it must
             run on the daemon's host. Faster, and while both sides are awake without a system call.
         ring_slots: how many requests may be unanswered in shared memory, a power of two; 0 is the daemon's
@@ -78,7 +88,8 @@ def connect(
         features=features,
         outputs=outputs,
         transport=Transport.SHARED_MEMORY if shared_memory else Transport.STREAM,
-        flags=HelloFlag.CONFLATE if conflate else HelloFlag.NONE,
+        flags=(HelloFlag.CONFLATE if conflate else HelloFlag.NONE)
+        | (HelloFlag.HISTORY if history else HelloFlag.NONE),
         ring_slots=ring_slots,
         client_name=client_name,
         model_name=model_name,
@@ -153,6 +164,7 @@ class Client:
         client_time_ns: int | None = None,
         deadline_ns: int = 0,
         instrument_id: int = 0,
+        flags: int = RequestFlag.NONE,
     ) -> int:
         """Send one request and return its sequence; its answer comes by `receive`.
 
@@ -161,9 +173,11 @@ class Client:
             sequence: echoed; None is one more than the last.
             client_time_ns: echoed; None is time.monotonic_ns().
             deadline_ns: CLOCK_MONOTONIC after which the answer is worthless (EXPIRED); 0 is none.
+            flags: with history, what happens to the instrument's steps.
 
         Raises:
-            ShapeError: not that many features, or a number that its field cannot hold; nothing was sent.
+            ShapeError: not that many features, or a number that its field cannot hold, or flags without
+                history; nothing was sent.
             Rejected, SessionClosed, ProtocolBroken: the session has ended, or ends because the daemon made no
                 room within the session's timeout; the request counts as unanswered.
 
@@ -174,7 +188,11 @@ class Client:
             sequence = self._unanswered.next_sequence
         if client_time_ns is None:
             client_time_ns = time.monotonic_ns()
-        frame = self._outbox.encode_single(features, sequence, client_time_ns, deadline_ns, instrument_id)
+        if flags:
+            self._need_history()
+        frame = self._outbox.encode_single(
+            features, sequence, client_time_ns, deadline_ns, instrument_id, flags
+        )
         self._unanswered.append(sequence)
         self._exchange.transmit(self._offer_requests, frame)
         return sequence
@@ -187,13 +205,14 @@ class Client:
         client_time_ns: npt.ArrayLike | None = None,
         deadline_ns: npt.ArrayLike = 0,
         instrument_id: npt.ArrayLike = 0,
+        flags: npt.ArrayLike = RequestFlag.NONE,
     ) -> npt.NDArray[np.uint64]:
         """Send k requests back to back and return their sequences, shape (k,).
 
         Args:
             features: shape (k, n).
             sequences: shape (k,); None counts on from the last.
-            client_time_ns, deadline_ns, instrument_id: one for all, or shape (k,); as in `send`.
+            client_time_ns, deadline_ns, instrument_id, flags: one for all, or shape (k,); as in `send`.
 
         More than welcome.in_flight_max unanswered is allowed: on a stream the daemon answers what is too much
         with BUSY, in shared memory this waits, see `send`.
@@ -207,7 +226,11 @@ class Client:
         rows = self._outbox.as_rows(features)
         if sequences is None:
             sequences = self._unanswered.next_sequences(len(rows))
-        columns = self._outbox.as_columns(len(rows), sequences, client_time_ns, deadline_ns, instrument_id)
+        columns = self._outbox.as_columns(
+            len(rows), sequences, client_time_ns, deadline_ns, instrument_id, flags
+        )
+        if columns[-1].any():
+            self._need_history()
         sent: npt.NDArray[np.uint64] = columns[0]
         for first in range(0, len(rows), self._outbox.rows_max):
             part = slice(first, first + self._outbox.rows_max)
@@ -274,13 +297,86 @@ class Client:
         """Send one request and wait for its answer; as `send` and `receive`, and nothing else may be
         unanswered, but what an earlier `request` gave up waiting for: its answer is dropped when it
         comes."""
+        return self._answer_to(features, deadline_ns, instrument_id, RequestFlag.NONE, timeout_s)
+
+    def step(
+        self,
+        instrument_id: int,
+        row: npt.ArrayLike,
+        *,
+        reset: bool = False,
+        deadline_ns: int = 0,
+        timeout_s: float | None = None,
+    ) -> Response:
+        """With history: send the newest step of an instrument and wait for the answer to its window.
+
+        Args:
+            row: welcome.features numbers.
+            reset: forget what came before it.
+
+        Returns:
+            The answer; its status is WARMING_UP until welcome.history_steps steps are there.
+
+        Raises:
+            As `request`; ShapeError where no history was asked for.
+        """
+        self._need_history()
+        flags = RequestFlag.RESET if reset else RequestFlag.NONE
+        return self._answer_to(row, deadline_ns, instrument_id, flags, timeout_s)
+
+    def fill(self, instrument_id: int, rows: npt.ArrayLike, timeout_s: float | None = None) -> None:
+        """With history: make these the steps of an instrument, oldest first, in place of what the daemon has;
+        after a reconnect the next `step` is then answered at once. Nothing else may be unanswered.
+
+        Args:
+            rows: shape (k, welcome.features); k = welcome.history_steps - 1 is enough.
+
+        Raises:
+            StepsNotStored: the daemon did not store all of them; the next fill begins anew.
+            As `request`.
+        """
+        self._need_history()
+        self._expect_none_unanswered("fill()")
+        steps = self._outbox.as_rows(rows)
+        flags = np.full(len(steps), RequestFlag.STORE_ONLY, np.uint64)
+        flags[:1] |= np.uint64(RequestFlag.RESET)
+        for first in range(0, len(steps), self.welcome.in_flight_max):
+            part = slice(first, first + self.welcome.in_flight_max)
+            sent = self.send_many(steps[part], instrument_id=instrument_id, flags=flags[part])
+            statuses = self.receive_many(len(sent), timeout_s)["status"]
+            if (statuses != Status.STORED).any():
+                told = Status(int(statuses[statuses != Status.STORED][0]))
+                raise StepsNotStored(instrument_id, told)
+
+    def give_up(self, instrument_id: int, timeout_s: float | None = None) -> None:
+        """With history: forget an instrument, which makes room for another one.
+
+        Raises:
+            As `fill`.
+        """
+        self.fill(instrument_id, np.full((1, self.welcome.features), np.nan, np.float32), timeout_s)
+
+    def _need_history(self) -> None:
+        if not self.welcome.flags & HelloFlag.HISTORY:
+            raise ShapeError("no history is kept for this client: connect(history=True)")
+
+    def _expect_none_unanswered(self, call: str) -> None:
         if self.unanswered > self._given_up:
             raise RuntimeError(
                 f"{self.unanswered - self._given_up} requests are unanswered, expected none: receive them"
-                " before"
-                " request()"
+                f" before {call}"
             )
-        self.send(features, deadline_ns=deadline_ns, instrument_id=instrument_id)
+
+    def _answer_to(
+        self,
+        features: npt.ArrayLike,
+        deadline_ns: int,
+        instrument_id: int,
+        flags: int,
+        timeout_s: float | None,
+    ) -> Response:
+        self._expect_none_unanswered("request()")
+        self.send(features, deadline_ns=deadline_ns, instrument_id=instrument_id, flags=flags)
         deadline_s = self._exchange.deadline_s(timeout_s)
         try:
             while self._given_up:

@@ -9,7 +9,7 @@ from sigd.wire.framer import Frame
 from sigd.wire.layout import OUTPUTS_MAX
 from sigd.wire.messages import MODEL_NAME_BYTES, Hello, Reject, Welcome
 from sigd.wire.region import RING_SLOTS_MAX
-from sigd.wire.status import Transport
+from sigd.wire.status import HelloFlag, Transport
 
 
 def check_hello(hello: Hello) -> None:
@@ -54,6 +54,9 @@ def read_welcome(frame: Frame, hello: Hello) -> Welcome:
     ):
         if not 1 <= granted <= most or asked not in (0, granted):
             raise ProtocolBroken(f"asked for {asked or 'any'} {name}, the daemon granted {granted}")
+    if (hello.flags ^ welcome.flags) & HelloFlag.HISTORY:
+        wanted = bool(hello.flags & HelloFlag.HISTORY)
+        raise ProtocolBroken(f"asked for history: {wanted}, the daemon granted it: {not wanted}")
     if welcome.transport != hello.transport:
         raise ProtocolBroken(f"asked for transport {hello.transport}, the daemon granted {welcome.transport}")
     return welcome

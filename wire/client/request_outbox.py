@@ -23,14 +23,18 @@ from sigd.wire.layout import (
     header_word,
     request_frame_bytes,
 )
+from sigd.wire.status import RequestFlag
 
 _COLUMNS: Final = (
     ("sequence", 2**64 - 1),
     ("client_time_ns", 2**64 - 1),
     ("deadline_ns", 2**64 - 1),
     ("instrument_id", 2**32 - 1),
+    ("flags", 2**16 - 1),
 )
-_SINGLE: Final = struct.Struct("<QQQI")
+_SINGLE: Final = struct.Struct("<QQQIH")
+_FLAGS_SHIFT: Final = 32
+"""Above instrument_id in the word that they share."""
 _BATCH_BYTES_MAX: Final = 1 << 20
 
 
@@ -69,11 +73,13 @@ class RequestOutbox:
         client_time_ns: int,
         deadline_ns: int,
         instrument_id: int,
+        flags: int = RequestFlag.NONE,
     ) -> memoryview:
         """One request. The view is valid until the next call.
 
         Args:
             features: n numbers, float32 or what converts to it; more than one axis is flattened in C order.
+            flags: what is to happen to the history, where one is kept.
 
         Raises:
             ShapeError: not n features, or a number that its field cannot hold.
@@ -82,11 +88,13 @@ class RequestOutbox:
         if row.shape != (self.features,):
             row = self._flatten(row, rows=None)
         try:
-            _SINGLE.pack_into(self._single_bytes, 8, sequence, client_time_ns, deadline_ns, instrument_id)
+            _SINGLE.pack_into(
+                self._single_bytes, 8, sequence, client_time_ns, deadline_ns, instrument_id, flags
+            )
         except (struct.error, TypeError) as error:
-            self.as_columns(1, sequence, client_time_ns, deadline_ns, instrument_id)
+            self.as_columns(1, sequence, client_time_ns, deadline_ns, instrument_id, flags)
             raise ShapeError(
-                f"sequence, times and instrument_id: {error}, expected one number each"
+                f"sequence, times, instrument_id and flags: {error}, expected one number each"
             ) from error
         self._single_features[:] = row
         return self._single_bytes
@@ -107,16 +115,16 @@ class RequestOutbox:
 
     @staticmethod
     def as_columns(rows: int, *numbers: npt.ArrayLike) -> WordArray:
-        """sequence, client_time_ns, deadline_ns and instrument_id of `rows` requests, shape (4, rows).
+        """sequence, client_time_ns, deadline_ns, instrument_id and flags of `rows` requests, shape (5, rows).
 
         Args:
-            numbers: for each of the four one number for all rows, or one a row.
+            numbers: for each of the five one number for all rows, or one a row; without flags they are 0.
 
         Raises:
             ShapeError: a shape that does not fit, or a number that its field cannot hold.
         """
-        columns = np.empty((len(_COLUMNS), rows), np.uint64)
-        for column, (name, largest), value in zip(columns, _COLUMNS, numbers, strict=True):
+        columns = np.zeros((len(_COLUMNS), rows), np.uint64)
+        for column, (name, largest), value in zip(columns, _COLUMNS, numbers, strict=False):
             column[:] = _whole_numbers(name, value, largest, rows)
         return columns
 
@@ -130,7 +138,7 @@ class RequestOutbox:
         words[:, REQUEST_SEQUENCE_WORD] = columns[0]
         words[:, REQUEST_CLIENT_TIME_WORD] = columns[1]
         words[:, REQUEST_DEADLINE_WORD] = columns[2]
-        words[:, REQUEST_INSTRUMENT_WORD] = columns[3]  # flags and reserved, its high half, are 0
+        words[:, REQUEST_INSTRUMENT_WORD] = columns[3] | columns[4] << np.uint64(_FLAGS_SHIFT)
         self._feature_columns(words)[:] = features
         return self._rows.data.cast("B")[: rows * self.frame_bytes]
 

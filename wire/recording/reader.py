@@ -68,6 +68,10 @@ class SessionFacts(msgspec.Struct, frozen=True, kw_only=True):
         sha256: of that file, in hex.
         batch_rows_max: of the backend, which decides how batches are padded.
         sizes: that the daemon was given for axes which the model's file leaves free.
+        features: of each request; with history, of one step.
+        history_steps, history_instruments_max: as in its Welcome; 0 where it sends whole rows.
+        time_axis: of the model's input, where history is kept.
+        follows: the number that the client had with the model before, whose history it keeps; 0 is none.
     """
 
     client: str
@@ -81,6 +85,10 @@ class SessionFacts(msgspec.Struct, frozen=True, kw_only=True):
     backend: str
     batch_rows_max: int
     sizes: dict[str, int] = {}
+    history_steps: int = 0
+    history_instruments_max: int = 0
+    time_axis: int = 1
+    follows: int = 0
 
 
 @dataclass(frozen=True, slots=True)

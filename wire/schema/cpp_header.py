@@ -31,7 +31,7 @@ from sigd.wire.fields import (
 from sigd.wire.framer import FRAME_BYTES_MAX
 from sigd.wire.layout import OUTPUTS_MAX
 from sigd.wire.schema.sbe import NAMED_TYPES
-from sigd.wire.status import GoodbyeCode, HelloFlag, RejectCode, Status, Transport
+from sigd.wire.status import GoodbyeCode, HelloFlag, RejectCode, RequestFlag, Status, Transport
 
 _TYPES: Final = {
     "u8": "std::uint8_t",
@@ -142,7 +142,8 @@ def cpp_header() -> str:
         _constants(),
         _enum(_TemplateId, "Which message."),
         *(_enum(enumeration, comment) for enumeration, comment in _ENUMS),
-        _hello_flag(),
+        _flags(HelloFlag, "Bits of Hello.flags and Welcome.flags."),
+        _flags(RequestFlag, "Bits of SignalRequest.flags."),
         _struct("Header", None, fields.HEADER, HEADER_BYTES, "Stands before every block."),
         *(_message(message) for message in fields.MESSAGES),
         _region(),
@@ -191,12 +192,12 @@ def _enum(enumeration: type[IntEnum], comment: str) -> str:
     )
 
 
-def _hello_flag() -> str:
-    members = "".join(f"    {_snake(flag.name or '')} = {flag.value},\n" for flag in HelloFlag)
+def _flags(enumeration: type[IntFlag], comment: str) -> str:
+    kind = enumeration.__name__
+    members = "".join(f"    {_snake(flag.name or '')} = {flag.value},\n" for flag in enumeration)
     return (
-        "// Bits of Hello.flags and Welcome.flags.\n"
-        f"enum class HelloFlag : std::uint16_t {{\n{members}}};\n\n"
-        "constexpr bool has(std::uint16_t flags, HelloFlag flag) noexcept {\n"
+        f"// {comment}\nenum class {kind} : std::uint16_t {{\n{members}}};\n\n"
+        f"constexpr bool has(std::uint16_t flags, {kind} flag) noexcept {{\n"
         "    return (flags & static_cast<std::uint16_t>(flag)) != 0;\n}\n"
     )
 

@@ -16,7 +16,7 @@ from sigd.wire import fields
 from sigd.wire.fields import HEADER_BYTES, SCHEMA_ID, SCHEMA_SEMANTIC_VERSION, SCHEMA_VERSION, Field, Message
 from sigd.wire.layout import request_frame_bytes, response_frame_bytes
 from sigd.wire.schema.named import NamedColumns, NamedModel, identifiers
-from sigd.wire.status import GoodbyeCode, HelloFlag, RejectCode, Status, Transport
+from sigd.wire.status import GoodbyeCode, HelloFlag, RejectCode, RequestFlag, Status, Transport
 
 NAMESPACE: Final = "http://fixprotocol.io/2016/sbe"
 _FIRST_VERSION: Final = "1"
@@ -48,6 +48,7 @@ NAMED_TYPES: Final[dict[tuple[str, str], type[IntEnum | IntFlag]]] = {
     ("Welcome", "flags"): HelloFlag,
     ("Reject", "code"): RejectCode,
     ("Goodbye", "code"): GoodbyeCode,
+    ("SignalRequest", "flags"): RequestFlag,
     ("SignalResponse", "status"): Status,
 }
 """Fields whose numbers have names, by message and field."""
@@ -83,6 +84,7 @@ def schema_xml(features: int, outputs: int, model: NamedModel | None = None) -> 
     for enumeration, description in _ENUMS:
         _add_enum(types, enumeration, description)
     _add_set(types, HelloFlag, "what a client asks for, and is granted")
+    _add_set(types, RequestFlag, "with history: what happens to the steps of an instrument")
     named = {} if model is None else {"features": model.features, "outputs": model.outputs}
     for columns in named.values():
         _add_column_types(types, columns)

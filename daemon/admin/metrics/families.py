@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sigd.daemon.reload.validator import Validator
     from sigd.daemon.serving.batcher import Batcher
     from sigd.daemon.serving.counters import LatencyCounts
+    from sigd.models.history import StepWindows
 
 
 def _of_models(value: Callable[[Batcher], float]) -> Callable[[Source], Iterator[Series]]:
@@ -64,6 +65,10 @@ def _requests(source: Source) -> Iterator[Series]:
         name, by_status = as_utf8(batcher.name), batcher.counters.by_status
         for status in Status:
             yield (name, status.name), (by_status[status],)
+
+
+def _histories(batcher: Batcher) -> list[StepWindows]:
+    return [session.history for session in batcher.sessions if session.history is not None]
 
 
 def _batches(source: Source) -> Iterator[Series]:
@@ -225,6 +230,20 @@ FAMILIES: Final = (
         Kind.GAUGE,
         "Requests received and not answered.",
         _of_models(lambda batcher: batcher.pending_rows),
+        _MODEL,
+    ),
+    Family(
+        "sigd_history_instruments",
+        Kind.GAUGE,
+        "Instruments whose history is kept, over all clients.",
+        _of_models(lambda batcher: sum(one.instruments for one in _histories(batcher))),
+        _MODEL,
+    ),
+    Family(
+        "sigd_history_instruments_warming_up",
+        Kind.GAUGE,
+        "Those of them with fewer steps than the model looks at.",
+        _of_models(lambda batcher: sum(one.warming_up for one in _histories(batcher))),
         _MODEL,
     ),
     Family(

@@ -170,6 +170,8 @@ def test_what_did_not_run_is_left_out_and_has_no_place_in_the_batch() -> None:
         "MODEL_ERROR": 1,
         "DRAINING": 0,
         "CONFLATED": 0,
+        "WARMING_UP": 0,
+        "STORED": 0,
     }
 
 

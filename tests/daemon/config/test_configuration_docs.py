@@ -13,7 +13,7 @@ from msgspec import inspect
 
 from sigd.daemon.config.access import AccessConfig
 from sigd.daemon.config.config import Config, load_config
-from sigd.daemon.config.models import ModelTable, ShadowTable
+from sigd.daemon.config.models import HistoryTable, ModelTable, ShadowTable
 from sigd.daemon.config.recorder import RecorderConfig
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
@@ -22,6 +22,7 @@ TABLES = {
     "The file": Config,
     "[[model]]": ModelTable,
     "[shadow]": ShadowTable,
+    "[history]": HistoryTable,
     "[access]": AccessConfig,
     "[recorder]": RecorderConfig,
 }

@@ -53,7 +53,7 @@ def test_welcome_says_what_is_served(rig: Rig, features: int, outputs: int) -> N
             "transport 0 (stream) is",
         ),
         (Hello(transport=77), RejectCode.TRANSPORT_UNAVAILABLE, "transport 77"),
-        (Hello(flags=HelloFlag.DAEMON_WINDOWS), RejectCode.TRANSPORT_UNAVAILABLE, "bit 1"),
+        (Hello(flags=HelloFlag.HISTORY), RejectCode.SHAPE_MISMATCH, "configure [model.history]"),
     ],
 )
 def test_a_hello_that_cannot_be_served_is_told_why(rig: Rig, hello: Hello, code: int, said: str) -> None:

@@ -151,6 +151,11 @@ class RingClient:
             for at in range(0, count * frame_bytes, frame_bytes)
         ]
 
+    def close(self) -> None:
+        """Let go of the descriptors."""
+        for descriptor in self.stream.descriptors:
+            os.close(descriptor)
+
     def write_word(self, field: str, value: int) -> None:
         """Write where the rules would not let it."""
         self.view[OFFSETS[field] : OFFSETS[field] + 8] = value.to_bytes(8, "little")

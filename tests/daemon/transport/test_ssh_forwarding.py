@@ -86,7 +86,7 @@ def test_every_name_is_one_that_a_process_can_have() -> None:
         libc.prctl(_PR_SET_NAME, own)
 
 
-def _no_rings(_session: Session, _ring_slots: int) -> Rings:
+def _no_rings(_session: Session, _ring_slots: int, _features: int) -> Rings:
     raise AssertionError("rings are made")
 
 

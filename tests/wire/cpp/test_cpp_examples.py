@@ -13,13 +13,16 @@ import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+import numpy as np
+import onnxruntime
 import pytest
+from tests.wire.cpp.conftest import DaemonProcess
 
 from sigd.wire.schema.cpp_header import package_dir
 
 if TYPE_CHECKING:
+    from tests.conftest import ModelMaker
     from tests.wire.conftest import CppBuilder
-    from tests.wire.cpp.conftest import DaemonProcess
 
 EXAMPLES = package_dir() / "examples"
 
@@ -203,3 +206,54 @@ def test_the_engine_says_what_is_wrong(cpp: CppBuilder, tmp_path: Path) -> None:
     arrivals.write_bytes(bytes(8))
     done = run(program, "/no/such/socket", str(arrivals))
     assert done.returncode == 3 or (done.returncode == 1 and "there is no such socket" in done.stderr)
+
+
+def test_engine_fills_its_windows_again_after_kill_9(
+    cpp: CppBuilder, models: ModelMaker, tmp_path: Path
+) -> None:
+    steps, ticks = 5, 2000
+    model = models.lstm(steps, features=4)
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "sigd.daemon",
+        "serve",
+        "--socket",
+        "SOCKET",
+        "--model",
+        str(model),
+    ]
+    daemon = DaemonProcess(tmp_path, [*command, "--backend", "onnxruntime", "--history-instruments", "2"])
+    program = cpp.build(EXAMPLES / "history_engine.cpp")
+    daemon.start()
+    engine = subprocess.Popen(
+        [program, daemon.path, str(ticks)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert engine.stdout is not None
+        lines = [engine.stdout.readline() for _ in range(2 * 20)]
+        daemon.end(signal.SIGKILL)
+        daemon.start()
+        rest, said = engine.communicate(timeout=120)
+    finally:
+        engine.kill()
+        daemon.end(signal.SIGKILL)
+    assert (engine.returncode, said) == (0, "2 sessions\n")
+    answered = [line.split() for line in (*lines, *rest.splitlines())]
+    assert {(int(line[0]), int(line[1])) for line in answered} == {
+        (i, tick) for i in (0, 1) for tick in range(ticks)
+    }
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    for instrument, tick, status, output in answered:
+        newest = int(tick)
+        assert status == ("warming_up" if newest < steps - 1 else "ok")
+        if status == "ok":
+            window = np.array([[row_of(int(instrument), at) for at in range(newest - steps + 1, newest + 1)]])
+            (expected,) = session.run(None, {"features": window.astype(np.float32)})
+            assert np.float32(output) == expected[0][0]
+
+
+def row_of(instrument: int, tick: int) -> list[float]:
+    """As the engine makes it."""
+    return [(tick * 31 + instrument * 17 + column * 7) % 64 / 32 - 1 for column in range(4)]

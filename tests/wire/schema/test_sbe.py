@@ -136,7 +136,7 @@ class TestSchema:
         bits = ROOT.findall("./types/set[@name='HelloFlag']/choice")
         assert {bit.attrib["name"]: 1 << int(bit.text or "") for bit in bits} == {
             "CONFLATE": HelloFlag.CONFLATE,
-            "DAEMON_WINDOWS": HelloFlag.DAEMON_WINDOWS,
+            "HISTORY": HelloFlag.HISTORY,
             "TAKES_NAN": HelloFlag.TAKES_NAN,
         }
 
@@ -182,7 +182,9 @@ class TestOtherDecoder:
         }
 
     def test_welcome(self, decoder: Any) -> None:
-        welcome = Welcome(64, 3, 256, 7, 4321, 2**63, bytes([200] * 32), "lob-mlp", 0, 3, 8, 320, 128)
+        welcome = Welcome(
+            64, 3, 256, 7, 4321, 2**63, bytes([200] * 32), "lob-mlp", 0, 3, 8, 320, 128, 50, 1000
+        )
         value = decoder.decode(welcome.encode()).value
         assert value.pop("model_sha256") == 200
         del value["model_name"]  # stands behind an array, and so is misread
@@ -194,11 +196,12 @@ class TestOtherDecoder:
             "daemon_pid": 4321,
             "clock_ns": 2**63,
             "transport": "STREAM",
-            "flags": ["CONFLATE", "DAEMON_WINDOWS"],
+            "flags": ["CONFLATE", "HISTORY"],
             "ring_slots": 8,
             "request_stride": 320,
             "response_stride": 128,
-            "reserved": 0,
+            "history_steps": 50,
+            "history_instruments_max": 1000,
         }
 
     @pytest.mark.parametrize("code", RejectCode)
@@ -227,7 +230,7 @@ class TestOtherDecoder:
             "client_time_ns": 2**63,
             "deadline_ns": 12_345,
             "instrument_id": 2**32 - 1,
-            "flags": 0,
+            "flags": [],
             "reserved": 0,
             "features": 10.0,
         }

@@ -41,6 +41,7 @@ struct Spec {
     std::string client_name{};   // for the daemon's logs and metrics, cut after 24 bytes
     wire::Transport transport = wire::Transport::stream;
     std::uint32_t ring_slots = 0;      // shared memory: a power of two; 0 is the daemon's default
+    bool history = false;              // the daemon keeps what came before: a request carries one step
     bool conflate = false;             // a request is answered CONFLATED once a newer one of its instrument waits
     std::uint32_t unanswered_max = 0;  // bound of this side; 0 is the daemon's in_flight_max
     std::chrono::nanoseconds connect_timeout = std::chrono::seconds(5);
@@ -168,7 +169,8 @@ private:
         hello.features = spec_.features;
         hello.outputs = spec_.outputs;
         hello.transport = spec_.transport;
-        if (spec_.conflate) hello.flags = static_cast<std::uint16_t>(wire::HelloFlag::conflate);
+        if (spec_.conflate) hello.flags |= static_cast<std::uint16_t>(wire::HelloFlag::conflate);
+        if (spec_.history) hello.flags |= static_cast<std::uint16_t>(wire::HelloFlag::history);
         hello.ring_slots = spec_.ring_slots;
         copy_utf8(hello.client_name, sizeof hello.client_name, spec_.client_name);
         copy_utf8(hello.model_name, sizeof hello.model_name, spec_.model_name);

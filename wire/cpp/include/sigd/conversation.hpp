@@ -17,9 +17,11 @@ namespace sigd::inline v0_1 {
 
 // What goes with a row of features.
 struct Tags {
-    std::uint32_t instrument_id = 0;   // echoed; the key of conflation
+    std::uint32_t instrument_id = 0;   // echoed; the key of conflation and of history
     std::uint64_t deadline_ns = 0;     // clock_ns() after which the answer is worthless; 0 is none
     std::uint64_t client_time_ns = 0;  // opaque; echoed
+    bool reset = false;                // with history: forget the instrument's steps before this one is stored
+    bool store_only = false;           // with history: store the step, and do not run the model
 };
 
 // One answer, as it came: see wire::SignalResponseHead for the other fields.
@@ -85,13 +87,19 @@ public:
                                            tags.client_time_ns,
                                            tags.deadline_ns,
                                            tags.instrument_id,
-                                           0,
+                                           flags_of(tags),
                                            0};
         std::memcpy(frame, &head, sizeof head);
         if (welcome_.features % 2 != 0) std::memset(frame + request_bytes_ - sizeof(float), 0, sizeof(float));
         std::memcpy(place(sent_), &sequence, sizeof sequence);
         ++sent_;
         return sequence;
+    }
+
+    static std::uint16_t flags_of(const Tags& tags) noexcept {
+        const auto reset = static_cast<unsigned>(wire::RequestFlag::reset) * tags.reset;
+        const auto store_only = static_cast<unsigned>(wire::RequestFlag::store_only) * tags.store_only;
+        return static_cast<std::uint16_t>(reset | store_only);
     }
 
     // Takes a whole frame in. The answer that it is, valid until the next one is taken and for as long as the frame

@@ -66,6 +66,8 @@ enum class Status : std::uint16_t {
     model_error = 4,
     draining = 5,
     conflated = 6,
+    warming_up = 7,
+    stored = 8,
 };
 
 constexpr const char* name(Status value) noexcept {
@@ -77,6 +79,8 @@ constexpr const char* name(Status value) noexcept {
         case Status::model_error: return "model_error";
         case Status::draining: return "draining";
         case Status::conflated: return "conflated";
+        case Status::warming_up: return "warming_up";
+        case Status::stored: return "stored";
     }
     return "unknown";
 }
@@ -142,11 +146,21 @@ constexpr const char* name(Transport value) noexcept {
 // Bits of Hello.flags and Welcome.flags.
 enum class HelloFlag : std::uint16_t {
     conflate = 1,
-    daemon_windows = 2,
+    history = 2,
     takes_nan = 4,
 };
 
 constexpr bool has(std::uint16_t flags, HelloFlag flag) noexcept {
+    return (flags & static_cast<std::uint16_t>(flag)) != 0;
+}
+
+// Bits of SignalRequest.flags.
+enum class RequestFlag : std::uint16_t {
+    reset = 1,
+    store_only = 2,
+};
+
+constexpr bool has(std::uint16_t flags, RequestFlag flag) noexcept {
     return (flags & static_cast<std::uint16_t>(flag)) != 0;
 }
 
@@ -171,7 +185,7 @@ struct Hello {
     std::uint32_t features;    // features per request that the client will send; 0 takes the model's
     std::uint32_t outputs;     // outputs per response that the client expects; 0 takes the model's
     Transport transport;       // 0 stream, 1 shared memory
-    std::uint16_t flags;       // bit 0: conflate by instrument; bit 1: reserved
+    std::uint16_t flags;       // bit 0: conflate by instrument; bit 1: history kept by the daemon
     std::uint32_t ring_slots;  // shared memory: slots wanted, a power of two; 0 is the daemon's default
     char client_name[24];      // UTF-8, zero-padded; for logs and metrics
     char model_name[32];       // UTF-8, zero-padded; empty is the default model
@@ -191,20 +205,21 @@ static_assert(offsetof(Hello, model_name) == 48);
 struct Welcome {
     static constexpr TemplateId template_id = TemplateId::welcome;
     Header header;
-    std::uint32_t features;          // features per request
-    std::uint32_t outputs;           // outputs per response
-    std::uint32_t in_flight_max;     // requests that this client may have unanswered
-    std::uint32_t model_generation;  // rises by one with each model swap
-    std::uint64_t daemon_pid;        // process id of the daemon
-    std::uint64_t clock_ns;          // the daemon's clock when it wrote this
-    Transport transport;             // granted: 0 stream, 1 shared memory
-    std::uint16_t flags;             // granted: bits 0 and 1 as in Hello; bit 2: this model takes NaN for a missing value
-    std::uint32_t ring_slots;        // shared memory: slots granted
-    std::uint32_t request_stride;    // shared memory: bytes per request slot
-    std::uint32_t response_stride;   // shared memory: bytes per response slot
-    std::uint64_t reserved;          // 0
-    std::uint8_t model_sha256[32];   // digest of the file that is being served
-    char model_name[32];             // UTF-8, zero-padded
+    std::uint32_t features;                 // features per request; with history of one step
+    std::uint32_t outputs;                  // outputs per response
+    std::uint32_t in_flight_max;            // requests that this client may have unanswered
+    std::uint32_t model_generation;         // rises by one with each model swap
+    std::uint64_t daemon_pid;               // process id of the daemon
+    std::uint64_t clock_ns;                 // the daemon's clock when it wrote this
+    Transport transport;                    // granted: 0 stream, 1 shared memory
+    std::uint16_t flags;                    // granted: bits 0 and 1 as in Hello; bit 2: this model takes NaN for a missing value
+    std::uint32_t ring_slots;               // shared memory: slots granted
+    std::uint32_t request_stride;           // shared memory: bytes per request slot
+    std::uint32_t response_stride;          // shared memory: bytes per response slot
+    std::uint32_t history_steps;            // with history: steps that the model looks at
+    std::uint32_t history_instruments_max;  // with history: instruments that this client may have
+    std::uint8_t model_sha256[32];          // digest of the file that is being served
+    char model_name[32];                    // UTF-8, zero-padded
 };
 static_assert(sizeof(Welcome) == 128);
 static_assert(std::is_trivially_copyable_v<Welcome> && std::is_standard_layout_v<Welcome>);
@@ -220,7 +235,8 @@ static_assert(offsetof(Welcome, flags) == 42);
 static_assert(offsetof(Welcome, ring_slots) == 44);
 static_assert(offsetof(Welcome, request_stride) == 48);
 static_assert(offsetof(Welcome, response_stride) == 52);
-static_assert(offsetof(Welcome, reserved) == 56);
+static_assert(offsetof(Welcome, history_steps) == 56);
+static_assert(offsetof(Welcome, history_instruments_max) == 60);
 static_assert(offsetof(Welcome, model_sha256) == 64);
 static_assert(offsetof(Welcome, model_name) == 96);
 
@@ -289,8 +305,8 @@ struct SignalRequestHead {
     std::uint64_t sequence;        // the client's own number; echoed
     std::uint64_t client_time_ns;  // opaque; echoed
     std::uint64_t deadline_ns;     // daemon's clock after which the answer is worthless; 0 is none
-    std::uint32_t instrument_id;   // echoed; the key of conflation
-    std::uint16_t flags;           // 0
+    std::uint32_t instrument_id;   // echoed; the key of conflation and of history
+    std::uint16_t flags;           // with history: bit 0 RESET, bit 1 STORE_ONLY; else 0
     std::uint16_t reserved;        // 0
 };
 static_assert(sizeof(SignalRequestHead) == 40);

@@ -1,0 +1,122 @@
+"""From a connection's pending steps to windows of a batch, where the daemon keeps the history: each step is
+stored in its order, and the model runs for those whose window is whole.
+
+Told instead of an answer, in this order: what admission decided (BUSY, DRAINING) and features that the model
+cannot run (BAD_INPUT), after which the step is not stored; no room for one more instrument (BUSY); then, of
+steps that are stored, STORED, WARMING_UP, EXPIRED and CONFLATED.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sigd.daemon.serving.admission import Segment
+from sigd.daemon.serving.row_check import RowCheck
+from sigd.models.history import NO_PLACE
+from sigd.wire.layout import REQUEST_DEADLINE_WORD, REQUEST_INSTRUMENT_WORD, WordArray
+from sigd.wire.status import RequestFlag, Status
+
+if TYPE_CHECKING:
+    from sigd.daemon.serving.session import Session
+    from sigd.models.spec import ModelSpec
+
+_INSTRUMENT_HALF: Final = 2 * REQUEST_INSTRUMENT_WORD
+_FLAGS: Final = 0xFFFF
+_GIVE_UP: Final = RequestFlag.RESET | RequestFlag.STORE_ONLY
+
+
+def step_check(spec: ModelSpec) -> RowCheck:
+    """What a model that looks at a window demands of each step."""
+    if spec.window is None:
+        return RowCheck(spec)
+    columns = tuple(replace(one, dims=(spec.window.features,)) for one in spec.input_columns)
+    return RowCheck(replace(spec, features=spec.window.features, input_columns=columns))
+
+
+def admit_steps(
+    session: Session, rows: int, inputs: npt.NDArray[np.float32], first: int, now_ns: int, check: RowCheck
+) -> Segment:
+    """Store the session's oldest `rows` waiting steps, and copy to `inputs[first:]` the windows that shall
+    run.
+
+    `inputs` is float32, C order, with at least `rows` rows from `first` on; `check` is `step_check()`'s.
+    """
+    windows = session.history
+    assert windows is not None
+    inbox = session.inbox
+    words, features = inbox.row_words(0, rows), inbox.row_features(0, rows)
+    statuses = session.row_statuses.statuses(rows)
+    good = check.good_rows(features)
+    instruments, flags = _instruments(words), _flags(words)
+    deadlines = words[:, REQUEST_DEADLINE_WORD]
+    expired = (deadlines != 0) & (deadlines < now_ns)
+    overtaken = _overtaken(session, rows, now_ns, check) if session.conflate else ()
+    row_of_batch = first
+    for row in np.flatnonzero(statuses == Status.OK).tolist():
+        instrument, flag = instruments[row], flags[row]
+        if flag & _GIVE_UP == _GIVE_UP and np.isnan(features[row]).all():
+            windows.give_up(instrument)
+            statuses[row] = Status.STORED
+            continue
+        if not good[row]:
+            session.batcher.found_bad(session, features[row])
+            statuses[row] = Status.BAD_INPUT
+            continue
+        place = windows.store(instrument, features[row], reset=bool(flag & RequestFlag.RESET))
+        if place == NO_PLACE:
+            statuses[row] = Status.BUSY
+        elif flag & RequestFlag.STORE_ONLY:
+            statuses[row] = Status.STORED
+        elif not windows.is_warm(place):
+            statuses[row] = Status.WARMING_UP
+        elif expired[row]:
+            statuses[row] = Status.EXPIRED
+        elif row in overtaken:
+            statuses[row] = Status.CONFLATED
+        else:
+            windows.load(place, inputs[row_of_batch])
+            row_of_batch += 1
+    live = row_of_batch - first
+    return Segment(session, rows, None if live == rows else statuses, first, live)
+
+
+def _instruments(words: WordArray) -> list[int]:
+    found: list[int] = words.view(np.uint32)[:, _INSTRUMENT_HALF].tolist()
+    return found
+
+
+def _flags(words: WordArray) -> list[int]:
+    found: list[int] = (words.view(np.uint32)[:, _INSTRUMENT_HALF + 1] & _FLAGS).tolist()
+    return found
+
+
+def _overtaken(session: Session, rows: int, now_ns: int, check: RowCheck) -> set[int]:
+    """Which of the oldest `rows` waiting steps have a later one behind them that answers for the same
+    instrument.
+
+    A step that gets no answer of the model (busy, bad, draining, expired, stored only) overtakes none, and
+    none overtakes what was before a reset: the answers after it begin with WARMING_UP.
+    """
+    inbox = session.inbox
+    words = inbox.row_words(0, inbox.rows)
+    instruments, flags = _instruments(words), _flags(words)
+    deadlines = words[:, REQUEST_DEADLINE_WORD]
+    in_time = (deadlines == 0) | (deadlines >= now_ns)
+    counts = check.good_rows(inbox.row_features(0, inbox.rows))
+    counts |= np.array(flags) & _GIVE_UP == _GIVE_UP
+    counts &= session.row_statuses.statuses(inbox.rows) == Status.OK
+    found: set[int] = set()
+    answered: set[int] = set()
+    for row in np.flatnonzero(counts)[::-1].tolist():
+        instrument, flag = instruments[row], flags[row]
+        if instrument in answered and row < rows:
+            found.add(row)
+        if flag & RequestFlag.RESET:
+            answered.discard(instrument)
+        elif in_time[row] and not flag & RequestFlag.STORE_ONLY:
+            answered.add(instrument)
+    return found

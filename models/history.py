@@ -1,0 +1,188 @@
+"""The last steps of each instrument, kept so that the newest window is one contiguous piece of memory.
+
+Each step is written twice, `steps` places apart: wherever the ring stands, the last `steps` steps lie side by
+side in one of the two halves. Nothing is allocated after the first step of an instrument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sigd.models.errors import BackendFailed, ModelRefused
+from sigd.models.reading import HistoryOptions
+
+if TYPE_CHECKING:
+    from sigd.models.backend import Backend
+
+Float32Array = npt.NDArray[np.float32]
+
+NO_PLACE: Final = -1
+_COPIES: Final = 2
+_AXES: Final = 2
+_CHECK_SEED: Final = 1
+_CHECKED_MAX: Final = 50
+"""So many windows are checked besides the first ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What a model looks at: the last `steps` steps of `features` values each.
+
+    Attributes:
+        time_axis: 1 where its input is [batch, steps, features], 2 where it is [batch, features, steps].
+    """
+
+    steps: int
+    features: int
+    time_axis: int = 1
+
+    def memory_bytes(self, instruments: int) -> int:
+        """What the windows of so many instruments take."""
+        return _COPIES * self.steps * self.features * 4 * instruments
+
+
+def window_of(where: str, input_dims: Sequence[int], options: HistoryOptions) -> Window:
+    """The window of a model whose input has these axes besides the batch.
+
+    Args:
+        where: the file, for messages.
+
+    Raises:
+        ModelRefused: it does not look at steps, or at another number of them.
+    """
+    if len(input_dims) != _AXES:
+        axes = ", ".join(map(str, ("batch", *input_dims)))
+        raise ModelRefused(
+            f"{where}: its input is [{axes}], expected [batch, steps, features] for history: leave the"
+            " history table out, or export the model with a window"
+        )
+    steps, features = input_dims if options.time_axis == 1 else reversed(input_dims)
+    if options.steps not in (0, steps):
+        raise ModelRefused(
+            f"{where}: looks at {steps} steps, and the history table says {options.steps}: correct it, or"
+            " leave steps out"
+        )
+    return Window(steps, features, options.time_axis)
+
+
+def check_steps(backend: Backend) -> None:
+    """Whether stepping through drawn rows answers what each whole window does, to the bit.
+
+    Args:
+        backend: open, of a model with a window.
+
+    Raises:
+        BackendFailed: it does not.
+    """
+    window = backend.spec.window
+    assert window is not None
+    draw = np.random.default_rng(_CHECK_SEED)
+    shape = (window.steps + min(window.steps, _CHECKED_MAX) + 1, window.features)
+    rows = draw.standard_normal(shape).astype(np.float32)
+    windows = StepWindows(window, 1)
+    for newest, row in enumerate(rows, start=1):
+        place = windows.store(0, row)
+        if not windows.is_warm(place):
+            continue
+        windows.load(place, backend.inputs[0])
+        stepped = _answer(backend)
+        whole = rows[newest - window.steps : newest]
+        backend.inputs[0] = (whole if window.time_axis == 1 else whole.T).reshape(-1)
+        if stepped.tobytes() != _answer(backend).tobytes():
+            raise BackendFailed(
+                f"{backend.spec.path}: step {newest} on {backend.name} answers other bits than its whole"
+                " window, expected the same: serve it without the history table"
+            )
+
+
+def _answer(backend: Backend) -> Float32Array:
+    if not backend.submit(1):
+        while not backend.ready():
+            pass
+    answer: Float32Array = backend.outputs[0].copy()
+    return answer
+
+
+class StepWindows:
+    """The windows of one client's instruments.
+
+    Attributes:
+        window: their shape.
+        instruments_max: how many instruments there may be.
+    """
+
+    def __init__(self, window: Window, instruments_max: int) -> None:
+        self.window = window
+        self.instruments_max = instruments_max
+        # Pages of zeros take no memory until a step is written to them.
+        self._steps = np.zeros((instruments_max, _COPIES * window.steps, window.features), np.float32)
+        self._flat = self._steps.reshape(instruments_max, -1)
+        self._place_of: dict[int, int] = {}
+        self._free = list(range(instruments_max - 1, -1, -1))
+        self._next = [0] * instruments_max
+        self._count = [0] * instruments_max
+
+    @property
+    def instruments(self) -> int:
+        """How many instruments have a window."""
+        return len(self._place_of)
+
+    @property
+    def warming_up(self) -> int:
+        """How many of them have fewer steps than the model looks at."""
+        return sum(self._count[place] < self.window.steps for place in self._place_of.values())
+
+    def store(self, instrument: int, row: Float32Array, *, reset: bool = False) -> int:
+        """Store the newest step of an instrument.
+
+        Args:
+            row: float32, shape (features,).
+            reset: forget what came before.
+
+        Returns:
+            Its place, for `is_warm` and `load`; NO_PLACE where no instrument more may be had, and nothing was
+            stored.
+        """
+        place = self._place_of.get(instrument, NO_PLACE)
+        if place == NO_PLACE:
+            if not self._free:
+                return NO_PLACE
+            place = self._place_of[instrument] = self._free.pop()
+            self._count[place] = 0
+        elif reset:
+            self._count[place] = 0
+        steps = self.window.steps
+        at = self._next[place]
+        own = self._steps[place]
+        own[at] = row
+        own[at + steps] = row
+        self._next[place] = at + 1 if at + 1 < steps else 0
+        if self._count[place] < steps:
+            self._count[place] += 1
+        return place
+
+    def is_warm(self, place: int) -> bool:
+        """Whether all the steps that the model looks at are there."""
+        return self._count[place] == self.window.steps
+
+    def load(self, place: int, into: Float32Array) -> None:
+        """Copy the newest window to a row of the model's input, float32 (steps * features,)."""
+        window, first = self.window, self._next[place]
+        if window.time_axis == 1:
+            width = window.features
+            into[:] = self._flat[place, first * width : (first + window.steps) * width]
+        else:
+            into.reshape(window.features, window.steps)[:] = self._steps[
+                place, first : first + window.steps
+            ].T
+
+    def give_up(self, instrument: int) -> None:
+        """Make room: the instrument has no window any more."""
+        place = self._place_of.pop(instrument, NO_PLACE)
+        if place != NO_PLACE:
+            self._free.append(place)
