@@ -105,9 +105,7 @@ def test_a_closed_loop_has_no_rate_to_miss() -> None:
 def test_answers_without_a_signal_count_as_over_the_budget() -> None:
     few = measurement([20.0] * 990, received=1000, sent=1000, requests=1000, statuses=(990, 0, 10, *[0] * 6))
     assert judge(few, 100_000).passed
-    many = measurement(
-        [20.0] * 980, received=1000, sent=1000, requests=1000, statuses=(980, 5, 15, 0, 0, 0, 0)
-    )
+    many = measurement([20.0] * 980, received=1000, sent=1000, requests=1000, statuses=(980, 5, 15, *[0] * 6))
     verdict = judge(many, 100_000)
     assert verdict.valid
     assert not verdict.passed
