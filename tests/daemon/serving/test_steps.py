@@ -17,6 +17,7 @@ from tests.daemon.transport.test_rings import RingClient, RingRig
 
 from sigd.daemon.config.limits import Limits
 from sigd.daemon.serving.batcher import Batcher
+from sigd.models.denormals import float_environment_kept
 from sigd.models.native.backend import kernels_are_built
 from sigd.models.reading import HistoryOptions, ReadOptions
 from sigd.models.registry import open_backend
@@ -80,7 +81,9 @@ class Models:
 def served(request: pytest.FixtureRequest, models: ModelMaker) -> Iterator[Models]:
     if request.param == "native" and not kernels_are_built():
         pytest.skip("the native kernels are not built")
-    made = Models(models, request.param)
+    # Other modules' tests must not inherit that denormals are flushed.
+    with float_environment_kept():
+        made = Models(models, request.param)
     yield made
     for backend in made.whole:
         backend.close()
