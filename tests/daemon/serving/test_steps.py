@@ -3,6 +3,7 @@ every status says whether the daemon has the step."""
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,11 +17,17 @@ from tests.daemon.conftest import Answer, FakeClient, Rig, answer_of
 from tests.daemon.transport.test_rings import RingClient, RingRig
 
 from sigd.daemon.config.limits import Limits
+from sigd.daemon.serving import native_fast_path
+from sigd.daemon.serving import session as session_module
 from sigd.daemon.serving.batcher import Batcher
+from sigd.daemon.serving.fast_path import never, receive_nothing
+from sigd.daemon.serving.session import Session
+from sigd.daemon.transport import rings as rings_module
 from sigd.models.denormals import float_environment_kept
 from sigd.models.native.backend import kernels_are_built
 from sigd.models.reading import HistoryOptions, ReadOptions
 from sigd.models.registry import open_backend
+from sigd.wire.client.request_outbox import RequestOutbox
 from sigd.wire.layout import response_frame_bytes
 from sigd.wire.messages import Hello, Reject, Welcome
 from sigd.wire.ring import why_not_here
@@ -121,17 +128,18 @@ class Client:
         self._rings.run()
         return taken(self._client)
 
+    @property
+    def session(self) -> Session:
+        return self._client.session
+
     def swap(self, backend: Backend) -> None:
         self.rig.batcher.swap(backend, lambda old: old.close())
 
     def _frame(self, step: Step, row: npt.NDArray[np.float32]) -> bytes:
         self._sent += 1
         deadline_ns = self.rig.clock() - 1 if step.late else 0
-        frame = bytearray(
-            Rig.request(self._sent, *row.tolist(), deadline_ns=deadline_ns, instrument_id=step.instrument)
-        )
-        frame[36:38] = int(step.flags).to_bytes(2, "little")
-        return bytes(frame)
+        outbox = RequestOutbox(len(row))
+        return bytes(outbox.encode_single(row, self._sent, 0, deadline_ns, step.instrument, step.flags))
 
     def close(self) -> None:
         self.rig.batcher.backend.close()
@@ -204,9 +212,10 @@ def with_rows(burst: list[Step], draw: np.random.Generator) -> list[tuple[Step, 
 
 
 NEEDS_RINGS = pytest.mark.skipif(bool(why_not_here()), reason=why_not_here())
+RINGS = [False, pytest.param(True, marks=NEEDS_RINGS)]
 
 
-@pytest.mark.parametrize("rings", [False, pytest.param(True, marks=NEEDS_RINGS)], ids=["stream", "rings"])
+@pytest.mark.parametrize("rings", RINGS, ids=["stream", "rings"])
 @given(bursts=BURSTS, conflate=st.booleans())
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_step_answers_as_its_whole_window_does(
@@ -288,4 +297,63 @@ def test_windows_of_one_client_are_not_those_of_another(served: Models) -> None:
     ask: Callable[[Client], Status] = lambda one: one.ask([(Step(1), row)])[0].status
     assert [ask(client) for _ in range(STEPS)] == [Status.WARMING_UP] * (STEPS - 1) + [Status.OK]
     assert ask(other) is Status.WARMING_UP
+    client.close()
+
+
+def refuse_fast_paths(patch: pytest.MonkeyPatch) -> None:
+    """A session that makes a fast path, in C or in Python, fails."""
+
+    def made(*_: object) -> None:
+        raise AssertionError("a fast path was made for a session whose history is kept")
+
+    for owner, name in (
+        (native_fast_path, "make_stream"),
+        (native_fast_path, "make_ring"),
+        (session_module, "make_fast_path"),
+        (rings_module, "make_ring_poll"),
+    ):
+        patch.setattr(owner, name, made)
+
+
+@pytest.mark.parametrize("rings", RINGS, ids=["stream", "rings"])
+def test_no_fast_path_is_made_for_steps(served: Models, rings: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_fast_paths(monkeypatch)
+    client = Client(served, rings)
+    row = np.ones(FEATURES, np.float32)
+    for number in (0, 1):
+        answers = [client.ask([(Step(1), row)])[0] for _ in range(STEPS)]
+        assert answers[-1].outputs == served.answer(number, [row] * STEPS)
+        batcher, session = client.rig.batcher, client.session
+        assert batcher.fast_path_owner is session, "the session could use one, if it had one"
+        assert (session.fast_path, session.receive_round) == (never, receive_nothing)
+        client.swap(served.open(1))
+    client.close()
+
+
+def test_socket_of_steps_is_read_by_the_loop_alone(served: Models) -> None:
+    client = Client(served, rings=False)
+    client.ask([(Step(1), np.ones(FEATURES, np.float32))] * STEPS)
+    here, there = socket.socketpair()
+    with here, there:
+        here.send(b"a step")
+        assert client.session.receive_round(there.fileno(), 8, 4) == 0
+        assert there.recv(16) == b"a step"
+    client.close()
+
+
+@pytest.mark.parametrize("rings", RINGS, ids=["stream", "rings"])
+@pytest.mark.parametrize("flags", [RESET, STORE_ONLY, GIVE_UP, RequestFlag(0xFFFF)])
+def test_flags_of_requests_say_nothing_without_history(
+    served: Models, rings: bool, flags: RequestFlag
+) -> None:
+    client = Client(served, rings, flags=HelloFlag.NONE)
+    window = np.random.default_rng(3).standard_normal(STEPS * FEATURES).astype(np.float32)
+    gone = np.full(STEPS * FEATURES, np.nan, np.float32)
+    asked = (Step(9, flags=flags), window)
+    # The batch path first, then the fast path that it opens, then several at once.
+    for burst in ([asked], [asked], [asked] * 3):
+        for answer in client.ask(burst):
+            assert (answer.status, answer.instrument_id, answer.model_generation) == (Status.OK, 9, 1)
+            assert answer.outputs == served.answer(0, [window])
+    assert [answer.status for answer in client.ask([(Step(9, flags=flags), gone)])] == [Status.BAD_INPUT]
     client.close()

@@ -13,7 +13,7 @@ from sigd.wire import fields
 from sigd.wire.layout import frame_dtype, header_word
 from sigd.wire.messages import Goodbye, Heartbeat, Hello, ModelInfo, Reject
 from sigd.wire.schema.cpp_header import include_dir
-from sigd.wire.status import GoodbyeCode, HelloFlag, RejectCode, Transport
+from sigd.wire.status import GoodbyeCode, HelloFlag, RejectCode, Status, Transport
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -302,9 +302,9 @@ def test_a_request_is_the_contracts_and_so_is_the_answer(
     assert cpp_client.do("state").endswith("unanswered=")
 
 
-@pytest.mark.parametrize("status", range(8))
+@pytest.mark.parametrize("status", range(len(Status) + 1))
 def test_every_status(cpp_client: CppClient, shown_daemon: ShownDaemon, status: int) -> None:
-    names = ["ok", "expired", "busy", "bad_input", "model_error", "draining", "conflated", "unknown"]
+    names = [one.name.lower() for one in Status] + ["unknown"]
     open_session(cpp_client, shown_daemon)
     cpp_client.do("send")
     shown_daemon.send(shown_daemon.answers(0, status=status, outputs=np.nan))
