@@ -274,7 +274,7 @@ def _say_good(
 ) -> None:
     """All of it can be opened; it is closed again. Raises DaemonError where it could not record."""
     from sigd.daemon.recording.recorder import check_recorder, memory_in
-    from sigd.models.history import check_steps
+    from sigd.models.history_check import check_steps
     from sigd.models.notes import notes
 
     if config.recorder.directory:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -11,15 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sigd.models.errors import BackendFailed, ModelRefused
-from sigd.models.history import NO_PLACE, StepWindows, Window, check_steps, window_of
+from sigd.models.errors import ModelRefused
+from sigd.models.history import NO_PLACE, StepWindows, Window, window_of
 from sigd.models.reading import HistoryOptions, ReadOptions
-from sigd.models.registry import open_backend
 from sigd.models.spec import read_spec
 from sigd.models.zoo.catalogue import zoo_file
-
-if TYPE_CHECKING:
-    from tests.conftest import ModelMaker
 
 HISTORY = ReadOptions(history=HistoryOptions())
 
@@ -93,25 +88,3 @@ def test_window_wider_than_a_request_is_served_with_history_only(tmp_path: Path)
     with pytest.raises(ModelRefused, match="25,000 features per row, expected at most 16,373"):
         read_spec(path)
     assert read_spec(path, options=HISTORY).window == Window(100, 250)
-
-
-def test_check_passes_where_steps_answer_as_windows_do(models: ModelMaker) -> None:
-    backend = open_backend(models.lstm(), "onnxruntime", batch_rows_max=2, reading=HISTORY)
-    check_steps(backend)
-    backend.close()
-
-
-def test_check_finds_a_window_that_is_another_one(
-    models: ModelMaker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    backend = open_backend(models.lstm(), "onnxruntime", batch_rows_max=2, reading=HISTORY)
-    load = StepWindows.load
-
-    def late(self: StepWindows, place: int, into: npt.NDArray[np.float32]) -> None:
-        load(self, place, into)
-        into[:4] = into[4:8]
-
-    monkeypatch.setattr(StepWindows, "load", late)
-    with pytest.raises(BackendFailed, match="step 5 on onnxruntime answers other bits than its whole window"):
-        check_steps(backend)
-    backend.close()
