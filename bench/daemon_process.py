@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,6 +20,7 @@ from sigd.daemon.runtime.process import die_with_parent
 from sigd.wire.client.connect import open_connection, shake_hands
 from sigd.wire.errors import ConnectFailed, SessionError
 from sigd.wire.messages import Hello, Welcome
+from sigd.wire.status import HelloFlag
 
 _START_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 15.0
@@ -36,6 +37,7 @@ class ServeOptions:
     idle: str | None = None
     cpu: int | None = None
     record: str | None = None
+    history_instruments: int | None = None
     dims: Mapping[str, int] = field(default_factory=dict)
 
     def arguments(self, socket_path: str) -> list[str]:
@@ -47,6 +49,7 @@ class ServeOptions:
             ("--idle", self.idle),
             ("--cpu", self.cpu),
             ("--record", self.record),
+            ("--history-instruments", self.history_instruments),
         ):
             if value is not None:
                 command += [flag, str(value)]
@@ -83,7 +86,9 @@ class OwnDaemon:
                 preexec_fn=die_with_parent,  # noqa: PLW1509  no thread of ours runs yet, and it takes no lock
             )
         try:
-            self._wait_until_ready()
+            # A window may be more than one request carries.
+            flags = HelloFlag.NONE if options.history_instruments is None else HelloFlag.HISTORY
+            self._wait_until_ready(replace(_HELLO, flags=flags))
         except BaseException:
             self._kill()
             raise
@@ -123,14 +128,14 @@ class OwnDaemon:
         if code != 0:
             raise PeerFailed(f"the daemon ended with {code} after SIGTERM, expected 0:\n{self._tail()}")
 
-    def _wait_until_ready(self) -> None:
+    def _wait_until_ready(self, hello: Hello) -> None:
         deadline_s = time.monotonic() + _START_TIMEOUT_S
         while time.monotonic() < deadline_s:
             code = self._process.poll()
             if code is not None:
                 raise self._ended(code)
             try:
-                ask_welcome(self.socket_path, _HELLO)
+                ask_welcome(self.socket_path, hello)
                 return
             except ConnectFailed:
                 time.sleep(0.02)

@@ -78,7 +78,13 @@ class Gap(msgspec.Struct, frozen=True, kw_only=True):
 
 class LoadFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What was asked for. `speed` and `capture` are of a capture, `arrivals` of a rate, `ring_slots` of the
-    transport "shm" (the other is "stream"); "" or 0 otherwise."""
+    transport "shm" (the other is "stream"); "" or 0 otherwise.
+
+    Attributes:
+        instruments: of each connection, whose history the daemon keeps, one step a request; 0 where
+            requests carry whole rows.
+        answers_checked: whether every answer was compared with what the model says to the whole window.
+    """
 
     mode: str
     arrivals: str
@@ -95,6 +101,8 @@ class LoadFacts(msgspec.Struct, frozen=True, kw_only=True):
     client: str
     client_note: str
     seed: int
+    instruments: int = 0
+    answers_checked: bool = False
 
 
 class Accounting(msgspec.Struct, frozen=True, kw_only=True):
@@ -177,7 +185,8 @@ class FloorFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
     """What was served, and the daemon's cores; `idle` and `backend` are "default" where nothing was asked
-    for."""
+    for. `features` are of one request, `history_steps` those that the model looks at where each carries one
+    step."""
 
     name: str
     sha256: str
@@ -190,6 +199,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     idle: str
     daemon_cpu: int | None
     client_cpu: int | None
+    history_steps: int = 0
 
 
 class CaptureFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -335,6 +345,8 @@ def _load(outcome: Outcome) -> LoadFacts:
         client=outcome.measurement.client,
         client_note=outcome.client_note,
         seed=settings.seed,
+        instruments=settings.history_instruments or 0,
+        answers_checked=outcome.answers_checked,
     )
 
 
@@ -491,4 +503,5 @@ def _model(outcome: Outcome) -> Model:
         idle=serve.idle or "default",
         daemon_cpu=outcome.cpus[0],
         client_cpu=outcome.cpus[1],
+        history_steps=welcome.history_steps,
     )

@@ -82,6 +82,14 @@ def _load(document: Document, console: Console) -> None:
         else "connections over a Unix socket"
     )
     console.print(f"load     {what}; {load.connections} {ways}, {load.in_flight} in flight each at most")
+    if load.instruments:
+        checked = (
+            "every answer compared with its whole window" if load.answers_checked else "answers not compared"
+        )
+        console.print(
+            f"history  one step in each request, {load.instruments} instruments a connection, windows of"
+            f" {document.model.history_steps} steps; {checked}"
+        )
     intended = f"{load.rate_intended_hz:,.0f}/s intended, " if load.rate_intended_hz else ""
     console.print(
         f"         {document.accounting.requests:,} requests in {load.elapsed_s:,.2f} s after"

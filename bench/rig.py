@@ -20,7 +20,7 @@ from sigd.bench.daemon_process import OwnDaemon, ServeOptions, ask_welcome
 from sigd.bench.errors import BadRequest, MissingDependency
 from sigd.bench.floor.bare_backend import BareBackend
 from sigd.bench.floor.floor import ROUNDS, FloorRound, pool, run_round
-from sigd.bench.load import requests, schedule
+from sigd.bench.load import requests, schedule, steps
 from sigd.bench.load.contract import LoadGenerator, LoadPlan, Measurement
 from sigd.bench.load.native import NativeLoad
 from sigd.bench.load.plan import random_frames
@@ -35,7 +35,7 @@ from sigd.models.market.capture import CaptureReader
 from sigd.wire.errors import ConnectFailed
 from sigd.wire.messages import Hello, Welcome
 from sigd.wire.region import RING_SLOTS_MAX
-from sigd.wire.status import Transport
+from sigd.wire.status import HelloFlag, Transport
 
 SCHEDULED_MAX = 50_000_000
 """Requests in a schedule; each takes about 40 bytes of memory before the first is sent."""
@@ -67,6 +67,8 @@ class Settings:
         budget_ns: for p99; None = only measure.
         arrivals: "poisson" or "constant", for Mode.RATE.
         salvage: take what is whole of a capture, and let the run be valid.
+        history_instruments: of each connection, whose history the daemon keeps: a request carries one step.
+            None sends whole rows.
     """
 
     mode: Mode
@@ -87,6 +89,12 @@ class Settings:
     client: str = "auto"
     budget_ns: int | None = None
     seed: int = 1
+    history_instruments: int | None = None
+
+    @property
+    def flags(self) -> HelloFlag:
+        """What each connection asks for."""
+        return HelloFlag.NONE if self.history_instruments is None else HelloFlag.HISTORY
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,7 @@ class Outcome:
         memory: None where the daemon's memory cannot be read from here.
         rounds: of the floor; empty without it.
         stolen: what the machine took away while it was measured.
+        answers_checked: whether every answer was compared with what the model says.
         capture: what has read the capture and knows what is wrong with it; None without one.
     """
 
@@ -125,6 +134,7 @@ class Outcome:
     capture: CaptureReader | None
     stolen: Stolen
     verdict: verdict.Verdict
+    answers_checked: bool
 
 
 @dataclass(frozen=True)
@@ -176,7 +186,6 @@ def run(settings: Settings, say: Say) -> Outcome:
         stolen = taken.found(measurement.elapsed_ns, measurement.hiccup_sum_ns)
         if target.own is not None:
             target.own.stop()
-    after = hiccup.measure(watched, HICCUP_SECONDS, programs)
     return Outcome(
         settings=settings,
         welcome=target.welcome,
@@ -185,12 +194,13 @@ def run(settings: Settings, say: Say) -> Outcome:
         cpus=(daemon_cpu, client_cpu),
         environment=facts,
         hiccups_before=before,
-        hiccups_after=after,
+        hiccups_after=hiccup.measure(watched, HICCUP_SECONDS, programs),
         measurement=measurement,
         memory=found,
         rounds=rounds,
         capture=capture,
         stolen=stolen,
+        answers_checked=plans[0].expected is not None and generator.name == NativeLoad.name,
         verdict=verdict.judge(
             measurement,
             settings.budget_ns,
@@ -255,7 +265,7 @@ def target_of(settings: Settings, daemon_cpu: int | None, say: Say) -> Iterator[
 def _granted(settings: Settings, socket_path: str) -> Welcome:
     """What the daemon grants over the transport that is measured; of a ring, slots for all that will be in
     flight."""
-    hello = Hello(transport=settings.transport, client_name=_CLIENT_NAME)
+    hello = Hello(transport=settings.transport, flags=settings.flags, client_name=_CLIENT_NAME)
     welcome = ask_welcome(socket_path, hello)
     in_flight = settings.in_flight or 1
     if settings.transport is Transport.SHARED_MEMORY and welcome.in_flight_max < in_flight <= RING_SLOTS_MAX:
@@ -287,6 +297,7 @@ def plans_of(
             welcome.features,
             welcome.outputs,
             settings.transport,
+            settings.flags,
             ring_slots=welcome.ring_slots,
             client_name=_CLIENT_NAME,
         ),
@@ -301,12 +312,33 @@ def plans_of(
     if settings.mode is Mode.CAPTURE:
         plan, reader = _capture_plan(settings, base, welcome.features, say)
         return [plan], reader
-    base = replace(base, frames=random_frames(target.socket_path, welcome, settings.seed))
+    if settings.history_instruments is None:
+        base = replace(base, frames=random_frames(target.socket_path, welcome, settings.seed))
+    else:
+        base = _with_steps(settings, base, welcome, settings.history_instruments, say)
     parts = ROUNDS if settings.floor else 1
     if parts > 1:
         warmup_ns = max(base.warmup_ns // parts, min(base.warmup_ns, NS_PER_S // 5))
         base = replace(base, warmup_ns=warmup_ns, samples_max=base.samples_max // parts)
     return [_part(settings, base, part, parts) for part in range(parts)], None
+
+
+def _with_steps(settings: Settings, base: LoadPlan, welcome: Welcome, instruments: int, say: Say) -> LoadPlan:
+    """The plan with steps to send, and what each is to be answered with where the model's file is known."""
+    if instruments > welcome.history_instruments_max:
+        raise BadRequest(
+            f"--instruments {instruments} is more than the daemon keeps for a connection"
+            f" ({welcome.history_instruments_max}): raise instruments_max in its history table"
+        )
+    cycle = steps.make_cycle(
+        welcome.features, welcome.history_steps, settings.connections, instruments, settings.seed
+    )
+    expected = None
+    model, backend = settings.serve.model, settings.serve.backend
+    if settings.socket_path is None and model and Path(model).suffix == ".onnx" and backend != "echo":
+        say(f"running {len(cycle.rows):,} whole windows on ONNX Runtime, for the answers to expect")
+        expected = steps.expected_answers(cycle, Path(model))
+    return replace(base, frames=cycle.frames(), stored=cycle.stored, expected=expected)
 
 
 def _part(settings: Settings, base: LoadPlan, part: int, parts: int) -> LoadPlan:

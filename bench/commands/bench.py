@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _TABLE_COLUMNS = 110
 _DEFAULT_RATE_HZ = 10_000.0
+_DEFAULT_INSTRUMENTS = 16
 
 COMMANDS: Final = {
     "compare": ("sigd.bench.commands.alternatives:main", "sigd beside what teams use instead, in one run."),
@@ -59,6 +60,7 @@ Examples:
   sigd bench --no-p99 --closed-loop --connections 4 --in-flight 64 --floor --idle spin     throughput
   sigd bench --p99 --closed-loop --floor --idle spin --transport shm        through shared memory
   sigd bench --no-p99 --closed-loop --in-flight 64 --idle spin --transport shm --backend echo    no model
+  sigd bench --closed-loop --model lstm.onnx --history --instruments 1000    one step in each request
   sigd bench --neighbour "python -m sigd.bench.neighbour.hogs memory"       what another tenant does
 
 \b
@@ -110,6 +112,16 @@ the environment lacks something.""",
     type=WholeRange(min=1),
     help="Most requests unanswered on a connection.  [default: 1 in a closed loop, else what the daemon"
     " grants]",
+)
+@click.option(
+    "--history",
+    is_flag=True,
+    help="Send one step in each request: the daemon keeps the windows. Needs a model that looks at steps.",
+)
+@click.option(
+    "--instruments",
+    type=WholeRange(1, 1_000_000),
+    help="With --history, of each connection.  [default: 16]",
 )
 @click.option(
     "--duration",
@@ -279,6 +291,8 @@ def settings_of(
     closed_loop: bool,
     connections: int,
     in_flight: int | None,
+    history: bool,
+    instruments: int | None,
     duration: float | None,
     requests: int | None,
     warmup: float,
@@ -299,17 +313,14 @@ def settings_of(
     _refuse("--socket measures a running daemon", socket, model=model, backend=backend, idle=idle)
     _refuse("--closed-loop has no schedule", closed_loop or None, arrivals=arrivals, speed=speed)
     _refuse("--capture brings its own arrivals", capture, arrivals=arrivals)
-    _refuse("--floor is measured with --closed-loop or --rate", floor or None, capture=capture)
-    _refuse("--neighbour compares equal blocks", neighbour, floor=floor or None, capture=capture)
+    _refuse_special_loads(capture, floor, neighbour, history)
     if capture is None:
-        _refuse("without --capture there is nothing to speed up", True, speed=speed)
-        _refuse("without --capture there is nothing to salvage", True, salvage=salvage or None)
-        _refuse("--requests says how long to measure", requests, duration=duration)
-    mode = Mode.CAPTURE if capture is not None else Mode.CLOSED_LOOP if closed_loop else Mode.RATE
+        _refuse_without_capture(speed, salvage, requests, duration)
+    kept = _instruments(history, instruments)
     return Settings(
-        mode=mode,
+        mode=Mode.CAPTURE if capture is not None else Mode.CLOSED_LOOP if closed_loop else Mode.RATE,
         socket_path=socket,
-        serve=ServeOptions(model=model, backend=backend, idle=idle),
+        serve=ServeOptions(model=model, backend=backend, idle=idle, history_instruments=kept),
         transport=transport_of(transport),
         rate_hz=rate or _DEFAULT_RATE_HZ,
         arrivals=arrivals or "poisson",
@@ -325,7 +336,31 @@ def settings_of(
         client=client,
         budget_ns=round(budget_us * 1000) if p99 else None,
         seed=seed,
+        history_instruments=kept,
     )
+
+
+def _refuse_special_loads(capture: Path | None, floor: bool, neighbour: str | None, history: bool) -> None:
+    """A capture, the floor, a neighbour and steps bring what to send, and when."""
+    _refuse("--floor is measured with --closed-loop or --rate", floor or None, capture=capture)
+    _refuse("--neighbour compares equal blocks", neighbour, floor=floor or None, capture=capture)
+    _refuse("--history sends steps of its own", history or None, capture=capture, floor=floor or None)
+
+
+def _refuse_without_capture(
+    speed: float | None, salvage: bool, requests: int | None, duration: float | None
+) -> None:
+    _refuse("without --capture there is nothing to speed up", True, speed=speed)
+    _refuse("without --capture there is nothing to salvage", True, salvage=salvage or None)
+    _refuse("--requests says how long to measure", requests, duration=duration)
+
+
+def _instruments(history: bool, instruments: int | None) -> int | None:
+    """Of each connection whose history is kept; None where requests carry whole rows."""
+    if not history:
+        _refuse("without --history requests carry whole rows", True, instruments=instruments)
+        return None
+    return instruments or _DEFAULT_INSTRUMENTS
 
 
 def _refuse_two_loads(**chosen: bool) -> None:

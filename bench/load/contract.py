@@ -17,7 +17,7 @@ import numpy.typing as npt
 from sigd.bench import histogram
 from sigd.bench.load.schedule import Int64Array
 from sigd.wire.messages import Hello
-from sigd.wire.status import Status
+from sigd.wire.status import HelloFlag, Status
 
 STATUS_NAMES = tuple(status.name for status in Status)
 
@@ -111,6 +111,7 @@ class LoadPlan:
         seed: of that sample.
         expected: float32, shape (rows, outputs): what each frame is to be answered with, within `tolerance`
             times the larger of 1 and the value; None compares with nothing. The Python generator never does.
+        stored: steps that each connection sends before the run with STORE_ONLY; 0 without history.
     """
 
     socket_path: str
@@ -130,6 +131,13 @@ class LoadPlan:
     seed: int = 0
     expected: npt.NDArray[np.float32] | None = None
     tolerance: float = 1e-3
+    stored: int = 0
+
+    @property
+    def steps(self) -> bool:
+        """Whether the daemon keeps the history: frame j then belongs to connection j mod `connections`, which
+        sends its own in turn."""
+        return bool(self.hello.flags & HelloFlag.HISTORY)
 
 
 @dataclass(frozen=True)
@@ -173,7 +181,7 @@ class Measurement:
             loop.
         sent_span_ns: from the start of the measurement to the last send.
         requests: meant to be sent; `sent` of them were, and `received` answered.
-        statuses: answers by wire status 0..6.
+        statuses: answers by wire status.
         late_sends: sent more than LATE_NS after the intended time; `late_worst_ns` is the worst of all.
         hiccups: gaps between two looks at the clock of the spinning client, of HICCUP_NS or more while it
             waited, and many times that while it sent or received; their sum and the worst.

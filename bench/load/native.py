@@ -56,6 +56,7 @@ PLAN_HEADER = np.dtype(
         ("seed", "<u8"),
         ("expected", "<u8"),
         ("tolerance", "<f8"),
+        ("stored", "<u8"),
     ]
 )
 RESULT_HEADER = np.dtype(
@@ -87,7 +88,7 @@ RESULT_HEADER = np.dtype(
         ("violation_text", "S192"),
     ]
 )
-assert PLAN_HEADER.itemsize == 344
+assert PLAN_HEADER.itemsize == 352
 assert RESULT_HEADER.itemsize == 624
 
 _COUNTED = ("corrected", "uncorrected", "queue", "model", "rest")
@@ -172,6 +173,7 @@ def _write_plan(plan: LoadPlan, path: Path) -> None:
         "seed": plan.seed,
         "expected": 0 if plan.expected is None else rows,
         "tolerance": plan.tolerance,
+        "stored": plan.stored,
     }
     for name, value in values.items():
         header[name] = value

@@ -54,6 +54,7 @@ class Pacer:
         self._warmups = int(np.searchsorted(intended, 0))
         self._frames = len(plan.frames)
         self._next = list(range(plan.connections))
+        self._turns = list(range(plan.connections))
         self._issued = 0
         self._unanswered: list[deque[Asked]] = [deque() for _ in range(plan.connections)]
         self._sequence = [(number + 1) * SEQUENCES_PER_CONNECTION for number in range(plan.connections)]
@@ -118,21 +119,24 @@ class Pacer:
         self._next[connection] = index + self._plan.connections
         measured = index >= self._warmups
         number = index - self._warmups if measured else index
-        return self._asked(connection, number % self._frames, self._due_ns[index], now_ns, measured)
+        return self._asked(connection, number, self._due_ns[index], now_ns, measured)
 
     def _closed_next(self, connection: int, now_ns: int) -> Asked | None:
         if self._closed_loop_ends(now_ns):
             return None
         number = self._issued
         self._issued += 1
-        return self._asked(connection, number % self._frames, now_ns, now_ns, now_ns >= self.begin_ns)
+        return self._asked(connection, number, now_ns, now_ns, now_ns >= self.begin_ns)
 
     def _closed_loop_ends(self, now_ns: int) -> bool:
         if self._plan.requests:
             return self.sent >= self._plan.requests
         return now_ns >= self.begin_ns + self._plan.duration_ns
 
-    def _asked(self, connection: int, frame: int, intended_ns: int, now_ns: int, measured: bool) -> Asked:
+    def _asked(self, connection: int, number: int, intended_ns: int, now_ns: int, measured: bool) -> Asked:
+        if self._plan.steps:
+            number = self._turns[connection]
+            self._turns[connection] += self._plan.connections
         sequence = self._sequence[connection]
         self._sequence[connection] = sequence + 1
         if measured:
@@ -141,4 +145,4 @@ class Pacer:
             self.late_sends += late_ns > LATE_NS
             self.late_worst_ns = max(self.late_worst_ns, late_ns)
             self.last_sent_ns = now_ns
-        return Asked(sequence, frame, intended_ns, now_ns, measured)
+        return Asked(sequence, number % self._frames, intended_ns, now_ns, measured)

@@ -9,6 +9,7 @@ import math
 import struct
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -39,13 +40,14 @@ from sigd.wire.layout import (
     response_frame_bytes,
 )
 from sigd.wire.messages import Welcome
-from sigd.wire.status import Status, Transport
+from sigd.wire.status import RequestFlag, Status, Transport
 
 _HEADER_BYTES = fields.HEADER_BYTES
 _RESPONSE = struct.Struct("<QQQQIIIHH")
 _ECHOED = struct.Struct("<QQ")
 _SEQUENCE_OFFSET = 8 * REQUEST_SEQUENCE_WORD
 _INSTRUMENT_OFFSET = 8 * REQUEST_INSTRUMENT_WORD
+_FLAGS_OFFSET = _INSTRUMENT_OFFSET + 4
 _LEAD_NS = 1_000_000
 #: Python's own work on a batch of requests may well take ten times as long as that of the native client.
 _BUSY_GAP_NS = 10 * HICCUP_BUSY_NS
@@ -70,12 +72,31 @@ class PythonLoad:
                 welcome = channel.open(number, plan.hello.encode())
                 _check_room(plan, Welcome.decode(welcome[_HEADER_BYTES:]))
             with pinned(plan.cpu):
+                _store(plan, channels, welcome)
                 return drive(plan, channels, welcome, on_measuring, time.monotonic_ns)
         except BrokenContract as broken:
             return _Findings(plan, Pacer(plan, time.monotonic_ns())).measurement(b"", broken.violation)
         finally:
             for channel in channels:
                 channel.close()
+
+
+def _store(plan: LoadPlan, channels: Sequence[Channel], welcome: bytes) -> None:
+    """Every connection stores its first steps. Raises BrokenContract where the daemon does not."""
+    if not plan.stored:
+        return
+    frames = plan.frames.copy()
+    frames[:, _FLAGS_OFFSET] = RequestFlag.STORE_ONLY
+    asked = plan.stored * plan.connections
+    filling = replace(plan, frames=frames, intended_ns=np.zeros(asked, np.int64), warmup_ns=0, stored=0)
+    found = drive(filling, channels, welcome, lambda: None, time.monotonic_ns)
+    if found.violation is not None:
+        raise BrokenContract(found.violation)
+    stored = found.statuses[Status.STORED]
+    if stored != asked:
+        raise BrokenContract(
+            Violation(ViolationKind.STATUS, 0, asked, stored, "STORED if and only if a step was to be")
+        )
 
 
 def _check_room(plan: LoadPlan, welcome: Welcome) -> None:

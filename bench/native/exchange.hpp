@@ -37,8 +37,9 @@ struct PlanHeader {
     std::uint64_t seed;
     std::uint64_t expected;      // `rows`, or 0: answers are compared with nothing
     double tolerance;            // of an answer, for the larger of 1 and what was expected
+    std::uint64_t stored;        // with history: steps that every connection stores before the run
 };
-static_assert(sizeof(PlanHeader) == 344);
+static_assert(sizeof(PlanHeader) == 352);
 
 // Latencies are counted as HdrHistogram counts them: 1 ns to 2^50 ns at three significant digits.
 constexpr int sub_bucket_bits = 11;

@@ -50,7 +50,8 @@ inline Plan map_plan(const char* path) {
     const std::size_t expected =
         sizeof h + h.rows * h.request_length + 8 * h.intended + sizeof(float) * h.expected * h.hello.outputs;
     if (std::memcmp(h.magic, plan_magic, 8) != 0 || static_cast<std::size_t>(size) != expected || h.rows == 0 ||
-        (h.expected != 0 && h.expected != h.rows) || h.connections == 0 || h.in_flight == 0) {
+        (h.expected != 0 && h.expected != h.rows) || h.connections == 0 || h.in_flight == 0 ||
+        (wire::has(h.hello.flags, wire::HelloFlag::history) && h.rows % h.connections != 0)) {
         errno = EINVAL;
         die("not a plan of this load generator");
     }
@@ -69,6 +70,7 @@ inline Spec spec_of(const PlanHeader& header) {
     spec.client_name = text(hello.client_name, sizeof hello.client_name);
     spec.transport = hello.transport;
     spec.ring_slots = hello.ring_slots;
+    spec.history = wire::has(hello.flags, wire::HelloFlag::history);
     return spec;
 }
 
@@ -77,12 +79,13 @@ class Run {
 public:
     explicit Run(const Plan& plan)
         : plan_(plan), header_(*plan.header), recorder_(header_.samples_max, header_.seed),
-          cursors_(header_.connections) {
+          steps_(wire::has(header_.hello.flags, wire::HelloFlag::history)), cursors_(header_.connections),
+          turns_(header_.connections) {
         sessions_.reserve(header_.connections);
         for (std::uint64_t c = 0; c < header_.connections; ++c) {
             sessions_.push_back(
                 std::make_unique<Session<Link>>(c, header_, violation_));
-            cursors_[c] = c;
+            cursors_[c] = turns_[c] = c;
         }
         while (warmups_ < header_.intended && plan_.intended[warmups_] < 0) ++warmups_;
     }
@@ -94,6 +97,30 @@ public:
         const Spec spec = spec_of(header_);
         for (std::uint64_t c = 0; c < sessions_.size(); ++c)
             if (!sessions_[c]->open(spec, recorder_.result.welcome)) return ended_by(c);
+        return true;
+    }
+
+    // Every connection stores its first steps, so that the windows are full when the run begins. False ends the run.
+    bool store() {
+        bool done = header_.stored == 0;
+        while (!done) {
+            done = true;
+            for (std::uint64_t c = 0; c < sessions_.size(); ++c) {
+                Session<Link>& session = *sessions_[c];
+                bool moved = false;
+                if (!session.receive(recorder_, moved)) return ended_by(c);
+                const std::int64_t now_ns = clock_ns();
+                if (session.unanswered() > 0 && now_ns - session.oldest_sent_ns() > header_.stall_ns) {
+                    violation_.note(ViolationKind::closed_early, header_.stored, session.answered(),
+                                    "a step that was to be stored got no answer");
+                    return ended_by(c);
+                }
+                for (std::uint64_t room = session.room(); room > 0 && session.sent() < header_.stored; --room)
+                    session.add(frame(next_row(c, 0)), nullptr, now_ns, now_ns, false, true);
+                if (!session.flush()) return ended_by(c);
+                done &= session.answered() == header_.stored;
+            }
+        }
         return true;
     }
 
@@ -157,7 +184,7 @@ private:
                 break;
             }
             const bool measured = i >= warmups_;
-            const std::uint64_t row = measured ? i - warmups_ : i;
+            const std::uint64_t row = next_row(c, measured ? i - warmups_ : i);
             session.add(frame(row), expected(row), due_ns, now_ns, measured);
             if (measured) note_sent(due_ns, now_ns);
             added = true;
@@ -173,7 +200,8 @@ private:
         const bool measured = now_ns >= begin_ns_;
         bool added = false;
         for (; room > 0 && !closed_loop_ends(now_ns); --room) {
-            session.add(frame(issued_), expected(issued_), now_ns, now_ns, measured);
+            const std::uint64_t row = next_row(c, issued_);
+            session.add(frame(row), expected(row), now_ns, now_ns, measured);
             ++issued_;
             if (measured) note_sent(now_ns, now_ns);
             added = true;
@@ -184,6 +212,14 @@ private:
     bool closed_loop_ends(std::int64_t now_ns) const {
         if (header_.requests) return recorder_.result.sent >= header_.requests;
         return now_ns >= begin_ns_ + header_.duration_ns;
+    }
+
+    // Which row a connection sends next: with history the next of its own, else the i-th of all.
+    std::uint64_t next_row(std::uint64_t c, std::uint64_t i) {
+        if (!steps_) return i;
+        const std::uint64_t row = turns_[c];
+        turns_[c] += header_.connections;
+        return row;
     }
 
     const std::byte* frame(std::uint64_t i) const {
@@ -230,7 +266,9 @@ private:
     const PlanHeader& header_;
     Recorder recorder_;
     std::vector<std::unique_ptr<Session<Link>>> sessions_;
+    bool steps_;                          // the daemon keeps the history
     std::vector<std::uint64_t> cursors_;  // open loop: the next request of each connection
+    std::vector<std::uint64_t> turns_;    // with history: the next row of each connection
     std::uint64_t warmups_ = 0;
     std::uint64_t issued_ = 0;  // closed loop
     std::int64_t begin_ns_ = 0;
@@ -270,7 +308,7 @@ template <class Link>
 void carry_out(const Plan& plan, const char* result_path) {
     Run<Link> run(plan);
     lock_memory();
-    if (run.connect()) run.go();
+    if (run.connect() && run.store()) run.go();
     write_result(result_path, plan, run.recorder(), run.violation());
 }
 

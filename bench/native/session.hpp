@@ -20,6 +20,7 @@ struct Outstanding {
     const float* expected;  // nullptr: not compared
     std::uint32_t instrument_id;
     bool measured;
+    bool stored;  // to be stored, and the model not run
 };
 
 template <class Link>
@@ -29,6 +30,7 @@ public:
     Session(std::uint64_t number, const PlanHeader& plan, Violation& violation)
         : link_(violation), violation_(violation), number_(number), in_flight_(plan.in_flight),
           request_length_(plan.request_length), tolerance_(plan.tolerance),
+          steps_(wire::has(plan.hello.flags, wire::HelloFlag::history)),
           // Numbers of one connection can never be taken for those of another.
           first_sequence_((number + 1) << 40) {
         std::size_t slots = 1;
@@ -54,13 +56,16 @@ public:
         return true;
     }
 
+    std::uint64_t sent() const { return sent_; }
+    std::uint64_t answered() const { return answered_; }
     std::uint64_t unanswered() const { return sent_ - answered_; }
     std::uint64_t room() const { return link_.pending() ? 0 : in_flight_ - unanswered(); }
     std::int64_t oldest_sent_ns() const { return unanswered_[answered_ & (unanswered_.size() - 1)].sent_ns; }
 
-    // Adds one request to those that flush() will let go. Needs room() > 0 before the first of them.
+    // Adds one request to those that flush() will let go. Needs room() > 0 before the first of them. A `stored` one is a
+    // step that the daemon keeps without running the model.
     void add(const std::byte* frame, const float* expected, std::int64_t intended_ns, std::int64_t now_ns,
-             bool measured) {
+             bool measured, bool stored = false) {
         std::byte* to = link_.slot();
         std::memcpy(to, frame, request_length_);
         const std::uint64_t sequence = first_sequence_ + sent_;
@@ -68,9 +73,13 @@ public:
         using Head = wire::SignalRequestHead;
         std::memcpy(to + offsetof(Head, sequence), &sequence, sizeof sequence);
         std::memcpy(to + offsetof(Head, client_time_ns), &client_time_ns, sizeof client_time_ns);
+        if (stored) {
+            const auto flag = static_cast<std::uint16_t>(wire::RequestFlag::store_only);
+            std::memcpy(to + offsetof(Head, flags), &flag, sizeof flag);
+        }
         link_.push();
         unanswered_[sent_ & (unanswered_.size() - 1)] = {intended_ns, now_ns, expected, load<Head>(frame).instrument_id,
-                                                         measured};
+                                                         measured, stored};
         ++sent_;
     }
 
@@ -132,7 +141,7 @@ private:
         if (unanswered() == 0) return violation_.note(ViolationKind::unsolicited, 0, 0, "nothing was asked");
         const auto head = load<wire::SignalResponseHead>(frame);
         const Outstanding& asked = unanswered_[answered_ & (unanswered_.size() - 1)];
-        if (!check_echo(head, asked) || !check_outputs(head, frame + sizeof head) ||
+        if (!check_echo(head, asked) || !check_outputs(head, asked, frame + sizeof head) ||
             !check_values(head, asked, frame + sizeof head) || !check_stamps(head, asked, now_ns))
             return false;
         ++answered_;
@@ -155,10 +164,13 @@ private:
         return true;
     }
 
-    bool check_outputs(const wire::SignalResponseHead& head, const std::byte* outputs) {
+    bool check_outputs(const wire::SignalResponseHead& head, const Outstanding& asked, const std::byte* outputs) {
         if (head.status > status_last)
             return violation_.note(ViolationKind::status, static_cast<std::uint64_t>(status_last),
                                    static_cast<std::uint64_t>(head.status), "unknown status");
+        if (asked.stored != (head.status == wire::Status::stored))
+            return violation_.note(ViolationKind::status, static_cast<std::uint64_t>(wire::Status::stored),
+                                   static_cast<std::uint64_t>(head.status), "STORED if and only if a step was to be");
         for (std::uint32_t i = 0; i < outputs_; ++i) {
             const auto output = load<float>(outputs + sizeof(float) * i);
             if (head.status == wire::Status::ok ? !std::isfinite(output) : !std::isnan(output))
@@ -169,7 +181,11 @@ private:
     }
 
     bool check_values(const wire::SignalResponseHead& head, const Outstanding& asked, const std::byte* outputs) {
-        if (asked.expected == nullptr || head.status != wire::Status::ok) return true;
+        // A step that was not stored is missing in the windows after it.
+        if (head.status == wire::Status::busy || head.status == wire::Status::bad_input ||
+            head.status == wire::Status::draining)
+            steps_missing_ |= steps_;
+        if (asked.expected == nullptr || head.status != wire::Status::ok || steps_missing_) return true;
         for (std::uint32_t i = 0; i < outputs_; ++i) {
             const double found = load<float>(outputs + sizeof(float) * i), expected = asked.expected[i];
             if (std::abs(found - expected) <= tolerance_ * std::max(1.0, std::abs(expected))) continue;
@@ -198,6 +214,8 @@ private:
     std::uint64_t in_flight_;
     std::size_t request_length_;
     double tolerance_;
+    bool steps_;                  // the daemon keeps the history
+    bool steps_missing_ = false;
     std::size_t response_length_ = 0;
     std::uint32_t outputs_ = 0;
     std::uint64_t first_sequence_;

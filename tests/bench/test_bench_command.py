@@ -16,6 +16,7 @@ from sigd.bench.commands.bench import bench, settings_of
 from sigd.bench.document import Document
 from sigd.bench.errors import BadRequest, MissingDependency
 from sigd.bench.floor.floor import ROUNDS
+from sigd.bench.load import steps
 from sigd.bench.native import build as native
 from sigd.bench.rig import Mode
 from sigd.wire.status import Transport
@@ -42,7 +43,7 @@ def client(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def run(*arguments: str | Path) -> Result:
+def run(*arguments: object) -> Result:
     return CliRunner().invoke(bench, ["--warmup", "0.01", *map(str, arguments)])
 
 
@@ -277,6 +278,7 @@ def options(**changes: Any) -> dict[str, Any]:
     for name in ("json_file", "hgrm_file", "html_file"):
         del defaults[name]
     given = {"p99": True, "budget_us": 100.0, "closed_loop": False, "connections": 1, "warmup": 1.0}
+    given |= {"history": False}
     return defaults | given | {"transport": "stream", "floor": False, "client": "auto", "seed": 1} | changes
 
 
@@ -301,6 +303,63 @@ def test_a_capture_takes_a_speed_and_no_floor(tmp_path: Path) -> None:
     assert (settings.mode, settings.speed, settings.duration_s) == (Mode.CAPTURE, 50.0, 3.0)
     with pytest.raises(BadRequest, match="leave out --capture"):
         settings_of(**options(capture=tmp_path / "c.gz", floor=True))
+
+
+def test_steps_have_instruments_and_no_floor() -> None:
+    assert settings_of(**options()).history_instruments is None
+    settings = settings_of(**options(history=True))
+    assert settings.history_instruments == settings.serve.history_instruments == 16
+    assert settings_of(**options(history=True, instruments=7)).history_instruments == 7
+    with pytest.raises(BadRequest, match="leave out --instruments"):
+        settings_of(**options(instruments=7))
+    with pytest.raises(BadRequest, match="leave out --floor"):
+        settings_of(**options(history=True, floor=True))
+
+
+def run_with_history(model: Path, json_file: Path, *arguments: str) -> tuple[Result, Document]:
+    result = run(
+        *("--no-p99", "--model", model, "--backend", "onnxruntime", "--history", "--instruments", "3"),
+        *("--requests", "400", "--warmup", "0.01", "--json", json_file, *arguments),
+    )
+    written = json_file if json_file.exists() else json_file.with_suffix(".FAIL.json")
+    return result, msgspec.json.decode(written.read_bytes(), type=Document)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("transport", ["stream", "shm"])
+@pytest.mark.parametrize("load", [("--closed-loop", "--in-flight", "4"), ("--rate", "4000")])
+def test_steps_are_answered_as_their_windows_from_the_first(
+    client: str,
+    models: Any,
+    tmp_path: Path,
+    transport: str,
+    load: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(verdict, "RATE_TOLERANCE", 0.99)
+    result, document = run_with_history(
+        models.lstm(steps=5, features=4),
+        tmp_path / "run.json",
+        *("--client", client, "--transport", transport, "--connections", "2", *load),
+    )
+    assert result.exit_code == 0, result.output
+    assert document.accounting.by_status["OK"] == 400, "windows are full when the run begins"
+    assert (document.load.instruments, document.model.features, document.model.history_steps) == (3, 4, 5)
+    assert document.load.answers_checked == (client == "cpp")
+    assert "one step in each request, 3 instruments a connection, windows of 5 steps" in result.output
+
+
+@pytest.mark.slow
+def test_answer_of_another_window_ends_the_run(
+    programs: object, models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = steps.expected_answers
+    monkeypatch.setattr(steps, "expected_answers", lambda *asked: expected(*asked)[::-1])
+    result, document = run_with_history(
+        models.lstm(steps=5, features=4), tmp_path / "run.json", "--client", "cpp", "--closed-loop"
+    )
+    assert result.exit_code == 1
+    assert any("protocol violation (wrong)" in reason for reason in document.reasons)
 
 
 @pytest.mark.slow
