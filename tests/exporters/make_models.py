@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -61,8 +62,8 @@ class Folder:
         try:
             export(str(self.path / f"{name}.onnx"))
         except Exception as error:  # noqa: BLE001  whatever the exporter raises goes into the table
-            words = str(error).strip().splitlines()
-            self.failed[name] = f"{type(error).__name__}: {words[0][:120] if words else ''}"
+            words = textwrap.shorten(str(error), 70, placeholder=" ...")
+            self.failed[name] = f"{type(error).__name__}: {words}"
 
 
 def sklearn_models(folder: Folder) -> None:
@@ -89,9 +90,9 @@ def sklearn_models(folder: Folder) -> None:
     save("GradientBoostingRegressor", ensemble.GradientBoostingRegressor(n_estimators=30).fit(X, RETURNS))
     histogram = ensemble.HistGradientBoostingClassifier(max_iter=30).fit(HOLES, UP)
     save("HistGradientBoostingClassifier", histogram, **TREES_OPSET)
-    mlp = neural_network.MLPClassifier((16,), max_iter=30)
+    mlp = neural_network.MLPClassifier(hidden_layer_sizes=(16,), max_iter=30)
     save("scaler and MLPClassifier", make_pipeline(StandardScaler(), mlp).fit(X, CLASSES))
-    regressor = neural_network.MLPRegressor((16,), max_iter=30)
+    regressor = neural_network.MLPRegressor(hidden_layer_sizes=(16,), max_iter=30)
     save("scaler and MLPRegressor", make_pipeline(StandardScaler(), regressor).fit(X, RETURNS))
     save("imputer and Ridge", make_pipeline(SimpleImputer(), linear_model.Ridge()).fit(HOLES, RETURNS))
     save("IsolationForest", ensemble.IsolationForest(n_estimators=30).fit(X), **TREES_OPSET)
@@ -186,7 +187,7 @@ def torch_models(folder: Folder) -> None:
     batch, steps = Dim("batch"), Dim("T", min=8)
     rows, window, numbers = torch.randn(2, 20), torch.randn(2, 50, 16), torch.tensor([3, 7])
     mlp, first = modules.perceptron(nn.Softmax(-1)), modules.Recurrent(nn.LSTM, time_first=True)
-    half, double, state = modules.perceptron().half(), modules.perceptron().double(), torch.zeros(2, 32)
+    half, double, state = modules.perceptron().half(), modules.Scalar().double(), torch.zeros(2, 32)
     x = {"x": {0: batch}}
     cases: tuple[tuple[str, Any, Sequence[Any], Mapping[str, Mapping[int, Any]]], ...] = (
         ("MLP, batch fixed", mlp, (rows[:1],), {}),
