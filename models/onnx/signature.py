@@ -20,7 +20,7 @@ from sigd.models.onnx.lookups import table_rows
 from sigd.models.onnx.trial import Answer, CannotRun, ShapesRefused, Trial
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, ValueInfoProto
+    from onnx import ModelProto, NodeProto, ValueInfoProto
 
     from sigd.models.onnx.file import OnnxFile
 
@@ -379,12 +379,12 @@ def _tried(file: OnnxFile, inputs: tuple[Columns, ...], batch_rows: int | None) 
             try:
                 answers, rows_of, batch_rows = [trial.run(1)], [1], 1
             except CannotRun:
-                raise ModelRefused(f"{file.path}: {error}{_settings_hint(file.path, inputs)}") from error
+                raise ModelRefused(f"{file.path}: {error}{_hint(file, inputs)}") from error
     else:
         try:
             answers, rows_of = [trial.run(batch_rows)], [batch_rows]
         except CannotRun as error:
-            raise ModelRefused(f"{file.path}: {error}{_settings_hint(file.path, inputs)}") from error
+            raise ModelRefused(f"{file.path}: {error}{_hint(file, inputs)}") from error
     served: list[Columns] = []
     left_out: list[tuple[str, str]] = []
     for number, name in enumerate(trial.outputs):
@@ -402,6 +402,22 @@ def _tried(file: OnnxFile, inputs: tuple[Columns, ...], batch_rows: int | None) 
         for one in inputs
     )
     return Signature(numbered, side_by_side(served), tuple(left_out), batch_rows, sizes_hidden)
+
+
+def _hint(file: OnnxFile, inputs: tuple[Columns, ...]) -> str:
+    """What to change in a model that fails on rows of zeros and of ones."""
+    if not any(_fails_on_unknown(node) for node in file.model.graph.node):
+        return _settings_hint(file.path, inputs)
+    return (
+        "; OneHotEncoder fails on every category that was not in the training, and a row with any must be"
+        " answered: fit it with OneHotEncoder(handle_unknown='ignore') before the export"
+    )
+
+
+def _fails_on_unknown(node: NodeProto) -> bool:
+    return node.op_type == "OneHotEncoder" and any(
+        each.name == "zeros" and each.i == 0 for each in node.attribute
+    )
 
 
 def _settings_hint(path: Path, inputs: tuple[Columns, ...]) -> str:

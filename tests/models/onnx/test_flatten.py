@@ -12,6 +12,7 @@ import pytest
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper, save
 from tests.exporters.reference import Reference
 
+from sigd.models.errors import ModelRefused
 from sigd.models.onnx.columns import Columns
 from sigd.models.onnxrt import OnnxRuntimeBackend
 from sigd.models.oracle import OracleBackend
@@ -193,6 +194,22 @@ def test_an_instrument_number_a_row_is_one_column(tmp_path: Path) -> None:
     spec = check(path)
     assert spec.input_columns[0] == Columns("instrument", "int64", (), table=len(WEIGHTS))
     assert spec.features == 4
+
+
+@pytest.mark.parametrize("zeros", [0, 1])
+def test_a_category_that_is_not_known_is_refused_with_what_serves_it(tmp_path: Path, zeros: int) -> None:
+    nodes = [
+        helper.make_node(
+            *("OneHotEncoder", ["venue"], ["hot"]), domain="ai.onnx.ml", cats_int64s=[3, 7, 8, 9], zeros=zeros
+        ),
+        helper.make_node("MatMul", ["hot", "w"], ["y"]),
+    ]
+    path = write(tmp_path, nodes, [value("venue", INT64, ["N"])], [value("y", FLOAT, ["N", 3])])
+    if zeros:
+        check(path)
+        return
+    with pytest.raises(ModelRefused, match=r"not in the training.*OneHotEncoder\(handle_unknown='ignore'\)"):
+        read_spec(path)
 
 
 def classifier(texts: bool, probabilities: str) -> NodeProto:
