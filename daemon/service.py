@@ -305,13 +305,20 @@ class Service:
 
     def _say_history(self) -> None:
         for batcher in self._models:
-            if batcher.spec.window is not None:
-                instruments = batcher.limits.history_instruments_max
-                log.info(
-                    "model %s: the history of %d instruments takes %.1f MiB of each client that has it kept",
+            kept = batcher.spec.window or batcher.spec.state
+            if kept is None:
+                continue
+            instruments = batcher.limits.history_instruments_max
+            log.info(
+                "model %s: the history of %d instruments takes %.1f MiB of each client that has it kept",
+                batcher.name,
+                instruments,
+                kept.memory_bytes(instruments) / (1 << 20),
+            )
+            if self._shadows.status(batcher.name) is not None:
+                log.warning(
+                    "model %s: its shadow is not given the rows of clients whose history is kept",
                     batcher.name,
-                    instruments,
-                    batcher.spec.window.memory_bytes(instruments) / (1 << 20),
                 )
 
     def _line(self) -> str:

@@ -64,34 +64,73 @@ def window_of(where: str, input_dims: Sequence[int], options: HistoryOptions) ->
     return Window(steps, features, options.time_axis)
 
 
-class StepWindows:
-    """The windows of one client's instruments.
+class InstrumentPlaces:
+    """Which place each instrument of one client has, and how many steps of it are there.
 
     Attributes:
-        window: their shape.
         instruments_max: how many instruments there may be.
     """
 
-    def __init__(self, window: Window, instruments_max: int) -> None:
-        self.window = window
+    def __init__(self, instruments_max: int, warm_steps: int) -> None:
+        """`warm_steps`: with so many steps an instrument is warm."""
         self.instruments_max = instruments_max
-        # Pages of zeros take no memory until a step is written to them.
-        self._steps = np.zeros((instruments_max, _COPIES * window.steps, window.features), np.float32)
-        self._flat = self._steps.reshape(instruments_max, -1)
+        self._warm_steps = warm_steps
         self._place_of: dict[int, int] = {}
         self._free = list(range(instruments_max - 1, -1, -1))
-        self._next = [0] * instruments_max
         self._count = [0] * instruments_max
 
     @property
     def instruments(self) -> int:
-        """How many instruments have a window."""
+        """How many instruments have a place."""
         return len(self._place_of)
 
     @property
     def warming_up(self) -> int:
-        """How many of them have fewer steps than the model looks at."""
-        return sum(self._count[place] < self.window.steps for place in self._place_of.values())
+        """How many of them are not warm."""
+        return sum(self._count[place] < self._warm_steps for place in self._place_of.values())
+
+    def has(self, instrument: int) -> bool:
+        """Whether an instrument has a place."""
+        return instrument in self._place_of
+
+    def is_warm(self, place: int) -> bool:
+        """Whether enough steps are there for an answer."""
+        return self._count[place] >= self._warm_steps
+
+    def give_up(self, instrument: int) -> None:
+        """Make room: the instrument has no place any more."""
+        place = self._place_of.pop(instrument, NO_PLACE)
+        if place != NO_PLACE:
+            self._free.append(place)
+
+    def _place(self, instrument: int, reset: bool) -> int:
+        """The instrument's place, with no step there where it is new or `reset`; NO_PLACE where no instrument
+        more may be had."""
+        place = self._place_of.get(instrument, NO_PLACE)
+        if place == NO_PLACE:
+            if not self._free:
+                return NO_PLACE
+            place = self._place_of[instrument] = self._free.pop()
+            self._count[place] = 0
+        elif reset:
+            self._count[place] = 0
+        return place
+
+
+class StepWindows(InstrumentPlaces):
+    """The windows of one client's instruments.
+
+    Attributes:
+        window: their shape.
+    """
+
+    def __init__(self, window: Window, instruments_max: int) -> None:
+        super().__init__(instruments_max, window.steps)
+        self.window = window
+        # Pages of zeros take no memory until a step is written to them.
+        self._steps = np.zeros((instruments_max, _COPIES * window.steps, window.features), np.float32)
+        self._flat = self._steps.reshape(instruments_max, -1)
+        self._next = [0] * instruments_max
 
     def store(self, instrument: int, row: Float32Array, *, reset: bool = False) -> int:
         """Store the newest step of an instrument.
@@ -104,14 +143,9 @@ class StepWindows:
             Its place, for `is_warm` and `load`; NO_PLACE where no instrument more may be had, and nothing was
             stored.
         """
-        place = self._place_of.get(instrument, NO_PLACE)
+        place = self._place(instrument, reset)
         if place == NO_PLACE:
-            if not self._free:
-                return NO_PLACE
-            place = self._place_of[instrument] = self._free.pop()
-            self._count[place] = 0
-        elif reset:
-            self._count[place] = 0
+            return NO_PLACE
         steps = self.window.steps
         at = self._next[place]
         own = self._steps[place]
@@ -121,10 +155,6 @@ class StepWindows:
         if self._count[place] < steps:
             self._count[place] += 1
         return place
-
-    def is_warm(self, place: int) -> bool:
-        """Whether all the steps that the model looks at are there."""
-        return self._count[place] == self.window.steps
 
     def load(self, place: int, into: Float32Array) -> None:
         """Copy the newest window to a row of the model's input, float32 (steps * features,)."""
@@ -136,9 +166,3 @@ class StepWindows:
             into.reshape(window.features, window.steps)[:] = self._steps[
                 place, first : first + window.steps
             ].T
-
-    def give_up(self, instrument: int) -> None:
-        """Make room: the instrument has no window any more."""
-        place = self._place_of.pop(instrument, NO_PLACE)
-        if place != NO_PLACE:
-            self._free.append(place)

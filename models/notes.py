@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sigd.models.carried_state import CarriedState
 from sigd.models.onnx.columns import WHOLE_CALL
 from sigd.models.onnx.trees import Trees
 from sigd.models.spec import ModelSpec
@@ -44,6 +45,13 @@ def notes(spec: ModelSpec) -> tuple[Note, ...]:
                 " for each instrument of a client"
             )
         )
+    if spec.state is not None:
+        found.append(
+            Note(
+                f"carries a state, {states_told(spec.state)}: {spec.state.memory_bytes(1):,} bytes for each"
+                " instrument of a client"
+            )
+        )
     found += [Note(f"does not serve output {name!r}: it {reason}", True) for name, reason in spec.left_out]
     if spec.trees.inexact:
         found.append(Note(thresholds_told(spec.trees), True))
@@ -65,6 +73,11 @@ def notes(spec: ModelSpec) -> tuple[Note, ...]:
             )
         )
     return tuple(found)
+
+
+def states_told(state: CarriedState) -> str:
+    """Which inputs and outputs are a state, as in "h_in -> h_out [1, 64]"."""
+    return ", ".join(f"{one.before} -> {one.after} {list(one.dims)}" for one in state.pairs)
 
 
 def _freed_batch(spec: ModelSpec) -> str:

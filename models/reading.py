@@ -26,10 +26,16 @@ class HistoryOptions:
     Attributes:
         steps: that the model looks at; 0 takes the model's.
         time_axis: 1 where the input is [batch, steps, features], 2 where it is [batch, features, steps].
+        warm_up_steps: of a model that carries a state from step to step: before so many steps are there its
+            answers are withheld.
+        states: inputs that are states, and the outputs which are their next values; empty finds them by name
+            and shape.
     """
 
     steps: int = 0
     time_axis: int = 1
+    warm_up_steps: int = 0
+    states: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from sigd.models.native_files import no_onnx_model, recognise
 from sigd.models.onnx.batch_axis import batch_spanning
 from sigd.models.onnx.file import read_onnx
 from sigd.models.reading import AS_IT_IS, ReadOptions
-from sigd.models.spec import ModelSpec, read_spec, with_missing, with_window
+from sigd.models.spec import ModelSpec, read_spec, with_history, with_missing
 from sigd.models.trusted_file import read_file
 
 log = logging.getLogger(__name__)
@@ -224,7 +224,7 @@ def read_any_spec(path: Path, reading: ReadOptions = AS_IT_IS) -> ModelSpec:
         return read_spec(path, options=reading)
     _check_no_sizes(path, reading)
     spec = with_missing(spec_of_manifest(path, read_manifest(path)), reading.missing)
-    return with_window(spec, reading.history)
+    return with_history(spec, reading.history)
 
 
 def make_backend(path: Path | str, backend: str = AUTO, options: BackendOptions = DEFAULT_OPTIONS) -> Backend:
@@ -235,7 +235,7 @@ def make_backend(path: Path | str, backend: str = AUTO, options: BackendOptions 
     if entry is None:
         raise ValueError(f"no backend is called {name!r}, expected one of {', '.join(backend_names())}")
     made = entry.factory(path, options)
-    made.spec = with_window(made.spec, options.reading.history)
+    made.spec = with_history(made.spec, options.reading.history)
     return made
 
 

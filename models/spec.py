@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from sigd.models.carried_state import CarriedState, carried_state
 from sigd.models.errors import ModelRefused
 from sigd.models.history import Window, window_of
 from sigd.models.onnx.batch_axis import batch_spanning
@@ -75,6 +76,8 @@ class ModelSpec:
         trees: of an ONNX file's ensembles of trees; none for an engine.
         sizes_hidden: whether the wrapped graph hides the sizes of its inputs, see `flatten`.
         window: what it looks at, where the history of instruments may be kept for clients; else None.
+        state: what it carries from step to step, where that is kept for clients; else None. `features` and
+            `outputs` are the model's own all the same, states included.
     """
 
     name: str
@@ -99,6 +102,12 @@ class ModelSpec:
     trees: Trees = NO_TREES
     sizes_hidden: bool = False
     window: Window | None = None
+    state: CarriedState | None = None
+
+    @property
+    def answer_values(self) -> int:
+        """Values of an answer to a client."""
+        return self.outputs if self.state is None else self.state.outputs
 
     def feature_name(self, column: int) -> str:
         """What a column of a request is called, for example "book[3]"."""
@@ -164,7 +173,7 @@ def spec_of(file: OnnxFile, name: str, options: ReadOptions = AS_IT_IS) -> Model
     spec = _shapes_of(file, name, sizes, whole=options.history is None)
     how = reads_missing(file.model, [one.name for one in spec.input_columns])
     spec = replace(spec, reads_missing=how, sizes=sizes, trees=count_trees(file.model))
-    return with_window(with_missing(spec, options.missing), options.history)
+    return with_history(with_missing(spec, options.missing), options.history)
 
 
 def with_missing(spec: ModelSpec, missing: Missing) -> ModelSpec:
@@ -173,16 +182,30 @@ def with_missing(spec: ModelSpec, missing: Missing) -> ModelSpec:
     return replace(spec, takes_nan=taken)
 
 
-def with_window(spec: ModelSpec, history: HistoryOptions | None) -> ModelSpec:
+def with_history(spec: ModelSpec, history: HistoryOptions | None) -> ModelSpec:
     """The same model, with the history of instruments kept for clients where `history` says so.
 
     Raises:
-        ModelRefused: it does not look at a window.
+        ModelRefused: it neither looks at a window nor carries a state.
     """
-    if history is None or spec.window is not None:
+    if history is None or spec.window is not None or spec.state is not None:
         return spec
+    where = str(spec.path)
+    state = carried_state(
+        where, spec.input_columns, spec.output_columns, history.states, history.warm_up_steps
+    )
+    if state is not None:
+        _features(spec.path, state.step, whole=True)
+        _outputs(spec.path, state.answer, whole=True)
+        return replace(spec, state=state)
+    if history.warm_up_steps:
+        raise ModelRefused(
+            f"{where}: carries no state that was found, and warm_up_steps is for one: leave it out, or name"
+            ' the states in the history table: states = {INPUT = "OUTPUT"}'
+        )
+    _outputs(spec.path, spec.output_columns, whole=True)
     dims = spec.input_columns[0].dims if len(spec.input_columns) == 1 else spec.input_dims
-    return replace(spec, window=window_of(str(spec.path), dims, history))
+    return replace(spec, window=window_of(where, dims, history))
 
 
 def _shapes_of(file: OnnxFile, name: str, sizes: Mapping[str, int], *, whole: bool) -> ModelSpec:
@@ -236,7 +259,7 @@ def _plain_spec(
         input_name=input_name,
         output_name=output_name,
         features=_features(path, (Columns(input_name, "float32", input_row),), whole),
-        outputs=_outputs(path, (Columns(output_name, "float32", output_row),)),
+        outputs=_outputs(path, (Columns(output_name, "float32", output_row),), whole),
         input_dims=input_row,
         output_dims=output_row,
         batch_rows=batch if isinstance(batch, int) else None,
@@ -252,7 +275,7 @@ def _wrapped_spec(file: OnnxFile, name: str, sizes: Mapping[str, int], whole: bo
     _check_valid(file)
     signature = read_signature(file, sizes, lambda inputs: _features(file.path, inputs, whole))
     inputs, outputs = signature.inputs, signature.outputs
-    features, answers = row_width(inputs), _outputs(file.path, outputs)
+    features, answers = row_width(inputs), _outputs(file.path, outputs, whole)
     read_in_place, answered_in_place = input_is_flat(inputs), output_is_flat(outputs)
     return ModelSpec(
         name=name,
@@ -391,9 +414,9 @@ def _one_by_one(inputs: tuple[Columns, ...]) -> str:
     return ", or have clients send one step at a time: sigd serve --history-instruments N"
 
 
-def _outputs(path: Path, outputs: tuple[Columns, ...]) -> int:
+def _outputs(path: Path, outputs: tuple[Columns, ...], whole: bool) -> int:
     count = row_width(outputs)
-    if count > OUTPUTS_MAX:
+    if whole and count > OUTPUTS_MAX:
         one_is_too_wide = max(one.width for one in outputs) > OUTPUTS_MAX
         raise ModelRefused(
             f"{path}: {count:,} outputs per row, expected at most {OUTPUTS_MAX:,}: one frame cannot carry"

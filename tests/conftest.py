@@ -131,6 +131,41 @@ class ModelMaker:
         ]
         return self.graph(nodes, ["N", steps, features], ["N", outputs], weights)
 
+    def carried(self, features: int = 4, outputs: int = 2, seed: int = 0, hidden: int = 6) -> Path:
+        """A recurrent step with two states: h [N, hidden] and c [N, 2, hidden / 2] beside the features. Huge
+        features make the answer infinite."""
+        draw = np.random.default_rng(seed)
+        make = helper.make_node
+        nodes = [
+            make("MatMul", ["features", "w"], ["from_features"]),
+            make("MatMul", ["h_in", "r"], ["from_state"]),
+            make("Add", ["from_features", "from_state"], ["gates"]),
+            make("Tanh", ["gates"], ["h_out"]),
+            make("Reshape", ["h_out", "pairs"], ["h_pairs"]),
+            make("Mul", ["c_in", "half"], ["faded"]),
+            make("Add", ["faded", "h_pairs"], ["c_out"]),
+            make("Reshape", ["c_out", "flat"], ["c_flat"]),
+            make("MatMul", ["c_flat", "o"], ["from_c"]),
+            make("MatMul", ["features", "d"], ["direct"]),
+            make("Add", ["from_c", "direct"], ["logits"]),
+        ]
+        weights = [
+            _weights("w", draw, features, hidden),
+            _weights("r", draw, hidden, hidden),
+            _weights("o", draw, hidden, outputs),
+            _weights("d", draw, features, outputs),
+            numpy_helper.from_array(np.array(0.5, np.float32), "half"),
+            numpy_helper.from_array(np.array([-1, 2, hidden // 2], np.int64), "pairs"),
+            numpy_helper.from_array(np.array([-1, hidden], np.int64), "flat"),
+        ]
+
+        def tensor(name: str, *dims: int) -> onnx.ValueInfoProto:
+            return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", *dims])
+
+        inputs = [tensor("h_in", hidden), tensor("features", features), tensor("c_in", 2, hidden // 2)]
+        outs = [tensor("c_out", 2, hidden // 2), tensor("logits", outputs), tensor("h_out", hidden)]
+        return self.save(helper.make_graph(nodes, "carried", inputs, outs, weights))
+
     def doubled(self, features: int = 4, batch: int | str = "N") -> Path:
         """Twice the features: answers can be told by looking at them."""
         return self.scaled(2.0, features, batch)

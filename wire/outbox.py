@@ -115,6 +115,7 @@ class ResponseOutbox:
         send_time_ns: int,
         infer_ns: int,
         batch_rows: int,
+        ran: npt.NDArray[np.intp] | None = None,
     ) -> memoryview:
         """Answer `requests` (words of k pending rows, see RequestInbox.row_words), k <= rows_max.
 
@@ -123,6 +124,7 @@ class ResponseOutbox:
             statuses: one a row, or None where all are OK.
             send_time_ns: a row that is OK but whose deadline lies before it becomes EXPIRED.
             infer_ns: time in the model for the batch; rows that did not run get 0, and 0 batch rows.
+            ran: which rows ran; None: those that are OK or MODEL_ERROR.
 
         Returns:
             The bytes to send, a view that is valid until the next encoding.
@@ -140,7 +142,7 @@ class ResponseOutbox:
         if statuses is None:
             self._floats[:count] = outputs
         else:
-            self._encode_mixed(count, outputs, statuses)
+            self._encode_mixed(count, outputs, statuses, ran)
         deadlines = requests[:, REQUEST_DEADLINE_WORD]
         if np.count_nonzero(deadlines):
             self._expire(count, deadlines, send_time_ns)
@@ -150,13 +152,21 @@ class ResponseOutbox:
         """Statuses of the first `count` rows encoded last. A view."""
         return self._quarters[:count, _STATUS_COLUMN]
 
-    def _encode_mixed(self, count: int, outputs: npt.NDArray[np.float32], statuses: StatusArray) -> None:
+    def _encode_mixed(
+        self,
+        count: int,
+        outputs: npt.NDArray[np.float32],
+        statuses: StatusArray,
+        ran: npt.NDArray[np.intp] | None,
+    ) -> None:
         live = statuses == Status.OK
         floats = self._floats[:count]
         floats[~live] = np.nan
         floats[live] = outputs
-        ran = live | (statuses == Status.MODEL_ERROR)
-        self._words[:count, RESPONSE_OUTCOME_WORD][~ran] = 0
+        idle = ~live & (statuses != Status.MODEL_ERROR)
+        if ran is not None:
+            idle[ran] = False
+        self._words[:count, RESPONSE_OUTCOME_WORD][idle] = 0
         self._quarters[:count, _STATUS_COLUMN] = statuses
 
     def _expire(self, count: int, deadlines: npt.NDArray[np.uint64], send_time_ns: int) -> None:

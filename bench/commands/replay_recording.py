@@ -16,11 +16,9 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sigd.bench.errors import BadRequest
-from sigd.bench.market.recorded_steps import recorded_window
 from sigd.bench.market.rerun import Compared, Rerun, batches, nothing_to_run
 from sigd.models.backend import Backend
 from sigd.models.errors import ModelRefused
-from sigd.models.history import Window
 from sigd.models.processor import instruction_sets
 from sigd.models.reading import HistoryOptions, ReadOptions
 from sigd.models.registry import AUTO, open_backend
@@ -122,14 +120,14 @@ class _Models:
         self._sizes = sizes
         self._backend = backend
         self._stack = stack
-        self._open: dict[tuple[str, str, str, int, Window | None], Backend] = {}
+        self._open: dict[tuple[str, str, str, int, str], Backend] = {}
 
     def open(self, facts: SessionFacts) -> Backend:
         """What answers now in the place of what answered then, padding its batches as that did."""
         path = self._model or Path(facts.path)
         name = self._backend or (AUTO if self._model else facts.backend)
-        window = recorded_window(facts)
-        key = (str(path), "" if self._model else facts.sha256, name, facts.batch_rows_max, window)
+        history = _history(facts, own=self._model is None)
+        key = (str(path), "" if self._model else facts.sha256, name, facts.batch_rows_max, repr(history))
         if key not in self._open:
             if self._model is None and not path.exists():
                 raise BadRequest(
@@ -138,9 +136,7 @@ class _Models:
                     f" (sha256 {facts.sha256}) or another one to compare with"
                 )
             try:
-                reading = ReadOptions(
-                    {**facts.sizes, **self._sizes}, history=_history(window), sizes_of_another=True
-                )
+                reading = ReadOptions({**facts.sizes, **self._sizes}, history=history, sizes_of_another=True)
                 opened = open_backend(path, name, facts.batch_rows_max, reading=reading)
             except ValueError as error:
                 raise BadRequest(str(error)) from None
@@ -166,9 +162,15 @@ class _Models:
         return self._open[key]
 
 
-def _history(window: Window | None) -> HistoryOptions | None:
-    """As the model was read that looked at this window."""
-    return None if window is None else HistoryOptions(time_axis=window.time_axis)
+def _history(facts: SessionFacts, *, own: bool) -> HistoryOptions | None:
+    """As the model was read whose history the daemon kept.
+
+    Args:
+        own: whether it is that model. Another one may call its states otherwise.
+    """
+    if facts.states:
+        return HistoryOptions(states=facts.states if own else {})
+    return HistoryOptions(time_axis=facts.time_axis) if facts.history_steps else None
 
 
 def _run(recording: Recording, rerun: Rerun, damage: list[str], progress: Progress, *, salvage: bool) -> None:

@@ -17,7 +17,9 @@ from sigd.bench.errors import BadRequest
 from sigd.bench.market.recorded_steps import RecordedSteps
 from sigd.models.accuracy import decisions
 from sigd.models.backend import Backend, Float32Array
-from sigd.models.onnx.columns import Columns
+from sigd.models.carried_state import answer_columns
+from sigd.models.onnx.columns import Columns, side_by_side
+from sigd.models.spec import ModelSpec
 from sigd.wire.recording.reader import Damage, Exchanges, SessionFacts, Unread
 from sigd.wire.status import Status
 
@@ -115,7 +117,7 @@ class Rerun:
         """What follows is numbered from its own start."""
         self._next = -1
         self._damaged = False
-        self._steps.forget()
+        self._steps = RecordedSteps()
 
     def on_damage(self) -> None:
         """What is missing before the next batch could not be read."""
@@ -132,37 +134,56 @@ class Rerun:
         for part in batch:
             self._account(part)
         facts = batch[0].facts
-        given = [self._steps.rows_of(part) for part in batch]
+        # A state that is carried is the model's own.
+        backend = self._open_model(facts) if facts.states else None
+        if backend is not None and not _fits(backend.spec, facts):
+            answered = sum(np.count_nonzero(part.responses["status"] == Status.OK) for part in batch)
+            self._leave_out(OTHER_SHAPE, int(answered))
+            return
+        given = [self._steps.rows_of(part, None if backend is None else backend.spec) for part in batch]
         rows, known = (np.concatenate(arrays) for arrays in zip(*given, strict=True))
         answers = np.concatenate([part.responses for part in batch])
         ran = answers["batch_rows"] > 0
         # Rows that did not run were nowhere in the batch.
         rows, answers, known = rows[ran], answers[ran], known[ran]
-        chosen = answers["status"] == Status.OK
-        if not known[chosen].all():
-            self._leave_out(STEPS_MISSING, int(np.count_nonzero(chosen & ~known)))
-            chosen &= known
-        if self._limit is not None and self._replayed + np.count_nonzero(chosen) > self._limit:
-            past = np.flatnonzero(chosen)[max(self._limit - self._replayed, 0) :]
-            self._leave_out(LIMIT, len(past))
-            chosen[past] = False
+        chosen = self._chosen(answers["status"] == Status.OK, known)
         count = int(np.count_nonzero(chosen))
-        if not count:
+        if not count and (backend is None or not len(rows)):
             return
-        backend = self._open_model(facts)
-        if (backend.spec.features, backend.spec.outputs) != (rows.shape[1], facts.outputs):
-            self._leave_out(OTHER_SHAPE, count)
-            return
+        if backend is None:
+            backend = self._open_model(facts)
+            if (backend.spec.features, backend.spec.outputs) != (rows.shape[1], facts.outputs):
+                self._leave_out(OTHER_SHAPE, count)
+                return
         self._replayed += count
         whole = int(answers["batch_rows"][0])
         outputs = _run(backend, rows, whole)
+        self._steps.keep(outputs)
+        if not count:
+            # Only states were to be had of it.
+            return
         compared = self._compared_with(facts, backend)
         compared.batches += 1
         compared.incomplete += int(np.count_nonzero(known)) < whole
         numbers = np.concatenate([part.first + np.arange(len(part.requests)) for part in batch])[ran]
         clients = [part.facts.client for part in batch for _ in range(len(part.requests))]
         names = [name for name, it_ran in zip(clients, ran, strict=True) if it_ran]
-        _compare(compared, answers, outputs, chosen, numbers, names, backend.spec.output_columns)
+        columns = backend.spec.output_columns
+        if backend.spec.state is not None:
+            columns = side_by_side(backend.spec.state.answer)
+            outputs = outputs[:, answer_columns(backend.spec.state)]
+        _compare(compared, answers, outputs, chosen, numbers, names, columns)
+
+    def _chosen(self, answered: npt.NDArray[np.bool_], known: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """Which rows are compared, of those that were answered; why not the others is noted."""
+        chosen = answered & known
+        if not known[answered].all():
+            self._leave_out(STEPS_MISSING, int(np.count_nonzero(answered & ~known)))
+        if self._limit is not None and self._replayed + np.count_nonzero(chosen) > self._limit:
+            past = np.flatnonzero(chosen)[max(self._limit - self._replayed, 0) :]
+            self._leave_out(LIMIT, len(past))
+            chosen[past] = False
+        return chosen
 
     @property
     def replayed(self) -> int:
@@ -177,8 +198,9 @@ class Rerun:
 
     def _follow(self, first: int, requests: int) -> None:
         """What lies between the request before and this one is missing."""
-        if 0 <= self._next < first:
+        if max(self._next, 0) < first:
             self._steps.forget()
+        if 0 <= self._next < first:
             if self._damaged:
                 self.unreadable += first - self._next
             else:
@@ -229,6 +251,14 @@ def batches(items: Iterable[Exchanges | Damage | Unread]) -> Iterator[Batch | Da
         parts.append(item)
     if parts:
         yield parts
+
+
+def _fits(spec: ModelSpec, facts: SessionFacts) -> bool:
+    """Whether a model takes the steps of a client whose state was carried, and answers as many values."""
+    return spec.state is not None and (spec.state.features, spec.answer_values) == (
+        facts.features,
+        facts.outputs,
+    )
 
 
 def _together(parts: Batch, item: Exchanges) -> bool:

@@ -21,6 +21,39 @@ if TYPE_CHECKING:
     from sigd.models.build.builder_types import Module
     from sigd.models.layers import Layer
     from sigd.models.manifest import Manifest, Profile
+    from sigd.models.spec import ModelSpec
+
+
+class KeptHistory(msgspec.Struct, frozen=True, kw_only=True):
+    """What the daemon can keep of each instrument, see `sigd serve --history-instruments`.
+
+    Attributes:
+        features: values of one step.
+        outputs: values of an answer.
+        steps: that the model looks at; 0 where it carries a state instead.
+        time_axis: of its input; 0 where it carries a state.
+        states: inputs that are a state, and the outputs which are their next values.
+        instrument_bytes: what each instrument of a client takes.
+        only: whether a request cannot carry a whole row, so that the model is served with history only.
+    """
+
+    features: int
+    outputs: int
+    steps: int = 0
+    time_axis: int = 0
+    states: dict[str, str] = {}
+    instrument_bytes: int
+    only: bool = False
+
+    def told(self) -> str:
+        """One line for people."""
+        if self.steps:
+            what = f"{self.steps} steps of {self.features} features along axis {self.time_axis}"
+        else:
+            pairs = ", ".join(f"{before} -> {after}" for before, after in self.states.items())
+            what = f"a state, {pairs}, beside steps of {self.features} features"
+        only = ", and only so" if self.only else ""
+        return f"{what}: {self.instrument_bytes:,} bytes for each instrument, where it is kept{only}"
 
 
 class Inspection(msgspec.Struct, kw_only=True):
@@ -34,6 +67,7 @@ class Inspection(msgspec.Struct, kw_only=True):
         refused: why the model cannot be served; "" where it can.
         takes_nan: whether NaN in a request is a missing value, unless the configuration says otherwise.
         reads_missing: how the graph reads NaN as a missing value; "" where it does not.
+        history: what the daemon can keep of each instrument; None where the model looks at no steps.
         trees: of its ensembles of trees; None where they cannot be read.
         parameters: values of all constant tensors; None where the layers cannot be read.
         opset: of the model, or of the model that the engine was built from.
@@ -50,6 +84,7 @@ class Inspection(msgspec.Struct, kw_only=True):
     refused: str = ""
     takes_nan: bool = False
     reads_missing: str = ""
+    history: KeptHistory | None = None
     trees: Trees | None = None
     parameters: int | None
     opset: int | None
@@ -101,7 +136,7 @@ def _model(path: Path, sizes: dict[str, int]) -> Inspection:
     from sigd.models.layers import onnx_layers
     from sigd.models.onnx.file import read_onnx
     from sigd.models.onnx.trees import count_trees
-    from sigd.models.reading import ReadOptions
+    from sigd.models.reading import HistoryOptions, ReadOptions
     from sigd.models.spec import spec_of
 
     file = read_onnx(path)
@@ -117,15 +152,49 @@ def _model(path: Path, sizes: dict[str, int]) -> Inspection:
         opset=next((one.version for one in file.model.opset_import if one.domain in ("", "ai.onnx")), None),
         layers=layers,
     )
+    only = False
     try:
         spec = spec_of(file, "inspected", ReadOptions(sizes))
     except ModelRefused as error:
-        found.refused = str(error)
-        found.inputs, found.outputs = declared_tensors(file.model)
-        return found
+        try:
+            spec, only = spec_of(file, "inspected", ReadOptions(sizes, history=HistoryOptions())), True
+        except ModelRefused:
+            found.refused = str(error)
+            found.inputs, found.outputs = declared_tensors(file.model)
+            return found
+    found.history = _history(spec, only=only)
     found.inputs, found.outputs = served_tensors(spec)
     found.takes_nan, found.reads_missing = spec.takes_nan, spec.reads_missing
     return found
+
+
+def _history(spec: ModelSpec, *, only: bool) -> KeptHistory | None:
+    from sigd.models.errors import ModelRefused
+    from sigd.models.reading import HistoryOptions
+    from sigd.models.spec import with_history
+
+    try:
+        spec = with_history(spec, HistoryOptions())
+    except ModelRefused:
+        return None
+    window, state = spec.window, spec.state
+    if state is not None:
+        return KeptHistory(
+            features=state.features,
+            outputs=state.outputs,
+            states={one.before: one.after for one in state.pairs},
+            instrument_bytes=state.memory_bytes(1),
+            only=only,
+        )
+    assert window is not None
+    return KeptHistory(
+        features=window.features,
+        outputs=spec.outputs,
+        steps=window.steps,
+        time_axis=window.time_axis,
+        instrument_bytes=window.memory_bytes(1),
+        only=only,
+    )
 
 
 def _engine(path: Path) -> Inspection:
@@ -205,6 +274,8 @@ def _facts(found: Inspection) -> list[tuple[str, str]]:
     ]
     if not found.refused:
         facts.append(("NaN", f"a missing value ({found.reads_missing})" if found.takes_nan else "BAD_INPUT"))
+    if found.history is not None:
+        facts.append(("history", found.history.told()))
     if found.trees is not None and found.trees.trees:
         facts.append(("trees", _trees(found.trees)))
     if found.parameters is not None:

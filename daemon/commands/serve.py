@@ -282,7 +282,7 @@ def _say_good(
         check_recorder(config.recorder, memory, () if view is None else view.writable or ())
     for backend in backends:
         spec, shadow = backend.spec, shadows.status(backend.spec.name)
-        if spec.window is not None:
+        if spec.window is not None or spec.state is not None:
             check_steps(backend)
         compared = "" if shadow is None else f", compared with {shadow.path} on {shadow.backend}"
         backend.close()

@@ -53,15 +53,19 @@ class HistoryTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         time_axis: of the model's input: 1 where it is [batch, steps, features], 2 where it is
             [batch, features, steps].
         instruments_max: of each client.
+        warm_up_steps: of a model that carries a state: answers before that many steps are withheld.
+        states: of such a model, which output is the next value of which input; empty finds them.
     """
 
     steps: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
     time_axis: Annotated[int, Meta(ge=1, le=2)] = 1
     instruments_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 64
+    warm_up_steps: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    states: dict[str, str] = {}
 
     def options(self) -> HistoryOptions:
         """How the model is read."""
-        return HistoryOptions(self.steps, self.time_axis)
+        return HistoryOptions(self.steps, self.time_axis, self.warm_up_steps, self.states)
 
 
 class ModelTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sigd.daemon.recording.ring import Ring
     from sigd.daemon.serving.ports import Record, RecordInRing
     from sigd.daemon.serving.session import Session
-    from sigd.models.history import StepWindows
+    from sigd.models.history import InstrumentPlaces
     from sigd.wire.inbox import RequestInbox
     from sigd.wire.outbox import ResponseOutbox
 
@@ -38,7 +38,7 @@ class Taps:
         self._ring = ring
         self._sessions = 0
         # The last number of each client whose history is kept.
-        self._numbers: WeakKeyDictionary[StepWindows, int] = WeakKeyDictionary()
+        self._numbers: WeakKeyDictionary[InstrumentPlaces, int] = WeakKeyDictionary()
 
     def open(self, session: Session, *, in_rings: bool) -> Tap:
         """The tap of a session whose inbox, outbox and model are there."""
@@ -53,14 +53,15 @@ class Taps:
             sha256=spec.sha256.hex(),
             generation=batcher.generation,
             features=session.inbox.features,
-            outputs=spec.outputs,
+            outputs=spec.answer_values,
             backend=backend.name,
             batch_rows_max=backend.batch_rows_max,
             sizes=dict(spec.sizes),
-            history_steps=0 if history is None else history.window.steps,
+            history_steps=0 if spec.window is None or history is None else spec.window.steps,
             history_instruments_max=0 if history is None else history.instruments_max,
-            time_axis=1 if history is None else history.window.time_axis,
+            time_axis=1 if spec.window is None else spec.window.time_axis,
             follows=0 if history is None else self._numbers.get(history, 0),
+            states={} if spec.state is None else {one.before: one.after for one in spec.state.pairs},
         )
         if history is not None:
             self._numbers[history] = self._sessions

@@ -285,11 +285,18 @@ class Reloader:
             await self._loader.run(backend.close)
 
 
-def _shape(spec: ModelSpec) -> tuple[int, int, Window | None]:
-    return spec.features, spec.outputs, spec.window
+def _shape(spec: ModelSpec) -> tuple[int, int, Window | None, bool]:
+    """What clients were promised. Of a state only that there is one: it begins anew with the model."""
+    return _features(spec), spec.answer_values, spec.window, spec.state is not None
+
+
+def _features(spec: ModelSpec) -> int:
+    return spec.features if spec.state is None else spec.state.features
 
 
 def _steps(spec: ModelSpec) -> str:
+    if spec.state is not None:
+        return " beside a state"
     return "" if spec.window is None else f" ({spec.window.steps} steps of {spec.window.features})"
 
 
@@ -297,8 +304,9 @@ def _check_shape(path: Path, spec: ModelSpec, batcher: Batcher, allow_new_shape:
     served = batcher.spec
     if _shape(spec) != _shape(served) and not allow_new_shape:
         raise ModelRefused(
-            f"{path}: {spec.features} features{_steps(spec)} -> {spec.outputs} outputs, and clients of"
-            f" {batcher.name!r} were promised {served.features}{_steps(served)} -> {served.outputs}:"
+            f"{path}: {_features(spec)} features{_steps(spec)} -> {spec.answer_values} outputs, and clients"
+            f" of {batcher.name!r} were promised {_features(served)}{_steps(served)} ->"
+            f" {served.answer_values}:"
             " serve it under a name of its own, or with --allow-new-shape, which tells them to go"
         )
 

@@ -7,6 +7,7 @@ overtaken by a newer one for their instrument (CONFLATED), features that the mod
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Final
@@ -34,6 +35,8 @@ class Segment:
         first: row of the model's arrays where its live rows start.
         live: how many of its rows run.
         kept: which of its live rows' outputs may be sent, or None where all may.
+        ran: where the model carries a state, which of its rows are live; None: those that are OK.
+        places: where the model carries a state, whose state each live row has.
         send_ns: when its answers were sent; 0 where they were not.
     """
 
@@ -43,6 +46,8 @@ class Segment:
     first: int
     live: int
     kept: npt.NDArray[np.bool_] | None = None
+    ran: npt.NDArray[np.intp] | None = None
+    places: Sequence[int] = ()
     send_ns: int = 0
 
 
@@ -140,5 +145,9 @@ def fail_all(segments: list[Segment]) -> None:
 def _fail(segment: Segment, failed: npt.NDArray[np.bool_]) -> None:
     if segment.statuses is None:
         segment.statuses = np.zeros(segment.rows, np.uint16)
-    segment.statuses[np.flatnonzero(segment.statuses == Status.OK)[failed]] = Status.MODEL_ERROR
-    segment.kept = ~failed
+    if segment.ran is None:
+        segment.statuses[np.flatnonzero(segment.statuses == Status.OK)[failed]] = Status.MODEL_ERROR
+        segment.kept = ~failed
+    else:
+        segment.statuses[segment.ran[failed]] = Status.MODEL_ERROR
+        segment.kept = segment.statuses[segment.ran] == Status.OK

@@ -21,6 +21,7 @@ import numpy as np
 from sigd.daemon.config.limits import DEFAULTS, FEW_ROWS, Limits
 from sigd.daemon.serving import native_fast_path
 from sigd.daemon.serving.admission import Segment, admit_to_batch, fail_all, fail_rows_without_a_number
+from sigd.daemon.serving.carried import admit_carried, keep_states
 from sigd.daemon.serving.fast_path import (
     NATIVE_ROWS_MAX,
     ONE_BY_ONE_ROWS_MAX,
@@ -30,6 +31,7 @@ from sigd.daemon.serving.fast_path import (
 from sigd.daemon.serving.rerun import Rerun, culprits
 from sigd.daemon.serving.row_check import RowCheck
 from sigd.daemon.serving.steps import admit_steps, step_check
+from sigd.models.carried_state import answer_columns
 from sigd.models.errors import BackendFailed
 from sigd.wire.messages import ModelInfo
 
@@ -268,6 +270,8 @@ class Batcher:
         self.spec = backend.spec
         self.row_check = RowCheck(backend.spec)
         self.step_check = step_check(backend.spec)
+        state = backend.spec.state
+        self._answer_columns = None if state is None else answer_columns(state)
         self.batch_rows_max = backend.batch_rows_max
         self._fast_path_allowed = not self._linger_ns
         self._submit = backend.submit
@@ -342,13 +346,15 @@ class Batcher:
                     session.attach()
                 if session.history is None:
                     segment = admit_to_batch(session, take, inputs, rows, now_ns, check)
-                else:
+                elif self.spec.state is None:
                     segment = admit_steps(session, take, inputs, rows, now_ns, self.step_check)
+                else:
+                    segment = admit_carried(session, take, inputs, rows, now_ns, self.step_check)
             except Exception:  # noqa: BLE001  _give_up() logs it
                 _give_up(session)
                 continue
             segments.append(segment)
-            session.in_batch_rows = take
+            session.in_batch_rows = segment.rows
             rows += segment.live
         self._segments = segments
         self._submitted_ns = self.clock()
@@ -437,6 +443,9 @@ class Batcher:
                 _give_up(segment.session)
         # All answers are under way: what follows costs no client of this batch anything.
         for segment in segments:
+            if segment.places:
+                keep_states(segment, self.backend.outputs)
+        for segment in segments:
             if segment.send_ns and not segment.session.closed:
                 try:
                     self._settle(segment, infer_ns)
@@ -449,6 +458,8 @@ class Batcher:
         if session.closed:
             return
         outputs = self.backend.outputs[segment.first : segment.first + segment.live]
+        if self._answer_columns is not None:
+            outputs = outputs[:, self._answer_columns]
         if segment.kept is not None:
             outputs = outputs[segment.kept]
         send_ns = self.clock()
@@ -460,6 +471,7 @@ class Batcher:
                 send_time_ns=send_ns,
                 infer_ns=infer_ns,
                 batch_rows=batch_rows,
+                ran=segment.ran,
             )
         )
         segment.send_ns = send_ns

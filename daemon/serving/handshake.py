@@ -18,6 +18,7 @@ from sigd.wire.status import HelloFlag, RejectCode, Transport
 if TYPE_CHECKING:
     from sigd.daemon.serving.batcher import Batcher
     from sigd.models.history import Window
+    from sigd.models.spec import ModelSpec
     from sigd.wire.region import RegionLayout
 
 _TRANSPORTS: Final = ", ".join(f"{transport} ({transport.name.lower()})" for transport in Transport)
@@ -28,7 +29,9 @@ class Terms:
     """What a client is granted.
 
     Attributes:
-        window: of the history that is kept for it; None where it sends whole rows.
+        window: of the history that is kept for it; None where it sends whole rows, or the model carries a
+            state.
+        history: whether it sends one step in each request.
         in_flight_max: requests that it may have unanswered.
         ring_slots: with shared memory equal to that, a power of two; 0 on a stream.
     """
@@ -37,20 +40,21 @@ class Terms:
     client_name: str
     conflate: bool
     window: Window | None
+    history: bool
     in_flight_max: int
     ring_slots: int
 
     @property
     def features(self) -> int:
         """Values in each request."""
-        return self.batcher.spec.features if self.window is None else self.window.features
+        return _features(self.batcher.spec, self.history)
 
     def welcome(self, layout: RegionLayout | None, now_ns: int) -> Welcome:
         """The Welcome that grants the terms. `layout` is the region's, None on a stream."""
         spec = self.batcher.spec
         return Welcome(
             features=self.features,
-            outputs=spec.outputs,
+            outputs=spec.answer_values,
             in_flight_max=self.in_flight_max,
             model_generation=self.batcher.generation,
             daemon_pid=self.batcher.limits.daemon_pid,
@@ -59,13 +63,13 @@ class Terms:
             model_name=self.batcher.name,
             transport=Transport.STREAM if layout is None else Transport.SHARED_MEMORY,
             flags=(HelloFlag.CONFLATE if self.conflate else HelloFlag.NONE)
-            | (HelloFlag.NONE if self.window is None else HelloFlag.HISTORY)
+            | (HelloFlag.HISTORY if self.history else HelloFlag.NONE)
             | (HelloFlag.TAKES_NAN if spec.takes_nan else HelloFlag.NONE),
             ring_slots=self.ring_slots,
             request_stride=0 if layout is None else layout.request_stride,
             response_stride=0 if layout is None else layout.response_stride,
             history_steps=0 if self.window is None else self.window.steps,
-            history_instruments_max=0 if self.window is None else self.batcher.limits.history_instruments_max,
+            history_instruments_max=self.batcher.limits.history_instruments_max if self.history else 0,
         )
 
 
@@ -107,24 +111,35 @@ def agree(hello: Hello, find_model: Callable[[str], Batcher | None], *, rings_of
             RejectCode.TRANSPORT_UNAVAILABLE, "shared memory is not offered here, transport 0 (stream) is"
         )
     spec = batcher.spec
-    window = spec.window if hello.flags & HelloFlag.HISTORY else None
-    if window is None and hello.flags & HelloFlag.HISTORY:
+    history = bool(hello.flags & HelloFlag.HISTORY)
+    if history and spec.window is None and spec.state is None:
         raise FrameError(
             RejectCode.SHAPE_MISMATCH, "no history is kept for this model: configure [model.history]"
         )
-    features = spec.features if window is None else window.features
+    if spec.state is not None and not history:
+        raise FrameError(RejectCode.SHAPE_MISMATCH, "this model carries a state: ask for history")
+    features = _features(spec, history)
     if features > FEATURES_MAX:
         raise FrameError(RejectCode.SHAPE_MISMATCH, f"{features} values fit no request: ask for history")
     for name, asked, served in (
         ("features", hello.features, features),
-        ("outputs", hello.outputs, spec.outputs),
+        ("outputs", hello.outputs, spec.answer_values),
     ):
         if asked not in (0, served):
             raise FrameError(RejectCode.SHAPE_MISMATCH, f"{asked} {name}, the model has {served}")
     rows = batcher.limits.in_flight_rows(request_frame_bytes(features))
     slots = _slots(hello.ring_slots, rows) if hello.transport == Transport.SHARED_MEMORY else 0
-    conflate = bool(hello.flags & HelloFlag.CONFLATE)
-    return Terms(batcher, hello.client_name, conflate, window, slots or rows, slots)
+    # Each step of a state has to run.
+    conflate = bool(hello.flags & HelloFlag.CONFLATE) and spec.state is None
+    window = spec.window if history else None
+    return Terms(batcher, hello.client_name, conflate, window, history, slots or rows, slots)
+
+
+def _features(spec: ModelSpec, history: bool) -> int:
+    """Values in each request."""
+    if history and spec.state is not None:
+        return spec.state.features
+    return spec.window.features if history and spec.window is not None else spec.features
 
 
 def _slots(asked: int, rows: int) -> int:

@@ -96,7 +96,12 @@ def culprits(
         if segment.session.closed or not segment.live:
             continue
         words = segment.session.inbox.row_words(0, segment.rows)
-        rows = np.arange(segment.rows) if segment.statuses is None else np.flatnonzero(segment.statuses == 0)
+        if segment.ran is not None:
+            rows = segment.ran
+        elif segment.statuses is None:
+            rows = np.arange(segment.rows)
+        else:
+            rows = np.flatnonzero(segment.statuses == 0)
         for row in rows[bad[segment.first : segment.first + segment.live]].tolist():
             instrument = int(words[row, REQUEST_INSTRUMENT_WORD]) & 0xFFFF_FFFF
             found.append((segment.session.client_name, instrument))

@@ -26,6 +26,7 @@ from sigd.daemon.serving.fast_path import (
 from sigd.daemon.serving.handshake import Terms, agree, read_hello
 from sigd.daemon.serving.row_statuses import RowStatuses
 from sigd.daemon.serving.state import State
+from sigd.models.carried_state import CarriedStates
 from sigd.models.history import StepWindows
 from sigd.wire import fields
 from sigd.wire.errors import FrameError
@@ -53,7 +54,7 @@ class Session:
     rows.
 
     Attributes:
-        history: the last steps of its instruments; None where the client sends whole rows.
+        history: the last steps of its instruments, or their states; None where the client sends whole rows.
         inbox, outbox, tap: exist from the Welcome on. The tap records answers; None where nothing is
             recorded.
         queued: True while the batcher has this session among its ready ones.
@@ -139,7 +140,7 @@ class Session:
         self.in_batch_rows = 0
         self.conflate = False
         self.generation = 0
-        self.history: StepWindows | None = None
+        self.history: StepWindows | CarriedStates | None = None
         self.client_name = ""
         self.in_flight_max = 0
 
@@ -279,7 +280,14 @@ class Session:
         """From now on answers are from the batcher's model, and the fast path leads there."""
         batcher = self.batcher
         self.generation = batcher.generation
-        self.outbox = ResponseOutbox(batcher.spec.outputs, batcher.batch_rows_max, batcher.generation)
+        self.outbox = ResponseOutbox(batcher.spec.answer_values, batcher.batch_rows_max, batcher.generation)
+        if (state := batcher.spec.state) is not None:
+            # The states of two models do not mix.
+            self.history = (
+                self.history.anew(state)
+                if isinstance(self.history, CarriedStates)
+                else CarriedStates(state, batcher.limits.history_instruments_max)
+            )
         self.tap = batcher.open_tap(self, in_rings=self._rings is not None)
         if self.history is not None:
             # Steps are stored by the batch path alone.

@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from sigd.daemon.serving.admission import Segment
 from sigd.daemon.serving.row_check import RowCheck
-from sigd.models.history import NO_PLACE
+from sigd.models.history import NO_PLACE, StepWindows
+from sigd.models.onnx.columns import side_by_side
 from sigd.wire.layout import REQUEST_DEADLINE_WORD, REQUEST_INSTRUMENT_WORD, WordArray
 from sigd.wire.status import RequestFlag, Status
 
@@ -30,7 +31,10 @@ _GIVE_UP: Final = RequestFlag.RESET | RequestFlag.STORE_ONLY
 
 
 def step_check(spec: ModelSpec) -> RowCheck:
-    """What a model that looks at a window demands of each step."""
+    """What a model whose history is kept demands of each step."""
+    if spec.state is not None:
+        placed = side_by_side(spec.state.step)
+        return RowCheck(replace(spec, features=spec.state.features, input_columns=placed))
     if spec.window is None:
         return RowCheck(spec)
     columns = tuple(replace(one, dims=(spec.window.features,)) for one in spec.input_columns)
@@ -46,19 +50,19 @@ def admit_steps(
     `inputs` is float32, C order, with at least `rows` rows from `first` on; `check` is `step_check()`'s.
     """
     windows = session.history
-    assert windows is not None
+    assert isinstance(windows, StepWindows)
     inbox = session.inbox
     words, features = inbox.row_words(0, rows), inbox.row_features(0, rows)
     statuses = session.row_statuses.statuses(rows)
     good = check.good_rows(features)
-    instruments, flags = _instruments(words), _flags(words)
+    instruments, flags = step_words(words)
     deadlines = words[:, REQUEST_DEADLINE_WORD]
     expired = (deadlines != 0) & (deadlines < now_ns)
     overtaken = _overtaken(session, rows, now_ns, check) if session.conflate else ()
     row_of_batch = first
     for row in np.flatnonzero(statuses == Status.OK).tolist():
         instrument, flag = instruments[row], flags[row]
-        if flag & _GIVE_UP == _GIVE_UP and np.isnan(features[row]).all():
+        if is_given_up(flag, features[row]):
             windows.give_up(instrument)
             statuses[row] = Status.STORED
             continue
@@ -84,14 +88,15 @@ def admit_steps(
     return Segment(session, rows, None if live == rows else statuses, first, live)
 
 
-def _instruments(words: WordArray) -> list[int]:
-    found: list[int] = words.view(np.uint32)[:, _INSTRUMENT_HALF].tolist()
-    return found
+def step_words(words: WordArray) -> tuple[list[int], list[int]]:
+    """Instruments and flags of pending rows, see RequestInbox.row_words."""
+    halves = words.view(np.uint32)
+    return halves[:, _INSTRUMENT_HALF].tolist(), (halves[:, _INSTRUMENT_HALF + 1] & _FLAGS).tolist()
 
 
-def _flags(words: WordArray) -> list[int]:
-    found: list[int] = (words.view(np.uint32)[:, _INSTRUMENT_HALF + 1] & _FLAGS).tolist()
-    return found
+def is_given_up(flag: int, step: npt.NDArray[np.float32]) -> bool:
+    """Whether a step, float32 (features,), gives its instrument up."""
+    return flag & _GIVE_UP == _GIVE_UP and bool(np.isnan(step).all())
 
 
 def _overtaken(session: Session, rows: int, now_ns: int, check: RowCheck) -> set[int]:
@@ -103,7 +108,7 @@ def _overtaken(session: Session, rows: int, now_ns: int, check: RowCheck) -> set
     """
     inbox = session.inbox
     words = inbox.row_words(0, inbox.rows)
-    instruments, flags = _instruments(words), _flags(words)
+    instruments, flags = step_words(words)
     deadlines = words[:, REQUEST_DEADLINE_WORD]
     in_time = (deadlines == 0) | (deadlines >= now_ns)
     counts = check.good_rows(inbox.row_features(0, inbox.rows))

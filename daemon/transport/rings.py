@@ -293,7 +293,7 @@ class RingHost:
         Raises:
             FrameError: there is no shared memory to be had; the reason says why.
         """
-        outputs = session.batcher.spec.outputs
+        outputs = session.batcher.spec.answer_values
         try:
             refused = why_not_here()
             if refused:

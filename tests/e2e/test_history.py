@@ -17,6 +17,9 @@ import pytest
 from tests.e2e.test_reload import reload
 from tests.e2e.test_replay_recording import told
 
+from sigd.daemon.runtime.process import resident_bytes
+from sigd.models.history import Window
+from sigd.wire.client import Client
 from sigd.wire.errors import Rejected, SessionError, ShapeError, StepsNotStored
 from sigd.wire.status import RequestFlag, Status
 
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from tests.e2e.conftest import StartDaemon
 
 STEPS, FEATURES = 5, 4
+MIB = 1 << 20
 Float32Array = npt.NDArray[np.float32]
 Whole = Callable[[Float32Array], list[float]]
 
@@ -129,6 +133,38 @@ def test_recording_of_steps_replays_to_the_bit(
     assert len(report["models"]) == 2
 
 
+def test_thousand_instruments_take_the_memory_that_is_stated(
+    start_daemon: StartDaemon, models: ModelMaker
+) -> None:
+    steps, features, instruments = 50, 100, 1000
+    model = models.lstm(steps, features)
+    daemon = start_daemon(
+        "--model", str(model), "--backend", "echo", "--history-instruments", str(instruments)
+    )
+    stated = Window(steps, features).memory_bytes(instruments)
+    assert stated == 8 * steps * features * instruments
+    each = np.random.default_rng(0).standard_normal((instruments, features)).astype(np.float32)
+    ids = np.arange(instruments)
+
+    def step(client: Client, times: int, flags: RequestFlag) -> None:
+        at_once = min(client.welcome.in_flight_max, instruments)
+        for _ in range(times):
+            for first in range(0, instruments, at_once):
+                part = slice(first, first + at_once)
+                sent = client.send_many(each[part], instrument_id=ids[part], flags=flags)
+                statuses = client.receive_many(len(sent))["status"]
+                assert (statuses == (Status.STORED if flags else Status.OK)).all()
+
+    with daemon.connect(history=True) as client:
+        before = resident_bytes(daemon.process.pid)
+        step(client, steps, RequestFlag.STORE_ONLY)
+        step(client, 1, RequestFlag.NONE)
+        full = resident_bytes(daemon.process.pid)
+        assert full - before < stated + 8 * MIB
+        step(client, 40, RequestFlag.NONE)
+        assert resident_bytes(daemon.process.pid) - full < 2 * MIB
+
+
 def test_client_that_keeps_its_own_windows_has_no_steps(start_daemon: StartDaemon, model: Path) -> None:
     daemon = start_daemon(*serve(model))
     with daemon.connect(features=STEPS * FEATURES) as client:
@@ -157,6 +193,14 @@ def test_check_proves_that_steps_answer_as_windows_do(model: Path, tmp_path: Pat
     assert good.returncode == 0, good.stderr
     assert "keeps history: 5 steps of 4 features, 160 bytes for each instrument of a client" in good.stdout
     (tmp_path / "sigd.toml").write_text(f'model = "{model}"\nhistory = {{steps = 6}}\n')
+    seen = subprocess.run(
+        [sys.executable, "-P", "-m", "sigd.daemon", "inspect", str(model)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert "history       5 steps of 4 features along axis 1: 160 bytes for each instrument" in seen.stdout
     wrong = check("--config", tmp_path / "sigd.toml")
     assert wrong.returncode == 2
     assert "looks at 5 steps, and the history table says 6" in wrong.stderr

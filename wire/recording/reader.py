@@ -72,6 +72,8 @@ class SessionFacts(msgspec.Struct, frozen=True, kw_only=True):
         history_steps, history_instruments_max: as in its Welcome; 0 where it sends whole rows.
         time_axis: of the model's input, where history is kept.
         follows: the number that the client had with the model before, whose history it keeps; 0 is none.
+        states: of a model that carries a state, which the daemon keeps: inputs, and the outputs which are
+            their next values.
     """
 
     client: str
@@ -89,6 +91,7 @@ class SessionFacts(msgspec.Struct, frozen=True, kw_only=True):
     history_instruments_max: int = 0
     time_axis: int = 1
     follows: int = 0
+    states: dict[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True)

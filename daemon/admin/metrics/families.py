@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from sigd.daemon.reload.validator import Validator
     from sigd.daemon.serving.batcher import Batcher
     from sigd.daemon.serving.counters import LatencyCounts
-    from sigd.models.history import StepWindows
+    from sigd.models.history import InstrumentPlaces
 
 
 def _of_models(value: Callable[[Batcher], float]) -> Callable[[Source], Iterator[Series]]:
@@ -67,7 +67,7 @@ def _requests(source: Source) -> Iterator[Series]:
             yield (name, status.name), (by_status[status],)
 
 
-def _histories(batcher: Batcher) -> list[StepWindows]:
+def _histories(batcher: Batcher) -> list[InstrumentPlaces]:
     return [session.history for session in batcher.sessions if session.history is not None]
 
 
@@ -242,7 +242,7 @@ FAMILIES: Final = (
     Family(
         "sigd_history_instruments_warming_up",
         Kind.GAUGE,
-        "Those of them with fewer steps than the model looks at.",
+        "Those of them with fewer steps than an answer needs.",
         _of_models(lambda batcher: sum(one.warming_up for one in _histories(batcher))),
         _MODEL,
     ),

@@ -56,6 +56,8 @@ def expected(field: inspect.Field) -> tuple[str, str, str]:
     if isinstance(kind, inspect.UnionType) and any(isinstance(one, inspect.NoneType) for one in kind.types):
         (kind,) = (one for one in kind.types if not isinstance(one, inspect.NoneType))
     words = _WORDS[type(kind)]
+    if isinstance(kind, inspect.DictType) and isinstance(kind.value_type, inspect.StrType):
+        words = "table of strings"
     unit = field.name.rpartition("_")[2]
     if words in ("integer", "number") and unit in _UNITS:
         words += f", {'MiB' if unit == 'mib' else unit}"
