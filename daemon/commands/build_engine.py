@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import sys
@@ -160,7 +159,7 @@ def build_engine(
     try:
         request = BuildRequest(
             model=model,
-            engine=output or Path(os.path.splitext(model)[0] + ".engine"),
+            engine=output or model.parent / f"{model.stem or 'model'}.engine",
             batches=Batches(
                 rows_min=batch_min, rows_opt=batch_opt, rows_max=batch_max, buckets=batch_buckets
             ),
