@@ -3,8 +3,6 @@
  * An object of type Path serves one connection for as long as it has one model, as the closures of the twins do. It holds
  * the interpreter's lock throughout, and keeps no state of its own: counters, ring positions and the owner of the fast
  * path are the attributes of the same Python objects. What is unusual is left to Python, which decides anew.
- *
- * A client may write to its ring at any time: a request is copied out of its slot once, and only the copy is looked at.
  */
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030b0000
@@ -16,16 +14,13 @@
 #include <sys/socket.h>
 #include <time.h>
 
+#include "answer.h"
 #include "engine.h"
+#include "given.h"
 
 enum { EMPTY, HANDED_OVER, ANSWERED, FAILED = -1 };
 enum { REFUSED, DONE, UNDER_WAY };
-enum { HEADER, SEQUENCE, CLIENT_TIME, DEADLINE, INSTRUMENT, FEATURES }; /* words of a request */
-enum { RECEIVE_TIME = 3, SEND_TIME, RESPONSE_INSTRUMENT, OUTCOME, OUTPUTS }; /* words of a response from 3 on */
 #define FINE_SHIFT 7
-#define U32 0xffffffffu
-#define CHUNK_ROWS_MIN 4 /* below that they run one by one, as in the twin */
-#define CHUNK_ROWS_MAX 6 /* the kernels take so many at once in half the time that they need one by one */
 
 typedef struct {
     PyObject_HEAD
@@ -47,11 +42,7 @@ typedef struct {
     const struct sigd_runner *runner;
     uint32_t features, outputs;
     uint64_t request_header, response_header, generation, one_row_ok, another_row;
-    /* ring */
-    uint64_t *head, *tail, *answer_head, *answer_tail;
-    uint32_t *client_sleeping;
-    uint8_t *request_slots, *response_slots;
-    uint64_t request_stride, response_stride, slots;
+    struct ring ring;
     float *chunk_rows, *chunk_outputs; /* in `chunk`, behind the frames */
 } Path;
 
@@ -118,32 +109,13 @@ static int may_run(Path *self) {
     return open > 0 ? truth(PyObject_GetAttr(self->session, str_serving)) : open;
 }
 
-/* As the twin: from 1.7e38 on, which Python then looks at closely. */
-static int row_is_odd(const Path *self, const uint64_t *request) {
-    const uint32_t *bits = (const uint32_t *)(request + FEATURES);
-    uint32_t odd = 0;
-    for (uint32_t i = 0; i < self->features; i++) odd |= (bits[i] & 0x7f000000u) == 0x7f000000u;
-    return odd != 0;
-}
-
 /* Whether the row's values may run: finite, or what the model takes besides. */
 static int row_is_good(Path *self, const uint64_t *request) {
-    if (row_is_odd(self, request)) {
+    if (row_is_odd(request, self->features)) {
         int good = truth(PyObject_CallNoArgs(self->odd_values));
         if (good <= 0) return good;
     }
     return self->integers == Py_None ? 1 : truth(PyObject_CallNoArgs(self->integers));
-}
-
-static int outputs_are_finite(const Path *self, const void *outputs) {
-    const uint8_t *at = outputs;
-    uint32_t infinite = 0;
-    for (uint32_t i = 0; i < self->outputs; i++) {
-        uint32_t bits;
-        memcpy(&bits, at + 4 * i, 4);
-        infinite |= (bits & 0x7f800000u) == 0x7f800000u;
-    }
-    return !infinite;
 }
 
 /* The batch path says what failed; 0, or -1 where it is no Exception. */
@@ -175,18 +147,6 @@ static int run_model(Path *self, const uint64_t *request) {
     return done;
 }
 
-/* Words 1 to 6 and the outputs of an answer. */
-static void write_answer(const Path *self, uint64_t *answer, const uint64_t *request, uint64_t received, uint64_t sent,
-                         uint64_t outcome, const void *outputs) {
-    answer[SEQUENCE] = request[SEQUENCE];
-    answer[CLIENT_TIME] = request[CLIENT_TIME];
-    answer[RECEIVE_TIME] = received;
-    answer[SEND_TIME] = sent;
-    answer[RESPONSE_INSTRUMENT] = (request[INSTRUMENT] & U32) | self->generation;
-    answer[OUTCOME] = outcome;
-    memcpy(answer + OUTPUTS, outputs, 4u * self->outputs);
-}
-
 /* Call a method of Python's with two numbers. 0, or -1 with an exception set. */
 static int tell(PyObject *whom, PyObject *method, uint64_t first, uint64_t second) {
     PyObject *one = PyLong_FromUnsignedLongLong(first), *other = PyLong_FromUnsignedLongLong(second);
@@ -207,8 +167,6 @@ static int count(Path *self, uint64_t end_ns, uint64_t total_ns, uint64_t infer_
     }
     return tell(self->counters, str_count_single, total_ns, infer_ns);
 }
-
-static int late(uint64_t deadline_ns, uint64_t now_ns) { return deadline_ns && deadline_ns < now_ns; }
 
 /* -- a stream */
 
@@ -256,8 +214,9 @@ static int answer_stream(Path *self, uint64_t count_bytes, uint64_t now_ns) {
     if (done != DONE) return done == FAILED ? FAILED : 0;
     if (now(self, &end_ns) < 0) return FAILED;
     uint64_t infer_ns = end_ns - start_ns;
-    if (!outputs_are_finite(self, self->output.buf) || late(request[DEADLINE], end_ns) || infer_ns > U32) return 0;
-    write_answer(self, self->frame.buf, request, now_ns, end_ns, self->one_row_ok | infer_ns, self->output.buf);
+    if (!outputs_are_finite(self->output.buf, self->outputs) || late(request[DEADLINE], end_ns) || infer_ns > U32) return 0;
+    write_answer(self->frame.buf, request, now_ns, end_ns, self->generation, self->one_row_ok | infer_ns, self->output.buf,
+                 self->outputs);
     if (send_frame(self) < 0) return FAILED;
     if (count(self, end_ns, end_ns - now_ns, infer_ns) < 0) return FAILED;
     if (self->record != Py_None) {
@@ -361,18 +320,18 @@ static int batch_path_now(Path *self, uint64_t rows) {
 
 /* As RingProducer.room() == 0, or its counter broke the rules: 1; -1 where Python raised. */
 static int is_full(Path *self, uint64_t published) {
-    uint64_t seen, tail = __atomic_load_n(self->answer_tail, __ATOMIC_ACQUIRE);
+    uint64_t seen, tail = __atomic_load_n(self->ring.answer_tail, __ATOMIC_ACQUIRE);
     if (get_u64(self->responses, str_tail_seen, &seen) < 0) return -1;
     if (tail < seen || tail > published) return 1;
     if (tail != seen && set_u64(self->responses, str_tail_seen, tail) < 0) return -1;
-    return published - tail == self->slots;
+    return published - tail == self->ring.slots;
 }
 
 /* Whether so many requests, more than one, may run one by one. */
 static int few_enough(Path *self, uint64_t rows, uint64_t published) {
     uint64_t most;
     if (get_u64(self->batcher, str_one_by_one_rows_max, &most) < 0) return -1;
-    if (rows > most || rows > self->slots) return 0;
+    if (rows > most || rows > self->ring.slots) return 0;
     int full = is_full(self, published);
     return full < 0 ? -1 : !full;
 }
@@ -380,7 +339,7 @@ static int few_enough(Path *self, uint64_t rows, uint64_t published) {
 /* Answers are there: what follows delays no client, as long as it is shorter than a client's turn. */
 static int published_answers(Path *self, uint64_t taken, uint64_t published) {
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    int asleep = __atomic_load_n(self->client_sleeping, __ATOMIC_RELAXED) != 0;
+    int asleep = __atomic_load_n(self->ring.client_sleeping, __ATOMIC_RELAXED) != 0;
     if (set_u64(self->requests, str_taken, taken) < 0 || set_u64(self->responses, str_published, published) < 0) return -1;
     if (asleep) {
         PyObject *woken = PyObject_CallNoArgs(self->wake_client);
@@ -409,15 +368,13 @@ static uint64_t *chunk_frame(const Path *self, uint32_t row) {
 
 /* Copy the usual requests from `taken` on, at most `rows`, into the chunk; how many there are before the first other. */
 static uint32_t gather(Path *self, uint64_t taken, uint32_t rows, uint64_t *now_ns, int *failed) {
-    for (uint32_t i = 0; i < rows; i++) {
-        uint64_t place = (taken + i) & (self->slots - 1);
-        memcpy(chunk_frame(self, i), self->request_slots + place * self->request_stride, (size_t)self->row.len);
-    }
+    for (uint32_t i = 0; i < rows; i++)
+        memcpy(chunk_frame(self, i), request_slot(&self->ring, taken + i), (size_t)self->row.len);
     *failed = now(self, now_ns) < 0;
     uint32_t good = 0;
     for (; good < rows && !*failed; good++) {
         const uint64_t *request = chunk_frame(self, good);
-        if (request[HEADER] != self->request_header || late(request[DEADLINE], *now_ns) || row_is_odd(self, request)) break;
+        if (request[HEADER] != self->request_header || late(request[DEADLINE], *now_ns) || row_is_odd(request, self->features)) break;
         memcpy(self->chunk_rows + (size_t)good * self->features, request + FEATURES, 4u * self->features);
     }
     return good;
@@ -440,12 +397,12 @@ static int record_together(Path *self, uint32_t rows, uint64_t now_ns, uint64_t 
 
 /* Run the oldest of `rows` requests together, and answer them; EMPTY where the first is unusual, and nothing was done. */
 static int poll_together(Path *self, uint64_t taken, uint64_t published, uint64_t rows) {
-    uint64_t now_ns, end_ns, answer_tail = __atomic_load_n(self->answer_tail, __ATOMIC_ACQUIRE);
+    uint64_t now_ns, end_ns, answer_tail = __atomic_load_n(self->ring.answer_tail, __ATOMIC_ACQUIRE);
     int failed;
     /* Its counter was found to be within its bounds for this poll; now it may be any. */
-    if (published - answer_tail >= self->slots) return EMPTY;
+    if (published - answer_tail >= self->ring.slots) return EMPTY;
     if (rows > CHUNK_ROWS_MAX) rows = CHUNK_ROWS_MAX;
-    if (rows > self->slots - (published - answer_tail)) rows = self->slots - (published - answer_tail);
+    if (rows > self->ring.slots - (published - answer_tail)) rows = self->ring.slots - (published - answer_tail);
     uint32_t run = gather(self, taken, (uint32_t)rows, &now_ns, &failed), good = 0;
     if (failed) return FAILED;
     if (!run || self->runner->run(self->runner->engine, self->chunk_rows, self->chunk_outputs, (int)run) != 0) return EMPTY;
@@ -455,15 +412,14 @@ static int poll_together(Path *self, uint64_t taken, uint64_t published, uint64_
     for (; good < run; good++) {
         const uint64_t *request = chunk_frame(self, good);
         const float *outputs = self->chunk_outputs + (size_t)good * self->outputs;
-        if (!outputs_are_finite(self, outputs) || late(request[DEADLINE], end_ns)) break;
-        uint64_t place = (published + good) & (self->slots - 1);
-        uint64_t *answer = (uint64_t *)(self->response_slots + place * self->response_stride);
+        if (!outputs_are_finite(outputs, self->outputs) || late(request[DEADLINE], end_ns)) break;
+        uint64_t *answer = response_slot(&self->ring, published + good);
         answer[HEADER] = self->response_header;
-        write_answer(self, answer, request, now_ns, end_ns, outcome, outputs);
+        write_answer(answer, request, now_ns, end_ns, self->generation, outcome, outputs, self->outputs);
     }
     if (!good) return EMPTY;
-    __atomic_store_n(self->tail, taken + good, __ATOMIC_RELEASE);
-    __atomic_store_n(self->answer_head, published + good, __ATOMIC_RELEASE);
+    __atomic_store_n(self->ring.tail, taken + good, __ATOMIC_RELEASE);
+    __atomic_store_n(self->ring.answer_head, published + good, __ATOMIC_RELEASE);
     if (published_answers(self, taken + good, published + good) < 0 || count_together(self, good, end_ns, infer_ns) < 0 ||
         record_together(self, good, now_ns, end_ns, outcome) < 0)
         return FAILED;
@@ -473,7 +429,7 @@ static int poll_together(Path *self, uint64_t taken, uint64_t published, uint64_
 static int poll_once(Path *self) {
     uint64_t taken, head, published, seen, tail, now_ns, end_ns;
     if (get_u64(self->requests, str_taken, &taken) < 0) return FAILED;
-    head = __atomic_load_n(self->head, __ATOMIC_ACQUIRE);
+    head = __atomic_load_n(self->ring.head, __ATOMIC_ACQUIRE);
     if (head == taken) return EMPTY;
     uint64_t rows = head - taken;
     if (get_u64(self->responses, str_published, &published) < 0) return FAILED;
@@ -482,7 +438,7 @@ static int poll_once(Path *self) {
     if (fit > 0) {
         if (get_u64(self->inbox, str_tail, &tail) < 0 || get_u64(self->responses, str_tail_seen, &seen) < 0) return FAILED;
         fit = !tail;
-        if (fit && published - seen == self->slots) {
+        if (fit && published - seen >= self->ring.slots) {
             int full = is_full(self, published);
             fit = full < 0 ? -1 : !full;
         }
@@ -493,7 +449,7 @@ static int poll_once(Path *self) {
         if (found != EMPTY) return found;
     }
     uint64_t *request = self->row.buf;
-    memcpy(request, self->request_slots + (taken & (self->slots - 1)) * self->request_stride, (size_t)self->row.len);
+    memcpy(request, request_slot(&self->ring, taken), (size_t)self->row.len);
     if (now(self, &now_ns) < 0) return FAILED;
     if (request[HEADER] != self->request_header || late(request[DEADLINE], now_ns)) return batch_path(self, now_ns, rows);
     int good = row_is_good(self, request);
@@ -509,14 +465,15 @@ static int poll_once(Path *self) {
     if (done != DONE) return done == FAILED ? FAILED : batch_path(self, now_ns, rows);
     if (now(self, &end_ns) < 0) return FAILED;
     uint64_t infer_ns = end_ns - now_ns;
-    if (!outputs_are_finite(self, self->output.buf) || late(request[DEADLINE], end_ns) || infer_ns > U32)
+    if (!outputs_are_finite(self->output.buf, self->outputs) || late(request[DEADLINE], end_ns) || infer_ns > U32)
         return batch_path(self, now_ns, rows);
     /* The slot is free before the answer is there: a client that sees the answer may send the next request at once. */
-    __atomic_store_n(self->tail, taken + 1, __ATOMIC_RELEASE);
-    uint64_t *answer = (uint64_t *)(self->response_slots + (published & (self->slots - 1)) * self->response_stride);
+    __atomic_store_n(self->ring.tail, taken + 1, __ATOMIC_RELEASE);
+    uint64_t *answer = response_slot(&self->ring, published);
     answer[HEADER] = self->response_header;
-    write_answer(self, answer, request, now_ns, end_ns, self->one_row_ok | infer_ns, self->output.buf);
-    __atomic_store_n(self->answer_head, published + 1, __ATOMIC_RELEASE);
+    write_answer(answer, request, now_ns, end_ns, self->generation, self->one_row_ok | infer_ns, self->output.buf,
+                 self->outputs);
+    __atomic_store_n(self->ring.answer_head, published + 1, __ATOMIC_RELEASE);
     if (published_answers(self, taken + 1, published + 1) < 0 || count(self, end_ns, infer_ns, infer_ns) < 0) return FAILED;
     return record_in_ring(self, request, now_ns, end_ns, self->one_row_ok | infer_ns) < 0 ? FAILED : ANSWERED;
 }
@@ -585,46 +542,6 @@ static int take_buffer(PyObject *given, const char *name, Py_buffer *buffer, uin
     return 0;
 }
 
-static int take_number(PyObject *given, const char *name, uint64_t *value) {
-    PyObject *object = PyDict_GetItemString(given, name);
-    *value = object ? PyLong_AsUnsignedLongLong(object) : 0;
-    return *value == UINT64_MAX && PyErr_Occurred() ? -1 : 0;
-}
-
-static int take_region(Path *self, PyObject *given) {
-    uint64_t head, tail, answer_head, answer_tail, sleeping, request_offset, response_offset;
-    struct {
-        const char *name;
-        uint64_t *value;
-    } numbers[] = {
-        {"head", &head}, {"tail", &tail}, {"answer_head", &answer_head}, {"answer_tail", &answer_tail},
-        {"client_sleeping", &sleeping}, {"request_offset", &request_offset}, {"response_offset", &response_offset},
-        {"request_stride", &self->request_stride}, {"response_stride", &self->response_stride}, {"slots", &self->slots},
-    };
-    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
-        if (take_number(given, numbers[i].name, numbers[i].value) < 0) return -1;
-    uint64_t bytes = (uint64_t)self->region.len;
-    if (!self->slots || self->slots & (self->slots - 1) || self->slots > bytes || request_offset > bytes ||
-        response_offset > bytes || self->request_stride > bytes || self->response_stride > bytes ||
-        request_offset + self->slots * self->request_stride > bytes ||
-        response_offset + self->slots * self->response_stride > bytes || self->request_stride < (uint64_t)self->row.len ||
-        self->response_stride < 8u * OUTPUTS + 4u * self->outputs || head >= 512 || tail >= 512 || answer_head >= 512 ||
-        answer_tail >= 512 || sleeping >= 1024 || bytes < 4096) {
-        PyErr_SetString(PyExc_ValueError, "the region does not hold its rings");
-        return -1;
-    }
-    uint8_t *memory = self->region.buf;
-    uint64_t *words = (uint64_t *)memory;
-    self->head = words + head;
-    self->tail = words + tail;
-    self->answer_head = words + answer_head;
-    self->answer_tail = words + answer_tail;
-    self->client_sleeping = (uint32_t *)memory + sleeping;
-    self->request_slots = memory + request_offset;
-    self->response_slots = memory + response_offset;
-    return 0;
-}
-
 /* Memory for several rows in one run, where that may be. */
 static int take_chunk(Path *self, PyObject *given) {
     size_t frames = CHUNK_ROWS_MAX * (size_t)self->row.len, rows = CHUNK_ROWS_MAX * 4u * (size_t)self->features;
@@ -677,7 +594,7 @@ static int init(Path *self, PyObject *arguments, PyObject *keywords) {
         PyErr_SetString(PyExc_ValueError, "row, input, output, and frame or region are needed");
         return -1;
     }
-    if (self->region.obj && take_region(self, given) < 0) return -1;
+    if (self->region.obj && take_ring(given, &self->region, (uint64_t)self->row.len, outputs, &self->ring) < 0) return -1;
     if (self->capsule != Py_None) {
         self->runner = PyCapsule_GetPointer(self->capsule, SIGD_RUNNER_CAPSULE);
         if (!self->runner) return -1;
