@@ -65,6 +65,8 @@ def extensions() -> list[Extension]:
         Extension("libsigd_engine", "models/native", {"engine_file.c": (), **kernels}, for_python=False),
         # The fast path runs a native engine by the entry that `engine.h` describes.
         Extension("_fast_path", "daemon/serving", {"fast_path.c": ()}, ("models/native",)),
+        # The same in a thread of its own.
+        Extension("_lane", "daemon/serving", {"lane.c": (), "lane_module.c": ()}, ("models/native",)),
         Extension("_stream", "models/features/native", {"module.c": ()}),
     ]
 

@@ -33,13 +33,14 @@ from sigd.daemon.runtime.sd_notify import Notifier
 from sigd.daemon.runtime.text import as_utf8
 from sigd.daemon.runtime.ticker import Ticker
 from sigd.daemon.runtime.watchdog import LivenessCheck, Watchdog
-from sigd.daemon.serving import native_fast_path
+from sigd.daemon.serving import native_fast_path, native_lane
 from sigd.daemon.serving.batcher import Batcher
 from sigd.daemon.serving.counters import ClientCounters, ModelCounters
 from sigd.daemon.serving.models import ServedModels
 from sigd.daemon.shadow.supervisor import Shadows
 from sigd.daemon.transport.access_control import access_of
 from sigd.daemon.transport.connections import Clients
+from sigd.daemon.transport.lanes import Lanes
 from sigd.daemon.transport.listener import BACKLOG, Listener
 from sigd.daemon.transport.rings import RingHost
 from sigd.daemon.transport.socket_activation import ADMIN, CLIENTS, PassedListener
@@ -120,6 +121,7 @@ class Service:
                 lock_memory()
             freeze_garbage()
             self._observer.start()
+            self._lanes.start()
             self._ticker.start()
             keep_warm = KeepWarm(loop, self._models, config.keep_warm_us / 1e6, self._die)
             keep_warm.start()
@@ -131,6 +133,7 @@ class Service:
             if not native_fast_path.is_built():
                 log.info("%s", native_fast_path.NOT_BUILT)
             self._say_history()
+            self._say_lanes()
             self._remembered.ready()
             # Held back since the start (daemon.commands.serve).
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
@@ -153,6 +156,7 @@ class Service:
             watchdog.stop()
         self._ticker.stop()
         rings.close()
+        self._lanes.close()
         return await self._close(operations, admin)
 
     def _assemble(self, loop: asyncio.AbstractEventLoop) -> tuple[RingHost, Reloader, Operations]:
@@ -162,8 +166,9 @@ class Service:
         self._shadows.watch(loop)
         if self._validator is not None:
             self._validator.watch(loop)
+        self._lanes = Lanes(loop, config.lane_cpu, config.lane_spin_ns())
         self._models = ServedModels(list(map(self._make_batcher, config.models(), self._backends)))
-        rings = RingHost(loop, monotonic_ns, lambda: self._ticker.wake(), self._counters)
+        rings = RingHost(loop, monotonic_ns, lambda: self._ticker.wake(), self._counters, self._lanes)
         self._loader = Loader(loop, self._starter.cores)
         reloader = self._make_reloader()
         self._clients = Clients(
@@ -232,6 +237,7 @@ class Service:
             ),
             generation=1 if before is None else before.generation + 1,
             digests=None if before is None else before.digests,
+            on_swap=self._lanes.swapped,
         )
 
     def _make_reloader(self) -> Reloader:
@@ -269,7 +275,13 @@ class Service:
         notifier = self._notifier
         liveness_check = LivenessCheck(monotonic_ns, rest_ns=notifier.watchdog_ns)
         return Watchdog(
-            loop, notifier, liveness_check, self._ticker.interpose, lambda: self._models, self._line
+            loop,
+            notifier,
+            liveness_check,
+            self._ticker.interpose,
+            lambda: self._models,
+            self._line,
+            lambda: self._lanes.stalled,
         )
 
     def _die(self, failure: BackendFailed) -> None:
@@ -290,6 +302,8 @@ class Service:
 
     def _say_ready(self) -> None:
         core = "" if self._config.cpu is None else f" cpu={self._config.cpu}"
+        if self._config.lane_cpu:
+            core += f" lanes={','.join(map(str, self._config.lane_cpu))}"
         metrics = f" metrics={self._observer.place}" if self._observer.place else ""
         line = (
             f"sigd ready: socket={as_utf8(self._config.socket_path)}"
@@ -321,6 +335,20 @@ class Service:
                     batcher.name,
                 )
 
+    def _say_lanes(self) -> None:
+        """Which models no lane serves, and why."""
+        if not self._config.lane_cpu:
+            return
+        if shared := os.sched_getaffinity(0) & set(self._config.lane_cpu):
+            log.warning(
+                "core %s has a lane, and the loop runs there too: give the loop another one (cpu)",
+                ", ".join(map(str, shared)),
+            )
+        for batcher in self._models:
+            recorded = "its answers are recorded or compared with a shadow's" if batcher.is_tapped else ""
+            if why := native_lane.why_no_lane(batcher) or recorded:
+                log.warning("model %s is served by the loop, not in a lane: %s", as_utf8(batcher.name), why)
+
     def _line(self) -> str:
         return snapshot.line(self._models, self._counters)
 
@@ -335,6 +363,7 @@ class Service:
             self._recorder,
             self._shadows,
             self._remembered,
+            self._lanes,
         )
 
 

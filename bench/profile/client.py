@@ -25,6 +25,7 @@ from sigd.wire.status import Transport
 
 if TYPE_CHECKING:
     from sigd.daemon.serving.ports import SessionTaps
+    from sigd.daemon.transport.lanes import Lanes
     from sigd.models.spec import ModelSpec
 
 
@@ -69,6 +70,7 @@ class ServedClient:
         backend: Backend,
         counters: ModelCounters | None = None,
         taps: SessionTaps | None = None,
+        lanes: Lanes | None = None,
     ) -> None:
         """`loop` does not run: `poll` is called by hand."""
         self.batcher = Batcher(
@@ -79,7 +81,7 @@ class ServedClient:
             on_fatal=_fail,
             taps=taps,
         )
-        self.host = RingHost(loop, monotonic_ns, lambda: None, ClientCounters())
+        self.host = RingHost(loop, monotonic_ns, lambda: None, ClientCounters(), lanes)
         peer = _Greeter()
         self.session = Session(peer, lambda _: self.batcher, ClientCounters(), self.host.open)
         hello = Hello(transport=Transport.SHARED_MEMORY, client_name="stages").encode()

@@ -87,6 +87,24 @@ class LoopStatus(msgspec.Struct, frozen=True):
     runnable_s: float | None
 
 
+class LaneStatus(msgspec.Struct, frozen=True):
+    """A thread that answers clients of shared memory: see daemon.transport.lanes.
+
+    Attributes:
+        core: where it runs.
+        sessions: that it serves.
+        lent: of those, how many are its own just now; the others are Python's for an unusual request.
+        handed_over: how often it has handed one to Python, by reason.
+        stalled: it has made no round for a second.
+    """
+
+    core: int
+    sessions: int
+    lent: int
+    handed_over: dict[str, int]
+    stalled: bool
+
+
 class Status(msgspec.Struct, frozen=True):
     """A daemon's counters. See daemon.serving.counters.ClientCounters for what each one of its clients
     counts.
@@ -96,6 +114,7 @@ class Status(msgspec.Struct, frozen=True):
         models: what is served, the default model first.
         recorder: None where nothing is recorded.
         drain_timeout_s: how long a stop waits for clients.
+        lanes: empty where the loop serves all.
     """
 
     version: str
@@ -115,6 +134,7 @@ class Status(msgspec.Struct, frozen=True):
     models: list[ModelStatus]
     recorder: RecorderStatus | None = None
     drain_timeout_s: float = 0.0
+    lanes: list[LaneStatus] = []
 
 
 class AdminRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):

@@ -9,7 +9,14 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from sigd import __version__
-from sigd.daemon.admin.messages import InputStatus, LatencyStatus, LoopStatus, ModelStatus, Status
+from sigd.daemon.admin.messages import (
+    InputStatus,
+    LaneStatus,
+    LatencyStatus,
+    LoopStatus,
+    ModelStatus,
+    Status,
+)
 from sigd.daemon.runtime.loop_monitor import runnable_s, usage
 from sigd.daemon.runtime.process import resident_bytes
 from sigd.daemon.runtime.text import as_utf8
@@ -26,6 +33,7 @@ if TYPE_CHECKING:
     from sigd.daemon.shadow.status import ShadowStatus
     from sigd.daemon.shadow.supervisor import Shadows
     from sigd.daemon.transport.connections import Clients
+    from sigd.daemon.transport.lanes import Lanes
 
 
 async def take(
@@ -38,6 +46,7 @@ async def take(
     recorder: Recorder | None,
     shadows: Shadows,
     remembered: RememberedModels,
+    lanes: Lanes,
 ) -> Status:
     """The status of a daemon that was started at `started_ns` on CLOCK_MONOTONIC.
 
@@ -64,6 +73,10 @@ async def take(
         models=[await _model(batcher, shadows.status(batcher.name), remembered) for batcher in batchers],
         recorder=None if recorder is None else recorder.status(),
         drain_timeout_s=config.drain_timeout_s,
+        lanes=[
+            LaneStatus(lane.core, lane.sessions, lane.lent, dict(lane.handed_over), lane.is_stalled)
+            for lane in lanes
+        ],
     )
 
 

@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 Examples:
   sigd serve                                        the model that ships with sigd
   sigd serve --model m.onnx --idle spin --cpu 3     on a core of its own
+  sigd serve --idle spin --cpu 2 --lane-cpu 3       and shared memory on another one
   sigd serve --record /var/lib/sigd                 every request and its answer, for sigd replay
   sigd serve --model m.onnx --shadow new.onnx       how would another model have answered?
   sigd serve --config /etc/sigd/sigd.toml --check   is this configuration good?"""
@@ -61,6 +62,17 @@ Examples:
     help="What the loop does with nothing to do.  [default: backoff]",
 )
 @click.option("--cpu", type=WholeRange(min=0), help="The core to run on.")
+@click.option(
+    "--lane-cpu",
+    type=WholeRange(min=0),
+    multiple=True,
+    help="A core that answers shared-memory clients of native engines without Python.  Repeatable.",
+)
+@click.option(
+    "--lane-idle",
+    type=click.Choice([strategy.value for strategy in IdleStrategy]),
+    help="What a lane does with nothing to do.  [default: as --idle]",
+)
 @dim_option
 @click.option(
     "--missing",
@@ -115,6 +127,7 @@ def serve(
     shadow: str | None,
     history_instruments: int | None,
     dims: dict[str, int],
+    lane_cpu: tuple[int, ...],
     **overrides: object,
 ) -> None:
     """Serve a model over a Unix socket until SIGTERM, which drains: everything accepted is answered."""
@@ -130,7 +143,7 @@ def serve(
     compared = None if shadow is None else {"path": shadow}
     history = None if history_instruments is None else {"instruments_max": history_instruments}
     tables = {"dims": dims or None, "recorder": recorder, "shadow": compared, "history": history}
-    config = load_config(config_file, {**overrides, **tables})
+    config = load_config(config_file, {**overrides, **tables, "lane_cpu": lane_cpu or None})
     start_logging(logging.DEBUG if verbose else logging.INFO, config.log_format, os.environ)
     sys.exit(run(config, check=check, view=view))
 
@@ -182,7 +195,7 @@ def run(config: Config, *, check: bool, view: ServiceView | None = None) -> int:
 
     from sigd.daemon.reload.remembered import RememberedModels, place_of
     from sigd.daemon.runtime.child_process import Starter
-    from sigd.daemon.runtime.cpu_affinity import cores_beside
+    from sigd.daemon.runtime.cpu_affinity import cores_beside, leave_cores
     from sigd.daemon.runtime.process import (
         allow_descriptors,
         end_now,
@@ -206,7 +219,7 @@ def run(config: Config, *, check: bool, view: ServiceView | None = None) -> int:
     if view is not None:
         config = _placed_by(config, view)
     _refuse_unknown_backends(config)
-    starter = Starter(cores_beside(config.cpu, os.sched_getaffinity(0)))
+    starter = Starter(cores_beside(config.cpu, leave_cores(config.lane_cpu)))
     if config.cpu is not None:
         pin_to_cpu(config.cpu)
     if config.idle is IdleStrategy.SPIN:

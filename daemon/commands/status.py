@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sigd.daemon.admin.client import ask_status, percentile_ns
-from sigd.daemon.admin.messages import LatencyStatus, ModelStatus, Status
+from sigd.daemon.admin.messages import LaneStatus, LatencyStatus, ModelStatus, Status
 from sigd.daemon.config.config import admin_path_of, running_socket_path
 from sigd.daemon.recording.status import RecorderStatus
 from sigd.daemon.serving.counters import BEYOND_NS, BEYOND_SHOWN
@@ -93,12 +93,22 @@ def _show(answer: Status) -> None:
         f" {loop.involuntary_switches:,} times; {loop.major_faults:,} pages from disk; {loop.collections}"
         " collections"
     )
+    for lane in answer.lanes:
+        console.print(_lane(lane))
     if answer.recorder is not None:
         console.print(_recording(answer.recorder))
     if answer.rejects:
         console.print("rejects: " + ", ".join(f"{name} {count:,}" for name, count in answer.rejects.items()))
     for model in answer.models:
         _show_model(console, model)
+
+
+def _lane(lane: LaneStatus) -> str:
+    reasons = ", ".join(f"{why} {count:,}" for why, count in sorted(lane.handed_over.items()))
+    return (
+        f"lane on core {lane.core}: {lane.sessions} sessions; handed to Python for {reasons or 'nothing'}"
+        + ("; STALLED" if lane.stalled else "")
+    )
 
 
 def _recording(recorder: RecorderStatus) -> str:

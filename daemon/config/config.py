@@ -82,6 +82,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         backoff_spin_us: how long "backoff" spins after the last batch before it sleeps.
         linger_us: how long a batch that is not full waits for more rows; 0 never waits.
         cpu: the core to run on; None leaves it to the kernel.
+        lane_cpu: cores on which a thread of its own answers clients of shared memory, see
+            `sigd.daemon.transport.lanes`.
+        lane_idle: what those threads do with nothing to do; None is as `idle`.
         lock_memory: keep all memory resident where the limits allow it.
         shared_memory: offer it to clients that ask for it.
         log_format: auto, text, json or journal, see `sigd.daemon.runtime.logs`.
@@ -108,6 +111,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     backoff_spin_us: Annotated[int, Meta(ge=0, le=10_000_000)] = 200
     linger_us: LingerUs = 0
     cpu: Annotated[int, Meta(ge=0, le=65_535)] | None = None
+    lane_cpu: tuple[Annotated[int, Meta(ge=0, le=65_535)], ...] = ()
+    lane_idle: IdleStrategy | None = None
     lock_memory: bool = True
     log_format: LogFormat = LogFormat.AUTO
     metrics_listen: str = ""
@@ -136,6 +141,13 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     def admin_socket_path(self) -> Path:
         """Where `sigd status` asks."""
         return Path(self.admin_socket) if self.admin_socket else admin_path_of(self.socket_path)
+
+    def lane_spin_ns(self) -> int | None:
+        """How long a lane spins after its last answer before it sleeps; None never sleeps."""
+        idle = self.lane_idle or self.idle
+        if idle is IdleStrategy.SPIN:
+            return None
+        return self.backoff_spin_us * 1000 if idle is IdleStrategy.BACKOFF else 0
 
     def models(self) -> tuple[ModelConfig, ...]:
         """What is served, the default model first."""
@@ -258,7 +270,7 @@ def load_config(file: Path | None, overrides: dict[str, Any]) -> Config:
                         f"{name} stands beside several models: put the table [model.{name}] below the"
                         " [[model]] that it is for"
                     )
-        if wrong := config.recorder.wrong():
+        if wrong := config.recorder.wrong() or _wrong_lanes(config):
             raise UsageError(wrong)
         if config.metrics_listen:
             parse_loopback(config.metrics_listen)
@@ -282,6 +294,21 @@ def load_config(file: Path | None, overrides: dict[str, Any]) -> Config:
                 " that a Unix socket's address holds: choose a shorter one"
             )
     return config
+
+
+def _wrong_lanes(config: Config) -> str:
+    """What is wrong with the cores of lanes; "" where nothing is."""
+    cores = config.lane_cpu
+    if len(set(cores)) < len(cores):
+        return f"lane_cpu names a core twice ({', '.join(map(str, cores))}): each lane needs one of its own"
+    if cores and not config.shared_memory:
+        return "lane_cpu is for clients of shared memory, which shared_memory = false does not offer"
+    if config.cpu in cores and config.lane_spin_ns() is None:
+        return (
+            f"lane_cpu {config.cpu} is cpu too, and a lane that spins leaves the loop no time: give it"
+            ' another core, or lane_idle = "backoff"'
+        )
+    return ""
 
 
 def _struct_of(error: str) -> type[msgspec.Struct]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +25,16 @@ def cores_beside(cpu: int | None, allowed: AbstractSet[int]) -> AbstractSet[int]
     if not others:
         others = _listed(ONLINE) - _listed(ISOLATED) - {cpu}
     return others or allowed
+
+
+def leave_cores(cores: Iterable[int]) -> AbstractSet[int]:
+    """Move the calling thread off those cores, where it may use others; the cores that are left to it."""
+    allowed = os.sched_getaffinity(0)
+    others = allowed - set(cores)
+    if not others or others == allowed:
+        return allowed
+    os.sched_setaffinity(0, others)
+    return others
 
 
 def leave_loop_core(cores: AbstractSet[int], *, idle_priority: bool = False) -> None:

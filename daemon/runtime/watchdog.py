@@ -68,6 +68,7 @@ class Watchdog:
         interpose: has the next tick of the hot loop call something.
         works: the models that are served.
         status: the line that is told along.
+        lanes: what is wrong with a lane, as a sentence; "" where nothing is.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Watchdog:
         interpose: Callable[[Callable[[], None]], None],
         works: Callable[[], Iterable[Work]],
         status: Callable[[], str],
+        lanes: Callable[[], str],
     ) -> None:
         self._loop = loop
         self._notifier = notifier
@@ -85,6 +87,7 @@ class Watchdog:
         self._interpose = interpose
         self._works = works
         self._status = status
+        self._lanes = lanes
         self._interval_s = notifier.watchdog_ns / LOOKS / 1e9
         self._timer: asyncio.TimerHandle | None = None
         self._stalled = ""
@@ -107,7 +110,7 @@ class Watchdog:
         self._interpose(self._in_tick)
 
     def _in_tick(self) -> None:
-        stalled = self._liveness_check.look(self._works())
+        stalled = self._liveness_check.look(self._works()) or self._lanes()
         if not stalled:
             self._notifier.alive(self._status())
         elif not self._stalled:

@@ -86,6 +86,7 @@ class Batcher:
         generation: int = 1,
         taps: SessionTaps | None = None,
         digests: dict[int, bytes] | None = None,
+        on_swap: Callable[[Batcher], None] | None = None,
     ) -> None:
         """
         Args:
@@ -97,6 +98,7 @@ class Batcher:
             linger_ns: how long a batch that is not full waits for more rows.
             taps: make what records a session; None where nothing is recorded.
             digests: SHA-256 of the model by generation, of the batcher that this one follows.
+            on_swap: called with this batcher once it serves another model, while the old one is open.
         """
         self.name = backend.spec.name
         self.limits = limits
@@ -107,6 +109,7 @@ class Batcher:
         self.clock = clock
         self._taps = taps
         self.digests: dict[int, bytes] = {} if digests is None else digests
+        self._on_swap = on_swap
         self._wake = wake
         self._on_fatal = on_fatal
         self._linger_ns = linger_ns
@@ -248,6 +251,8 @@ class Batcher:
         self.generation += 1
         self._remember()
         self.counters.allow_batches(backend.batch_rows_max)
+        if self._on_swap is not None:
+            self._on_swap(self)
         done(old)
 
     def _remember(self) -> None:
@@ -285,6 +290,16 @@ class Batcher:
         over, or the loop sleeps and has to be woken."""
         self.fast_path_owner = None
         self.fast_path_open = False
+
+    @property
+    def is_tapped(self) -> bool:
+        """Whether its answers are recorded."""
+        return self._taps is not None
+
+    @property
+    def lingers(self) -> bool:
+        """Whether batches that are not full wait for more rows."""
+        return self._linger_ns > 0
 
     @property
     def idle(self) -> bool:

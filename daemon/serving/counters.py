@@ -10,7 +10,8 @@ much as a typed table, and all that can be worked out from it later is not count
 from __future__ import annotations
 
 from collections import Counter
-from typing import Final
+from collections.abc import Callable
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,17 @@ _OK: Final = int(Status.OK)
 Table = npt.NDArray[np.uint64]
 
 
+class LaneCounts(Protocol):
+    """What a lane has counted of one model since it was asked last: see daemon/serving/lane.c."""
+
+    def drain(self, kind: int, fine: Table, coarse: Table, /) -> tuple[int, int, int]:
+        """Add to tables of BINS counts; returns what `LatencyCounts` calls coarse_sum_ns, beyond and max_ns.
+        `kind`: 0 total, 1 queue, 2 model."""
+
+    def drain_batches(self) -> list[int]:
+        """Runs, by their rows."""
+
+
 class LatencyCounts:
     """Counts of durations in nanoseconds, in bins of 128 ns, then of 131,072 ns.
 
@@ -48,12 +60,15 @@ class LatencyCounts:
         "_fine",
         "_fine_table",
         "_max_ns",
+        "_pull",
         "beyond",
         "coarse_sum_ns",
         "quick",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, pull: Callable[[], None] | None = None) -> None:
+        """`pull`: called before a reader looks, to `add_of_lane` what was counted elsewhere."""
+        self._pull = pull or _nothing
         self._fine_table = np.zeros(BINS, np.uint64)
         self._coarse_table = np.zeros(BINS, np.uint64)
         self._fine = self._fine_table.data
@@ -77,9 +92,21 @@ class LatencyCounts:
         if duration_ns > self._max_ns:  # noqa: PLR1730  a call of max() costs more than the branch
             self._max_ns = duration_ns
 
+    def add_of_lane(self, lane: LaneCounts, kind: int) -> None:
+        """Add what a lane has counted since the last time."""
+        coarse_sum_ns, beyond, max_ns = lane.drain(kind, self._fine_table, self._coarse_table)
+        self.coarse_sum_ns += coarse_sum_ns
+        self.beyond += beyond
+        self._max_ns = max(self._max_ns, max_ns)
+
     @property
     def max_ns(self) -> int:
         """The longest; to 128 ns where it was counted in `quick`."""
+        self._pull()
+        return self.known_max_ns()
+
+    def known_max_ns(self) -> int:
+        """As `max_ns`, of what was counted here; for the hot path."""
         above = self.quick[(self._max_ns >> FINE_SHIFT) + 1 :]
         if not any(above):
             return self._max_ns
@@ -90,6 +117,7 @@ class LatencyCounts:
     def tables(self) -> tuple[Table, Table]:
         """Copies: BINS counts in bins of 128 ns, and BINS in bins of 131,072 ns, of which the first 8 are
         empty."""
+        self._pull()
         fine = self._fine_table.copy()
         fine[:QUICK_BINS] += np.array(self.quick, np.uint64)
         return fine, self._coarse_table.copy()
@@ -108,7 +136,12 @@ class LatencyCounts:
 
     def count(self) -> int:
         """How many durations were counted."""
+        self._pull()
         return int(self._fine_table.sum()) + int(self._coarse_table.sum()) + sum(self.quick) + self.beyond
+
+
+def _nothing() -> None:
+    """Nothing is counted elsewhere."""
 
 
 def _filled(table: Table, shift: int) -> list[tuple[int, int]]:
@@ -163,6 +196,7 @@ class ModelCounters:
             only those, so that their sum says how many there were.
         reloads, reloads_refused: reloads after which another file was served, and those after which the old
             one was.
+        lanes: which count too; see `pull`.
         slow_ns: a request that ran alone and took less counts in the `quick` of all three, and nowhere else.
             The fast path does that in place, as a call would cost as much again.
     """
@@ -174,6 +208,7 @@ class ModelCounters:
         "_not_ok",
         "_queue_quick",
         "_total_quick",
+        "lanes",
         "model",
         "queue",
         "reloads",
@@ -185,9 +220,10 @@ class ModelCounters:
     def __init__(self, batch_rows_max: int) -> None:
         self._not_ok = [0] * len(Status)
         self._batches_by_rows = [0] * (batch_rows_max + 1)
-        self.total = LatencyCounts()
-        self.queue = LatencyCounts()
-        self.model = LatencyCounts()
+        self.lanes: list[LaneCounts] = []
+        self.total = LatencyCounts(self.pull)
+        self.queue = LatencyCounts(self.pull)
+        self.model = LatencyCounts(self.pull)
         self._add_model = self.model.add
         self._model_quick = self.model.quick
         self._total_quick = self.total.quick
@@ -195,6 +231,15 @@ class ModelCounters:
         self.reloads = 0
         self.reloads_refused = 0
         self.slow_ns = 0
+
+    def pull(self) -> None:
+        """Take over what lanes have counted; every reader here does so first."""
+        for lane in self.lanes:
+            for kind, counts in enumerate((self.total, self.queue, self.model)):
+                counts.add_of_lane(lane, kind)
+            for rows, count in enumerate(lane.drain_batches()):
+                if count:
+                    self._batches_by_rows[rows] += count
 
     @property
     def by_status(self) -> list[int]:
@@ -206,6 +251,7 @@ class ModelCounters:
     @property
     def batches_by_rows(self) -> list[int]:
         """Batches that ran, indexed by their rows."""
+        self.pull()
         batches = self._batches_by_rows.copy()
         batches[1] += sum(self._model_quick)
         return batches
@@ -271,7 +317,7 @@ class ModelCounters:
     def _count_slow(self, total_ns: int, infer_ns: int, rows: int = 1) -> None:
         self._count_durations(total_ns, infer_ns, rows)
         # The longest total is kept to the nanosecond.
-        self.slow_ns = min(self.total.max_ns, QUICK_BINS << FINE_SHIFT)
+        self.slow_ns = min(self.total.known_max_ns(), QUICK_BINS << FINE_SHIFT)
 
     def _count_durations(self, total_ns: int, infer_ns: int, rows: int) -> None:
         self.total.add(total_ns, rows)

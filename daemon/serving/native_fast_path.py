@@ -102,17 +102,6 @@ def make_ring(
         | {
             "request_header": requests.header,
             "response_header": header_word(fields.SIGNAL_RESPONSE.template_id, responses.frame_bytes),
-            "region": requests.memory,
-            "head": requests.head_word,
-            "tail": requests.tail_word,
-            "answer_head": responses.head_word,
-            "answer_tail": responses.tail_word,
-            "client_sleeping": responses.sleeping,
-            "request_offset": requests.slots_offset,
-            "response_offset": responses.slots_offset,
-            "request_stride": requests.stride,
-            "response_stride": responses.stride,
-            "slots": requests.ring_slots,
             "requests": requests,
             "responses": responses,
             "take": take,
@@ -120,9 +109,27 @@ def make_ring(
             "adopt": make_hand_over(session, batcher, take),
             "record": record,
         }
+        | ring_places(requests, responses)
         | _chunk(batcher, len(copied))
     )
     return path.poll, path.poll_round
+
+
+def ring_places(requests: RingConsumer, responses: RingProducer) -> dict[str, Any]:
+    """Where two rings stand in their region."""
+    return {
+        "region": requests.memory,
+        "head": requests.head_word,
+        "tail": requests.tail_word,
+        "answer_head": responses.head_word,
+        "answer_tail": responses.tail_word,
+        "client_sleeping": responses.sleeping,
+        "request_offset": requests.slots_offset,
+        "response_offset": responses.slots_offset,
+        "request_stride": requests.stride,
+        "response_stride": responses.stride,
+        "slots": requests.ring_slots,
+    }
 
 
 def _common(session: Session, batcher: Batcher, clock: Callable[[], int], row: memoryview) -> dict[str, Any]:

@@ -60,6 +60,9 @@ class Rings(Protocol):
     def attach(self) -> None:
         """Have a fast path to the batcher's model."""
 
+    def recall(self) -> None:
+        """Take them back from a lane: from now on all that comes is handed over."""
+
     def take(self, now_ns: int, rows_seen: int) -> bool:
         """Hand over at most `rows_seen` requests that were seen before `now_ns`; False where none was
         there."""

@@ -199,6 +199,8 @@ class Session:
         elif self.state is State.SERVING:
             self.state = State.DRAINING
             self.batcher.disown_fast_path(self)
+            if self._rings is not None:
+                self._rings.recall()
             self.peer.send(Goodbye(code).encode())
 
     def wind_up(self, now_ns: int) -> None:
@@ -232,6 +234,11 @@ class Session:
     def serving(self) -> bool:
         """True between the Welcome and the first Goodbye."""
         return self.state is State.SERVING
+
+    @property
+    def at_rest(self) -> bool:
+        """True while it is served, nothing of it waits, and no end of it has been said."""
+        return self.state is State.SERVING and not (self.inbox.rows or self._leaving or self._ended)
 
     @property
     def closed(self) -> bool:

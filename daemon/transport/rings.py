@@ -40,6 +40,7 @@ from sigd.wire.status import RejectCode
 if TYPE_CHECKING:
     from sigd.daemon.serving.counters import ClientCounters
     from sigd.daemon.serving.session import Session
+    from sigd.daemon.transport.lanes import LaneMember, Lanes
 
 BEAT_S: Final = 0.05
 """How often a region's heartbeat moves; the contract says at least every 0.1 s."""
@@ -73,6 +74,7 @@ class SessionRings:
         "_bells",
         "_clock",
         "_host",
+        "_member",
         "_memory",
         "_region",
         "_requests",
@@ -91,6 +93,7 @@ class SessionRings:
         self.layout = layout
         self.awake = False
         self.stalled = False
+        self._member: LaneMember | None = None
         self._poll_by(_nothing)
         self._host = host
         self._session = session
@@ -140,9 +143,11 @@ class SessionRings:
             self._poll_by(self._poll_batch_path)
             self._host.poll_anew()
             return
-        ends = (session, session.batcher, self._requests, self._responses, self.take, self._wake_client)
+        if self._member is None and self._host.lanes is not None:
+            self._member = self._host.lanes.join(session, self, self._requests, self._responses, self._bells)
+        ends = (session, session.batcher, self._requests, self._responses, self.take, self.wake_client)
         if native_fast_path.serves(session.batcher):
-            self.poll, self.poll_round = native_fast_path.make_ring(*ends)
+            self._poll_by(*native_fast_path.make_ring(*ends))
         else:
             self._poll_by(make_ring_poll(*ends))
         self._host.poll_anew()
@@ -153,6 +158,7 @@ class SessionRings:
         At most the `rows_seen` requests that were seen before `now_ns`: one that is published after it would
         have been received before it was sent.
         """
+        self.recall()
         session = self._session
         inbox = session.inbox
         try:
@@ -172,24 +178,30 @@ class SessionRings:
         """Publish answers, and wake a client that sleeps."""
         try:
             if self._responses.publish(data):
-                self._wake_client()
+                self.wake_client()
         except FrameError as error:
             self._session.reject(error.code, error.reason)
 
     def stop(self) -> None:
         """Poll no more."""
+        self.recall()
         self._host.remove(self, self._bells[0])
 
     def close(self) -> None:
-        """Give everything back; the memory is unmapped when the last view of it is gone, which is now."""
+        """Give everything back; the memory is unmapped when the last view of it is gone: now, or when a lane
+        is past it."""
+        if self._member is not None:
+            self.leave_lane()
         self._host.remove(self, self._bells[0])
         self._close_descriptors()
         # A session and its rings hold each other.
         self._poll_by(_nothing)
         del self._session, self._requests, self._responses, self._region
 
-    def _poll_by(self, poll: RingPoll) -> None:
-        self.poll, self.poll_round = poll, make_poll_round(poll)
+    def _poll_by(self, poll: RingPoll, poll_round: PollRound | None = None) -> None:
+        if self._member is not None:
+            poll, poll_round = self._member.lending(poll), None
+        self.poll, self.poll_round = poll, poll_round or make_poll_round(poll)
 
     def _poll_batch_path(self) -> Found:
         """As the function of `make_ring_poll`, without a fast path."""
@@ -227,7 +239,35 @@ class SessionRings:
         """Show that the daemon lives."""
         self._region.daemon_heartbeat_ns = now_ns
 
-    def _wake_client(self) -> None:
+    # -- the lane's side, see daemon.transport.lanes.LentRings
+
+    @property
+    def is_lent(self) -> bool:
+        """A lane owns them."""
+        return self._member is not None and self._member.is_lent
+
+    def lent(self) -> None:
+        """The loop looks at them no more."""
+        self._host.lend(self, self._bells[0])
+
+    def taken_back(self) -> None:
+        """The loop polls them again."""
+        self._host.take_back(self, self._bells[0], self._rung)
+
+    def recall(self) -> None:
+        """The lane that has them gives them back."""
+        if self._member is not None:
+            self._member.recall()
+
+    def leave_lane(self) -> None:
+        """No lane serves them any more."""
+        assert self._member is not None
+        self._member.leave()
+        self._member = None
+        self.detach()
+
+    def wake_client(self) -> None:
+        """Ring its doorbell."""
         self._host.ring(self._bells[1])
 
     def _rung(self) -> None:
@@ -243,6 +283,7 @@ class RingHost:
         clock: CLOCK_MONOTONIC in ns.
         fence: see wire.ring.
         counter: 8 bytes to read a bell's counter into.
+        lanes: None where there are none.
     """
 
     def __init__(
@@ -251,13 +292,16 @@ class RingHost:
         clock: Callable[[], int],
         wake: Callable[[], None],
         counters: ClientCounters,
+        lanes: Lanes | None = None,
     ) -> None:
         """
         Args:
             wake: called when there is something for `poll`.
             counters: which know how many connections are open, with and without rings.
+            lanes: which may serve sessions in place of the loop.
         """
         self.clock = clock
+        self.lanes = lanes
         self.fence = make_fence()
         self.counter = bytearray(8)
         self._loop = loop
@@ -339,6 +383,16 @@ class RingHost:
             self._loop.remove_reader(bell)
             self._lower(rings)
 
+    def lend(self, rings: SessionRings, bell: int) -> None:
+        """A lane looks at them from now on, and at their doorbell."""
+        self._loop.remove_reader(bell)
+        self._lower(rings)
+
+    def take_back(self, rings: SessionRings, bell: int, rung: Callable[[], None]) -> None:
+        """Poll them again."""
+        self._loop.add_reader(bell, rung)
+        self.rise(rings)
+
     def rise(self, rings: SessionRings) -> None:
         """Something has come, or may have."""
         if not rings.awake:
@@ -386,6 +440,8 @@ class RingHost:
 
     def _look_after(self, rings: SessionRings, now_ns: int) -> None:
         rings.beat(now_ns)
+        if rings.is_lent:
+            return
         if rings.stalled or (not rings.awake and rings.lag()):
             # No bell rings when there is room for answers again. Nor does one that its client has broken, or
             # has not come to: a counter that the kernel was made to fill up is an error, after which a loop

@@ -15,7 +15,11 @@ from sigd.models.native.backend import kernels_are_built
 
 # Each with its tests, without those that measure (a sanitizer slows one side) and those that take long.
 EXTENSIONS = {
-    "_fast_path": ("daemon/serving/test_native_fast_path.py", "not one_by_one"),
+    "_fast_path": ("daemon/serving/test_native_fast_path.py", "not one_by_one and not lane"),
+    "_lane": (
+        "daemon/transport/test_lanes.py",
+        "lost_in or no_lane_runs or outside",
+    ),
     "_stream": (
         "models/features/test_native_stream.py",
         "quotients or wide or beyond or past or outside",

@@ -245,3 +245,28 @@ def test_where_one_may_not_look_one_is_told_so(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(config_module, "socket_directories", lambda: (Path("/closed"), Path("/tmp")))
     monkeypatch.setattr(os, "stat", forbidden)
     assert running_socket_path() == Path("/closed/sigd.sock")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"lane_cpu": [3, 4, 3]}, r"lane_cpu names a core twice \(3, 4, 3\)"),
+        ({"lane_cpu": [3], "shared_memory": False}, "which shared_memory = false does not offer"),
+        ({"lane_cpu": [3], "cpu": 3, "idle": "spin"}, "lane_cpu 3 is cpu too"),
+        ({"lane_cpu": [3], "cpu": 3, "idle": "block", "lane_idle": "spin"}, "lane_cpu 3 is cpu too"),
+    ],
+)
+def test_lanes_that_cannot_be_are_refused(flags: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        load_config(None, flags)
+
+
+def test_lanes_idle_as_the_loop_does_unless_they_are_told() -> None:
+    spins = {
+        idle: load_config(
+            None, {"lane_cpu": [3], "cpu": 2, "idle": idle, "backoff_spin_us": 7}
+        ).lane_spin_ns()
+        for idle in ("spin", "backoff", "block")
+    }
+    assert spins == {"spin": None, "backoff": 7000, "block": 0}
+    assert load_config(None, {"idle": "block", "lane_idle": "spin"}).lane_spin_ns() is None

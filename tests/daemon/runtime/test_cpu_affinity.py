@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sigd.daemon.runtime import cpu_affinity as placement
-from sigd.daemon.runtime.cpu_affinity import cores_beside, leave_loop_core
+from sigd.daemon.runtime.cpu_affinity import cores_beside, leave_cores, leave_loop_core
 
 
 @pytest.fixture
@@ -81,3 +81,18 @@ def test_what_is_not_allowed_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_setscheduler", forbidden)
     monkeypatch.setattr(os, "setpriority", forbidden)
     leave_loop_core({0})
+
+
+def test_thread_leaves_cores_where_it_has_others() -> None:
+    found: list[object] = []
+
+    def leave() -> None:
+        mine = sorted(os.sched_getaffinity(0))
+        found.append(leave_cores(mine) == set(mine))
+        found.append(leave_cores(mine[:1]) == (set(mine[1:]) or set(mine)))
+        found.append(os.sched_getaffinity(0) == (set(mine[1:]) or set(mine)))
+
+    thread = threading.Thread(target=leave)
+    thread.start()
+    thread.join()
+    assert found == [True, True, True]

@@ -77,6 +77,7 @@ class Rig:
         self.polls = 0
         self.ticks_come = True
         self.works = [Work(Backend())]
+        self.stalled_lane = ""
         loop: Any = self
         notifier: Any = SimpleNamespace(watchdog_ns=watchdog_ns, alive=self.alive)
         self.ticker = Ticker(
@@ -84,7 +85,13 @@ class Rig:
         )
         self.liveness_check = LivenessCheck(lambda: self.now_ns, rest_ns=watchdog_ns)
         self.watchdog = Watchdog(
-            loop, notifier, self.liveness_check, self.ticker.interpose, lambda: self.works, lambda: "fine"
+            loop,
+            notifier,
+            self.liveness_check,
+            self.ticker.interpose,
+            lambda: self.works,
+            lambda: "fine",
+            lambda: self.stalled_lane,
         )
         self.ticker.start()
         self.watchdog.start()
@@ -151,6 +158,15 @@ def test_a_batch_that_never_ends_stops_it(rig: Rig, caplog: pytest.LogCaptureFix
     assert rig.fed_in(20 * PERIOD_NS) == 1, "the first look cannot know"
     assert rig.now_ns - rig.fed_ns[-1] >= PERIOD_NS
     assert caplog.text.count("the watchdog is not fed any more: lob: requests wait") == 1
+
+
+def test_stalled_lane_stops_it_until_it_goes_on(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    rig.run_for(PERIOD_NS)
+    rig.stalled_lane = "the lane on core 3 has made no round for 1 s"
+    assert rig.fed_in(5 * PERIOD_NS) == 0
+    assert caplog.text.count("is not fed any more: the lane on core 3 has made no round") == 1
+    rig.stalled_lane = ""
+    assert rig.fed_in(PERIOD_NS) == LOOKS
 
 
 def test_one_model_that_hangs_is_enough(rig: Rig) -> None:
