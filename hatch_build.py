@@ -59,8 +59,11 @@ def extensions() -> list[Extension]:
     kernels: dict[str, tuple[str, ...]] = dict.fromkeys(plain, ())
     if platform.machine() == "x86_64":
         kernels |= {"isa_avx2.c": AVX2, "isa_avx512.c": AVX512}
+    native_module: dict[str, tuple[str, ...]] = dict.fromkeys(
+        ("module.c", "sliding_module.c", "sliding.c", "step_view.c"), ()
+    )
     return [
-        Extension("_kernels", "models/native", {"module.c": (), **kernels}),
+        Extension("_kernels", "models/native", native_module | kernels),
         # What `sigd/engine.hpp` links: the same kernels without Python.
         Extension("libsigd_engine", "models/native", {"engine_file.c": (), **kernels}, for_python=False),
         # The fast path runs a native engine by the entry that `engine.h` describes.

@@ -17,6 +17,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from sigd.models.history import SteppedWindows, StepWindows
 from sigd.models.spec import ModelSpec
 
 Float32Array = npt.NDArray[np.float32]
@@ -106,6 +107,29 @@ class BoundToThread(Protocol):
             BackendUnavailable: this thread cannot be made fit for it.
             BackendFailed: the device failed.
         """
+
+
+@runtime_checkable
+class AnswersSteps(Protocol):
+    """A backend that may answer the newest step of a window from what it kept of those before, with the bits
+    of the whole window."""
+
+    def state_bytes(self, instruments: int) -> int:
+        """What it keeps for the windows of so many instruments; 0 where the model does not allow it."""
+
+    def why_whole_windows(self, instruments: int) -> str:
+        """Why it runs whole windows for a client with so many instruments; "" where it answers steps."""
+
+    def follow(self, windows: StepWindows) -> SteppedWindows | None:
+        """What it keeps for a client's windows from now on; None where it runs whole windows.
+
+        Raises:
+            MemoryError: there is none for it.
+        """
+
+    def advance(self) -> bool:
+        """After an answer: do a part of the work that it left for later, a few steps; whether there was
+        any."""
 
 
 @runtime_checkable

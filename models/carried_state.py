@@ -204,7 +204,7 @@ class CarriedStates(InstrumentPlaces):
     def anew(self, state: CarriedState) -> CarriedStates:
         """For another model: the same instruments have the same places, and their states begin anew."""
         found = CarriedStates(state, self.instruments_max)
-        found._place_of, found._free = self._place_of.copy(), self._free.copy()
+        found.places, found._free = self.places.copy(), self._free.copy()
         return found
 
     def begin(self, instrument: int, *, reset: bool = False) -> int:

@@ -30,7 +30,7 @@ from sigd.daemon.serving.fast_path import (
 )
 from sigd.daemon.serving.rerun import Rerun, culprits
 from sigd.daemon.serving.row_check import RowCheck
-from sigd.daemon.serving.steps import admit_steps, step_check
+from sigd.daemon.serving.steps import admit_steps, later_work, step_check
 from sigd.models.carried_state import answer_columns
 from sigd.models.errors import BackendFailed
 from sigd.wire.messages import ModelInfo
@@ -62,6 +62,7 @@ class Batcher:
         batch_rows_max: the backend's.
         pending_rows: requests admitted and not answered, over all sessions.
         last_batch_ns: when the last batch ended, on `clock`.
+        wake: called when there is work for `poll()`.
         fast_path_owner: the session that may use the fast path: it had the last batch to itself, and no row
             waits.
         fast_path_open: any session may use the fast path, for runs are so short that none is kept waiting for
@@ -110,7 +111,7 @@ class Batcher:
         self._taps = taps
         self.digests: dict[int, bytes] = {} if digests is None else digests
         self._on_swap = on_swap
-        self._wake = wake
+        self.wake = wake
         self._on_fatal = on_fatal
         self._linger_ns = linger_ns
         self._lingering_since_ns = 0
@@ -155,7 +156,7 @@ class Batcher:
         meanwhile), the batch runs to its end, and its answer is thrown away.
         """
         self.close_fast_path()
-        self._wake()
+        self.wake()
         if session.closed or session.waiting_rows != 1 or session.row_statuses:
             self._left_running = True
             if not session.closed and session.waiting_rows:
@@ -195,7 +196,7 @@ class Batcher:
             if not self._ready:
                 self._lingering_since_ns = self.clock() if self._linger_ns else 0
             self._ready.append(session)
-            self._wake()
+            self.wake()
 
     def join(self, session: Session) -> None:
         """The session is served from now on, until `forget()`."""
@@ -280,6 +281,7 @@ class Batcher:
         self.batch_rows_max = backend.batch_rows_max
         self._fast_path_allowed = not self._linger_ns
         self._submit = backend.submit
+        self._advance = later_work(backend)
         self._rows_cost_alike = native_fast_path.runs_engine(backend)
         self._quick_rows_max = NATIVE_ROWS_MAX if self._rows_cost_alike else ONE_BY_ONE_ROWS_MAX
 
@@ -336,7 +338,7 @@ class Batcher:
                 self._complete(self.clock())
             self._succeed_if_due()
         if not self._ready:
-            return False
+            return self._advance()
         if self._linger_ns and self._lingers():
             return True
         self._start()
@@ -436,7 +438,9 @@ class Batcher:
         if self._fast_path_allowed and not self._ready:
             # A device runs what comes together in one batch at the price of one row.
             run_ns = infer_ns // max(rows, 1) if self._rows_cost_alike else infer_ns
-            quick = run_ns <= QUICK_RUN_NS_MAX and self.backend.synchronous
+            # A step on the fast path costs a fraction of the whole windows that run here.
+            steps = bool(self._sessions) and all(one.answers_steps for one in self._sessions)
+            quick = (steps or run_ns <= QUICK_RUN_NS_MAX) and self.backend.synchronous
             self.fast_path_open = quick
             self.one_by_one_rows_max = self._quick_rows_max if quick else 1
             if (
@@ -511,7 +515,7 @@ class Batcher:
         if rows > 1 and not _is_fatal(error):
             self._rerun = Rerun(self.backend, rows, error)
             self._segments = segments
-            self._wake()
+            self.wake()
             return
         self._log_failure(error, culprits(segments, np.ones(rows, np.bool_)))
         self._answer_failed(segments, error)

@@ -29,17 +29,21 @@ typedef struct {
     PyObject *total, *queue, *model;                /* lists of counts, never None */
     PyObject *clock;                                /* None: CLOCK_MONOTONIC */
     PyObject *capsule;                              /* of the engine's runner of CHUNK_ROWS_MAX, or `run` is called */
+    PyObject *steps, *places;                       /* of kept histories: what answers steps; the place of each instrument */
     PyObject *run, *under_way;                      /* run() is `under_way` where it has not finished */
     PyObject *odd_values, *integers;                /* () -> whether the row may run; integers may be None */
     PyObject *record;                               /* may be None */
     PyObject *adopt;   /* ring: (now) -> found; stream: (bytes, now, start) */
     PyObject *send, *single; /* stream: send(single), where `frame` lies in the memory of `single` */
     PyObject *took;          /* stream: (bytes, now), the batch path */
+    PyObject *wake;          /* stream: () where a step leaves work for later */
     PyObject *requests, *responses, *take, *wake_client; /* ring */
     /* memory, held through buffers */
     Py_buffer row, input, output, frame, region, storage, chunk;
     int descriptor; /* stream: where `receive` reads and writes; -1 outside of it, and once Python has sent */
     const struct sigd_runner *runner;
+    const struct sigd_steps *stepped;
+    uint32_t place; /* of the step that was answered */
     uint32_t features, outputs;
     uint64_t request_header, response_header, generation, one_row_ok, another_row;
     struct ring ring;
@@ -133,8 +137,33 @@ static int note_failure(Path *self) {
     return noted ? 0 : -1;
 }
 
+/* Answer the step of `request`, which is not stored yet. What its flags ask for, and an instrument that is new or warming
+ * up, is the batch path's. */
+static int run_step(Path *self, const uint64_t *request) {
+    if (request[INSTRUMENT] >> 32 & 0xffffu) return REFUSED;
+    PyObject *instrument = PyLong_FromUnsignedLongLong(request[INSTRUMENT] & U32);
+    if (!instrument) return FAILED;
+    PyObject *place = PyDict_GetItemWithError(self->places, instrument);
+    Py_DECREF(instrument);
+    if (!place) return PyErr_Occurred() ? FAILED : REFUSED;
+    self->place = (uint32_t)PyLong_AsUnsignedLong(place);
+    const float *row = (const float *)(request + FEATURES);
+    return self->stepped->answer(self->stepped->steps, self->place, row, self->output.buf) == 0 ? DONE : REFUSED;
+}
+
+/* The answer is on its way: the step is the newest of its instrument. */
+static void keep_step(const Path *self, const uint64_t *request) {
+    if (self->stepped) self->stepped->store(self->stepped->steps, self->place, (const float *)(request + FEATURES));
+}
+
+/* Once nothing waits for it: where answers outrun the windows under way, let those take steps. */
+static void catch_up(const Path *self) {
+    if (self->stepped) self->stepped->catch_up(self->stepped->steps, self->place);
+}
+
 /* Run the model on the row of `request`. */
 static int run_model(Path *self, const uint64_t *request) {
+    if (self->stepped) return run_step(self, request);
     if (self->runner)
         return self->runner->run(self->runner->engine, (const float *)(request + FEATURES), self->output.buf, 1) == 0
                    ? DONE
@@ -218,13 +247,18 @@ static int answer_stream(Path *self, uint64_t count_bytes, uint64_t now_ns) {
     write_answer(self->frame.buf, request, now_ns, end_ns, self->generation, self->one_row_ok | infer_ns, self->output.buf,
                  self->outputs);
     if (send_frame(self) < 0) return FAILED;
+    keep_step(self, request);
     if (count(self, end_ns, end_ns - now_ns, infer_ns) < 0) return FAILED;
     if (self->record != Py_None) {
         PyObject *recorded = PyObject_CallNoArgs(self->record);
         if (!recorded) return FAILED;
         Py_DECREF(recorded);
     }
-    return 1;
+    if (!self->stepped) return 1;
+    catch_up(self);
+    PyObject *woken = PyObject_CallNoArgs(self->wake);
+    Py_XDECREF(woken);
+    return woken ? 1 : FAILED;
 }
 
 static PyObject *answer(Path *self, PyObject *const *arguments, Py_ssize_t given) {
@@ -474,8 +508,12 @@ static int poll_once(Path *self) {
     write_answer(answer, request, now_ns, end_ns, self->generation, self->one_row_ok | infer_ns, self->output.buf,
                  self->outputs);
     __atomic_store_n(self->ring.answer_head, published + 1, __ATOMIC_RELEASE);
-    if (published_answers(self, taken + 1, published + 1) < 0 || count(self, end_ns, infer_ns, infer_ns) < 0) return FAILED;
-    return record_in_ring(self, request, now_ns, end_ns, self->one_row_ok | infer_ns) < 0 ? FAILED : ANSWERED;
+    keep_step(self, request);
+    if (published_answers(self, taken + 1, published + 1) < 0 || count(self, end_ns, infer_ns, infer_ns) < 0 ||
+        record_in_ring(self, request, now_ns, end_ns, self->one_row_ok | infer_ns) < 0)
+        return FAILED;
+    catch_up(self);
+    return ANSWERED;
 }
 
 static PyObject *poll(Path *self, PyObject *nothing) {
@@ -502,8 +540,8 @@ static PyObject *poll_round(Path *self, PyObject *const *arguments, Py_ssize_t g
 /* -- the type */
 
 #define OBJECTS(X)                                                                                                        \
-    X(session) X(batcher) X(inbox) X(counters) X(total) X(queue) X(model) X(clock) X(capsule) X(run) X(under_way)         \
-    X(odd_values) X(integers) X(record) X(adopt) X(send) X(single) X(took) X(requests) X(responses) X(take) X(wake_client)
+    X(session) X(batcher) X(inbox) X(counters) X(total) X(queue) X(model) X(clock) X(capsule) X(steps) X(places) X(run) X(under_way) \
+    X(odd_values) X(integers) X(record) X(adopt) X(send) X(single) X(took) X(wake) X(requests) X(responses) X(take) X(wake_client)
 
 static int traverse(Path *self, visitproc visit, void *arg) {
 #define VISIT(name) Py_VISIT(self->name);
@@ -551,6 +589,17 @@ static int take_chunk(Path *self, PyObject *given) {
     self->chunk_rows = (float *)((uint8_t *)self->chunk.buf + frames);
     self->chunk_outputs = (float *)((uint8_t *)self->chunk.buf + frames + rows);
     return 0;
+}
+
+static int take_steps(Path *self) {
+    self->stepped = PyCapsule_GetPointer(self->steps, SIGD_STEPS_CAPSULE);
+    if (!self->stepped) return -1;
+    if (PyDict_Check(self->places) && self->stepped->version == SIGD_STEPS_VERSION &&
+        self->stepped->features == self->features && self->stepped->outputs == self->outputs)
+        return 0;
+    self->stepped = NULL;
+    PyErr_SetString(PyExc_ValueError, "what answers steps is of another version or shape, or there are no places");
+    return -1;
 }
 
 /* Path(given): a dict with what the struct names. */
@@ -605,7 +654,7 @@ static int init(Path *self, PyObject *arguments, PyObject *keywords) {
         }
         return take_chunk(self, given);
     }
-    return 0;
+    return self->steps == Py_None ? 0 : take_steps(self);
 }
 
 static PyMethodDef methods[] = {

@@ -10,7 +10,9 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final
 
 from sigd.daemon.serving.fast_path import (
+    FEATURES_MAX,
     ONE_ROW_OK,
+    OUTPUTS_MAX,
     UNDER_WAY,
     FastPath,
     ReceiveRound,
@@ -18,6 +20,7 @@ from sigd.daemon.serving.fast_path import (
     one_row_call,
 )
 from sigd.daemon.serving.fast_path_ring import make_hand_over
+from sigd.models.history import StepWindows
 from sigd.wire import fields
 from sigd.wire.layout import REQUEST_FEATURES_OFFSET, header_word, outcome_word
 from sigd.wire.status import Status
@@ -48,9 +51,20 @@ def is_built() -> bool:
     return Path is not None
 
 
-def serves(batcher: Batcher) -> bool:
-    """Whether it is built, and the model is one for it."""
-    return is_built() and fits(batcher)
+def serves(session: Session) -> bool:
+    """Whether it is built, and the session's model is one for it; steps of a kept history only where the
+    model answers them from what it kept, and none is left out for a newer one."""
+    batcher = session.batcher
+    if session.history is None:
+        return is_built() and fits(batcher)
+    return (
+        is_built()
+        and session.answers_steps
+        and not session.conflate
+        and session.inbox.features <= FEATURES_MAX
+        and batcher.spec.outputs <= OUTPUTS_MAX
+        and batcher.step_check.fits_fast_path
+    )
 
 
 def runs_engine(backend: Backend) -> bool:
@@ -79,6 +93,7 @@ def make_stream(
             "adopt": adopt,
             "took": session.took,
             "storage": inbox.bytes,
+            "wake": batcher.wake,
             "record": None if session.tap is None else session.tap.fast_path(),
         }
     )
@@ -94,7 +109,7 @@ def make_ring(
     wake_client: Callable[[], None],
 ) -> tuple[RingPoll, PollRound]:
     """As `fast_path_ring.make_ring_poll` and `make_poll_round`, of a model that fits."""
-    copied = bytearray(REQUEST_FEATURES_OFFSET + 4 * batcher.spec.features)
+    copied = bytearray(REQUEST_FEATURES_OFFSET + 4 * session.inbox.features)
     model_output = batcher.backend.outputs[:1].data.cast("B")
     record = None if session.tap is None else session.tap.fast_path_in_ring(copied, model_output)
     path = Path(
@@ -110,7 +125,7 @@ def make_ring(
             "record": record,
         }
         | ring_places(requests, responses)
-        | _chunk(batcher, len(copied))
+        | ({} if session.answers_steps else _chunk(batcher, len(copied)))
     )
     return path.poll, path.poll_round
 
@@ -135,6 +150,8 @@ def ring_places(requests: RingConsumer, responses: RingProducer) -> dict[str, An
 def _common(session: Session, batcher: Batcher, clock: Callable[[], int], row: memoryview) -> dict[str, Any]:
     """What both transports need. `row` is where a request's frame lies, without its padding."""
     backend, counters = batcher.backend, batcher.counters
+    windows = session.history if isinstance(session.history, StepWindows) else None
+    check = batcher.row_check if windows is None else batcher.step_check
     feature_floats = row[REQUEST_FEATURES_OFFSET:].cast("f")
     return {
         "session": session,
@@ -145,15 +162,17 @@ def _common(session: Session, batcher: Batcher, clock: Callable[[], int], row: m
         "queue": counters.queue.quick,
         "model": counters.model.quick,
         "clock": None if clock is monotonic_ns else clock,
-        "capsule": _capsule(backend),
+        "capsule": _capsule(backend) if windows is None else None,
+        "steps": None if windows is None or windows.stepped is None else windows.stepped.capsule,
+        "places": None if windows is None else windows.places,
         "run": one_row_call(backend, clock),
         "under_way": UNDER_WAY,
-        "odd_values": batcher.row_check.odd_values_of(feature_floats),
-        "integers": batcher.row_check.integers_of(feature_floats),
+        "odd_values": check.odd_values_of(feature_floats),
+        "integers": check.integers_of(feature_floats),
         "row": row,
         "input": backend.inputs[:1].data.cast("B"),
         "output": backend.outputs[:1].data.cast("B"),
-        "features": batcher.spec.features,
+        "features": session.inbox.features,
         "outputs": batcher.spec.outputs,
         "generation": batcher.generation << 32,
         "one_row_ok": ONE_ROW_OK,

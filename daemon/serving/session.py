@@ -26,6 +26,7 @@ from sigd.daemon.serving.fast_path import (
 from sigd.daemon.serving.handshake import Terms, agree, read_hello
 from sigd.daemon.serving.row_statuses import RowStatuses
 from sigd.daemon.serving.state import State
+from sigd.daemon.serving.steps import follow
 from sigd.models.carried_state import CarriedStates
 from sigd.models.history import StepWindows
 from sigd.wire import fields
@@ -251,6 +252,11 @@ class Session:
         return self._rings is not None
 
     @property
+    def answers_steps(self) -> bool:
+        """True where a step is answered from what the backend kept of the steps before."""
+        return isinstance(self.history, StepWindows) and self.history.stepped is not None
+
+    @property
     def waiting_rows(self) -> int:
         """Requests received and not in a batch yet."""
         return self.inbox.rows - self.in_batch_rows
@@ -282,6 +288,8 @@ class Session:
         self.fast_path, self.receive_round = never, receive_nothing
         if self._rings is not None:
             self._rings.detach()
+        if isinstance(self.history, StepWindows):
+            self.history.follow_by(None)
 
     def attach(self) -> None:
         """From now on answers are from the batcher's model, and the fast path leads there."""
@@ -296,13 +304,13 @@ class Session:
                 else CarriedStates(state, batcher.limits.history_instruments_max)
             )
         self.tap = batcher.open_tap(self, in_rings=self._rings is not None)
-        if self.history is not None:
-            # Steps are stored by the batch path alone.
-            self.fast_path, self.receive_round = never, receive_nothing
-        elif native_fast_path.serves(batcher):
+        if isinstance(self.history, StepWindows):
+            follow(self.history, batcher.backend)
+        self.fast_path, self.receive_round = never, receive_nothing
+        if native_fast_path.serves(self):
             self.fast_path, self.receive_round = native_fast_path.make_stream(self, batcher, batcher.clock)
-        else:
-            self.fast_path, self.receive_round = make_fast_path(self, batcher, batcher.clock), receive_nothing
+        elif self.history is None:
+            self.fast_path = make_fast_path(self, batcher, batcher.clock)
         if self._rings is not None:
             # The stream carries no requests.
             self.receive_round = receive_nothing

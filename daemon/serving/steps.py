@@ -8,6 +8,7 @@ steps that are stored, STORED, WARMING_UP, EXPIRED and CONFLATED.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 from sigd.daemon.serving.admission import Segment
 from sigd.daemon.serving.row_check import RowCheck
+from sigd.models.backend import AnswersSteps
 from sigd.models.history import NO_PLACE, StepWindows
 from sigd.models.onnx.columns import side_by_side
 from sigd.wire.layout import REQUEST_DEADLINE_WORD, REQUEST_INSTRUMENT_WORD, WordArray
@@ -23,6 +25,7 @@ from sigd.wire.status import RequestFlag, Status
 
 if TYPE_CHECKING:
     from sigd.daemon.serving.session import Session
+    from sigd.models.backend import Backend
     from sigd.models.spec import ModelSpec
 
 _INSTRUMENT_HALF: Final = 2 * REQUEST_INSTRUMENT_WORD
@@ -39,6 +42,20 @@ def step_check(spec: ModelSpec) -> RowCheck:
         return RowCheck(spec)
     columns = tuple(replace(one, dims=(spec.window.features,)) for one in spec.input_columns)
     return RowCheck(replace(spec, features=spec.window.features, input_columns=columns))
+
+
+def follow(windows: StepWindows, backend: Backend) -> None:
+    """Have the backend keep what it needs to answer steps of these windows, where it can."""
+    windows.follow_by(backend.follow(windows) if isinstance(backend, AnswersSteps) else None)
+
+
+def later_work(backend: Backend) -> Callable[[], bool]:
+    """Does a part of the work that answers of steps left for later; whether there was any."""
+    return backend.advance if isinstance(backend, AnswersSteps) else _nothing_left
+
+
+def _nothing_left() -> bool:
+    return False
 
 
 def admit_steps(

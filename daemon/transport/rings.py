@@ -139,17 +139,15 @@ class SessionRings:
     def attach(self) -> None:
         """Have a fast path to the batcher's model."""
         session = self._session
-        if session.history is not None:
-            self._poll_by(self._poll_batch_path)
-            self._host.poll_anew()
-            return
-        if self._member is None and self._host.lanes is not None:
+        if session.history is None and self._member is None and self._host.lanes is not None:
             self._member = self._host.lanes.join(session, self, self._requests, self._responses, self._bells)
         ends = (session, session.batcher, self._requests, self._responses, self.take, self.wake_client)
-        if native_fast_path.serves(session.batcher):
+        if native_fast_path.serves(session):
             self._poll_by(*native_fast_path.make_ring(*ends))
-        else:
+        elif session.history is None:
             self._poll_by(make_ring_poll(*ends))
+        else:
+            self._poll_by(self._poll_batch_path)
         self._host.poll_anew()
 
     def take(self, now_ns: int, rows_seen: int) -> bool:

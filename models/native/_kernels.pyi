@@ -30,6 +30,13 @@ class Engine:
             ValueError: they are of another shape or type.
         """
 
+    def sliding(self, steps: int, /) -> Sliding:
+        """What answers the newest of so many steps from the states that it kept.
+
+        Raises:
+            ValueError: the model looks at its steps otherwise; the message says which of its operations does.
+        """
+
 @final
 class Runner:
     """An engine with the scratch memory of one thread."""
@@ -45,6 +52,60 @@ class Runner:
 
         Raises:
             ValueError: `rows` is out of its range.
+        """
+
+@final
+class Sliding:
+    """An engine that answers step by step, and the queue of windows that are behind (`sliding.h`)."""
+
+    @property
+    def state_floats(self) -> int:
+        """Floats of the state of one window, of which an instrument has one for each step."""
+
+    def advance(self) -> bool:
+        """Advance some windows that are behind by one step, where there are any; whether there were."""
+
+    def windows(
+        self,
+        rows: npt.NDArray[np.float32],
+        stored: npt.NDArray[np.uint64],
+        begin: npt.NDArray[np.uint64],
+        states: npt.NDArray[np.float32],
+    ) -> SlidingWindows:
+        """The windows of one client's instruments, between arrays which it keeps.
+
+        Args:
+            rows: (instruments, 2 * steps, features): step i of an instrument at i % steps, and again `steps`
+                further.
+            stored: how many steps of each instrument were ever stored.
+            begin: how many of them are forgotten.
+            states: of instruments * steps * state_floats elements, for it alone.
+
+        Raises:
+            ValueError: they are of another size or type.
+        """
+
+@final
+class SlidingWindows:
+    """The windows under way of one client's instruments."""
+
+    @property
+    def capsule(self) -> object:
+        """A PyCapsule with a `struct sigd_steps *`: see `engine.h`."""
+
+    def behind(self, place: int, /) -> None:
+        """The newest step of that instrument was stored: its windows have to take it.
+
+        Raises:
+            IndexError: there is no such place.
+        """
+
+    def answer(self, place: int, into: npt.NDArray[np.float32], /) -> bool:
+        """Answer the newest step that is stored; False where its window is not whole.
+
+        Raises:
+            IndexError: there is no such place.
+            ValueError: `into` is no float32 array of the model's outputs.
         """
 
 def load(plan: Buffer, instruction_set: str | None = None) -> Engine:

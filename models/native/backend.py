@@ -14,6 +14,7 @@ from typing import Any, Final
 from sigd.models.backend import Float32Array, aligned_rows
 from sigd.models.engine import ENGINE_SUFFIX, read_engine
 from sigd.models.errors import BackendClosed, BackendUnavailable, ModelRefused
+from sigd.models.history import SteppedWindows, StepWindows
 from sigd.models.native.lowering import lower
 from sigd.models.onnx.parts import OnnxParts
 from sigd.models.spec import ModelSpec, read_served
@@ -23,6 +24,10 @@ NOT_BUILT: Final = (
     " (apt-get install gcc) and install sigd again: pip install --force-reinstall --no-deps --no-cache-dir"
     " --no-binary sigd sigd"
 )
+
+
+STATES_BYTES_MAX: Final = 1 << 30
+"""Of one client's windows under way."""
 
 
 def kernels() -> ModuleType:
@@ -68,6 +73,8 @@ class NativeBackend:
         self._instruction_set = instruction_set
         self._runner: Any = None
         self._run: Callable[[int], object] | None = None
+        self._sliding: Any = None
+        self._why_not_sliding = "no history is kept"
 
     def open(self) -> None:
         """Check the plan, pack it for this processor, and run it twice. Raises as `Backend.open` says."""
@@ -101,6 +108,20 @@ class NativeBackend:
         self.inputs = aligned_rows(self.batch_rows_max, self.spec.features)
         self.outputs = aligned_rows(self.batch_rows_max, self.spec.outputs)
         self._runner = engine.runner(self.inputs, self.outputs)
+        self._slide(engine)
+
+    def _slide(self, engine: Any) -> None:
+        """Have steps answered from states, where the model allows it."""
+        window = self.spec.window
+        if window is None:
+            return
+        if window.time_axis != 1:
+            self._why_not_sliding = "its input is [batch, features, steps]"
+            return
+        try:
+            self._sliding = engine.sliding(window.steps)
+        except ValueError as error:
+            self._why_not_sliding = str(error)
 
     def prepare(self) -> Iterator[None]:
         """The rest of `open`, in steps: each runs a batch."""
@@ -153,8 +174,40 @@ class NativeBackend:
         inputs, outputs = (aligned_rows(rows_max, n) for n in (self.spec.features, self.spec.outputs))
         return self._runner.engine.runner(inputs, outputs)
 
+    def state_bytes(self, instruments: int) -> int:
+        """What the windows under way of so many instruments take: a state for each step of a window."""
+        if self._sliding is None or self.spec.window is None:
+            return 0
+        return int(self._sliding.state_floats) * 4 * self.spec.window.steps * instruments
+
+    def why_whole_windows(self, instruments: int) -> str:
+        """See `AnswersSteps`: the model does not allow it, or the states take more than STATES_BYTES_MAX."""
+        if self._sliding is None:
+            return self._why_not_sliding
+        size = self.state_bytes(instruments)
+        if size <= STATES_BYTES_MAX:
+            return ""
+        return (
+            f"the states of {instruments:,} instruments would take {size / (1 << 20):,.0f} MiB of each"
+            f" client, expected at most {STATES_BYTES_MAX >> 20:,}: set history.instruments_max to at most"
+            f" {STATES_BYTES_MAX // self.state_bytes(1):,}"
+        )
+
+    def follow(self, windows: StepWindows) -> SteppedWindows | None:
+        """See `AnswersSteps`."""
+        if self.why_whole_windows(windows.instruments_max):
+            return None
+        states = aligned_rows(1, self.state_bytes(windows.instruments_max) // 4)
+        made: SteppedWindows = self._sliding.windows(windows.rows, windows.stored, windows.begin, states)
+        return made
+
+    def advance(self) -> bool:
+        """See `AnswersSteps`: at most six windows of one instrument take one step."""
+        return self._sliding is not None and bool(self._sliding.advance())
+
     def close(self) -> None:
         """Let the plan and its memory go."""
+        self._sliding = None
         self._runner = None
         self._run = None
 

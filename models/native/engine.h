@@ -32,3 +32,23 @@ struct sigd_runner {
      * was. */
     int (*run)(void *engine, const float *rows, float *out, int n);
 };
+
+/* How C code answers steps: `SlidingWindows.capsule`, of a model that slides (sliding.h), holds a `struct sigd_steps *`.
+ * The same rules hold; `place` is the instrument's, below the number of places of the windows. */
+#define SIGD_STEPS_CAPSULE "sigd.models.native.steps"
+#define SIGD_STEPS_VERSION 1u
+
+struct sigd_steps {
+    uint32_t version;  /* SIGD_STEPS_VERSION */
+    uint32_t features; /* floats of a step */
+    uint32_t outputs;  /* floats of an answer */
+    uint32_t places;
+    void *steps; /* the first argument of the functions */
+    /* What the model answers where `row` is the newest step, which is not stored; without `row` the newest step that is.
+     * Returns 0; or -1 where the window has fewer steps than the model looks at, with `out` as it was. */
+    int (*answer)(void *steps, uint32_t place, const float *row, float *out);
+    /* Store the newest step. The windows under way wait for `Sliding.advance`, or for `catch_up`. */
+    void (*store)(void *steps, uint32_t place, const float *row);
+    /* Advance windows of the instrument where they are far behind its steps: no more than as if all took one step. */
+    void (*catch_up)(void *steps, uint32_t place);
+};

@@ -88,6 +88,19 @@ struct engine {
     size_t temporary_floats;           /* of the largest operation, whatever the rows */
     size_t k_max;                      /* longest input of a layer */
     uint64_t macs;                     /* multiplications for one row, roughly */
+    const uint8_t *shared;             /* [buffers]: 1 where all rows have one value; NULL: none has */
+};
+
+#define STATELESS SIZE_MAX
+
+/* A model of a window of steps, as what it does for one step of it: the operations of the engine, narrowed to one step,
+ * with the engine's weights. */
+struct step_view {
+    struct engine engine;
+    uint32_t steps;
+    size_t state_floats; /* of one window */
+    size_t *state_at;    /* [ops]: where in a window's state the operation's lies; STATELESS: it has none */
+    uint8_t *last;       /* [ops]: 1 where it belongs to the last step alone */
 };
 
 /* The scratch memory of one runner. */
@@ -104,6 +117,9 @@ struct isa {
     uint32_t panel_max;   /* vectors of a panel, one chain an output */
     uint32_t split_max;   /* vectors of a panel, SPLIT_CHAINS chains an output */
     void (*run)(const struct engine *, const struct scratch *, const float *rows, float *out, uint32_t n);
+    /* One step, `row`, of `n` windows, whose states lie one behind the other. With `out` it is the last step of the only
+     * one, and `out` takes the answer. */
+    void (*step)(const struct step_view *, const struct scratch *, const float *row, float *states, uint32_t n, float *out);
 };
 
 /* For each mask of 8 lanes the lanes that it holds, lowest first, a byte each. */
@@ -120,4 +136,5 @@ const struct isa *isa_find(const char *name);
 /* An engine out of a plan, or NULL with the reason in `error`. Neither `plan` nor `error` is kept. */
 struct engine *engine_load(const uint8_t *plan, size_t size, const struct isa *, char *error, size_t error_size);
 void engine_free(struct engine *);
+void engine_release(struct engine *); /* what it allocated, but not itself */
 void *engine_allocate(struct engine *, size_t bytes); /* zeros, aligned to 64; NULL without memory */

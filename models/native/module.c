@@ -1,14 +1,8 @@
 /* sigd.models.native._kernels: engines and runners for Python. */
-#define PY_SSIZE_T_CLEAN
-#define Py_LIMITED_API 0x030b0000
-#include <Python.h>
-#include <string.h>
-
-#include "runner.h"
+#include "module.h"
 
 #define STRING_(x) #x
 #define STRING(x) STRING_(x)
-#define ERROR_BYTES 256
 /* From here on a batch takes some 20 us, beside which letting go of Python's lock costs nothing. */
 #define UNLOCK_MACS (1u << 20)
 
@@ -26,7 +20,7 @@ typedef struct {
 
 static PyTypeObject *engine_type, *runner_type;
 
-static void free_object(PyObject *self) {
+void free_object(PyObject *self) {
     PyTypeObject *type = Py_TYPE(self);
     freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
     release(self);
@@ -152,20 +146,28 @@ static PyObject *runner_run(PyObject *self, PyObject *argument) {
 
 static void release_owner(PyObject *capsule) { Py_XDECREF((PyObject *)PyCapsule_GetContext(capsule)); }
 
-static PyObject *runner_capsule(PyObject *self, void *unused) {
-    (void)unused;
-    PyObject *capsule = PyCapsule_New(&((Runner *)self)->runner->facts, SIGD_RUNNER_CAPSULE, release_owner);
-    if (capsule && PyCapsule_SetContext(capsule, self)) {
+PyObject *capsule_in(PyObject *owner, void *what, const char *name) {
+    PyObject *capsule = PyCapsule_New(what, name, release_owner);
+    if (capsule && PyCapsule_SetContext(capsule, owner)) {
         Py_DECREF(capsule);
         return NULL;
     }
-    if (capsule) Py_INCREF(self);
+    if (capsule) Py_INCREF(owner);
     return capsule;
 }
+
+static PyObject *runner_capsule(PyObject *self, void *unused) {
+    (void)unused;
+    return capsule_in(self, &((Runner *)self)->runner->facts, SIGD_RUNNER_CAPSULE);
+}
+
+static PyObject *engine_sliding(PyObject *self, PyObject *steps) { return make_sliding(self, ((Engine *)self)->engine, steps); }
 
 static PyMethodDef engine_methods[] = {
     {"runner", (PyCFunction)(void (*)(void))make_runner, METH_VARARGS | METH_KEYWORDS,
      "runner(inputs, outputs): runs batches between two float32 arrays, (rows, features) and (rows, outputs)"},
+    {"sliding", engine_sliding, METH_O,
+     "sliding(steps): answers the newest of so many steps from what it kept. Raises ValueError where the model does not allow it."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -212,7 +214,6 @@ static PyType_Slot engine_slots[] = {
     {Py_tp_dealloc, engine_dealloc}, {Py_tp_methods, engine_methods}, {Py_tp_getset, engine_members}, {0, NULL}};
 static PyType_Slot runner_slots[] = {
     {Py_tp_dealloc, runner_dealloc}, {Py_tp_methods, runner_methods}, {Py_tp_getset, runner_members}, {0, NULL}};
-#define TYPE_FLAGS (Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_IMMUTABLETYPE)
 static PyType_Spec engine_spec = {"sigd.models.native._kernels.Engine", sizeof(Engine), 0, TYPE_FLAGS, engine_slots};
 static PyType_Spec runner_spec = {"sigd.models.native._kernels.Runner", sizeof(Runner), 0, TYPE_FLAGS, runner_slots};
 
@@ -225,7 +226,7 @@ PyMODINIT_FUNC PyInit__kernels(void) {
     engine_type = (PyTypeObject *)PyType_FromSpec(&engine_spec);
     runner_type = (PyTypeObject *)PyType_FromSpec(&runner_spec);
     if (!module || !engine_type || !runner_type || PyModule_AddType(module, engine_type) || PyModule_AddType(module, runner_type) ||
-        PyModule_AddStringConstant(module, "__version__", STRING(PLAN_VERSION))) {
+        add_sliding_types(module) || PyModule_AddStringConstant(module, "__version__", STRING(PLAN_VERSION))) {
         Py_XDECREF(module);
         return NULL;
     }

@@ -21,12 +21,17 @@ void *engine_allocate(struct engine *e, size_t bytes) {
     return (char *)block + 64;
 }
 
-void engine_free(struct engine *e) {
-    if (!e) return;
+void engine_release(struct engine *e) {
     for (struct block *block = e->blocks, *next; block; block = next) {
         next = block->next;
         free(block);
     }
+    e->blocks = NULL;
+}
+
+void engine_free(struct engine *e) {
+    if (!e) return;
+    engine_release(e);
     free(e);
 }
 

@@ -139,6 +139,24 @@ static void recurrent(const struct op *o, const struct scratch *s, const float *
     for (uint32_t r = 0; !each && r < rows; r++) memcpy(y + r * ldy, state + r * padded, h * sizeof *y);
 }
 
+/* One step of `rows` windows, whose states stand `lds` floats apart. Without `ldx` they have one input. */
+static void recurrent_step(const struct op *o, const struct scratch *s, const float *x, size_t ldx, uint32_t rows,
+                           float *states, size_t lds, float *y, size_t ldy) {
+    const uint32_t h = o->plan.param[2];
+    const int lstm = o->plan.kind == PLAN_LSTM;
+    const size_t gates = o->dense.n_padded, padded = STRIDE(h), from_input = ldx ? gates : 0;
+    float *now = s->temporary, *step = now + (size_t)s->block_rows * gates;
+    dense_rows(&o->dense, s, x, ldx, ldx ? rows : 1, o->dense.bias, 0, now, gates);
+    if (lstm) dense_rows(&o->recurrent, s, states, lds, rows, now, from_input, step, gates);
+    else dense_rows(&o->recurrent, s, states, lds, rows, o->recurrent.bias, 0, step, gates);
+    for (uint32_t r = 0; r < rows; r++) {
+        float *hidden = states + r * lds;
+        if (lstm) lstm_cell(h, step + r * gates, hidden + padded, hidden);
+        else gru_cell(h, now + r * from_input, step + r * gates, hidden);
+        memcpy(y + r * ldy, hidden, h * sizeof *y);
+    }
+}
+
 static void run_row(const struct op *o, const float *const in[PLAN_INPUTS], float *y) {
     const float *x = in[0], *scalar = o->plan.scalar;
     const uint32_t *param = o->plan.param;
@@ -181,7 +199,7 @@ static void run_op(const struct engine *e, const struct op *o, const struct scra
     for (int i = 0; i < PLAN_INPUTS; i++) {
         if (o->plan.in[i] == PLAN_NONE) break;
         in[i] = s->arena + e->places[o->plan.in[i]] * s->block_rows;
-        ldx[i] = STRIDE(e->widths[o->plan.in[i]]);
+        ldx[i] = e->shared && e->shared[o->plan.in[i]] ? 0 : STRIDE(e->widths[o->plan.in[i]]);
     }
     float *y = s->arena + e->places[o->plan.out] * s->block_rows;
     const size_t ldy = STRIDE(e->widths[o->plan.out]);
@@ -214,4 +232,22 @@ static void run(const struct engine *e, const struct scratch *s, const float *ro
     }
 }
 
-const struct isa CAT(isa_, ISA) = {ISA_NAME, VL, PANEL_MAX, SPLIT_MAX, run};
+static void step(const struct step_view *v, const struct scratch *s, const float *row, float *states, uint32_t n, float *out) {
+    const struct engine *e = &v->engine;
+    memcpy(s->arena + e->places[0] * s->block_rows, row, e->features * sizeof *row);
+    for (uint32_t i = 0; i < e->ops; i++) {
+        const struct op *o = &e->op[i];
+        const uint32_t in = o->plan.in[0], to = o->plan.out;
+        if (v->last[i] && !out) continue;
+        if (v->state_at[i] == STATELESS) {
+            run_op(e, o, s, e->shared[to] ? 1 : n);
+            continue;
+        }
+        recurrent_step(o, s, s->arena + e->places[in] * s->block_rows, e->shared[in] ? 0 : STRIDE(e->widths[in]), n,
+                       states + v->state_at[i], v->state_floats, s->arena + e->places[to] * s->block_rows,
+                       STRIDE(e->widths[to]));
+    }
+    if (out) memcpy(out, s->arena + e->places[1] * s->block_rows, e->outputs * sizeof *out);
+}
+
+const struct isa CAT(isa_, ISA) = {ISA_NAME, VL, PANEL_MAX, SPLIT_MAX, run, step};

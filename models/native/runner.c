@@ -96,6 +96,12 @@ struct runner *runner_new(const struct engine *e, uint32_t rows_max) {
 
 void runner_free(struct runner *r) { free(r); }
 
+void runner_step(const struct runner *r, const struct step_view *v, const float *row, float *states, uint32_t n, float *out) {
+    __typeof__(settings_enter()) before = settings_enter();
+    v->engine.isa->step(v, &r->scratch, row, states, n, out);
+    settings_leave(before);
+}
+
 /* Asked here, not where the kernels are: those are compiled for what is asked about. */
 static int any_processor(void) { return 1; }
 

@@ -19,6 +19,7 @@ from tests.e2e.test_replay_recording import told
 
 from sigd.daemon.runtime.process import resident_bytes
 from sigd.models.history import Window
+from sigd.models.native.backend import kernels_are_built
 from sigd.wire.client import Client
 from sigd.wire.errors import Rejected, SessionError, ShapeError, StepsNotStored
 from sigd.wire.status import RequestFlag, Status
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 STEPS, FEATURES = 5, 4
 MIB = 1 << 20
+NEEDS_KERNELS = pytest.mark.skipif(not kernels_are_built(), reason="the native kernels are not built")
 Float32Array = npt.NDArray[np.float32]
 Whole = Callable[[Float32Array], list[float]]
 
@@ -89,6 +91,30 @@ def test_steps_answer_as_whole_windows_do(
         client.fill(9, steps[:4])
 
 
+@NEEDS_KERNELS
+@pytest.mark.parametrize("shared_memory", [False, True], ids=["stream", "rings"])
+def test_native_steps_run_from_states_and_answer_as_whole_windows_do(
+    start_daemon: StartDaemon, model: Path, shared_memory: bool
+) -> None:
+    daemon = start_daemon("--model", str(model), "--backend", "native", "--history-instruments", "3")
+    steps = rows(60)
+    with (
+        daemon.connect(features=FEATURES, history=True, shared_memory=shared_memory) as client,
+        daemon.connect(features=STEPS * FEATURES) as other,
+    ):
+        told: dict[int, list[Float32Array]] = {1: [], 2: [], 3: []}
+        for number, row in enumerate(steps):
+            instrument = 1 + number * 7 % 3
+            told[instrument].append(row)
+            answer = client.step(instrument, row)
+            if len(told[instrument]) >= STEPS:
+                window = np.stack(told[instrument][-STEPS:])
+                assert answer.outputs.tolist() == other.request(window).outputs.tolist()
+            if number == 40:
+                assert reload(daemon, "--model", model).returncode == 0
+    assert "native runs each step from the states of its windows" in daemon.said()
+
+
 def test_engine_fills_its_windows_again_after_a_kill(
     start_daemon: StartDaemon, model: Path, whole: Whole
 ) -> None:
@@ -106,15 +132,20 @@ def test_engine_fills_its_windows_again_after_a_kill(
         assert client.step(1, steps[STEPS + 1]).outputs.tolist() == whole(steps[2 : STEPS + 2])
 
 
+@pytest.mark.parametrize("backend", ["onnxruntime", pytest.param("native", marks=NEEDS_KERNELS)])
+@pytest.mark.parametrize("shared_memory", [False, True], ids=["stream", "rings"])
 def test_recording_of_steps_replays_to_the_bit(
-    start_daemon: StartDaemon, models: ModelMaker, model: Path, tmp_path: Path
+    start_daemon: StartDaemon, model: Path, tmp_path: Path, backend: str, shared_memory: bool
 ) -> None:
     directory = tmp_path / "recordings"
-    daemon = start_daemon(*serve(model, "--record", str(directory)))
+    daemon = start_daemon(*serve(model, "--backend", backend, "--record", str(directory)))
     copy = tmp_path / "again.onnx"
     copy.write_bytes(model.read_bytes())
     steps = rows(40)
-    with daemon.connect(history=True) as client, daemon.connect() as other:
+    with (
+        daemon.connect(history=True, shared_memory=shared_memory) as client,
+        daemon.connect() as other,
+    ):
         for number, row in enumerate(steps):
             client.step(number % 2, row, reset=number == 20)
             if number == 30:

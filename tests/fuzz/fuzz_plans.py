@@ -22,7 +22,7 @@ import numpy as np
 from sigd.models.native.plan import LEAF, Binary, Function, Kind, Norm, Plan, Reduce
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-SOURCES: Final = ("runner.c", "plan.c", "pack.c", "trees.c", "isa_plain.c")
+SOURCES: Final = ("runner.c", "plan.c", "pack.c", "trees.c", "sliding.c", "step_view.c", "isa_plain.c")
 VECTORS: Final = {
     "isa_avx2.c": ("-mavx2", "-mfma", "-mf16c"),
     "isa_avx512.c": ("-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
@@ -78,6 +78,19 @@ def seeds() -> Iterator[bytes]:
         recurrent.add(kind, (0,), 5, weights, (4, 3, 5, 0, 1))
         recurrent.ops[-1].out = 1
         yield recurrent.encode()
+
+    steps_of = Plan([12, 2])
+    value = steps_of.add(Kind.AFFINE, (0,), 12, (np.tile(floats(3), 4), np.tile(floats(3), 4)))
+    lstm = (floats(3, 20), floats(5, 20), floats(20), floats(20))
+    value = steps_of.add(Kind.LSTM, (value,), 20, lstm, (4, 3, 5, 1, 0))
+    value = steps_of.add(Kind.SOFTMAX, (value,), 20, params=(5, 0))
+    gru = (floats(5, 15), floats(5, 15), floats(15), floats(15))
+    steady = steps_of.add(Kind.GRU, (value,), 20, gru, (4, 5, 5, 1, 0))
+    value = steps_of.add(Kind.BINARY, (value, steady), 20, params=(Binary.ADD,))
+    value = steps_of.add(Kind.COPY, (value,), 5, params=(15, 5, 0))
+    steps_of.add(Kind.DENSE, (value,), 2, (floats(5, 2), floats(2)), (5, 2, 0, 0))
+    steps_of.ops[-1].out = 1
+    yield steps_of.encode()
 
     trees = Plan([12, 2])
     features = np.array([3, LEAF, 7, LEAF, LEAF, LEAF], np.uint32)

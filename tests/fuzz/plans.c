@@ -1,11 +1,12 @@
 /* Damaged plans against the loader and the kernels: fuzz_plans COUNT SEED PLAN... Each plan is damaged in a few words of
  * its tables, or cut, and loaded; what is not refused is run on two batches. The sanitizers end the process where
- * anything is read or written out of place. Prints how many were refused, and how many ran. */
+ * anything is read or written out of place. Prints how many were refused, how many ran, and how many of those answered
+ * steps of windows too. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "runner.h"
+#include "sliding.h"
 
 static uint64_t state;
 
@@ -44,10 +45,40 @@ static void run(const struct engine *e, float *rows, float *out) {
     runner_free(r);
 }
 
+/* Some steps of two instruments, with windows that are behind; 1 where the plan allows it. */
+static int slide(const struct engine *e, const float *rows, float *out) {
+    enum { PLACES = 2 };
+    char error[200];
+    struct sliding s;
+    uint64_t stored[PLACES] = {0}, begin[PLACES] = {0};
+    const uint32_t steps = draw(4) ? 4 : draw(12);
+    struct step_view *view = step_view_new(e, steps, error, sizeof error);
+    if (!view || sliding_begin(&s, view)) return 0;
+    struct windows w = {.sliding = &s, .places = PLACES, .stored = stored, .begin = begin};
+    w.rows = malloc(PLACES * 2 * steps * view->engine.features * sizeof *w.rows);
+    w.states = malloc(PLACES * steps * view->state_floats * sizeof *w.states);
+    if (w.rows && w.states && !windows_begin(&w)) {
+        for (uint32_t i = 0; i < 3 * steps; i++) {
+            const uint32_t place = draw(PLACES);
+            if (!draw(20)) begin[place] = stored[place];
+            w.facts.answer(&w, place, rows + i, out);
+            w.facts.store(&w, place, rows + i);
+            w.facts.answer(&w, place, NULL, out);
+            for (uint32_t more = draw(8); more; more--) sliding_advance(&s);
+            if (!draw(4)) w.facts.catch_up(&w, place);
+        }
+        windows_end(&w);
+    }
+    free(w.rows);
+    free(w.states);
+    sliding_end(&s);
+    return 1;
+}
+
 int main(int count, char **words) {
     const long wanted = atol(words[1]);
     state = strtoull(words[2], NULL, 10) * 0x9e3779b97f4a7c15u + 1;
-    long refused = 0, ran = 0;
+    long refused = 0, ran = 0, slid = 0;
     float *rows = calloc(7 * 4096, sizeof *rows), *out = calloc(7 * 4096, sizeof *out);
     for (int i = 0; i < 7 * 4096; i++) rows[i] = (float)(i % 17) - 8.0f;
     const char *const sets[] = {"plain", "avx2", "avx512"};
@@ -68,6 +99,7 @@ int main(int count, char **words) {
         else if (e->features <= 4096 && e->outputs <= 4096 && e->row_floats + e->temporary_row_floats < 1 << 20 &&
                  e->macs < 1 << 24) {
             run(e, rows, out);
+            slid += slide(e, rows, out);
             ran++;
         }
         engine_free(e);
@@ -75,6 +107,6 @@ int main(int count, char **words) {
     }
     free(rows);
     free(out);
-    printf("%ld plans: %ld refused, %ld ran\n", wanted, refused, ran);
+    printf("%ld plans: %ld refused, %ld ran, %ld by steps\n", wanted, refused, ran, slid);
     return 0;
 }

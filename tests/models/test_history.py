@@ -62,13 +62,13 @@ def test_nothing_is_allocated_after_the_first_step_of_an_instrument() -> None:
     window = Window(50, 100)
     assert window.memory_bytes(1000) == 40_000_000
     windows = StepWindows(window, 8)
-    memory = windows._steps
+    memory = windows.rows
     row = np.ones(100, np.float32)
     assert {windows.store(instrument, row) for instrument in range(8)} == set(range(8))
     assert windows.store(8, row) == NO_PLACE
     for _ in range(200):
         windows.store(3, row)
-    assert windows._steps is memory
+    assert windows.rows is memory
     assert memory.nbytes == window.memory_bytes(8)
 
 

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[3]
 MODULES = (
     "tests/daemon/serving/test_receive_round.py",
     "tests/daemon/serving/test_native_fast_path.py",
+    "tests/daemon/serving/test_sliding_steps.py",
     "tests/daemon/transport/test_rings.py",
 )
 RUN = """

@@ -24,7 +24,7 @@ from sigd.daemon.serving.fast_path import never, receive_nothing
 from sigd.daemon.serving.session import Session
 from sigd.daemon.transport import rings as rings_module
 from sigd.models.denormals import float_environment_kept
-from sigd.models.native.backend import kernels_are_built
+from sigd.models.native.backend import NativeBackend, kernels_are_built
 from sigd.models.reading import HistoryOptions, ReadOptions
 from sigd.models.registry import open_backend
 from sigd.wire.client.request_outbox import RequestOutbox
@@ -300,6 +300,12 @@ def test_windows_of_one_client_are_not_those_of_another(served: Models) -> None:
     client.close()
 
 
+@pytest.fixture
+def whole_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The native backend runs whole windows, as it does for a model of another kind."""
+    monkeypatch.setattr(NativeBackend, "follow", lambda self, windows: None)
+
+
 def refuse_fast_paths(patch: pytest.MonkeyPatch) -> None:
     """A session that makes a fast path, in C or in Python, fails."""
 
@@ -315,8 +321,11 @@ def refuse_fast_paths(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(owner, name, made)
 
 
+@pytest.mark.usefixtures("whole_windows")
 @pytest.mark.parametrize("rings", RINGS, ids=["stream", "rings"])
-def test_no_fast_path_is_made_for_steps(served: Models, rings: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_fast_path_is_made_for_whole_windows(
+    served: Models, rings: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     refuse_fast_paths(monkeypatch)
     client = Client(served, rings)
     row = np.ones(FEATURES, np.float32)
@@ -330,7 +339,8 @@ def test_no_fast_path_is_made_for_steps(served: Models, rings: bool, monkeypatch
     client.close()
 
 
-def test_socket_of_steps_is_read_by_the_loop_alone(served: Models) -> None:
+@pytest.mark.usefixtures("whole_windows")
+def test_socket_of_whole_windows_is_read_by_the_loop_alone(served: Models) -> None:
     client = Client(served, rings=False)
     client.ask([(Step(1), np.ones(FEATURES, np.float32))] * STEPS)
     here, there = socket.socketpair()

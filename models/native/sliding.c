@@ -1,0 +1,174 @@
+/* Windows under way, as states: see sliding.h. */
+#include "sliding.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+int sliding_begin(struct sliding *s, struct step_view *view) {
+    memset(s, 0, sizeof *s);
+    s->view = view;
+    s->runner = runner_new(&view->engine, STEP_ROWS);
+    s->state = aligned_alloc(64, view->state_floats * sizeof *s->state);
+    if (s->runner && s->state) return 0;
+    sliding_end(s);
+    return -1;
+}
+
+void sliding_end(struct sliding *s) {
+    runner_free(s->runner);
+    free(s->state);
+    step_view_free(s->view);
+    memset(s, 0, sizeof *s);
+}
+
+static const float *row_at(const struct windows *w, uint32_t place, uint64_t step) {
+    const size_t steps = w->sliding->view->steps, features = w->facts.features;
+    return w->rows + ((size_t)place * 2 * steps + step % steps) * features;
+}
+
+static float *state_at(const struct windows *w, uint32_t place, uint64_t slot) {
+    const struct step_view *v = w->sliding->view;
+    return w->states + ((size_t)place * v->steps + slot) * v->state_floats;
+}
+
+/* The oldest and the newest step with which a window begins that has not had its last step: none where the first is above
+ * the second. */
+static uint64_t oldest_begin(const struct windows *w, uint32_t place) {
+    const uint64_t stored = w->stored[place], steps = w->sliding->view->steps, begin = w->begin[place];
+    return stored - begin >= steps ? stored - steps + 1 : begin;
+}
+
+/* The step that the window takes next which begins with step `begin`. What an earlier window left behind in its slot is
+ * not its own. */
+static uint64_t next_of(const struct windows *w, uint32_t place, uint64_t begin) {
+    const uint32_t steps = w->sliding->view->steps;
+    const uint64_t next = w->next[(size_t)place * steps + begin % steps];
+    return next > begin ? next : begin;
+}
+
+/* -- the queue */
+
+static void leave_queue(struct track *t) {
+    struct sliding *s = t->windows->sliding;
+    if (!t->queued) return;
+    *(t->before ? &t->before->after : &s->first) = t->after;
+    *(t->after ? &t->after->before : &s->last) = t->before;
+    t->before = t->after = NULL;
+    t->queued = 0;
+}
+
+void windows_behind(struct windows *w, uint32_t place) {
+    struct track *t = &w->tracks[place];
+    struct sliding *s = w->sliding;
+    if (t->queued) return;
+    t->before = s->last;
+    *(s->last ? &s->last->after : &s->first) = t;
+    s->last = t;
+    t->queued = 1;
+}
+
+/* -- windows */
+
+/* Where the windows are that are furthest behind: the step that they take next, or UINT64_MAX where none is behind. */
+static uint64_t furthest_behind(const struct windows *w, uint32_t place, uint64_t *first) {
+    const uint64_t stored = w->stored[place];
+    uint64_t least = UINT64_MAX;
+    for (uint64_t begin = oldest_begin(w, place); begin < stored; begin++) {
+        const uint64_t next = next_of(w, place, begin);
+        if (next >= stored || next >= least) continue;
+        least = next;
+        *first = begin;
+    }
+    return least;
+}
+
+/* Advance at most STEP_ROWS of those windows, one step; how many. */
+static uint32_t advance_place(struct windows *w, uint32_t place) {
+    const struct sliding *s = w->sliding;
+    const uint32_t steps = s->view->steps;
+    uint64_t first = 0;
+    const uint64_t step = furthest_behind(w, place, &first);
+    if (step == UINT64_MAX) return 0;
+    const uint64_t slot = first % steps, stored = w->stored[place];
+    uint64_t *next = w->next + (size_t)place * steps + slot;
+    float *states = state_at(w, place, slot);
+    uint32_t count = 0;
+    while (count < STEP_ROWS && slot + count < steps && first + count < stored && next_of(w, place, first + count) == step) {
+        if (step == first + count)
+            memset(states + count * s->view->state_floats, 0, s->view->state_floats * sizeof *states);
+        next[count++] = step + 1;
+    }
+    runner_step(s->runner, s->view, row_at(w, place, step), states, count, NULL);
+    return count;
+}
+
+int sliding_advance(struct sliding *s) {
+    while (s->first) {
+        struct track *t = s->first;
+        if (advance_place(t->windows, (uint32_t)(t - t->windows->tracks))) return 1;
+        leave_queue(t);
+    }
+    return 0;
+}
+
+static int answer(void *steps, uint32_t place, const float *row, float *out) {
+    struct windows *w = steps;
+    const struct sliding *s = w->sliding;
+    const struct step_view *v = s->view;
+    if (place >= w->places) return -1;
+    const uint64_t known = w->stored[place] + (row ? 1 : 0);
+    if (known - w->begin[place] < v->steps) return -1;
+    const uint64_t begin = known - v->steps, newest = known - 1;
+    uint64_t step = next_of(w, place, begin);
+    if (step == begin) memset(s->state, 0, v->state_floats * sizeof *s->state);
+    else memcpy(s->state, state_at(w, place, begin % v->steps), v->state_floats * sizeof *s->state);
+    for (; step < newest; step++) runner_step(s->runner, v, row_at(w, place, step), s->state, 1, NULL);
+    runner_step(s->runner, v, row ? row : row_at(w, place, newest), s->state, 1, out);
+    return 0;
+}
+
+static void store(void *steps, uint32_t place, const float *row) {
+    struct windows *w = steps;
+    if (place >= w->places) return;
+    const size_t floats = w->facts.features;
+    float *at = (float *)row_at(w, place, w->stored[place]);
+    memcpy(at, row, floats * sizeof *row);
+    memcpy(at + floats * w->sliding->view->steps, row, floats * sizeof *row);
+    w->stored[place]++;
+    windows_behind(w, place);
+}
+
+static void catch_up(void *steps, uint32_t place) {
+    struct windows *w = steps;
+    uint64_t first = 0;
+    if (place >= w->places) return;
+    for (uint32_t done = 0, now; done < w->sliding->view->steps; done += now) {
+        const uint64_t step = furthest_behind(w, place, &first);
+        if (step == UINT64_MAX || w->stored[place] - step <= BEHIND_MAX) return;
+        now = advance_place(w, place);
+    }
+}
+
+int windows_begin(struct windows *w) {
+    const struct step_view *v = w->sliding->view;
+    w->facts = (struct sigd_steps){
+        .version = SIGD_STEPS_VERSION, .features = v->engine.features, .outputs = v->engine.outputs, .places = w->places,
+        .steps = w, .answer = answer, .store = store, .catch_up = catch_up,
+    };
+    w->next = calloc((size_t)w->places * v->steps, sizeof *w->next);
+    w->tracks = calloc(w->places, sizeof *w->tracks);
+    if (!w->next || !w->tracks) {
+        windows_end(w);
+        return -1;
+    }
+    for (uint32_t i = 0; i < w->places; i++) w->tracks[i].windows = w;
+    return 0;
+}
+
+void windows_end(struct windows *w) {
+    for (uint32_t i = 0; w->tracks && i < w->places; i++) leave_queue(&w->tracks[i]);
+    free(w->next);
+    free(w->tracks);
+    w->next = NULL;
+    w->tracks = NULL;
+}

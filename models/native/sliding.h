@@ -1,0 +1,62 @@
+/* Sliding windows: the answer to each step of a model that looks at the last T of them, at the price of one step.
+ *
+ * The T windows in which the newest step lies have taken T, T - 1, ... 1 steps: each is a state. A new step is the last one
+ * of one window, which is advanced alone, for the answer; the others are advanced later, `STEP_ROWS` of them together. A
+ * window that is behind when its last step comes is advanced through all that it has not seen, so an answer never waits
+ * for other windows, and never costs more than its whole window.
+ *
+ * It holds for models whose operations before the last step look at one step and a state that runs forward, and for no
+ * other. The bits are those of the whole window, for every sum is the same chain. */
+#pragma once
+#include "runner.h"
+
+#define STEP_ROWS 6u   /* windows that are advanced together: while they are, no request is answered */
+#define BEHIND_MAX 8u  /* steps; past it `catch_up` has something to do */
+
+/* What the engine does for one step; NULL with the reason in `error` where it does not slide over windows of `steps`
+ * steps. The engine outlives it. */
+struct step_view *step_view_new(const struct engine *, uint32_t steps, char *error, size_t error_size);
+void step_view_free(struct step_view *);
+
+struct windows;
+
+/* The places of one model whose windows are behind. */
+struct sliding {
+    struct step_view *view;
+    struct runner *runner;
+    float *state; /* of the window that is answered */
+    struct track *first, *last;
+};
+
+/* An instrument's part in the queue of those that are behind. */
+struct track {
+    struct windows *windows;
+    struct track *before, *after;
+    int queued;
+};
+
+/* The windows of one client's instruments. What it points to is the caller's, but `next` and `tracks`. */
+struct windows {
+    struct sigd_steps facts;
+    struct sliding *sliding;
+    uint32_t places;
+    float *rows;            /* [places][2 * steps][features]: step i stands at i % steps, and `steps` further */
+    uint64_t *stored;       /* [places]: how many steps were ever stored */
+    const uint64_t *begin;  /* [places]: how many of them are forgotten */
+    float *states;          /* [places][steps][state_floats] */
+    uint64_t *next;         /* [places][steps]: the step that the window there takes next */
+    struct track *tracks;
+};
+
+/* Takes the view. 0, or -1 without memory; then as after `sliding_end`. */
+int sliding_begin(struct sliding *, struct step_view *);
+void sliding_end(struct sliding *);
+/* Advance some windows of the instrument that is behind for longest. 1, or 0 where none is. */
+int sliding_advance(struct sliding *);
+
+/* Fill in the rest of windows whose `sliding`, `places`, `rows`, `stored`, `begin` and `states` are known. 0, or -1
+ * without memory; then as after `windows_end`. */
+int windows_begin(struct windows *);
+void windows_end(struct windows *);
+/* The newest step of that place was stored by the caller: its windows are behind. */
+void windows_behind(struct windows *, uint32_t place);
