@@ -673,6 +673,7 @@ def test_what_is_lacking_is_told(rigged: RingRig, monkeypatch: pytest.MonkeyPatc
     def refuse(*_: object) -> int:
         raise OSError(28 if lacking == "memory" else 24, "No space" if lacking == "memory" else "Too many")
 
+    gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     if lacking == "memory":
         monkeypatch.setattr(os, "ftruncate", refuse)
