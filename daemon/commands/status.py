@@ -106,7 +106,7 @@ def _show(answer: Status) -> None:
 def _lane(lane: LaneStatus) -> str:
     reasons = ", ".join(f"{why} {count:,}" for why, count in sorted(lane.handed_over.items()))
     return (
-        f"lane on core {lane.core}: {lane.sessions} sessions; handed to Python for {reasons or 'nothing'}"
+        f"lane on core {lane.core}: {lane.sessions} sessions; requests handed to Python: {reasons or 'none'}"
         + ("; STALLED" if lane.stalled else "")
     )
 

@@ -20,7 +20,9 @@ from sigd.models.market.capture import read_capture
 from sigd.models.market.events import BestQuote, DepthDiff, DepthSnapshot, MarketEvent, Trade
 
 native = pytest.importorskip(
-    "sigd.models.features.native", reason="the C extensions are not built: python hatch_build.py"
+    "sigd.models.features.native",
+    reason="the C extensions are not built: python hatch_build.py",
+    exc_type=ImportError,  # the package is there, what was built in it is not
 )
 
 Levels = tuple[tuple[int, int], ...]
