@@ -28,7 +28,7 @@ demo: $(VENV)/.base  ## start a daemon, feed it a synthetic market, see signals 
 	@$(SIGD) demo
 
 test: $(VENV)/.dev  ## the tests that take seconds
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" -n auto --dist worksteal
 
 test-slow: $(VENV)/.dev  ## the others that need no GPU: they start daemons and compilers
 	$(BIN)/pytest -m slow

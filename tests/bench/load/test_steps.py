@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @given(
     connections=st.integers(1, 3),
     instruments=st.integers(1, 5),
-    steps=st.integers(1, 300),
+    steps=st.integers(1, 40),
     axis=st.sampled_from([1, 2]),
 )
 def test_windows_are_those_of_the_steps_that_are_sent(
