@@ -235,6 +235,8 @@ def note_and_interrupt(self, outcome):
     signal.raise_signal(signal.SIGINT)
 
 if __name__ == "__main__":
+    # A shell's background jobs ignore Ctrl-C, and so does all that they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     Store.note = note_and_interrupt
     main()
 """
