@@ -15,10 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sigd.daemon.serving.admission import Segment
-from sigd.daemon.serving.steps import is_given_up, step_words
+from sigd.daemon.serving.steps import PendingSteps
 from sigd.models.carried_state import CarriedStates
 from sigd.models.history import NO_PLACE
-from sigd.wire.layout import REQUEST_DEADLINE_WORD
 from sigd.wire.status import RequestFlag, Status
 
 if TYPE_CHECKING:
@@ -36,33 +35,23 @@ def admit_carried(
     """
     states = session.history
     assert isinstance(states, CarriedStates)
-    words, features = session.inbox.row_words(0, rows), session.inbox.row_features(0, rows)
-    statuses = session.row_statuses.statuses(rows)
-    good = check.good_rows(features)
-    instruments, flags = step_words(words)
-    deadlines = words[:, REQUEST_DEADLINE_WORD]
-    expired = (deadlines != 0) & (deadlines < now_ns)
+    pending = PendingSteps(session, rows, now_ns, check)
+    statuses = pending.statuses
     ran: list[int] = []
     places: list[int] = []
     running: set[int] = set()
     for row in np.flatnonzero(statuses == Status.OK).tolist():
-        instrument, flag = instruments[row], flags[row]
+        instrument, flag = pending.instruments[row], pending.flags[row]
         if instrument in running:
             rows = row
             break
-        if is_given_up(flag, features[row]):
-            states.give_up(instrument)
-            statuses[row] = Status.STORED
-            continue
-        if not good[row]:
-            session.batcher.found_bad(session, features[row])
-            statuses[row] = Status.BAD_INPUT
+        if pending.is_settled(row, states):
             continue
         place = states.begin(instrument, reset=bool(flag & RequestFlag.RESET))
         if place == NO_PLACE:
             statuses[row] = Status.BUSY
             continue
-        states.load(place, features[row], inputs[first + len(ran)])
+        states.load(place, pending.features[row], inputs[first + len(ran)])
         running.add(instrument)
         ran.append(row)
         places.append(place)
@@ -70,7 +59,7 @@ def admit_carried(
             statuses[row] = Status.STORED
         elif not states.is_warm(place):
             statuses[row] = Status.WARMING_UP
-        elif expired[row]:
+        elif pending.expired[row]:
             statuses[row] = Status.EXPIRED
     statuses = statuses[:rows]
     segment = Segment(session, rows, statuses, first, len(ran), places=places)

@@ -26,6 +26,7 @@ from sigd.wire.status import RequestFlag, Status
 if TYPE_CHECKING:
     from sigd.daemon.serving.session import Session
     from sigd.models.backend import Backend
+    from sigd.models.carried_state import CarriedStates
     from sigd.models.spec import ModelSpec
 
 _INSTRUMENT_HALF: Final = 2 * REQUEST_INSTRUMENT_WORD
@@ -68,33 +69,24 @@ def admit_steps(
     """
     windows = session.history
     assert isinstance(windows, StepWindows)
-    inbox = session.inbox
-    words, features = inbox.row_words(0, rows), inbox.row_features(0, rows)
-    statuses = session.row_statuses.statuses(rows)
-    good = check.good_rows(features)
-    instruments, flags = step_words(words)
-    deadlines = words[:, REQUEST_DEADLINE_WORD]
-    expired = (deadlines != 0) & (deadlines < now_ns)
+    pending = PendingSteps(session, rows, now_ns, check)
+    statuses = pending.statuses
     overtaken = _overtaken(session, rows, now_ns, check) if session.conflate else ()
     row_of_batch = first
     for row in np.flatnonzero(statuses == Status.OK).tolist():
-        instrument, flag = instruments[row], flags[row]
-        if is_given_up(flag, features[row]):
-            windows.give_up(instrument)
-            statuses[row] = Status.STORED
+        if pending.is_settled(row, windows):
             continue
-        if not good[row]:
-            session.batcher.found_bad(session, features[row])
-            statuses[row] = Status.BAD_INPUT
-            continue
-        place = windows.store(instrument, features[row], reset=bool(flag & RequestFlag.RESET))
+        flag = pending.flags[row]
+        place = windows.store(
+            pending.instruments[row], pending.features[row], reset=bool(flag & RequestFlag.RESET)
+        )
         if place == NO_PLACE:
             statuses[row] = Status.BUSY
         elif flag & RequestFlag.STORE_ONLY:
             statuses[row] = Status.STORED
         elif not windows.is_warm(place):
             statuses[row] = Status.WARMING_UP
-        elif expired[row]:
+        elif pending.expired[row]:
             statuses[row] = Status.EXPIRED
         elif row in overtaken:
             statuses[row] = Status.CONFLATED
@@ -105,15 +97,47 @@ def admit_steps(
     return Segment(session, rows, None if live == rows else statuses, first, live)
 
 
-def step_words(words: WordArray) -> tuple[list[int], list[int]]:
+class PendingSteps:
+    """A connection's oldest waiting steps, as a batch admits them.
+
+    Attributes:
+        features: float32, shape (rows, features).
+        statuses: of each row, to be filled in.
+        instruments, flags: of each row.
+        expired: bool, shape (rows,): whether its deadline has passed.
+    """
+
+    __slots__ = ("_good", "_session", "expired", "features", "flags", "instruments", "statuses")
+
+    def __init__(self, session: Session, rows: int, now_ns: int, check: RowCheck) -> None:
+        words = session.inbox.row_words(0, rows)
+        deadlines = words[:, REQUEST_DEADLINE_WORD]
+        self._session = session
+        self.features = session.inbox.row_features(0, rows)
+        self._good = check.good_rows(self.features)
+        self.statuses = session.row_statuses.statuses(rows)
+        self.instruments, self.flags = _step_words(words)
+        self.expired = (deadlines != 0) & (deadlines < now_ns)
+
+    def is_settled(self, row: int, history: StepWindows | CarriedStates) -> bool:
+        """Whether a step is told something at once and not stored: it gives its instrument up (STORED), or
+        the model cannot run it (BAD_INPUT)."""
+        step = self.features[row]
+        if self.flags[row] & _GIVE_UP == _GIVE_UP and bool(np.isnan(step).all()):
+            history.give_up(self.instruments[row])
+            self.statuses[row] = Status.STORED
+            return True
+        if not self._good[row]:
+            self._session.batcher.found_bad(self._session, step)
+            self.statuses[row] = Status.BAD_INPUT
+            return True
+        return False
+
+
+def _step_words(words: WordArray) -> tuple[list[int], list[int]]:
     """Instruments and flags of pending rows, see RequestInbox.row_words."""
     halves = words.view(np.uint32)
     return halves[:, _INSTRUMENT_HALF].tolist(), (halves[:, _INSTRUMENT_HALF + 1] & _FLAGS).tolist()
-
-
-def is_given_up(flag: int, step: npt.NDArray[np.float32]) -> bool:
-    """Whether a step, float32 (features,), gives its instrument up."""
-    return flag & _GIVE_UP == _GIVE_UP and bool(np.isnan(step).all())
 
 
 def _overtaken(session: Session, rows: int, now_ns: int, check: RowCheck) -> set[int]:
@@ -125,7 +149,7 @@ def _overtaken(session: Session, rows: int, now_ns: int, check: RowCheck) -> set
     """
     inbox = session.inbox
     words = inbox.row_words(0, inbox.rows)
-    instruments, flags = step_words(words)
+    instruments, flags = _step_words(words)
     deadlines = words[:, REQUEST_DEADLINE_WORD]
     in_time = (deadlines == 0) | (deadlines >= now_ns)
     counts = check.good_rows(inbox.row_features(0, inbox.rows))

@@ -4,13 +4,13 @@ report at the first finding."""
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
 import pytest
+from tests.sanitizers import empty_program
 
 ROOT = Path(__file__).resolve().parents[3]
 MODULES = (
@@ -35,8 +35,6 @@ sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *sys.argv[2:]]))
 
 @pytest.mark.slow
 def test_fast_path_in_c_has_nothing_to_report(tmp_path: Path) -> None:
-    if shutil.which("gcc") is None:
-        pytest.skip("needs gcc (Debian: apt install g++)")
     flags = (
         "-fsanitize=address,undefined",
         "-fno-sanitize-recover=all",
@@ -44,15 +42,7 @@ def test_fast_path_in_c_has_nothing_to_report(tmp_path: Path) -> None:
         "-O1",
         "-fno-omit-frame-pointer",
     )
-    (tmp_path / "empty.c").write_text("int main(void) { return 0; }\n")
-    done = subprocess.run(
-        ["gcc", *flags, "-o", str(tmp_path / "empty"), str(tmp_path / "empty.c")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        pytest.skip(f"gcc has no sanitizers here: {done.stderr.strip().splitlines()[-1]}")
+    empty_program(tmp_path, flags)
     library = tmp_path / "_fast_path.abi3.so"
     source = ROOT / "daemon" / "serving" / "fast_path.c"
     include = [f"-I{sysconfig.get_paths()['include']}", f"-I{ROOT / 'models' / 'native'}"]

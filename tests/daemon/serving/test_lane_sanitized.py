@@ -3,11 +3,11 @@ sessions that come and go: see lane_stress.c. Each answer is checked."""
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from tests.sanitizers import empty_program
 
 from sigd.wire.ring import why_not_here
 
@@ -22,8 +22,6 @@ pytestmark = [
 
 @pytest.fixture(scope="module", params=["thread", "address,undefined"])
 def stress(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if shutil.which("gcc") is None:
-        pytest.skip("needs gcc (Debian: apt install g++)")
     folder = tmp_path_factory.mktemp("stress")
     flags = (
         f"-fsanitize={request.param}",
@@ -33,14 +31,7 @@ def stress(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         "-O1",
         "-pthread",
     )
-    (folder / "empty.c").write_text("int main(void) { return 0; }\n")
-    empty = subprocess.run(
-        ["gcc", *flags, "-o", str(folder / "empty"), str(folder / "empty.c")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if empty.returncode or subprocess.run([folder / "empty"], capture_output=True, check=False).returncode:
+    if subprocess.run([empty_program(folder, flags)], capture_output=True, check=False).returncode:
         pytest.skip(f"gcc's -fsanitize={request.param} does not work here")
     program = folder / "lane_stress"
     sources = [Path(__file__).with_name("lane_stress.c"), ROOT / "daemon" / "serving" / "lane.c"]
