@@ -123,7 +123,9 @@ def test_the_whole_of_it_finds_a_neighbour_that_stops_the_daemon(daemon: str) ->
     pid = ask_welcome(daemon, Hello(client_name="test")).daemon_pid
     words = [sys.executable, "-c", PAUSING, str(pid)]
     said: list[str] = []
-    result = measure(Asked(settings(daemon, 0.2), words, settle_s=0.2), said.append)
+    # At a rate: a closed loop asks nothing while the daemon is stopped, so few of its requests would wait.
+    asked = replace(settings(daemon, 0.2), mode=Mode.RATE, rate_hz=2_000.0)
+    result = measure(Asked(asked, words, settle_s=0.2), said.append)
     assert result.slower, result
     assert len(result.pairs) == len(said) == 12
     p99 = next(effect for effect in result.effects if effect.percentile == "p99")
