@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from math import isfinite
 from typing import TYPE_CHECKING, Final
 
 from sigd.daemon.serving.counters import FINE_SHIFT
-from sigd.daemon.serving.fast_path import ONE_ROW_OK, U32, UNDER_WAY, fits, one_row_call
+from sigd.daemon.serving.fast_path import ONE_ROW_OK, U32, UNDER_WAY, finite_check, fits, one_row_call
 from sigd.wire import fields
 from sigd.wire.errors import FrameError
 from sigd.wire.layout import REQUEST_FEATURES_OFFSET, RESPONSE_OUTPUTS_OFFSET, header_word
@@ -123,7 +122,7 @@ def make_ring_poll(
     run = one_row_call(backend, clock)
     model_input = backend.inputs[:1].data.cast("B")
     model_output = backend.outputs[:1].data.cast("B")
-    output_floats = backend.outputs[0].data
+    outputs_are_finite = finite_check(backend.outputs[0])
     copied = bytearray(features_end)
     features = memoryview(copied)[REQUEST_FEATURES_OFFSET:]
     high_bytes = slice(REQUEST_FEATURES_OFFSET + 3, None, 4)  # see daemon.serving.fast_path
@@ -184,7 +183,7 @@ def make_ring_poll(
             return HANDED_OVER if take(now_ns, rows) else EMPTY
         end_ns = clock()
         infer_ns = end_ns - now_ns
-        if not isfinite(sum(output_floats)) or (deadline_ns and deadline_ns < end_ns) or infer_ns > U32:
+        if not outputs_are_finite() or (deadline_ns and deadline_ns < end_ns) or infer_ns > U32:
             return HANDED_OVER if take(now_ns, rows) else EMPTY
         # The slot is free before the answer is there: a client that sees the answer may send the next request
         # at once.

@@ -24,7 +24,7 @@
 #define LANE_ROUND_ROWS 32       /* of one member in a row, before the others have their turn */
 #define LANE_CONFLATE_ROWS 32    /* so many waiting requests of a client that conflates are Python's to thin out */
 #define LANE_FEATURES_MAX 1024
-#define LANE_OUTPUTS_MAX 16
+#define LANE_OUTPUTS_MAX 1024
 #define LANE_BINS 8192           /* as daemon/serving/counters.py */
 #define LANE_FINE_SHIFT 7
 #define LANE_COARSE_SHIFT 17

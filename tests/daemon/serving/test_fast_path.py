@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sigd.daemon.serving.counters import LatencyCounts
-from sigd.daemon.serving.fast_path import QUICK_RUN_NS_MAX, WAIT_NS_MAX
+from sigd.daemon.serving.fast_path import QUICK_RUN_NS_MAX, SUMMED_OUTPUTS_MAX, WAIT_NS_MAX, finite_check
 from sigd.wire.messages import Heartbeat
 from sigd.wire.status import GoodbyeCode, Status
 
@@ -192,6 +192,19 @@ def test_it_answers_as_the_batch_path_does(features: list[float], **fields_of_re
         raw.append(bytes(client.raw))
         assert len(raw[-1]) > 0
     assert raw[0] == raw[1]
+
+
+@pytest.mark.parametrize("count", [1, SUMMED_OUTPUTS_MAX, SUMMED_OUTPUTS_MAX + 1, 1024])
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+def test_one_output_that_is_no_number_is_found_wherever_it_stands(count: int, odd: float) -> None:
+    outputs = np.full(count, 3.4e38, np.float32)
+    are_finite = finite_check(outputs)
+    assert are_finite(), "though their sum is past float32"
+    for place in {0, count // 2, count - 1}:
+        outputs[place] = odd
+        assert not are_finite()
+        outputs[place] = 1
+    assert are_finite()
 
 
 # -- a few at once

@@ -14,7 +14,7 @@ import uvloop
 
 from sigd.bench.profile.client import ServedClient
 from sigd.daemon.serving import native_fast_path
-from sigd.daemon.serving.fast_path import NATIVE_ROWS_MAX
+from sigd.daemon.serving.fast_path import NATIVE_ROWS_MAX, OUTPUTS_MAX
 from sigd.daemon.serving.native_fast_path import CHUNK_ROWS
 from sigd.daemon.transport.lanes import Lanes
 from sigd.models.registry import open_backend
@@ -92,17 +92,26 @@ class LaneClient(ServedClient):
         self.lanes.close()
 
 
-@pytest.fixture(params=["python", "c", "lane"])
+@pytest.fixture(
+    params=[(outputs, who) for outputs in (3, OUTPUTS_MAX) for who in ("python", "c", "lane")],
+    ids=lambda param: f"{param[1]}, {param[0]} outputs",
+)
 def client(
     request: pytest.FixtureRequest, models: ModelMaker, monkeypatch: pytest.MonkeyPatch
 ) -> ServedClient:
-    if request.param == "python":
+    outputs, who = request.param
+    if who == "python":
         monkeypatch.setattr(native_fast_path, "Path", None)
     elif not native_fast_path.is_built():
         pytest.skip("the fast path in C is not built: python hatch_build.py")
-    backend = open_backend(models.mlp(8, (16,), 3), "native", batch_rows_max=64)
+    backend = open_backend(models.mlp(8, (16,), outputs), "native", batch_rows_max=64)
     loop = uvloop.new_event_loop()
-    return LaneClient(loop, backend) if request.param == "lane" else ServedClient(loop, backend, taps=Taps())
+    return LaneClient(loop, backend) if who == "lane" else ServedClient(loop, backend, taps=Taps())
+
+
+def outputs_of(client: ServedClient) -> slice:
+    """Where they lie in an answer's bytes."""
+    return slice(56, 56 + 4 * client.batcher.spec.outputs)
 
 
 def open_fast_path(client: ServedClient) -> None:
@@ -121,7 +130,7 @@ def test_native_engine_gives_the_bits_of_the_batch_path(client: ServedClient) ->
         got = answers(client, together)
         assert (got[:, 52] == Status.OK).all()
         assert got[:, 8].tolist() == list(range(ROWS))
-        assert got[:, 56:68].tobytes() == expected
+        assert got[:, outputs_of(client)].tobytes() == expected
     client.close()
 
 
@@ -168,7 +177,7 @@ def test_unusual_request_among_many_changes_no_other_answer(
     others = [row for row in range(ROWS) if row != place]
     assert got[place, 52] == status
     assert (got[others, 52] == Status.OK).all()
-    assert (got[others, 56:68] == expected[others, 56:68]).all()
+    assert (got[others, outputs_of(client)] == expected[others, outputs_of(client)]).all()
     assert sum(client.batcher.counters.by_status) == 2 * ROWS
     client.close()
 
@@ -186,5 +195,5 @@ def test_requests_that_run_together_are_recorded_one_by_one(client: ServedClient
     frame_bytes = client.requests.frame_bytes
     for sequence, request, outputs in taps.recorded:
         assert request == client.frames[sequence * frame_bytes :][: len(request)]
-        assert outputs == got[sequence, 56:68].tobytes()
+        assert outputs == got[sequence, outputs_of(client)].tobytes()
     client.close()
