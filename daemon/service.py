@@ -191,6 +191,7 @@ class Service:
             self._shadows,
             self._starter.cores,
             self._remembered,
+            self._lanes,
         )
         operations = Operations(
             self._models, reloader, self._status, self._stop.set, self._notifier.needs_time

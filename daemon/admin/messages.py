@@ -13,6 +13,7 @@ import msgspec
 
 from sigd.daemon.recording.status import RecorderStatus
 from sigd.daemon.shadow.status import ShadowStatus
+from sigd.daemon.transport.lane_status import LaneStatus
 
 REQUEST_BYTES_MAX: Final = 4096
 ANSWER_TIMEOUT_S: Final = 5.0
@@ -85,24 +86,6 @@ class LoopStatus(msgspec.Struct, frozen=True):
     voluntary_switches: int
     involuntary_switches: int
     runnable_s: float | None
-
-
-class LaneStatus(msgspec.Struct, frozen=True):
-    """A thread that answers clients of shared memory: see daemon.transport.lanes.
-
-    Attributes:
-        core: where it runs.
-        sessions: that it serves.
-        lent: of those, how many are its own just now; the others are Python's for an unusual request.
-        handed_over: how often it has handed one to Python, by reason.
-        stalled: it has made no round for a second.
-    """
-
-    core: int
-    sessions: int
-    lent: int
-    handed_over: dict[str, int]
-    stalled: bool
 
 
 class Status(msgspec.Struct, frozen=True):

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from sigd import __version__
 from sigd.daemon.admin.messages import (
     InputStatus,
-    LaneStatus,
     LatencyStatus,
     LoopStatus,
     ModelStatus,
@@ -73,10 +72,7 @@ async def take(
         models=[await _model(batcher, shadows.status(batcher.name), remembered) for batcher in batchers],
         recorder=None if recorder is None else recorder.status(),
         drain_timeout_s=config.drain_timeout_s,
-        lanes=[
-            LaneStatus(lane.core, lane.sessions, lane.lent, dict(lane.handed_over), lane.is_stalled)
-            for lane in lanes
-        ],
+        lanes=[lane.status() for lane in lanes],
     )
 
 

@@ -10,11 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from sigd.daemon.admin.client import ask_status, percentile_ns
-from sigd.daemon.admin.messages import LaneStatus, LatencyStatus, ModelStatus, Status
+from sigd.daemon.admin.messages import LatencyStatus, ModelStatus, Status
 from sigd.daemon.config.config import admin_path_of, running_socket_path
 from sigd.daemon.recording.status import RecorderStatus
 from sigd.daemon.serving.counters import BEYOND_NS, BEYOND_SHOWN
 from sigd.daemon.shadow.status import ShadowStatus
+from sigd.daemon.transport.lane_status import LaneStatus
 
 PERCENTS = (50.0, 90.0, 99.0, 99.9, 99.99)
 
@@ -105,9 +106,12 @@ def _show(answer: Status) -> None:
 
 def _lane(lane: LaneStatus) -> str:
     reasons = ", ".join(f"{why} {count:,}" for why, count in sorted(lane.handed_over.items()))
+    python_s = lane.sessions - lane.lent
+    stalls = f"; {lane.stalls:,} seconds without a round" if lane.stalls else ""
     return (
-        f"lane on core {lane.core}: {lane.sessions} sessions; requests handed to Python: {reasons or 'none'}"
-        + ("; STALLED" if lane.stalled else "")
+        f"lane on core {lane.core}{', asleep' if lane.asleep else ''}: {lane.sessions} sessions"
+        f"{f' ({python_s} with Python just now)' if python_s else ''}, {lane.requests:,} requests;"
+        f" handed to Python: {reasons or 'none'}{stalls}{'; STALLED' if lane.stalled else ''}"
     )
 
 

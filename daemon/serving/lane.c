@@ -212,6 +212,7 @@ static int look(struct lane *lane, struct lane_member *member) {
     if (ACQUIRE(&member->owner) != OWNER_LANE || !has_work(member) || !own(member)) return 0;
     uint32_t answered = 0;
     const uint32_t why = serve(lane, member, &answered);
+    bump(&lane->answered, answered);
     if (!why) {
         disown(member);
         return answered != 0;

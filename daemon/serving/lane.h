@@ -70,7 +70,7 @@ struct lane_member {
 
 struct lane {
     _Atomic(struct lane_member *) members[LANE_MEMBERS_MAX];
-    _Atomic uint64_t round;
+    _Atomic uint64_t round, answered;
     _Atomic uint32_t stop, asleep, places; /* places: of `members` that are looked at, from the first */
     int core, wake_bell, handed_bell, null;
     uint64_t spin_ns;

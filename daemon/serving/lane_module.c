@@ -169,7 +169,9 @@ static PyObject *lane_number(PyObject *self, void *which) {
     struct lane *lane = ((Lane *)self)->lane;
     if (which == (void *)0) return PyLong_FromLong(lane->handed_bell);
     if (which == (void *)1) return PyLong_FromLong(lane->core);
-    return PyLong_FromUnsignedLongLong(atomic_load_explicit(&lane->round, memory_order_relaxed));
+    if (which == (void *)2) return PyLong_FromUnsignedLongLong(atomic_load_explicit(&lane->round, memory_order_relaxed));
+    if (which == (void *)3) return PyLong_FromUnsignedLongLong(atomic_load_explicit(&lane->answered, memory_order_relaxed));
+    return PyBool_FromLong((long)atomic_load_explicit(&lane->asleep, memory_order_relaxed));
 }
 
 static PyMethodDef lane_methods[] = {
@@ -185,6 +187,8 @@ static PyGetSetDef lane_attributes[] = {
     {"handed", lane_number, NULL, "an eventfd that rings when a member was handed to Python", (void *)0},
     {"core", lane_number, NULL, "the core of its thread", (void *)1},
     {"round", lane_number, NULL, "rises as long as the thread runs", (void *)2},
+    {"answered", lane_number, NULL, "requests that it has answered", (void *)3},
+    {"asleep", lane_number, NULL, "whether it waits for a bell", (void *)4},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

@@ -11,6 +11,7 @@ import msgspec
 from sigd.daemon.admin.client import percentile_ns
 from sigd.daemon.admin.messages import Bins, LatencyStatus, ModelStatus, Status
 from sigd.daemon.serving.counters import BEYOND_NS
+from sigd.daemon.transport.lane_status import LaneStatus
 
 _COARSE_FROM_NS: Final = 1 << 20
 """Bins that end later are 131,072 ns wide, the others 128."""
@@ -74,6 +75,22 @@ class ModelInterval(msgspec.Struct, frozen=True):
     reloads_refused: int
 
 
+class LaneInterval(msgspec.Struct, frozen=True):
+    """One lane.
+
+    Attributes:
+        handed_over: how often it handed a session to Python, by reason.
+        stalled: it has made no round for a second.
+    """
+
+    core: int
+    sessions: int
+    requests_a_second: float
+    handed_over: dict[str, int]
+    asleep: bool
+    stalled: bool
+
+
 class Interval(msgspec.Struct, frozen=True):
     """All of it.
 
@@ -113,6 +130,7 @@ class Interval(msgspec.Struct, frozen=True):
     recorded_a_second: float | None
     dropped: int
     paused_because: str
+    lanes: list[LaneInterval]
 
 
 def between(before: Status | None, after: Status) -> Interval:
@@ -155,7 +173,24 @@ def between(before: Status | None, after: Status) -> Interval:
         recorded_a_second=None if recorder is None else (recorder.requests - recorded) / seconds,
         dropped=0 if recorder is None else recorder.dropped - dropped,
         paused_because="" if recorder is None else recorder.paused_because,
+        lanes=_lanes(before.lanes if before else [], after.lanes, seconds),
     )
+
+
+def _lanes(before: Iterable[LaneStatus], after: Iterable[LaneStatus], seconds: float) -> list[LaneInterval]:
+    was = {lane.core: lane for lane in before}
+    return [
+        LaneInterval(
+            core=lane.core,
+            sessions=lane.sessions,
+            requests_a_second=(lane.requests - (was[lane.core].requests if lane.core in was else 0))
+            / seconds,
+            handed_over=_grown(was[lane.core].handed_over if lane.core in was else {}, lane.handed_over),
+            asleep=lane.asleep,
+            stalled=lane.stalled,
+        )
+        for lane in after
+    ]
 
 
 def _model(before: ModelStatus | None, after: ModelStatus, seconds: float) -> ModelInterval:

@@ -12,11 +12,19 @@ from rich.text import Text
 
 from sigd.daemon.runtime.text import printable
 from sigd.daemon.serving.counters import BEYOND_SHOWN, END_NS
-from sigd.daemon.top.interval import Durations, Interval, ModelInterval, busiest, share_of_model
+from sigd.daemon.top.interval import (
+    Durations,
+    Interval,
+    LaneInterval,
+    ModelInterval,
+    busiest,
+    share_of_model,
+)
 
 BAR_COLUMNS: Final = 50
 TREND_COLUMNS: Final = 60
 MODEL_LINES: Final = 9
+LANES_SHOWN: Final = 4
 _HEIGHTS: Final = "▁▂▃▄▅▆▇█"
 _FIXED_LINES: Final = 9
 _QUIET: Final = "dim"
@@ -59,13 +67,14 @@ class Screen:
 
     def _body(self, interval: Interval, lines: int) -> RenderableType:
         parts: list[RenderableType] = [_heading(interval), self._state(interval)]
-        room = max((lines - _FIXED_LINES) // MODEL_LINES, 1)
+        lanes = _lanes(interval.lanes)
+        room = max((lines - _FIXED_LINES - len(lanes)) // MODEL_LINES, 1)
         models = busiest(interval.models) if len(interval.models) > room else interval.models
         for model in models[:room]:
             parts += [Text(), *_model(model, interval.seconds), self._trend(model.name)]
         if len(models) > room:
             parts.append(Text(f"and {len(models) - room} more models with fewer requests", _QUIET))
-        parts += [Text(), *_clients(interval), _loop(interval)]
+        parts += [Text(), *_clients(interval), _loop(interval), *lanes]
         if interval.recorded_a_second is not None:
             parts.append(_recorder(interval, interval.recorded_a_second))
         parts.append(Text(f"every {self._every_s:g} s · q leaves", _QUIET))
@@ -220,6 +229,27 @@ def _loop(interval: Interval) -> Text:
     for what, count in (("disk faults", interval.major_faults), ("gc", interval.collections)):
         if count:
             text.append(f", {what} {count:,}", _ALARM)
+    return _line(text)
+
+
+def _lanes(lanes: list[LaneInterval]) -> list[Text]:
+    """The busiest, those that stall before them."""
+    shown = sorted(lanes, key=lambda lane: (not lane.stalled, -lane.requests_a_second))[:LANES_SHOWN]
+    texts = list(map(_lane, shown))
+    if len(lanes) > LANES_SHOWN:
+        texts.append(Text(f"and {len(lanes) - LANES_SHOWN} more lanes with fewer requests", _QUIET))
+    return texts
+
+
+def _lane(lane: LaneInterval) -> Text:
+    text = Text(f"lane {lane.core}: {lane.requests_a_second:,.0f} requests/s, {lane.sessions} sessions")
+    if lane.asleep:
+        text.append(", asleep", _QUIET)
+    if lane.stalled:
+        text.append(", STALLED", _ALARM)
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(lane.handed_over.items()))
+    if reasons:
+        text.append(f", to Python: {reasons}")
     return _line(text)
 
 

@@ -18,6 +18,7 @@ from sigd.daemon.errors import MissingDependency, UsageError
 from sigd.daemon.serving import native_lane
 from sigd.daemon.serving.fast_path_ring import EMPTY, Found, RingPoll
 from sigd.daemon.transport.doorbell import silence
+from sigd.daemon.transport.lane_status import LaneStatus
 
 if TYPE_CHECKING:
     from sigd.daemon.serving._lane import Member, Model
@@ -147,6 +148,7 @@ class RunningLane:
         core: of its thread.
         handed_over: how often it has handed a session to Python, by reason.
         is_stalled: it had made no round when `stalled()` was called last.
+        stalls: how often that was so.
     """
 
     def __init__(self, core: int, spin_ns: int | None, retired: Callable[[], None]) -> None:
@@ -163,6 +165,7 @@ class RunningLane:
         self._members: dict[LaneMember, None] = {}
         self._models: dict[Batcher, tuple[Model, bool]] = {}
         self.is_stalled = False
+        self.stalls = 0
         self._round = -1
         self._counter = bytearray(8)
         try:
@@ -247,7 +250,23 @@ class RunningLane:
         """Whether it has made no round since the last call."""
         before, self._round = self._round, self.native.round
         self.is_stalled = before == self._round
+        self.stalls += self.is_stalled
         return self.is_stalled
+
+    def status(self) -> LaneStatus:
+        """What it does, and has done."""
+        native = self.native
+        return LaneStatus(
+            core=self.core,
+            sessions=self.sessions,
+            lent=self.lent,
+            handed_over=dict(self.handed_over),
+            stalled=self.is_stalled,
+            requests=native.answered,
+            rounds=native.round,
+            asleep=native.asleep,
+            stalls=self.stalls,
+        )
 
 
 class Lanes:

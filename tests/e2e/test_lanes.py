@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from sigd.daemon.admin.messages import LaneStatus
 from sigd.daemon.serving import native_lane
+from sigd.daemon.transport.lane_status import LaneStatus
 from sigd.wire.client import Client
 from sigd.wire.ring import why_not_here
 from sigd.wire.status import Status
@@ -81,6 +81,8 @@ def test_answers_are_those_of_a_daemon_without_a_lane(
     assert f" lanes={CORE}" in daemon.ready
     status = daemon.status()
     assert lane_of(daemon).handed_over["features"] >= 2
+    assert 0 < lane_of(daemon).requests < 3 * 64
+    assert f'sigd_lane_requests_total{{core="{CORE}"}} {lane_of(daemon).requests}' in daemon.metrics()
     assert status.models[0].answers["OK"] == 3 * 63 + 1
     assert sum(count for _, count in status.models[0].total.bins) >= 3 * 63 + 1
 

@@ -20,6 +20,7 @@ from sigd.daemon.admin.metrics.buckets import (
     rows_histogram,
 )
 from sigd.daemon.admin.metrics.family import Family, Kind, Series, Source
+from sigd.daemon.admin.metrics.lane_families import LANE_FAMILIES
 from sigd.daemon.admin.metrics.shadow_families import SHADOW_FAMILIES
 from sigd.daemon.runtime.loop_monitor import runnable_s, usage
 from sigd.daemon.runtime.process import resident_bytes
@@ -380,6 +381,7 @@ FAMILIES: Final = (
         " not tell.",
         _runnable,
     ),
+    *LANE_FAMILIES,
     Family(
         "sigd_gc_collections",
         Kind.COUNTER,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sigd.daemon.serving.counters import ClientCounters
     from sigd.daemon.shadow.supervisor import Shadows
     from sigd.daemon.transport.connections import Clients
+    from sigd.daemon.transport.lanes import RunningLane
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Source:
         began_s: when the daemon began, in seconds since 1970.
         idle: its idle strategy.
         remembered: what the configuration and the reloads said to serve.
+        lanes: none where the loop serves all.
     """
 
     models: Iterable[Batcher]
@@ -46,6 +48,7 @@ class Source:
     began_s: float
     idle: str
     remembered: RememberedModels
+    lanes: Iterable[RunningLane]
 
 
 class Kind(Enum):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sigd.daemon.serving.counters import ClientCounters
     from sigd.daemon.shadow.supervisor import Shadows
     from sigd.daemon.transport.connections import Clients
+    from sigd.daemon.transport.lanes import RunningLane
 
 
 SCRAPE_EVERY_S: Final = 0.1
@@ -56,6 +57,7 @@ class Observer:
         shadows: Shadows,
         cores: AbstractSet[int],
         remembered: RememberedModels,
+        lanes: Iterable[RunningLane],
     ) -> None:
         """
         Args:
@@ -82,6 +84,7 @@ class Observer:
                 began_s,
                 config.idle.value,
                 remembered,
+                lanes,
             )
         )
         self._server: AdminServer | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from sigd.daemon.admin.messages import LatencyStatus
 from sigd.daemon.recording.status import RecorderStatus
 from sigd.daemon.serving.counters import LatencyCounts
 from sigd.daemon.top.interval import between, busiest, share_of_model
+from sigd.daemon.transport.lane_status import LaneStatus
 
 if TYPE_CHECKING:
     from tests.daemon.top.conftest import MakeModel, MakeStatus
@@ -137,6 +138,22 @@ def test_clients_and_the_loop(make_status: MakeStatus) -> None:
     assert interval.waited == pytest.approx(0.05)
     silent = make_status(3.0, loop={"runnable_s": None})
     assert between(after, silent).waited is None
+
+
+def test_lanes(make_status: MakeStatus) -> None:
+    def lane(core: int, requests: int, **changed: Any) -> LaneStatus:
+        told: dict[str, Any] = {"sessions": 1, "lent": 1, "handed_over": {}, "stalled": False} | changed
+        return LaneStatus(core=core, requests=requests, **told)
+
+    before = make_status(lanes=[lane(3, 100, handed_over={"features": 2, "ring": 1})])
+    after = make_status(
+        2.0,
+        lanes=[lane(3, 500, handed_over={"features": 7, "ring": 1}), lane(5, 50, stalled=True)],
+    )
+    first, second = between(before, after).lanes
+    assert (first.core, first.requests_a_second, first.handed_over) == (3, 200, {"features": 5})
+    assert (second.core, second.requests_a_second, second.stalled) == (5, 25, True)
+    assert between(None, make_status()).lanes == []
 
 
 def test_what_is_recorded(make_status: MakeStatus) -> None:

@@ -14,6 +14,7 @@ from sigd.daemon.recording.status import RecorderStatus
 from sigd.daemon.serving.counters import LatencyCounts
 from sigd.daemon.top.interval import between
 from sigd.daemon.top.view import TREND_COLUMNS, Screen, plain
+from sigd.daemon.transport.lane_status import LaneStatus
 
 if TYPE_CHECKING:
     from tests.daemon.top.conftest import MakeModel, MakeStatus
@@ -96,6 +97,35 @@ def test_everything_is_there_and_fits(make_status: MakeStatus, hard: Status) -> 
         assert words in text
     (total,) = (line.split() for line in lines if line.startswith("total"))
     assert total == ["total", "100.8", "12.0", "12.0", "900.0", "900.0", "900.0"]
+
+
+def test_lanes_have_lines_and_the_screen_keeps_its_height(make_status: MakeStatus, hard: Status) -> None:
+    lanes = [
+        LaneStatus(
+            core=core,
+            sessions=core,
+            lent=core,
+            handed_over={"deadline": 7, "features": core},
+            stalled=core == 9,
+            requests=1_000_000 * core,
+            asleep=core == 3,
+        )
+        for core in range(1, 10)
+    ]
+    two = msgspec.structs.replace(hard, lanes=lanes[1:3])
+    text = "\n".join(shown(screen_of(make_status(), two)))
+    assert "lane 3: 300,000 requests/s, 3 sessions, asleep, to Python: deadline 7, features" in text
+    assert "lane 2: 200,000 requests/s, 2 sessions, to Python: deadline" in text
+    lines = shown(screen_of(make_status(), msgspec.structs.replace(hard, lanes=lanes)))
+    assert len(lines) <= 23
+    assert [line.split(":")[0] for line in lines if line.startswith("lane ")] == [
+        "lane 9",
+        "lane 8",
+        "lane 7",
+        "lane 6",
+    ]
+    assert "STALLED" in next(line for line in lines if line.startswith("lane 9"))
+    assert "and 5 more lanes" in "\n".join(lines)
 
 
 def test_reloads_are_told_where_there_were_any(make_status: MakeStatus, make_model: MakeModel) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from time import monotonic_ns
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from onnx import helper, numpy_helper
 from tests.daemon.conftest import FEATURES, Answer, FakeClient, Rig
 from tests.daemon.transport.test_rings import Loop, RingClient, RingRig
 
+from sigd.daemon.admin.metrics.lane_families import LANE_FAMILIES
 from sigd.daemon.errors import UsageError
 from sigd.daemon.serving import native_lane
 from sigd.daemon.serving.batcher import Batcher
@@ -462,6 +464,37 @@ def test_lane_that_makes_no_rounds_is_stalled(rigged: LaneRig) -> None:
     rigged.lane.native.stop()
     watch()
     assert "has made no round" in watch()
+    status = rigged.lane.status()
+    assert (status.stalled, status.stalls >= 1) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("spin_ns", "asleep"), [(None, False), (SLEEPS_AT_ONCE, True)], ids=["spin", "block"]
+)
+def test_lane_s_status_and_series(
+    open_rig: Callable[..., LaneRig], spin_ns: int | None, asleep: bool
+) -> None:
+    rigged = open_rig(spin_ns)
+    client = rigged.lent()
+    rigged.lent()
+    client.send(frames(some_rows(9)) + Rig.request(9, math.nan, 0, 0, 0))
+    assert len(with_the_loop(rigged, client, 10)) == 10
+    rigged.until(lambda: rigged.lane.status().asleep == asleep and rigged.lane.lent == 2)
+    rounds = rigged.lane.status().rounds
+    rigged.until(lambda: rigged.lane.status().rounds > rounds)
+    core = str(rigged.lane.core)
+    source: Any = SimpleNamespace(lanes=rigged.lanes)
+    told = {family.name: dict(family.read(source)) for family in LANE_FAMILIES}
+    assert told["sigd_lane_sessions"] == {(core, "lane"): (2,), (core, "python"): (0,)}
+    assert told["sigd_lane_requests"] == {(core,): (9,)}
+    reasons = told["sigd_lane_handed_over"]
+    assert reasons.pop((core, "features")) == (1,)
+    assert set(reasons.values()) == {(0,)}
+    assert told["sigd_lane_rounds"][(core,)] > (rounds,)
+    assert told["sigd_lane_stalled"] == told["sigd_lane_stalled_seconds"] == {(core,): (0,)}
+    status = rigged.lane.status()
+    assert (status.sessions, status.lent, status.requests) == (2, 2, 9)
+    assert status.handed_over == {"features": 1}
 
 
 def test_core_that_is_not_there_is_refused() -> None:

@@ -43,6 +43,7 @@ def make_source() -> MakeSource:
             1_700_000_000.25,
             "spin",
             RememberedModels(Path("/nonexistent/served.json")),
+            (),
         )
 
     return make
