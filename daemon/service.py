@@ -40,7 +40,7 @@ from sigd.daemon.serving.models import ServedModels
 from sigd.daemon.shadow.supervisor import Shadows
 from sigd.daemon.transport.access_control import access_of
 from sigd.daemon.transport.connections import Clients
-from sigd.daemon.transport.lanes import Lanes
+from sigd.daemon.transport.lanes import TAPPED, Lanes, lane_warnings
 from sigd.daemon.transport.listener import BACKLOG, Listener
 from sigd.daemon.transport.rings import RingHost
 from sigd.daemon.transport.socket_activation import ADMIN, CLIENTS, PassedListener
@@ -338,18 +338,13 @@ class Service:
                 )
 
     def _say_lanes(self) -> None:
-        """Which models no lane serves, and why."""
-        if not self._config.lane_cpu:
-            return
-        if shared := os.sched_getaffinity(0) & set(self._config.lane_cpu):
-            log.warning(
-                "core %s has a lane, and the loop runs there too: give the loop another one (cpu)",
-                ", ".join(map(str, shared)),
-            )
-        for batcher in self._models:
-            recorded = "its answers are recorded or compared with a shadow's" if batcher.is_tapped else ""
-            if why := native_lane.why_no_lane(batcher) or recorded:
-                log.warning("model %s is served by the loop, not in a lane: %s", as_utf8(batcher.name), why)
+        """What makes lanes useless or slow."""
+        why_not = {
+            as_utf8(batcher.name): native_lane.why_no_lane(batcher) or (TAPPED if batcher.is_tapped else "")
+            for batcher in self._models
+        }
+        for warning in lane_warnings(self._config.lane_cpu, why_not):
+            log.warning("%s", warning)
 
     def _line(self) -> str:
         return snapshot.line(self._models, self._counters)

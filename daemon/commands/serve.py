@@ -287,14 +287,21 @@ def _say_good(
 ) -> None:
     """All of it can be opened; it is closed again. Raises DaemonError where it could not record."""
     from sigd.daemon.recording.recorder import check_recorder, memory_in
+    from sigd.daemon.serving.native_lane import why_not_run
+    from sigd.daemon.serving.row_check import RowCheck
+    from sigd.daemon.transport.lanes import TAPPED, lane_warnings, try_lanes
     from sigd.models.history_check import check_steps
     from sigd.models.notes import notes
 
     if config.recorder.directory:
         memory = memory_in(os.environ) if view is None or view.memory is None else view.memory
         check_recorder(config.recorder, memory, () if view is None else view.writable or ())
-    for backend in backends:
+    try_lanes(config.lane_cpu, config.lane_spin_ns())
+    why_not = {}
+    for model, backend in zip(config.models(), backends, strict=True):
         spec, shadow = backend.spec, shadows.status(backend.spec.name)
+        tapped = TAPPED if config.recorder.directory or shadow is not None else ""
+        why_not[spec.name] = why_not_run(backend, RowCheck(spec), lingers=bool(model.linger_us)) or tapped
         if spec.window is not None or spec.state is not None:
             check_steps(backend)
         compared = "" if shadow is None else f", compared with {shadow.path} on {shadow.backend}"
@@ -306,6 +313,8 @@ def _say_good(
         )
         for note in notes(spec):
             click.echo(f"  {spec.name} {note.text}")
+    for warning in lane_warnings(config.lane_cpu, why_not):
+        click.echo(f"warning: {warning}")
     shadows.close()
 
 

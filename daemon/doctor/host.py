@@ -23,11 +23,15 @@ class Host:
         cpu: the CPU that the daemon is to run on, which the checks are about.
         root: where /proc, /sys and /dev are found.
         search_path: where programs are looked for, in the form of $PATH; None takes $PATH itself.
+        others_of_daemon: the CPUs of the daemon's other threads: of its lanes, or of its loop.
+        option: of `sigd serve`, which names `cpu`.
     """
 
     cpu: int
     root: Path = Path("/")
     search_path: str | None = None
+    others_of_daemon: frozenset[int] = frozenset()
+    option: str = "--cpu"
 
     def read(self, path: str) -> str | None:
         """The text of a file without the white space around it; None where it is not there or may not be
@@ -70,11 +74,23 @@ class Host:
 
     def siblings(self) -> frozenset[int]:
         """The CPUs on the same physical core as the chosen one, itself included."""
-        return parse_cpus(self.read(self.of_cpu("topology/thread_siblings_list")) or "") | {self.cpu}
+        return self._siblings_of(self.cpu)
+
+    def _siblings_of(self, cpu: int) -> frozenset[int]:
+        return parse_cpus(self.read(f"{CPUS}/cpu{cpu}/topology/thread_siblings_list") or "") | {cpu}
+
+    def kept(self) -> frozenset[int]:
+        """The CPUs to keep free of all but the daemon: the physical cores of its threads."""
+        return self.siblings().union(*map(self._siblings_of, self.others_of_daemon))
 
     def others(self) -> frozenset[int]:
-        """The CPUs that interrupts and housekeeping may have: online, and off the chosen physical core."""
-        return (self.online() - self.siblings() - self.isolated()) or (self.online() - {self.cpu})
+        """The CPUs that interrupts and housekeeping may have: online, and off the daemon's physical cores."""
+        online = self.online()
+        return (
+            (online - self.kept() - self.isolated())
+            or (online - {self.cpu} - self.others_of_daemon)
+            or (online - {self.cpu})
+        )
 
     def boot_parameter(self, name: str) -> str | None:
         """The value of a kernel parameter ("" where it has none); None where the kernel was booted without
@@ -166,10 +182,10 @@ def format_cpus(cpus: Iterable[int]) -> str:
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
-def choose_cpu(host: Host) -> int:
+def choose_cpu(host: Host, taken: Iterable[int] = ()) -> int:
     """The CPU to look at where none was named: the first isolated one, else the highest, since interrupts
-    and housekeeping gather on the lowest."""
-    online = host.online()
+    and housekeeping gather on the lowest. One of those that are taken only where there is no other."""
+    online = (host.online() - set(taken)) or host.online()
     isolated = host.isolated() & online
     if isolated:
         return min(isolated)

@@ -14,18 +14,32 @@ EXIT_LATENCY_US_MAX = 10
 _RARE_HZ = 1 / 60
 """A device that interrupts less often costs no percentile anything: a disk that comes up is enough for a
 few."""
-_TWO_CPUS = "# give the machine a second CPU, or serve with --idle block"
 
 
-def _another_cpu(host: Host) -> str:
-    other = max(host.online() - {host.cpu})
-    return f"# give the daemon another core, for example: sigd serve --cpu {other}"
+def another_cpu(host: Host) -> str:
+    """Advice for a CPU that does not suit."""
+    others = _not_daemon_s(host)
+    if not others:
+        return _one_more_cpu(host)
+    return f"# give the daemon another core, for example: sigd serve {host.option} {max(others)}"
+
+
+def _not_daemon_s(host: Host) -> frozenset[int]:
+    return host.online() - {host.cpu} - host.others_of_daemon
+
+
+def _one_more_cpu(host: Host) -> str:
+    """Advice where every CPU is the daemon's."""
+    instead = "leave lane_cpu out" if host.others_of_daemon else "serve with --idle block"
+    return f"# give the machine {'another' if host.others_of_daemon else 'a second'} CPU, or {instead}"
 
 
 def _no_other_cpu(host: Host, check: str) -> Finding | None:
     """For checks whose fix moves work to other CPUs: where there are none, there is nothing to run."""
-    if host.online() - {host.cpu}:
+    if _not_daemon_s(host):
         return None
+    if host.others_of_daemon:
+        return Finding(check, "skip", "every CPU is the daemon's: nothing can be moved off this one")
     return Finding(check, "skip", f"CPU {host.cpu} is the only one: nothing can be moved off it")
 
 
@@ -105,13 +119,16 @@ def isolation(host: Host) -> Finding:
     isolated = host.isolated()
     if host.cpu in isolated:
         return Finding(check, "ok", f"CPU {host.cpu} is isolated (with {format_cpus(isolated)})")
-    if not host.online() - {host.cpu}:
+    if not _not_daemon_s(host):
+        shared = f"CPU {host.cpu} is the only one: the daemon shares it"
+        if host.others_of_daemon:
+            shared = f"the daemon has every CPU, and shares CPU {host.cpu}"
         return Finding(
             check,
             "warn",
-            f"CPU {host.cpu} is the only one: the daemon shares it with its clients and the kernel",
+            f"{shared} with its clients and the kernel",
             "Whatever runs on this machine takes the core from the daemon, for milliseconds at a time.",
-            (_TWO_CPUS,),
+            (_one_more_cpu(host),),
         )
     if host.cpu == 0:
         return Finding(
@@ -119,7 +136,7 @@ def isolation(host: Host) -> Finding:
             "warn",
             "CPU 0 is not isolated, and cannot be well: the kernel does its housekeeping there",
             "Every task that is scheduled on this core takes it from the daemon, for milliseconds at a time.",
-            (_another_cpu(host),),
+            (another_cpu(host),),
         )
     return Finding(
         check,
@@ -131,8 +148,8 @@ def isolation(host: Host) -> Finding:
 
 
 def _isolating(host: Host) -> tuple[str, ...]:
-    core = format_cpus(host.siblings())
-    housekeeping = format_cpus(host.online() - host.siblings())
+    core = format_cpus(host.kept())
+    housekeeping = format_cpus(host.online() - host.kept())
     parameters = (f"isolcpus=managed_irq,domain,{core}", f"nohz_full={core}", f"rcu_nocbs={core}")
     return (*parameters, f"irqaffinity={housekeeping}") if housekeeping else parameters
 
@@ -163,7 +180,7 @@ def tick(host: Host) -> Finding:
         f"the kernel's tick runs on CPU {host.cpu}: {missing} not set for it",
         "The tick and the kernel's deferred work interrupt the daemon 250 to 1000 times a second, for some"
         " microseconds each time.",
-        (_another_cpu(host),) if host.cpu == 0 else boot_parameters("isolation", *_isolating(host)),
+        (another_cpu(host),) if host.cpu == 0 else boot_parameters("isolation", *_isolating(host)),
     )
 
 
@@ -196,7 +213,7 @@ def interrupts(host: Host) -> Finding:
     fix = [f"for irq in {numbers}; do echo {away} | sudo tee /proc/irq/$irq/smp_affinity_list; done"]
     if host.runs("irqbalance"):
         fix.append(
-            f"echo IRQBALANCE_BANNED_CPULIST={format_cpus(host.siblings())} | sudo tee -a"
+            f"echo IRQBALANCE_BANNED_CPULIST={format_cpus(host.kept())} | sudo tee -a"
             " /etc/default/irqbalance"
             " && sudo systemctl restart irqbalance"
         )
@@ -251,6 +268,15 @@ def sibling(host: Host) -> Finding:
     named = format_cpus(others)
     if not others:
         return Finding(check, "ok", f"CPU {host.cpu} has its physical core for itself")
+    if busy := others & host.others_of_daemon:
+        return Finding(
+            check,
+            "warn",
+            f"CPU {format_cpus(busy)}, which the daemon has too, shares the physical core of CPU {host.cpu}",
+            "The loop and its lanes divide that core's execution units and caches: each is slower whenever"
+            " the other works or spins.",
+            (another_cpu(host),),
+        )
     if others <= host.isolated():
         return Finding(check, "ok", f"CPU {named} shares its core and is isolated too: leave it empty")
     return Finding(

@@ -14,6 +14,11 @@ _READ_WITHOUT_SYSTEM_CALL = {
     "hyperv_clocksource_tsc_page": "Hyper-V's own clock",
 }
 _COMPILERS = ("c++", "g++", "clang++")
+INSTALL_WITH_COMPILER = (
+    "sudo apt install gcc",
+    "pip install --force-reinstall --no-deps --no-cache-dir --no-binary sigd sigd",
+)
+"""Builds what is in C."""
 
 
 def clock_source(host: Host) -> Finding:
@@ -182,10 +187,7 @@ def native_kernels(host: Host) -> Finding:
             "warn",
             "not built: sigd was installed where there is no C compiler",
             "Models that the kernels cover run on ONNX Runtime, several times slower. Nothing fails.",
-            (
-                "sudo apt install gcc",
-                "pip install --force-reinstall --no-deps --no-cache-dir --no-binary sigd sigd",
-            ),
+            INSTALL_WITH_COMPILER,
         )
     return Finding(check, "ok", f"built; the best instruction set here is {built.instruction_sets()[0]}")
 

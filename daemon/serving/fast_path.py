@@ -35,8 +35,10 @@ from sigd.wire.status import Status
 
 if TYPE_CHECKING:
     from sigd.daemon.serving.batcher import Batcher
+    from sigd.daemon.serving.row_check import RowCheck
     from sigd.daemon.serving.session import Session
     from sigd.models.backend import Backend
+    from sigd.models.spec import ModelSpec
 
 FastPath = Callable[[int, int], bool]
 """(bytes that arrived, when) -> True where the request has been answered, False where nothing was done."""
@@ -77,8 +79,12 @@ def receive_nothing(descriptor: int, polls_max: int, answered_max: int) -> int:
 
 def fits(batcher: Batcher) -> bool:
     """Whether the model is small enough for the fast path."""
-    spec = batcher.spec
-    return spec.features <= FEATURES_MAX and spec.outputs <= OUTPUTS_MAX and batcher.row_check.fits_fast_path
+    return model_fits(batcher.spec, batcher.row_check)
+
+
+def model_fits(spec: ModelSpec, row_check: RowCheck) -> bool:
+    """As `fits`, of a model that no batcher serves yet."""
+    return spec.features <= FEATURES_MAX and spec.outputs <= OUTPUTS_MAX and row_check.fits_fast_path
 
 
 def finite_check(outputs: npt.NDArray[np.float32]) -> Callable[[], bool]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sigd.daemon.serving.fast_path import ONE_ROW_OK, fits
+from sigd.daemon.serving.fast_path import ONE_ROW_OK, model_fits
 from sigd.daemon.serving.native_fast_path import CHUNK_ROWS, ring_places
 from sigd.wire import fields
 from sigd.wire.layout import header_word, outcome_word, request_frame_bytes, response_frame_bytes
@@ -21,7 +21,9 @@ except ImportError:  # there was no compiler
 
 if TYPE_CHECKING:
     from sigd.daemon.serving.batcher import Batcher
+    from sigd.daemon.serving.row_check import RowCheck
     from sigd.daemon.serving.session import Session
+    from sigd.models.backend import Backend
     from sigd.wire.ring import RingConsumer, RingProducer
 
 
@@ -37,13 +39,19 @@ def open_lane(core: int, spin_ns: int | None) -> Lane:
 
 def why_no_lane(batcher: Batcher) -> str:
     """Why no lane runs the batcher's model; "" where one does."""
-    if not hasattr(batcher.backend, "runner"):
-        return f"it runs on {batcher.backend.name}, and a lane runs native engines alone"
-    if not fits(batcher):
-        return f"{batcher.spec.features} features and {batcher.spec.outputs} outputs are too many"
-    if batcher.row_check.integers:
+    return why_not_run(batcher.backend, batcher.row_check, lingers=batcher.lingers)
+
+
+def why_not_run(backend: Backend, row_check: RowCheck, *, lingers: bool) -> str:
+    """As `why_no_lane`, of a model that no batcher serves yet."""
+    spec = backend.spec
+    if not hasattr(backend, "runner"):
+        return f"it runs on {backend.name}, and a lane runs native engines alone"
+    if not model_fits(spec, row_check):
+        return f"{spec.features} features and {spec.outputs} outputs are too many"
+    if row_check.integers:
         return "some of its features must be integers"
-    if batcher.lingers:
+    if lingers:
         return "linger_us makes its batches wait"
     return ""
 

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 from sigd.daemon.errors import MissingDependency, UsageError
@@ -42,6 +42,8 @@ HANDED_FOR: Final = (
 """Why a lane hands a session to Python, by the numbers of lane.h: a frame that is no request, a deadline that
 has passed, features that are no numbers, counters of the ring that broke the rules, answers that are no
 numbers, an answer past its deadline, requests to conflate, and a bell that the kernel did not ring."""
+TAPPED: Final = "its answers are recorded or compared with a shadow's"
+"""Why no lane serves a model that one could run."""
 _BELL: Final = HANDED_FOR.index("bell")
 RECLAIM_S: Final = 0.05
 WATCH_S: Final = 1.0
@@ -269,6 +271,47 @@ class RunningLane:
         )
 
 
+def _demand_built(cores: Sequence[int]) -> None:
+    if cores and not native_lane.is_built():
+        raise MissingDependency(
+            "lane_cpu needs the fast path in C, which is not built: sigd was installed where there is no"
+            " C compiler. Install one (apt-get install gcc) and install sigd again, or leave lane_cpu out"
+        )
+
+
+def try_lanes(cores: Sequence[int], spin_ns: int | None) -> None:
+    """Start each lane, and end it.
+
+    Raises:
+        UsageError, MissingDependency: the start of a daemon would end with it.
+    """
+    _demand_built(cores)
+    for core in cores:
+        lane = RunningLane(core, spin_ns, lambda: None)
+        lane.start()
+        lane.native.stop()
+
+
+def lane_warnings(cores: Sequence[int], why_not: Mapping[str, str]) -> Iterator[str]:
+    """What makes these lanes useless or slow.
+
+    Args:
+        why_not: why no lane serves a model, "" where one does, by the model's name.
+    """
+    if not cores:
+        return
+    if shared := os.sched_getaffinity(0) & set(cores):
+        yield (
+            f"core {', '.join(map(str, sorted(shared)))} has a lane, and the loop runs there too:"
+            " give the loop another one (cpu)"
+        )
+    for name, why in why_not.items():
+        if why:
+            yield f"model {name} is served by the loop, not in a lane: {why}"
+    if all(why_not.values()):
+        yield "no model is served in a lane, which has nothing to do: leave lane_cpu out"
+
+
 class Lanes:
     """All lanes of a daemon.
 
@@ -284,11 +327,7 @@ class Lanes:
         Raises:
             UsageError, MissingDependency: there can be none.
         """
-        if cores and not native_lane.is_built():
-            raise MissingDependency(
-                "lane_cpu needs the fast path in C, which is not built: sigd was installed where there is no"
-                " C compiler. Install one (apt-get install gcc) and install sigd again, or leave lane_cpu out"
-            )
+        _demand_built(cores)
         self.stalled = ""
         self._loop = loop
         self._lanes = [RunningLane(core, spin_ns, self.reclaim) for core in cores]

@@ -14,10 +14,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sigd.daemon.serving import native_lane
+from sigd.wire.ring import why_not_here
+
 if TYPE_CHECKING:
     from tests.conftest import ModelMaker
     from tests.e2e.conftest import StartDaemon
 
+needs_lanes = pytest.mark.skipif(
+    bool(why_not_here()) or not native_lane.is_built(),
+    reason=why_not_here() or "lanes are not built: python hatch_build.py",
+)
 ROW = [1.0, 2.0, 3.0, 4.0]
 
 
@@ -250,3 +257,42 @@ def test_the_journal_is_told_that_an_error_is_one() -> None:
             == 2
         )
         assert ours.recv(4096).startswith(b"<3>none.onnx: no such file")
+
+
+@needs_lanes
+def test_check_tries_lanes_and_says_what_makes_them_useless(models: ModelMaker, tmp_path: Path) -> None:
+    core = str(max(os.sched_getaffinity(0)))
+    place = ("--socket", tmp_path / "s.sock", "--lane-idle", "backoff", "--lane-cpu")
+    good = sigd("serve", "--check", "--model", models.mlp(4, (8,), 2), "--backend", "native", *place, core)
+    assert (good.returncode, good.stderr) == (0, "")
+    alone = len(os.sched_getaffinity(0)) == 1
+    assert ("warning: " in good.stdout) == alone
+    shared = sigd("serve", "--check", "--cpu", core, "--model", models.copied(4), *place, core)
+    assert f"warning: core {core} has a lane, and the loop runs there too" in shared.stdout
+    useless = sigd("serve", "--check", "--model", models.copied(4), "--backend", "onnxruntime", *place, core)
+    assert useless.returncode == 0
+    assert "is served by the loop, not in a lane: it runs on onnxruntime" in useless.stdout
+    assert "warning: no model is served in a lane, which has nothing to do" in useless.stdout
+    recorded = sigd(
+        *("serve", "--check", "--model", models.mlp(4, (8,), 2), "--backend", "native", *place, core),
+        *("--record", tmp_path / "kept"),
+    )
+    assert "its answers are recorded or compared with a shadow's" in recorded.stdout
+
+
+@needs_lanes
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--lane-cpu", "1023"], "lane_cpu 1023 is not one that this process may run on"),
+        (["--lane-cpu", "1", "--cpu", "1", "--lane-idle", "spin"], "leaves the loop no time"),
+        (["--lane-cpu", "1", "--no-shared-memory"], "for clients of shared memory"),
+    ],
+)
+def test_check_refuses_lanes_that_cannot_start(
+    models: ModelMaker, tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    model = models.mlp(4, (8,), 2)
+    done = sigd("serve", "--check", "--model", model, "--socket", tmp_path / "s.sock", *arguments)
+    assert done.returncode == 2
+    assert said in done.stderr

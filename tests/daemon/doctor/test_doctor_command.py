@@ -108,7 +108,16 @@ def test_a_failure_ends_with_1(machine: Any) -> None:
     assert [finding.check for finding in report.findings if finding.level == "fail"] == ["cards expected"]
 
 
-@pytest.mark.parametrize(("option", "value"), [("--cpu", "99"), ("--expect", "0x RTX 3090")])
+def test_lanes_have_a_table_each(machine: Any) -> None:
+    result = CliRunner().invoke(doctor, ["--lane-cpu", "14", "--lane-cpu", "6"])
+    assert "host (for CPU 15)" in result.output
+    assert "lane on CPU 14" in result.output
+    assert "lane on CPU 6" in result.output
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--cpu", "99"), ("--lane-cpu", "99"), ("--expect", "0x RTX 3090")]
+)
 def test_wrong_usage_is_refused(option: str, value: str, machine: Any) -> None:
     result = CliRunner().invoke(doctor, [option, value])
     assert isinstance(result.exception, UsageError)
