@@ -59,11 +59,13 @@ class Sliding:
     """An engine that answers step by step, and the queue of windows that are behind (`sliding.h`)."""
 
     @property
-    def state_floats(self) -> int:
-        """Floats of the state of one window, of which an instrument has one for each step."""
+    def place_floats(self) -> int:
+        """Floats that the windows under way of one instrument take: a state for each step, and the gates of the
+        next answer."""
 
     def advance(self) -> bool:
-        """Advance some windows that are behind by one step, where there are any; whether there were."""
+        """Advance some windows that are behind by one step, or prepare the next answer; whether anything was
+        left to do."""
 
     def windows(
         self,
@@ -79,7 +81,7 @@ class Sliding:
                 further.
             stored: how many steps of each instrument were ever stored.
             begin: how many of them are forgotten.
-            states: of instruments * steps * state_floats elements, for it alone.
+            states: of instruments * place_floats elements, for it alone.
 
         Raises:
             ValueError: they are of another size or type.

@@ -175,10 +175,11 @@ class NativeBackend:
         return self._runner.engine.runner(inputs, outputs)
 
     def state_bytes(self, instruments: int) -> int:
-        """What the windows under way of so many instruments take: a state for each step of a window."""
-        if self._sliding is None or self.spec.window is None:
+        """What the windows under way of so many instruments take: a state for each step of a window, and the
+        gates of the next answer."""
+        if self._sliding is None:
             return 0
-        return int(self._sliding.state_floats) * 4 * self.spec.window.steps * instruments
+        return int(self._sliding.place_floats) * 4 * instruments
 
     def why_whole_windows(self, instruments: int) -> str:
         """See `AnswersSteps`: the model does not allow it, or the states take more than STATES_BYTES_MAX."""
@@ -202,7 +203,7 @@ class NativeBackend:
         return made
 
     def advance(self) -> bool:
-        """See `AnswersSteps`: at most six windows of one instrument take one step."""
+        """See `AnswersSteps`: at most six windows of one instrument take one step, or its next answer is prepared."""
         return self._sliding is not None and bool(self._sliding.advance())
 
     def close(self) -> None:

@@ -94,10 +94,10 @@ INLINE void split_row(const int vectors, const int type, const float floor, cons
 /* A block of `rows` rows and `vectors` vectors of a panel that is `width` floats wide. */
 INLINE void wide_block(const int rows, const int vectors, const int type, const float floor, const float *x, size_t ldx,
                        size_t n, const void *weights, size_t column, size_t width, const float *scale, const float *bias,
-                       size_t ldb, float *y, size_t ldy) {
+                       float *y, size_t ldy) {
     vf sum[6][BLOCK_VECTORS];
     UNROLL for (int r = 0; r < rows; r++) {
-        UNROLL for (int q = 0; q < vectors; q++) sum[r][q] = begun(type, bias + r * ldb + q * VL);
+        UNROLL for (int q = 0; q < vectors; q++) sum[r][q] = begun(type, bias + q * VL);
     }
     size_t at = column;
     for (size_t k = 0; k < n; k++, at += width) {
@@ -110,29 +110,26 @@ INLINE void wide_block(const int rows, const int vectors, const int type, const 
     }
     UNROLL for (int r = 0; r < rows; r++) {
         UNROLL for (int q = 0; q < vectors; q++)
-            v_store(y + r * ldy + q * VL,
-                    finished(type, floor, sum[r][q], scale + q * VL, bias + r * ldb + q * VL));
+            v_store(y + r * ldy + q * VL, finished(type, floor, sum[r][q], scale + q * VL, bias + q * VL));
     }
 }
 
 INLINE void wide_rows_of_panel(const int rows, int panel, const int type, const float floor, const float *x, size_t ldx,
-                               size_t n, const void *weights, const float *scale, const float *bias, size_t ldb, float *y,
-                               size_t ldy) {
+                               size_t n, const void *weights, const float *scale, const float *bias, float *y, size_t ldy) {
     const size_t width = (size_t)panel * VL;
     int q = 0;
     for (; q + BLOCK_VECTORS <= panel; q += BLOCK_VECTORS)
-        wide_block(rows, BLOCK_VECTORS, type, floor, x, ldx, n, weights, q * VL, width, scale + q * VL, bias + q * VL, ldb,
+        wide_block(rows, BLOCK_VECTORS, type, floor, x, ldx, n, weights, q * VL, width, scale + q * VL, bias + q * VL,
                    y + q * VL, ldy);
     for (; q < panel; q++)
-        wide_block(rows, 1, type, floor, x, ldx, n, weights, q * VL, width, scale + q * VL, bias + q * VL, ldb, y + q * VL,
-                   ldy);
+        wide_block(rows, 1, type, floor, x, ldx, n, weights, q * VL, width, scale + q * VL, bias + q * VL, y + q * VL, ldy);
 }
 
 /* Every panel of a layer; the type of the weights is a constant where it is used. */
 INLINE void wide_layer(const int type, const float floor, const struct dense *d, const float *x, size_t ldx, uint32_t rows,
-                       const float *bias, size_t ldb, float *y, size_t ldy, const float *packed, const int32_t *ids,
-                       size_t packed_count) {
+                       float *y, size_t ldy, const float *packed, const int32_t *ids, size_t packed_count) {
     const char *w = d->weights;
+    const float *bias = d->bias;
     uint32_t vectors = d->n_padded / VL;
     for (uint32_t first = 0; first < vectors;) {
         const uint32_t panel = vectors - first < PANEL_MAX ? vectors - first : PANEL_MAX;
@@ -151,9 +148,9 @@ INLINE void wide_layer(const int type, const float floor, const struct dense *d,
         } else {
             for (uint32_t r = 0; r < rows;) {
                 const uint32_t count = rows - r < 6 ? rows - r : 6;
-                const float *xr = x + r * ldx, *br = bias + column + r * ldb;
+                const float *xr = x + r * ldx;
                 float *yr = y + column + r * ldy;
-#define ROWS(R) case R: wide_rows_of_panel(R, (int)panel, type, floor, xr, ldx, d->k, w, d->scale + column, br, ldb, yr, ldy); break;
+#define ROWS(R) case R: wide_rows_of_panel(R, (int)panel, type, floor, xr, ldx, d->k, w, d->scale + column, bias + column, yr, ldy); break;
                 switch (count) { ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) }
 #undef ROWS
                 r += count;
@@ -164,9 +161,9 @@ INLINE void wide_layer(const int type, const float floor, const struct dense *d,
     }
 }
 
-INLINE void split_layer(const int type, const float floor, const struct dense *d, const float *x, const float *bias,
-                        float *y) {
+INLINE void split_layer(const int type, const float floor, const struct dense *d, const float *x, float *y) {
     const char *w = d->weights;
+    const float *bias = d->bias;
     uint32_t vectors = d->n_padded / VL;
     for (uint32_t first = 0; first < vectors;) {
         const uint32_t panel = vectors - first < SPLIT_MAX ? vectors - first : SPLIT_MAX;
@@ -185,7 +182,7 @@ INLINE void split_layer(const int type, const float floor, const struct dense *d
 }
 
 /* Few outputs: DOT_LANES chains along k for each, joined in pairs. `x` has zeros up to the next multiple of DOT_LANES. */
-INLINE void dot_layer(const struct dense *d, const float *x, const float *bias, float *y) {
+INLINE void dot_layer(const struct dense *d, const float *x, float *y) {
     const size_t padded = ROUND_UP((size_t)d->k, DOT_LANES);
     for (uint32_t n = 0; n < d->n; n++) {
         const float *w = (const float *)d->weights + n * padded;
@@ -200,7 +197,7 @@ INLINE void dot_layer(const struct dense *d, const float *x, const float *bias, 
         for (int half = DOT_LANES / 2; half; half /= 2) {
             for (int i = 0; i < half; i++) lane[i] += lane[i + half];
         }
-        y[n] = lane[0] + bias[n];
+        y[n] = lane[0] + d->bias[n];
     }
 }
 
@@ -239,10 +236,9 @@ INLINE size_t pack_row(const float *x, size_t k, float *values, int32_t *ids) {
 
 #define PACK_ROWS_MAX 1 /* from here on a block of rows, which reads each weight once, is sooner done */
 
-/* `rows` rows of a layer. `bias` is the layer's own with `ldb` 0, or one for each row (a recurrent layer's). Writes
- * n_padded floats to each row of `y`. */
+/* `rows` rows of a layer. Writes n_padded floats to each row of `y`. */
 static void dense_rows(const struct dense *d, const struct scratch *scratch, const float *x, size_t ldx, uint32_t rows,
-                       const float *bias, size_t ldb, float *y, size_t ldy) {
+                       float *y, size_t ldy) {
     const int relu = d->function == F_RELU;
     const float floor = relu ? 0.0f : -INFINITY;
     if (d->layout == LAYOUT_DOT) {
@@ -254,11 +250,11 @@ static void dense_rows(const struct dense *d, const struct scratch *scratch, con
                 memset(scratch->packed + d->k, 0, (padded - d->k) * sizeof *row);
                 row = scratch->packed;
             }
-            dot_layer(d, row, bias + r * ldb, y + r * ldy);
+            dot_layer(d, row, y + r * ldy);
         }
     } else if (d->layout == LAYOUT_SPLIT) {
         for (uint32_t r = 0; r < rows; r++) {
-#define SPLIT(type) split_layer(type, floor, d, x + r * ldx, bias + r * ldb, y + r * ldy);
+#define SPLIT(type) split_layer(type, floor, d, x + r * ldx, y + r * ldy);
 #if VL > 1
             if (d->type == WEIGHTS_F16) { SPLIT(WEIGHTS_F16) continue; }
             if (d->type == WEIGHTS_BF16) { SPLIT(WEIGHTS_BF16) continue; }
@@ -274,7 +270,7 @@ static void dense_rows(const struct dense *d, const struct scratch *scratch, con
             ids = scratch->packed_ids;
             count = pack_row(x, d->k, scratch->packed, scratch->packed_ids);
         }
-#define WIDE(type) wide_layer(type, floor, d, x, ldx, rows, bias, ldb, y, ldy, scratch->packed, ids, count)
+#define WIDE(type) wide_layer(type, floor, d, x, ldx, rows, y, ldy, scratch->packed, ids, count)
 #if VL > 1
         if (d->type == WEIGHTS_F16) WIDE(WEIGHTS_F16);
         else if (d->type == WEIGHTS_BF16) WIDE(WEIGHTS_BF16);

@@ -100,6 +100,8 @@ struct step_view {
     uint32_t steps;
     size_t state_floats; /* of one window */
     size_t *state_at;    /* [ops]: where in a window's state the operation's lies; STATELESS: it has none */
+    size_t gate_floats;  /* of one window's states: what they add to the gates of its next step */
+    size_t *gates_at;    /* [ops]: where of them the operation's lie, where it has a state */
     uint8_t *last;       /* [ops]: 1 where it belongs to the last step alone */
 };
 
@@ -118,8 +120,11 @@ struct isa {
     uint32_t split_max;   /* vectors of a panel, SPLIT_CHAINS chains an output */
     void (*run)(const struct engine *, const struct scratch *, const float *rows, float *out, uint32_t n);
     /* One step, `row`, of `n` windows, whose states lie one behind the other. With `out` it is the last step of the only
-     * one, and `out` takes the answer. */
-    void (*step)(const struct step_view *, const struct scratch *, const float *row, float *states, uint32_t n, float *out);
+     * one, and `out` takes the answer. `gates` is what `prepare` made of the state of the only one, or NULL. */
+    void (*step)(const struct step_view *, const struct scratch *, const float *row, float *states, const float *gates,
+                 uint32_t n, float *out);
+    /* What a window's state adds to the gates of its next step, whatever that is: half of what the step costs. */
+    void (*prepare)(const struct step_view *, const struct scratch *, const float *state, float *gates);
 };
 
 /* For each mask of 8 lanes the lanes that it holds, lowest first, a byte each. */

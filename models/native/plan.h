@@ -17,7 +17,7 @@
 #include <stdint.h>
 
 #define PLAN_MAGIC "sigdplan"
-#define PLAN_VERSION 1
+#define PLAN_VERSION 2 /* another one where the bits of an answer change, too */
 #define PLAN_NONE UINT32_MAX
 
 #define PLAN_BUFFERS_MAX 4096u
@@ -92,7 +92,7 @@ enum plan_kind {
     PLAN_IMPUTE = 13,
     /* in: [STEPS, K], out: [STEPS, H] (EACH) or [H], from a state of zeros; params: STEPS, K, H, EACH, REVERSE; tensors:
      * W [K, gates * H], R [H, gates * H], bias of W, bias of R [gates * H], of 8-bit weights the scales of W and R; gates
-     * in ONNX's order: i o f c, and z r h.
+     * in ONNX's order: i o f c, and z r h. What W and R add are two sums, each from its bias, which are added once.
      * The GRU applies its reset behind R (linear_before_reset). */
     PLAN_LSTM = 14,
     PLAN_GRU = 15,

@@ -16,7 +16,7 @@ MISSING_TRUE: Final = 0x80000000
 FLOAT_MAX: Final = float(np.finfo(np.float32).max)
 
 _MAGIC: Final = b"sigdplan"
-_VERSION: Final = 1
+_VERSION: Final = 2
 _HEADER: Final = struct.Struct("<8s6IQ24x")
 _TENSOR: Final = struct.Struct("<IIQQ")
 _OP: Final = struct.Struct("<2I3I8I8I3f")

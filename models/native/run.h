@@ -86,25 +86,30 @@ static float reduce(const float *x, size_t n, uint32_t how) {
  * whole number of vectors they are computed aside. */
 static void dense_steps(const struct dense *d, const struct scratch *s, const float *x, uint32_t steps, float *y) {
     if (d->n_padded == d->n) {
-        dense_rows(d, s, x, d->k, steps, d->bias, 0, y, d->n);
+        dense_rows(d, s, x, d->k, steps, y, d->n);
         return;
     }
-    dense_rows(d, s, x, d->k, steps, d->bias, 0, s->temporary, d->n_padded);
+    dense_rows(d, s, x, d->k, steps, s->temporary, d->n_padded);
     for (uint32_t i = 0; i < steps; i++)
         memcpy(y + (size_t)i * d->n, s->temporary + (size_t)i * d->n_padded, d->n * sizeof *y);
 }
 
-/* One step of each of `rows` rows: gates from its input and its state, to the next state. */
-INLINE void lstm_cell(size_t h, const float *gates, float *c, float *state) {
+/* One step of a row, to its next state: `gates` holds what its input adds to each gate, `recurrent` what its state adds.
+ * They are two sums, added once, so that the state's can be ready before the input comes. Not inlined, and no pointer
+ * reads what another one writes: only so does the compiler make vectors of the loop wherever it is called. */
+static __attribute__((noinline)) void lstm_cell(size_t h, const float *restrict gates, const float *restrict recurrent,
+                                                float *restrict c, float *restrict state) {
     for (size_t u = 0; u < h; u++) {
-        const float in = f_sigmoid(gates[u]), out = f_sigmoid(gates[h + u]), keep = f_sigmoid(gates[2 * h + u]);
-        c[u] = fmaf(keep, c[u], in * f_tanh(gates[3 * h + u]));
+        const float in = f_sigmoid(gates[u] + recurrent[u]), out = f_sigmoid(gates[h + u] + recurrent[h + u]);
+        const float keep = f_sigmoid(gates[2 * h + u] + recurrent[2 * h + u]);
+        c[u] = fmaf(keep, c[u], in * f_tanh(gates[3 * h + u] + recurrent[3 * h + u]));
         state[u] = out * f_tanh(c[u]);
     }
 }
 
-/* `recurrent` holds what the state adds to each gate; the new gate's part is inside the reset. */
-INLINE void gru_cell(size_t h, const float *gates, const float *recurrent, float *state) {
+/* The same; the new gate's part of the state is inside the reset. */
+static __attribute__((noinline)) void gru_cell(size_t h, const float *restrict gates, const float *restrict recurrent,
+                                               float *restrict state) {
     for (size_t u = 0; u < h; u++) {
         const float update = f_sigmoid(gates[u] + recurrent[u]), reset = f_sigmoid(gates[h + u] + recurrent[h + u]);
         const float fresh = f_tanh(fmaf(reset, recurrent[2 * h + u], gates[2 * h + u]));
@@ -121,37 +126,37 @@ static void recurrent(const struct op *o, const struct scratch *s, const float *
     float *all = s->temporary, *step = all + (size_t)s->block_rows * steps * gates;
     float *state = step + (size_t)s->block_rows * gates, *cell = state + (size_t)s->block_rows * padded;
     for (uint32_t r = 0; r < rows; r++)
-        dense_rows(&o->dense, s, x + r * ldx, o->dense.k, steps, o->dense.bias, 0, all + (size_t)r * steps * gates, gates);
+        dense_rows(&o->dense, s, x + r * ldx, o->dense.k, steps, all + (size_t)r * steps * gates, gates);
     memset(state, 0, sizeof *state * rows * padded);
     memset(cell, 0, sizeof *cell * rows * padded);
     for (uint32_t i = 0; i < steps; i++) {
         const uint32_t t = reverse ? steps - 1 - i : i;
-        const float *now = all + t * gates;
-        if (lstm) dense_rows(&o->recurrent, s, state, padded, rows, now, steps * gates, step, gates);
-        else dense_rows(&o->recurrent, s, state, padded, rows, o->recurrent.bias, 0, step, gates);
+        dense_rows(&o->recurrent, s, state, padded, rows, step, gates);
         for (uint32_t r = 0; r < rows; r++) {
+            const float *now = all + (r * steps + t) * gates;
             float *hidden = state + r * padded;
-            if (lstm) lstm_cell(h, step + r * gates, cell + r * padded, hidden);
-            else gru_cell(h, now + r * steps * gates, step + r * gates, hidden);
+            if (lstm) lstm_cell(h, now, step + r * gates, cell + r * padded, hidden);
+            else gru_cell(h, now, step + r * gates, hidden);
             if (each) memcpy(y + r * ldy + (size_t)t * h, hidden, h * sizeof *y);
         }
     }
     for (uint32_t r = 0; !each && r < rows; r++) memcpy(y + r * ldy, state + r * padded, h * sizeof *y);
 }
 
-/* One step of `rows` windows, whose states stand `lds` floats apart. Without `ldx` they have one input. */
+/* One step of `rows` windows, whose states stand `lds` floats apart. Without `ldx` they have one input. `prepared` is what
+ * the state of the only one adds to its gates; NULL: that is computed. */
 static void recurrent_step(const struct op *o, const struct scratch *s, const float *x, size_t ldx, uint32_t rows,
-                           float *states, size_t lds, float *y, size_t ldy) {
+                           float *states, size_t lds, const float *prepared, float *y, size_t ldy) {
     const uint32_t h = o->plan.param[2];
     const int lstm = o->plan.kind == PLAN_LSTM;
     const size_t gates = o->dense.n_padded, padded = STRIDE(h), from_input = ldx ? gates : 0;
-    float *now = s->temporary, *step = now + (size_t)s->block_rows * gates;
-    dense_rows(&o->dense, s, x, ldx, ldx ? rows : 1, o->dense.bias, 0, now, gates);
-    if (lstm) dense_rows(&o->recurrent, s, states, lds, rows, now, from_input, step, gates);
-    else dense_rows(&o->recurrent, s, states, lds, rows, o->recurrent.bias, 0, step, gates);
+    float *now = s->temporary, *computed = now + (size_t)s->block_rows * gates;
+    dense_rows(&o->dense, s, x, ldx, ldx ? rows : 1, now, gates);
+    if (!prepared) dense_rows(&o->recurrent, s, states, lds, rows, computed, gates);
+    const float *step = prepared ? prepared : computed;
     for (uint32_t r = 0; r < rows; r++) {
         float *hidden = states + r * lds;
-        if (lstm) lstm_cell(h, step + r * gates, hidden + padded, hidden);
+        if (lstm) lstm_cell(h, now + r * from_input, step + r * gates, hidden + padded, hidden);
         else gru_cell(h, now + r * from_input, step + r * gates, hidden);
         memcpy(y + r * ldy, hidden, h * sizeof *y);
     }
@@ -204,7 +209,7 @@ static void run_op(const struct engine *e, const struct op *o, const struct scra
     float *y = s->arena + e->places[o->plan.out] * s->block_rows;
     const size_t ldy = STRIDE(e->widths[o->plan.out]);
     if (o->plan.kind == PLAN_DENSE && o->in_width == o->dense.k) {
-        dense_rows(&o->dense, s, in[0], ldx[0], rows, o->dense.bias, 0, y, ldy);
+        dense_rows(&o->dense, s, in[0], ldx[0], rows, y, ldy);
         return;
     }
     if (o->plan.kind == PLAN_LSTM || o->plan.kind == PLAN_GRU) {
@@ -232,7 +237,8 @@ static void run(const struct engine *e, const struct scratch *s, const float *ro
     }
 }
 
-static void step(const struct step_view *v, const struct scratch *s, const float *row, float *states, uint32_t n, float *out) {
+static void step(const struct step_view *v, const struct scratch *s, const float *row, float *states, const float *gates,
+                 uint32_t n, float *out) {
     const struct engine *e = &v->engine;
     memcpy(s->arena + e->places[0] * s->block_rows, row, e->features * sizeof *row);
     for (uint32_t i = 0; i < e->ops; i++) {
@@ -244,10 +250,16 @@ static void step(const struct step_view *v, const struct scratch *s, const float
             continue;
         }
         recurrent_step(o, s, s->arena + e->places[in] * s->block_rows, e->shared[in] ? 0 : STRIDE(e->widths[in]), n,
-                       states + v->state_at[i], v->state_floats, s->arena + e->places[to] * s->block_rows,
-                       STRIDE(e->widths[to]));
+                       states + v->state_at[i], v->state_floats, gates ? gates + v->gates_at[i] : NULL,
+                       s->arena + e->places[to] * s->block_rows, STRIDE(e->widths[to]));
     }
     if (out) memcpy(out, s->arena + e->places[1] * s->block_rows, e->outputs * sizeof *out);
 }
 
-const struct isa CAT(isa_, ISA) = {ISA_NAME, VL, PANEL_MAX, SPLIT_MAX, run, step};
+static void prepare(const struct step_view *v, const struct scratch *s, const float *state, float *gates) {
+    for (uint32_t i = 0; i < v->engine.ops; i++)
+        if (v->state_at[i] != STATELESS)
+            dense_rows(&v->engine.op[i].recurrent, s, state + v->state_at[i], 0, 1, gates + v->gates_at[i], 0);
+}
+
+const struct isa CAT(isa_, ISA) = {ISA_NAME, VL, PANEL_MAX, SPLIT_MAX, run, step, prepare};

@@ -96,9 +96,16 @@ struct runner *runner_new(const struct engine *e, uint32_t rows_max) {
 
 void runner_free(struct runner *r) { free(r); }
 
-void runner_step(const struct runner *r, const struct step_view *v, const float *row, float *states, uint32_t n, float *out) {
+void runner_step(const struct runner *r, const struct step_view *v, const float *row, float *states, const float *gates,
+                 uint32_t n, float *out) {
     __typeof__(settings_enter()) before = settings_enter();
-    v->engine.isa->step(v, &r->scratch, row, states, n, out);
+    v->engine.isa->step(v, &r->scratch, row, states, gates, n, out);
+    settings_leave(before);
+}
+
+void runner_prepare(const struct runner *r, const struct step_view *v, const float *state, float *gates) {
+    __typeof__(settings_enter()) before = settings_enter();
+    v->engine.isa->prepare(v, &r->scratch, state, gates);
     settings_leave(before);
 }
 

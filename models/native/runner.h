@@ -11,5 +11,7 @@ struct runner {
 /* For batches of at most that many rows; NULL without memory. The engine outlives it. */
 struct runner *runner_new(const struct engine *, uint32_t rows_max);
 void runner_free(struct runner *);
-/* As `step` of struct isa, of a runner of the view's engine. */
-void runner_step(const struct runner *, const struct step_view *, const float *row, float *states, uint32_t n, float *out);
+/* As `step` and `prepare` of struct isa, of a runner of the view's engine. */
+void runner_step(const struct runner *, const struct step_view *, const float *row, float *states, const float *gates,
+                 uint32_t n, float *out);
+void runner_prepare(const struct runner *, const struct step_view *, const float *state, float *gates);

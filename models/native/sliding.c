@@ -9,7 +9,8 @@ int sliding_begin(struct sliding *s, struct step_view *view) {
     s->view = view;
     s->runner = runner_new(&view->engine, STEP_ROWS);
     s->state = aligned_alloc(64, view->state_floats * sizeof *s->state);
-    if (s->runner && s->state) return 0;
+    s->unread = malloc(view->engine.outputs * sizeof *s->unread);
+    if (s->runner && s->state && s->unread) return 0;
     sliding_end(s);
     return -1;
 }
@@ -17,6 +18,7 @@ int sliding_begin(struct sliding *s, struct step_view *view) {
 void sliding_end(struct sliding *s) {
     runner_free(s->runner);
     free(s->state);
+    free(s->unread);
     step_view_free(s->view);
     memset(s, 0, sizeof *s);
 }
@@ -28,8 +30,11 @@ static const float *row_at(const struct windows *w, uint32_t place, uint64_t ste
 
 static float *state_at(const struct windows *w, uint32_t place, uint64_t slot) {
     const struct step_view *v = w->sliding->view;
-    return w->states + ((size_t)place * v->steps + slot) * v->state_floats;
+    return w->states + place * step_view_place_floats(v) + slot * v->state_floats;
 }
+
+/* What that state adds to the gates of the next answer's window, once it is prepared. */
+static float *gates_at(const struct windows *w, uint32_t place) { return state_at(w, place, w->sliding->view->steps); }
 
 /* The oldest and the newest step with which a window begins that has not had its last step: none where the first is above
  * the second. */
@@ -98,15 +103,40 @@ static uint32_t advance_place(struct windows *w, uint32_t place) {
             memset(states + count * s->view->state_floats, 0, s->view->state_floats * sizeof *states);
         next[count++] = step + 1;
     }
-    runner_step(s->runner, s->view, row_at(w, place, step), states, count, NULL);
+    runner_step(s->runner, s->view, row_at(w, place, step), states, NULL, count, NULL);
     return count;
+}
+
+/* Prepare the window that the next step completes, where it has taken all others. 1, or 0 where that is done, or too
+ * early. */
+static int prepare_place(struct windows *w, uint32_t place) {
+    const struct sliding *s = w->sliding;
+    const uint64_t steps = s->view->steps, newest = w->stored[place], begin = newest + 1 - steps;
+    struct track *t = &w->tracks[place];
+    if (t->prepared == newest || newest + 1 - w->begin[place] < steps || next_of(w, place, begin) != newest) return 0;
+    runner_prepare(s->runner, s->view, state_at(w, place, begin % steps), gates_at(w, place));
+    t->prepared = newest;
+    return 1;
+}
+
+/* Answer a step that was answered, for what that leaves in the caches. 1, or 0 where the next one is not prepared. */
+static int rehearse(const struct windows *w, uint32_t place) {
+    const struct sliding *s = w->sliding;
+    const uint64_t newest = w->stored[place];
+    if (w->tracks[place].prepared != newest) return 0;
+    memset(s->state, 0, s->view->state_floats * sizeof *s->state);
+    runner_step(s->runner, s->view, row_at(w, place, newest - 1), s->state, gates_at(w, place), 1, s->unread);
+    return 1;
 }
 
 int sliding_advance(struct sliding *s) {
     while (s->first) {
         struct track *t = s->first;
-        if (advance_place(t->windows, (uint32_t)(t - t->windows->tracks))) return 1;
+        struct windows *w = t->windows;
+        const uint32_t place = (uint32_t)(t - w->tracks);
+        if (prepare_place(w, place) || advance_place(w, place)) return 1;
         leave_queue(t);
+        if (!s->first && rehearse(w, place)) return 1;
     }
     return 0;
 }
@@ -122,8 +152,9 @@ static int answer(void *steps, uint32_t place, const float *row, float *out) {
     uint64_t step = next_of(w, place, begin);
     if (step == begin) memset(s->state, 0, v->state_floats * sizeof *s->state);
     else memcpy(s->state, state_at(w, place, begin % v->steps), v->state_floats * sizeof *s->state);
-    for (; step < newest; step++) runner_step(s->runner, v, row_at(w, place, step), s->state, 1, NULL);
-    runner_step(s->runner, v, row ? row : row_at(w, place, newest), s->state, 1, out);
+    for (; step < newest; step++) runner_step(s->runner, v, row_at(w, place, step), s->state, NULL, 1, NULL);
+    const float *gates = w->tracks[place].prepared == newest ? gates_at(w, place) : NULL;
+    runner_step(s->runner, v, row ? row : row_at(w, place, newest), s->state, gates, 1, out);
     return 0;
 }
 

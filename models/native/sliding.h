@@ -5,6 +5,10 @@
  * window that is behind when its last step comes is advanced through all that it has not seen, so an answer never waits
  * for other windows, and never costs more than its whole window.
  *
+ * What the state of the window that comes next adds to its gates is known before its last step is: it is prepared, so that
+ * half of the weights are left for the answer. Where nothing is left to do, an answer is rehearsed: those weights lie in the
+ * second-level cache then, which the other windows have filled with other ones.
+ *
  * It holds for models whose operations before the last step look at one step and a state that runs forward, and for no
  * other. The bits are those of the whole window, for every sum is the same chain. */
 #pragma once
@@ -17,6 +21,8 @@
  * steps. The engine outlives it. */
 struct step_view *step_view_new(const struct engine *, uint32_t steps, char *error, size_t error_size);
 void step_view_free(struct step_view *);
+/* Floats that an instrument's windows under way take. */
+size_t step_view_place_floats(const struct step_view *);
 
 struct windows;
 
@@ -24,7 +30,8 @@ struct windows;
 struct sliding {
     struct step_view *view;
     struct runner *runner;
-    float *state; /* of the window that is answered */
+    float *state;  /* of the window that is answered */
+    float *unread; /* the answer to a rehearsal */
     struct track *first, *last;
 };
 
@@ -33,6 +40,7 @@ struct track {
     struct windows *windows;
     struct track *before, *after;
     int queued;
+    uint64_t prepared; /* the last step of the window whose gates are prepared: 0 for none */
 };
 
 /* The windows of one client's instruments. What it points to is the caller's, but `next` and `tracks`. */
@@ -43,7 +51,7 @@ struct windows {
     float *rows;            /* [places][2 * steps][features]: step i stands at i % steps, and `steps` further */
     uint64_t *stored;       /* [places]: how many steps were ever stored */
     const uint64_t *begin;  /* [places]: how many of them are forgotten */
-    float *states;          /* [places][steps][state_floats] */
+    float *states;          /* [places][place_floats]: [steps][state_floats], and the gates of the window that comes next */
     uint64_t *next;         /* [places][steps]: the step that the window there takes next */
     struct track *tracks;
 };
@@ -51,7 +59,8 @@ struct windows {
 /* Takes the view. 0, or -1 without memory; then as after `sliding_end`. */
 int sliding_begin(struct sliding *, struct step_view *);
 void sliding_end(struct sliding *);
-/* Advance some windows of the instrument that is behind for longest. 1, or 0 where none is. */
+/* Advance some windows of the instrument that is behind for longest, or prepare its next answer. 1, or 0 where nothing is
+ * left to do. */
 int sliding_advance(struct sliding *);
 
 /* Fill in the rest of windows whose `sliding`, `places`, `rows`, `stored`, `begin` and `states` are known. 0, or -1

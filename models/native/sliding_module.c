@@ -46,9 +46,9 @@ static PyObject *advance(PyObject *self, PyObject *nothing) {
     return PyBool_FromLong(sliding_advance(&((Sliding *)self)->sliding));
 }
 
-static PyObject *state_floats(PyObject *self, void *unused) {
+static PyObject *place_floats(PyObject *self, void *unused) {
     (void)unused;
-    return PyLong_FromSize_t(((Sliding *)self)->sliding.view->state_floats);
+    return PyLong_FromSize_t(step_view_place_floats(((Sliding *)self)->sliding.view));
 }
 
 /* Take an array of `count` elements of that format. */
@@ -79,7 +79,7 @@ static PyObject *make_windows(PyObject *self, PyObject *args, PyObject *keywords
     const size_t count = (size_t)places, steps = view->steps;
     if (bind(rows, &made->views[ROWS], "rows", "f", count * 2 * steps * view->engine.features) ||
         bind(stored, &made->views[STORED], "stored", "L", count) || bind(begin, &made->views[BEGIN], "begin", "L", count) ||
-        bind(states, &made->views[STATES], "states", "f", count * steps * view->state_floats))
+        bind(states, &made->views[STATES], "states", "f", count * step_view_place_floats(view)))
         goto failed;
     struct windows *w = &made->windows;
     w->sliding = sliding;
@@ -143,13 +143,13 @@ static PyObject *windows_capsule(PyObject *self, void *unused) {
 }
 
 static PyMethodDef sliding_methods[] = {
-    {"advance", advance, METH_NOARGS, "advance() -> whether windows were behind: some of them are advanced one step"},
+    {"advance", advance, METH_NOARGS, "advance() -> whether anything was left to do: windows that are behind, the next answer's preparation"},
     {"windows", (PyCFunction)(void (*)(void))make_windows, METH_VARARGS | METH_KEYWORDS,
      "windows(rows, stored, begin, states): the windows of one client's instruments"},
     {NULL, NULL, 0, NULL},
 };
 static PyGetSetDef sliding_members[] = {
-    {"state_floats", state_floats, NULL, "floats of the state of one window", NULL},
+    {"place_floats", place_floats, NULL, "floats that the windows under way of one instrument take", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 static PyMethodDef windows_methods[] = {

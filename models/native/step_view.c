@@ -80,6 +80,8 @@ static int narrow_recurrent(struct narrowing *n, struct op *o, uint32_t width) {
               param[0], param[1], v->steps, width);
     v->state_at[n->current] = v->state_floats;
     v->state_floats += STRIDE(param[2]) * (o->plan.kind == PLAN_LSTM ? 2 : 1);
+    v->gates_at[n->current] = v->gate_floats;
+    v->gate_floats += o->recurrent.n_padded;
     const size_t floats = 2 * (size_t)o->dense.n_padded;
     if (floats > v->engine.temporary_row_floats) v->engine.temporary_row_floats = floats;
     v->engine.widths[o->plan.out] = param[2];
@@ -184,10 +186,12 @@ static int copy_tables(struct narrowing *n) {
     e->places = engine_allocate(e, e->buffers * sizeof *e->places);
     e->op = engine_allocate(e, e->ops * sizeof *e->op);
     v->state_at = engine_allocate(e, e->ops * sizeof *v->state_at);
+    v->gates_at = engine_allocate(e, e->ops * sizeof *v->gates_at);
     v->last = engine_allocate(e, e->ops);
     n->span = engine_allocate(e, e->buffers);
     n->shared = engine_allocate(e, e->buffers);
-    if (!e->widths || !e->places || !e->op || !v->state_at || !v->last || !n->span || !n->shared)
+    if (!e->widths || !e->places || !e->op || !v->state_at || !v->gates_at || !v->last || !n->span ||
+        !n->shared)
         return refused(n, "out of memory");
     memcpy(e->widths, whole->widths, e->buffers * sizeof *e->widths);
     memcpy(e->op, whole->op, e->ops * sizeof *e->op);
@@ -206,6 +210,8 @@ struct step_view *step_view_new(const struct engine *whole, uint32_t steps, char
     step_view_free(n.view);
     return NULL;
 }
+
+size_t step_view_place_floats(const struct step_view *v) { return v->steps * v->state_floats + v->gate_floats; }
 
 void step_view_free(struct step_view *v) {
     if (!v) return;

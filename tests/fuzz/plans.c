@@ -56,7 +56,7 @@ static int slide(const struct engine *e, const float *rows, float *out) {
     if (!view || sliding_begin(&s, view)) return 0;
     struct windows w = {.sliding = &s, .places = PLACES, .stored = stored, .begin = begin};
     w.rows = malloc(PLACES * 2 * steps * view->engine.features * sizeof *w.rows);
-    w.states = malloc(PLACES * steps * view->state_floats * sizeof *w.states);
+    w.states = malloc(PLACES * step_view_place_floats(view) * sizeof *w.states);
     if (w.rows && w.states && !windows_begin(&w)) {
         for (uint32_t i = 0; i < 3 * steps; i++) {
             const uint32_t place = draw(PLACES);

@@ -84,9 +84,6 @@ def _biases(node: Node, number: int, hidden: int) -> tuple[Array, Array]:
     gates = _GATES[node.operation] * hidden
     given = node.optional_constant(3)
     both = np.zeros(2 * gates, np.float32) if given is None else given[number].astype(np.float32)
-    if node.operation == "LSTM":
-        # One sum, for the state's part begins with what the inputs gave.
-        return both[:gates] + both[gates:], np.zeros(gates, np.float32)
     return np.ascontiguousarray(both[:gates]), np.ascontiguousarray(both[gates:])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,10 @@ from tests.models.native.conftest import run_plan
 from sigd.models.errors import BackendFailed
 from sigd.models.history import StepWindows, Window
 from sigd.models.history_check import check_steps
+from sigd.models.manifest import PrecisionName
 from sigd.models.native import backend as native
 from sigd.models.native.backend import NativeBackend, kernels
+from sigd.models.native.lowering.precision import to_bf16
 from sigd.models.native.plan import NONE, Binary, Function, Kind, Plan, Reduce
 from sigd.models.reading import HistoryOptions, ReadOptions
 from sigd.models.registry import open_backend
@@ -32,14 +34,20 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 INSTRUMENTS = 3
+PRECISIONS: Final[list[PrecisionName]] = ["fp32", "fp16", "bf16", "int8"]
 HISTORY = ReadOptions(history=HistoryOptions())
 
 
 class Builder:
-    """A plan that grows layer by layer over a window, with drawn weights."""
+    """A plan that grows layer by layer over a window, with drawn weights.
 
-    def __init__(self, steps: int, features: int, seed: int) -> None:
+    Args:
+        precision: of the recurrent layers' weights.
+    """
+
+    def __init__(self, steps: int, features: int, seed: int, precision: PrecisionName = "fp32") -> None:
         self.steps = steps
+        self.precision = precision
         self.width = features
         self.plan = Plan([steps * features, 1])
         self.value = 0
@@ -56,17 +64,31 @@ class Builder:
         self.value = self.plan.add(kind, inputs, self.steps * width, tuple(tensors), tuple(params), (1e-5,))
         self.width = width
 
+    def weights(self, *shape: int) -> Array:
+        drawn = self.floats(*shape)
+        match self.precision:
+            case "fp16":
+                return drawn.astype(np.float16)
+            case "bf16":
+                return to_bf16(drawn)
+            case "int8":
+                return np.clip(np.round(drawn * 60), -127, 127).astype(np.int8)
+            case _:
+                return drawn
+
     def repeated(self, width: int) -> Array:
         return np.tile(self.floats(width), self.steps)
 
     def recurrent(self, kind: Kind, hidden: int, *, each: bool = True, reverse: bool = False) -> None:
         gates = (4 if kind is Kind.LSTM else 3) * hidden
         tensors = (
-            self.floats(self.width, gates),
-            self.floats(hidden, gates),
+            self.weights(self.width, gates),
+            self.weights(hidden, gates),
             self.floats(gates),
             self.floats(gates),
         )
+        if self.precision == "int8":
+            tensors += (self.floats(gates) / 60, self.floats(gates) / 60)
         params = (self.steps, self.width, hidden, int(each), int(reverse))
         width = hidden if each else -(-hidden // self.steps)
         self.add(kind, width, tensors, params)
@@ -131,10 +153,10 @@ class Followed:
         self.follow()
 
     def follow(self) -> SlidingWindows:
-        windows, steps = self.windows, self.windows.window.steps
+        windows = self.windows
         # What lies in the memory of states means nothing.
-        states = np.full(INSTRUMENTS * steps * self.sliding.state_floats, np.nan, np.float32)
-        made = self.sliding.windows(windows.rows, windows.stored, windows.begin, states)
+        self.states = np.full((INSTRUMENTS, self.sliding.place_floats), np.nan, np.float32)
+        made = self.sliding.windows(windows.rows, windows.stored, windows.begin, self.states)
         windows.follow_by(made)
         return made
 
@@ -175,6 +197,7 @@ LAYERS = st.lists(
     features=st.integers(1, 20),
     layers=LAYERS,
     last=st.sampled_from(["state", "copy", "index"]),
+    precision=st.sampled_from(PRECISIONS),
     events=EVENTS,
     seed=st.integers(0, 2**32 - 1),
 )
@@ -184,10 +207,11 @@ def test_step_has_the_bits_of_its_whole_window(
     features: int,
     layers: list[tuple[str, int]],
     last: str,
+    precision: PrecisionName,
     events: list[tuple[int, str, int]],
     seed: int,
 ) -> None:
-    builder = Builder(steps, features, seed)
+    builder = Builder(steps, features, seed, precision)
     for name, size in layers:
         builder.layer(name, size)
     plan = builder.head(2, last)
@@ -222,16 +246,45 @@ def test_windows_that_are_behind_are_advanced_until_none_is() -> None:
     advances = 0
     while followed.sliding.advance():
         advances += 1
-    # Each window took the steps that it has seen, at most six windows at a time.
-    assert 2 * steps * (steps - 1) / 2 / 6 <= advances <= 2 * steps * (steps - 1) / 2
+    # Each window took the steps that it has seen, at most six windows at a time; each instrument's next answer
+    # was prepared, and one was rehearsed.
+    assert 2 * steps * (steps - 1) / 2 / 6 <= advances - 3 <= 2 * steps * (steps - 1) / 2
     followed.step(0, np.ones(3, np.float32), reset=False)
-    assert sum(followed.sliding.advance() for _ in range(steps)) <= 3
+    assert sum(followed.sliding.advance() for _ in range(steps)) <= 3 + 2
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("kind", [Kind.LSTM, Kind.GRU])
+def test_answer_reads_the_gates_that_were_prepared_and_else_none(
+    kind: Kind, precision: PrecisionName
+) -> None:
+    steps, gates_floats = 4, 32  # of 5 values, in whole vectors of 16
+    builder = Builder(steps, 3, 0, precision)
+    builder.recurrent(kind, 5, each=False)
+    builder.plan.append(Kind.MAP, builder.value, 1, (Function.IDENTITY,))
+    builder.plan.widths[1] = 5
+    plan = builder.plan.encode()
+    rows = np.random.default_rng(1).standard_normal((3 * steps, 3)).astype(np.float32)
+    for name in kernels().instruction_sets():
+        for is_prepared in (True, False):
+            for is_spoilt in (True, False):
+                followed = Followed(kernels().load(plan, name), Window(steps, 3))
+                for row in rows[:-1]:
+                    followed.step(0, row, reset=False)
+                    while is_prepared and followed.sliding.advance():
+                        pass
+                if is_spoilt:
+                    followed.states[followed.windows.places[0], -gates_floats:] = 9
+                answer = followed.step(0, rows[-1], reset=False)
+                assert answer is not None
+                whole = run_plan(plan, rows[-steps:].reshape(1, -1), name)
+                assert (answer.tobytes() == whole.tobytes()) is not (is_prepared and is_spoilt)
 
 
 def test_windows_that_are_closed_are_not_advanced() -> None:
     followed = Followed(kernels().load(Builder(4, 3, 0).head(1, "state")), Window(4, 3))
     others = StepWindows(Window(4, 3), 1)
-    states = np.zeros(4 * followed.sliding.state_floats, np.float32)
+    states = np.zeros(followed.sliding.place_floats, np.float32)
     others.follow_by(followed.sliding.windows(others.rows, others.stored, others.begin, states))
     for instrument in (0, 1, 2):
         followed.step(instrument, np.ones(3, np.float32), reset=False)
@@ -312,7 +365,7 @@ def test_model_without_a_state_is_refused() -> None:
 def test_arrays_that_do_not_fit_are_refused() -> None:
     sliding = kernels().load(Builder(4, 3, 0).head(1, "state")).sliding(4)
     windows = StepWindows(Window(4, 3), 2)
-    states = np.zeros(2 * 4 * sliding.state_floats, np.float32)
+    states = np.zeros(2 * sliding.place_floats, np.float32)
     good = [windows.rows, windows.stored, windows.begin, states]
     made = sliding.windows(*good)
     for number, bad in (
@@ -338,8 +391,8 @@ def test_lstm_of_the_zoo_slides_and_its_check_passes(tmp_path: Path) -> None:
     backend = open_backend(path, "native", 1, reading=HISTORY)
     assert isinstance(backend, NativeBackend)
     assert backend.why_whole_windows(1000) == ""
-    # 50 windows of two layers with 100 values in state and cell, in whole vectors of 16.
-    assert backend.state_bytes(1000) == 1000 * 50 * 2 * 2 * 112 * 4
+    # 50 windows of two layers with 100 values in state and cell, in whole vectors of 16; 400 gates of each layer.
+    assert backend.state_bytes(1000) == 1000 * 2 * (50 * 2 * 112 + 400) * 4
     check_steps(backend)
     backend.close()
 
