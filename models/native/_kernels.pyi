@@ -60,8 +60,8 @@ class Sliding:
 
     @property
     def place_floats(self) -> int:
-        """Floats that the windows under way of one instrument take: a state for each step, and the gates of the
-        next answer."""
+        """Floats that the windows under way of one instrument take: a state for each step, and the gates of
+        the next answer."""
 
     def advance(self) -> bool:
         """Advance some windows that are behind by one step, or prepare the next answer; whether anything was

@@ -203,7 +203,8 @@ class NativeBackend:
         return made
 
     def advance(self) -> bool:
-        """See `AnswersSteps`: at most six windows of one instrument take one step, or its next answer is prepared."""
+        """See `AnswersSteps`: at most six windows of one instrument take one step, or its next answer is
+        prepared."""
         return self._sliding is not None and bool(self._sliding.advance())
 
     def close(self) -> None:

@@ -246,8 +246,8 @@ def test_windows_that_are_behind_are_advanced_until_none_is() -> None:
     advances = 0
     while followed.sliding.advance():
         advances += 1
-    # Each window took the steps that it has seen, at most six windows at a time; each instrument's next answer
-    # was prepared, and one was rehearsed.
+    # Each window took the steps that it has seen, at most six windows at a time; the next answer of each
+    # instrument was prepared, and one was rehearsed.
     assert 2 * steps * (steps - 1) / 2 / 6 <= advances - 3 <= 2 * steps * (steps - 1) / 2
     followed.step(0, np.ones(3, np.float32), reset=False)
     assert sum(followed.sliding.advance() for _ in range(steps)) <= 3 + 2
@@ -391,7 +391,7 @@ def test_lstm_of_the_zoo_slides_and_its_check_passes(tmp_path: Path) -> None:
     backend = open_backend(path, "native", 1, reading=HISTORY)
     assert isinstance(backend, NativeBackend)
     assert backend.why_whole_windows(1000) == ""
-    # 50 windows of two layers with 100 values in state and cell, in whole vectors of 16; 400 gates of each layer.
+    # 50 windows of two layers with 100 values in state and cell, in whole vectors of 16, and 400 gates each.
     assert backend.state_bytes(1000) == 1000 * 2 * (50 * 2 * 112 + 400) * 4
     check_steps(backend)
     backend.close()
