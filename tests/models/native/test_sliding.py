@@ -81,7 +81,7 @@ class Builder:
 
     def recurrent(self, kind: Kind, hidden: int, *, each: bool = True, reverse: bool = False) -> None:
         gates = (4 if kind is Kind.LSTM else 3) * hidden
-        tensors = (
+        tensors: tuple[Array, ...] = (
             self.weights(self.width, gates),
             self.weights(hidden, gates),
             self.floats(gates),
