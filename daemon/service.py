@@ -166,7 +166,7 @@ class Service:
         self._shadows.watch(loop)
         if self._validator is not None:
             self._validator.watch(loop)
-        self._lanes = Lanes(loop, config.lane_cpu, config.lane_spin_ns())
+        self._lanes = Lanes(loop, config.lane_cpu, config.lane_spin_ns(), config.lane_realtime())
         self._models = ServedModels(list(map(self._make_batcher, config.models(), self._backends)))
         rings = RingHost(loop, monotonic_ns, lambda: self._ticker.wake(), self._counters, self._lanes)
         self._loader = Loader(loop, self._starter.cores)

@@ -73,6 +73,11 @@ Examples:
     type=click.Choice([strategy.value for strategy in IdleStrategy]),
     help="What a lane does with nothing to do.  [default: as --idle]",
 )
+@click.option(
+    "--lane-priority",
+    type=WholeRange(0, 49),
+    help="Real-time priority of lanes that sleep (backoff, block).  [default: 0, ordinary]",
+)
 @dim_option
 @click.option(
     "--missing",
@@ -296,7 +301,7 @@ def _say_good(
     if config.recorder.directory:
         memory = memory_in(os.environ) if view is None or view.memory is None else view.memory
         check_recorder(config.recorder, memory, () if view is None else view.writable or ())
-    try_lanes(config.lane_cpu, config.lane_spin_ns())
+    try_lanes(config.lane_cpu, config.lane_spin_ns(), config.lane_realtime())
     why_not = {}
     for model, backend in zip(config.models(), backends, strict=True):
         spec, shadow = backend.spec, shadows.status(backend.spec.name)

@@ -107,9 +107,11 @@ def _show(answer: Status) -> None:
 def _lane(lane: LaneStatus) -> str:
     reasons = ", ".join(f"{why} {count:,}" for why, count in sorted(lane.handed_over.items()))
     python_s = lane.sessions - lane.lent
+    lost = "" if lane.realtime else " lost just now"
+    priority = f", priority {lane.priority}{lost}, given up {lane.yields:,} times" if lane.priority else ""
     stalls = f"; {lane.stalls:,} seconds without a round" if lane.stalls else ""
     return (
-        f"lane on core {lane.core}{', asleep' if lane.asleep else ''}: {lane.sessions} sessions"
+        f"lane on core {lane.core}{', asleep' if lane.asleep else ''}{priority}: {lane.sessions} sessions"
         f"{f' ({python_s} with Python just now)' if python_s else ''}, {lane.requests:,} requests;"
         f" handed to Python: {reasons or 'none'}{stalls}{'; STALLED' if lane.stalled else ''}"
     )

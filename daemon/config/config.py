@@ -7,7 +7,7 @@ import os
 import stat
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -58,6 +58,18 @@ Seconds = Annotated[float, Meta(gt=0, le=3600)]
 SocketMode = Annotated[str, Meta(pattern="^0?[0-7]{3}$")]
 
 
+class LaneRealtime(NamedTuple):
+    """SCHED_FIFO for lanes.
+
+    Attributes:
+        priority: below 50, which the kernel's interrupt threads have.
+        busy_ns_max: a lane that is busy for longer goes on at ordinary priority for as long.
+    """
+
+    priority: int
+    busy_ns_max: int
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything that can be set. Paths are taken as they stand; those of a file, relative to that file.
 
@@ -85,6 +97,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         lane_cpu: cores on which a thread of its own answers clients of shared memory, see
             `sigd.daemon.transport.lanes`.
         lane_idle: what those threads do with nothing to do; None is as `idle`.
+        lane_priority: of those threads, SCHED_FIFO, for lanes that sleep; 0 leaves them ordinary.
+        lane_busy_ms_max: how long a lane may keep that priority without sleep.
         lock_memory: keep all memory resident where the limits allow it.
         shared_memory: offer it to clients that ask for it.
         log_format: auto, text, json or journal, see `sigd.daemon.runtime.logs`.
@@ -113,6 +127,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     cpu: Annotated[int, Meta(ge=0, le=65_535)] | None = None
     lane_cpu: tuple[Annotated[int, Meta(ge=0, le=65_535)], ...] = ()
     lane_idle: IdleStrategy | None = None
+    lane_priority: Annotated[int, Meta(ge=0, le=49)] = 0
+    lane_busy_ms_max: Annotated[int, Meta(ge=1, le=500)] = 10
     lock_memory: bool = True
     log_format: LogFormat = LogFormat.AUTO
     metrics_listen: str = ""
@@ -148,6 +164,12 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         if idle is IdleStrategy.SPIN:
             return None
         return self.backoff_spin_us * 1000 if idle is IdleStrategy.BACKOFF else 0
+
+    def lane_realtime(self) -> LaneRealtime | None:
+        """The real-time priority of lanes, if they have one."""
+        if not self.lane_priority:
+            return None
+        return LaneRealtime(self.lane_priority, self.lane_busy_ms_max * 1_000_000)
 
     def models(self) -> tuple[ModelConfig, ...]:
         """What is served, the default model first."""
@@ -307,6 +329,27 @@ def _wrong_lanes(config: Config) -> str:
         return (
             f"lane_cpu {config.cpu} is cpu too, and a lane that spins leaves the loop no time: give it"
             ' another core, or lane_idle = "backoff"'
+        )
+    return _wrong_lane_priority(config)
+
+
+def _wrong_lane_priority(config: Config) -> str:
+    if not config.lane_priority:
+        return ""
+    if not config.lane_cpu:
+        return "lane_priority is for lanes, and lane_cpu names none"
+    spin_ns = config.lane_spin_ns()
+    if spin_ns is None:
+        return (
+            "lane_priority is for lanes that sleep: one that spins at real-time priority keeps the kernel's"
+            ' own work off its core. Take lane_idle = "backoff", or isolate the core and leave lane_priority'
+            " out"
+        )
+    if spin_ns >= config.lane_busy_ms_max * 1_000_000:
+        return (
+            f"backoff_spin_us = {config.backoff_spin_us} is no less than lane_busy_ms_max ="
+            f" {config.lane_busy_ms_max} ms: a lane would lose its priority before it sleeps. Take less, such"
+            " as backoff_spin_us = 20"
         )
     return ""
 

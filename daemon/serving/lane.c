@@ -272,18 +272,61 @@ static void sleep_until_rung(struct lane *lane) {
     }
 }
 
+/* -- real-time priority, which may not keep the kernel's own threads off the core: what the lane uses of it while it
+ * is awake adds up, and sleep takes LANE_REFUND times as much back. Past the limit the lane goes on as an ordinary
+ * thread until the same time has passed, or it has slept. */
+
+static void set_realtime(struct lane *lane, int wanted) {
+    const struct sched_param parameter = {.sched_priority = wanted ? lane->priority : 0};
+    /* Of the calling thread. A right that was taken away meanwhile is asked for again after the next wait. */
+    if (sched_setscheduler(0, wanted ? SCHED_FIFO : SCHED_OTHER, &parameter)) lane->used_ns = lane->busy_ns_max;
+    else STORE(&lane->realtime, wanted);
+}
+
+static uint64_t since_charged(struct lane *lane) {
+    const uint64_t now_ns = now(), passed_ns = now_ns - lane->charged_ns;
+    lane->charged_ns = now_ns;
+    return passed_ns;
+}
+
+static void give_back(struct lane *lane, uint64_t ns) {
+    lane->used_ns -= ns < lane->used_ns ? ns : lane->used_ns;
+    if (!lane->used_ns && !LOAD(&lane->realtime)) set_realtime(lane, 1);
+}
+
+/* The lane was awake since the last call. */
+static void charge(struct lane *lane) {
+    if (!lane->priority) return;
+    const uint64_t awake_ns = since_charged(lane);
+    if (!LOAD(&lane->realtime)) {
+        give_back(lane, awake_ns);
+    } else if ((lane->used_ns += awake_ns) > lane->busy_ns_max) {
+        lane->used_ns = lane->busy_ns_max;
+        set_realtime(lane, 0);
+        bump(&lane->yields, 1);
+    }
+}
+
+/* It slept since then. */
+static void refund(struct lane *lane) {
+    if (lane->priority) give_back(lane, LANE_REFUND * since_charged(lane));
+}
+
 /* -- the thread */
 
 static void *run_lane(void *argument) {
     struct lane *lane = argument;
     prctl(PR_SET_NAME, "sigd-lane");
     uint64_t round = 0, empty = 0, idle_since_ns = 0;
+    lane->charged_ns = now();
     while (!LOAD(&lane->stop)) {
         RELEASE(&lane->round, ++round); /* nothing that was loaded in an earlier round is held any more */
         int busy = 0;
         for (uint32_t i = 0; i < ACQUIRE(&lane->places); i++) {
             struct lane_member *member = ACQUIRE(&lane->members[i]);
-            if (member) busy |= look(lane, member);
+            if (!member || !look(lane, member)) continue;
+            busy = 1;
+            charge(lane);
         }
         if (busy) {
             empty = 0;
@@ -292,18 +335,23 @@ static void *run_lane(void *argument) {
         rest_a_cycle();
         if (lane->spin_ns == LANE_SPIN_FOREVER || ++empty % CLOCK_ROUNDS) continue;
         const uint64_t now_ns = now();
+        charge(lane);
         if (empty == CLOCK_ROUNDS) idle_since_ns = now_ns;
         if (now_ns - idle_since_ns < lane->spin_ns) continue;
         sleep_until_rung(lane);
+        refund(lane);
         empty = 0;
     }
+    STORE(&lane->realtime, 0);
     return NULL;
 }
 
 /* -- Python's side */
 
-int lane_open(struct lane *lane, int core, uint64_t spin_ns) {
-    *lane = (struct lane){.core = core, .spin_ns = spin_ns, .wake_bell = -1, .handed_bell = -1, .null = -1};
+int lane_open(struct lane *lane, int core, uint64_t spin_ns, int priority, uint64_t busy_ns_max) {
+    *lane = (struct lane){.core = core, .spin_ns = spin_ns, .priority = priority, .busy_ns_max = busy_ns_max, .wake_bell = -1,
+                          .handed_bell = -1, .null = -1};
+    if (priority && (spin_ns == LANE_SPIN_FOREVER || !busy_ns_max)) return EINVAL;
     if (syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0) < 0) return errno;
     if ((lane->wake_bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) < 0) return errno;
     if ((lane->handed_bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) < 0) return errno;
@@ -333,9 +381,13 @@ int lane_start(struct lane *lane) {
     pthread_attr_init(&attributes);
     pthread_attr_setstacksize(&attributes, STACK_BYTES);
     pthread_attr_setaffinity_np(&attributes, sizeof cores, &cores);
-    /* A loop with real-time priority would have a lane that spins stopped by the kernel, for 50 ms of every second. */
+    /* Not the loop's: if that is real-time, the kernel would stop a lane that spins for 50 ms of every second. */
+    const struct sched_param parameter = {.sched_priority = lane->priority};
     pthread_attr_setinheritsched(&attributes, PTHREAD_EXPLICIT_SCHED);
-    pthread_attr_setschedpolicy(&attributes, SCHED_OTHER);
+    pthread_attr_setschedpolicy(&attributes, lane->priority ? SCHED_FIFO : SCHED_OTHER);
+    pthread_attr_setschedparam(&attributes, &parameter);
+    lane->used_ns = 0;
+    STORE(&lane->realtime, lane->priority != 0);
     STORE(&lane->stop, 0);
     sigfillset(&all); /* signals are the loop's */
     pthread_sigmask(SIG_SETMASK, &all, &before);

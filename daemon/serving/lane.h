@@ -29,6 +29,7 @@
 #define LANE_FINE_SHIFT 7
 #define LANE_COARSE_SHIFT 17
 #define LANE_SPIN_FOREVER UINT64_MAX
+#define LANE_REFUND 10           /* real-time use that a sleep of the same length takes back, see lane.c */
 
 enum { OWNER_PYTHON, OWNER_LANE, OWNER_BUSY };
 
@@ -71,25 +72,29 @@ struct lane_member {
 struct lane {
     _Atomic(struct lane_member *) members[LANE_MEMBERS_MAX];
     _Atomic uint64_t round, answered;
+    _Atomic uint64_t yields; /* how often it was busy for too long and gave up its priority */
     _Atomic uint32_t stop, asleep, places; /* places: of `members` that are looked at, from the first */
-    int core, wake_bell, handed_bell, null;
-    uint64_t spin_ns;
+    _Atomic uint32_t realtime; /* it has its priority just now */
+    int core, wake_bell, handed_bell, null, priority;
+    uint64_t spin_ns, busy_ns_max;
     pthread_t thread;
     int running;
     /* the lane's own */
     aio_context_t aio;
     uint32_t unread;
     uint8_t nothing;
+    uint64_t charged_ns, used_ns; /* when its use of real time was counted last, and how much it has used */
     uint64_t frames[CHUNK_ROWS_MAX * (FEATURES + LANE_FEATURES_MAX / 2 + 1)];
     float rows[CHUNK_ROWS_MAX * LANE_FEATURES_MAX], outputs[CHUNK_ROWS_MAX * LANE_OUTPUTS_MAX];
 };
 
 /* All of them return 0, or an errno, unless they say otherwise; Python's thread calls them, one at a time. */
 
-/* Bells and the kernel's asynchronous I/O; `lane_close` gives them back. */
-int lane_open(struct lane *, int core, uint64_t spin_ns);
+/* Bells and the kernel's asynchronous I/O; `lane_close` gives them back. `priority`: SCHED_FIFO, or 0 for an ordinary
+ * thread; for `busy_ns_max` without sleep at most. EINVAL for one that never sleeps. */
+int lane_open(struct lane *, int core, uint64_t spin_ns, int priority, uint64_t busy_ns_max);
 void lane_close(struct lane *);
-/* EINVAL where the process may not run on `core`. */
+/* EINVAL where the process may not run on `core`, EPERM where it may not have the priority. */
 int lane_start(struct lane *);
 /* Waits for the request under way, if any. */
 void lane_stop(struct lane *);

@@ -79,10 +79,11 @@ static void let_go(Lane *self, int all) {
 }
 
 static PyObject *new_lane(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
-    static char *names[] = {"core", "spin_ns", NULL};
-    int core;
+    static char *names[] = {"core", "spin_ns", "priority", "busy_ns_max", NULL};
+    int core, priority = 0;
+    unsigned long long busy_ns_max = 0;
     PyObject *spin;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "iO", names, &core, &spin)) return NULL;
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "iO|iK", names, &core, &spin, &priority, &busy_ns_max)) return NULL;
     const uint64_t spin_ns = spin == Py_None ? LANE_SPIN_FOREVER : PyLong_AsUnsignedLongLong(spin);
     if (PyErr_Occurred()) return NULL;
     if (core < 0) return PyErr_Format(PyExc_ValueError, "core %d, expected 0 or more", core);
@@ -94,7 +95,7 @@ static PyObject *new_lane(PyTypeObject *type, PyObject *arguments, PyObject *key
         Py_DECREF(self);
         return PyErr_NoMemory();
     }
-    const int failed = lane_open(self->lane, core, spin_ns);
+    const int failed = lane_open(self->lane, core, spin_ns, priority, busy_ns_max);
     if (failed) {
         Py_DECREF(self);
         return raise_errno(failed, "a lane cannot be opened");
@@ -171,7 +172,8 @@ static PyObject *lane_number(PyObject *self, void *which) {
     if (which == (void *)1) return PyLong_FromLong(lane->core);
     if (which == (void *)2) return PyLong_FromUnsignedLongLong(atomic_load_explicit(&lane->round, memory_order_relaxed));
     if (which == (void *)3) return PyLong_FromUnsignedLongLong(atomic_load_explicit(&lane->answered, memory_order_relaxed));
-    return PyBool_FromLong((long)atomic_load_explicit(&lane->asleep, memory_order_relaxed));
+    if (which == (void *)4) return PyLong_FromUnsignedLongLong(atomic_load_explicit(&lane->yields, memory_order_relaxed));
+    return PyBool_FromLong((long)atomic_load_explicit(which == (void *)5 ? &lane->asleep : &lane->realtime, memory_order_relaxed));
 }
 
 static PyMethodDef lane_methods[] = {
@@ -188,7 +190,9 @@ static PyGetSetDef lane_attributes[] = {
     {"core", lane_number, NULL, "the core of its thread", (void *)1},
     {"round", lane_number, NULL, "rises as long as the thread runs", (void *)2},
     {"answered", lane_number, NULL, "requests that it has answered", (void *)3},
-    {"asleep", lane_number, NULL, "whether it waits for a bell", (void *)4},
+    {"yields", lane_number, NULL, "how often it was busy for too long and gave up its priority", (void *)4},
+    {"asleep", lane_number, NULL, "whether it waits for a bell", (void *)5},
+    {"realtime", lane_number, NULL, "whether it has its real-time priority", (void *)6},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
@@ -425,7 +429,8 @@ static PyGetSetDef member_attributes[] = {
 #define TYPE_FLAGS (Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE)
 static PyType_Slot lane_slots[] = {
     {Py_tp_new, new_lane}, {Py_tp_dealloc, lane_dealloc}, {Py_tp_methods, lane_methods}, {Py_tp_getset, lane_attributes},
-    {Py_tp_doc, "Lane(core, spin_ns): a thread on that core; spin_ns None never sleeps"}, {0, NULL}};
+    {Py_tp_doc, "Lane(core, spin_ns, priority=0, busy_ns_max=0): a thread on that core; spin_ns None never sleeps. With a"
+                 " real-time priority, for busy_ns_max without sleep at most"}, {0, NULL}};
 static PyType_Slot model_slots[] = {
     {Py_tp_new, new_model}, {Py_tp_dealloc, model_dealloc}, {Py_tp_methods, model_methods},
     {Py_tp_doc, "Model(lane, runner, generation, given): what a lane runs, and its counters"}, {0, NULL}};

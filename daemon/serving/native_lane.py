@@ -20,6 +20,7 @@ except ImportError:  # there was no compiler
     Lane = None  # type: ignore[assignment, misc]
 
 if TYPE_CHECKING:
+    from sigd.daemon.config.config import LaneRealtime
     from sigd.daemon.serving.batcher import Batcher
     from sigd.daemon.serving.row_check import RowCheck
     from sigd.daemon.serving.session import Session
@@ -32,9 +33,11 @@ def is_built() -> bool:
     return Lane is not None
 
 
-def open_lane(core: int, spin_ns: int | None) -> Lane:
+def open_lane(core: int, spin_ns: int | None, realtime: LaneRealtime | None = None) -> Lane:
     """A lane whose thread does not run yet. Raises OSError where the kernel lacks what it needs."""
-    return Lane(core, spin_ns)
+    if realtime is None:
+        return Lane(core, spin_ns)
+    return Lane(core, spin_ns, realtime.priority, realtime.busy_ns_max)
 
 
 def why_no_lane(batcher: Batcher) -> str:

@@ -18,6 +18,9 @@ class LaneStatus(msgspec.Struct, frozen=True, kw_only=True):
         asleep: it waits for a bell just now.
         stalled: it has made no round for a second.
         stalls: seconds in which it made no round.
+        priority: its real-time priority, 0 where it has none.
+        realtime: it has that priority just now.
+        yields: how often it was busy for too long, and went on at ordinary priority.
     """
 
     core: int
@@ -29,3 +32,6 @@ class LaneStatus(msgspec.Struct, frozen=True, kw_only=True):
     rounds: int = 0
     asleep: bool = False
     stalls: int = 0
+    priority: int = 0
+    realtime: bool = False
+    yields: int = 0

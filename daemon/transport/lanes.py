@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
@@ -21,6 +22,7 @@ from sigd.daemon.transport.doorbell import silence
 from sigd.daemon.transport.lane_status import LaneStatus
 
 if TYPE_CHECKING:
+    from sigd.daemon.config.config import LaneRealtime
     from sigd.daemon.serving._lane import Member, Model
     from sigd.daemon.serving.batcher import Batcher
     from sigd.daemon.serving.session import Session
@@ -153,25 +155,35 @@ class RunningLane:
         stalls: how often that was so.
     """
 
-    def __init__(self, core: int, spin_ns: int | None, retired: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        core: int,
+        spin_ns: int | None,
+        retired: Callable[[], None],
+        realtime: LaneRealtime | None = None,
+    ) -> None:
         """
         Args:
             retired: called when its thread may still hold what is needed no more.
+            realtime: None for ordinary priority.
 
         Raises:
             MissingDependency: there can be none.
         """
         self.core = core
         self._retired = retired
+        self._priority = 0 if realtime is None else realtime.priority
         self.handed_over: Counter[str] = Counter()
         self._members: dict[LaneMember, None] = {}
         self._models: dict[Batcher, tuple[Model, bool]] = {}
         self.is_stalled = False
         self.stalls = 0
         self._round = -1
+        self._yields = 0
+        self._yielding = False
         self._counter = bytearray(8)
         try:
-            self.native = native_lane.open_lane(core, spin_ns)
+            self.native = native_lane.open_lane(core, spin_ns, realtime)
         except OSError as error:
             raise MissingDependency(
                 f"{error.strerror}: it needs membarrier and asynchronous I/O; a service may lack the"
@@ -189,9 +201,21 @@ class RunningLane:
         return sum(member.is_lent for member in self._members)
 
     def start(self) -> None:
-        """Raises UsageError where this process may not run on its core."""
+        """
+        Raises:
+            UsageError: this process may not run on its core.
+            MissingDependency: it may not have its priority.
+        """
         try:
             self.native.start()
+        except PermissionError as error:
+            limit, _ = resource.getrlimit(resource.RLIMIT_RTPRIO)
+            raise MissingDependency(
+                f"lane_priority {self._priority} is not allowed to this process ({error.strerror}; its limit"
+                f" of real-time priority is {limit}). A service needs LimitRTPRIO={self._priority} and"
+                f" RestrictRealtime=no (systemctl edit), a container --ulimit rtprio={self._priority}, a"
+                " session rtprio in limits.conf. Or leave lane_priority out"
+            ) from None
         except OSError as error:
             raise UsageError(
                 f"lane_cpu {self.core} is not one that this process may run on ({error.strerror}); the"
@@ -255,6 +279,19 @@ class RunningLane:
         self.stalls += self.is_stalled
         return self.is_stalled
 
+    def say_yields(self) -> None:
+        """Say in the log where it has begun to lose its priority, once until it has kept it between two
+        calls."""
+        before, self._yields = self._yields, self.native.yields
+        if self._yields > before and not self._yielding:
+            log.warning(
+                "the lane on core %d was busy for longer than lane_busy_ms_max, and went on at ordinary"
+                " priority for as long: clients ask more than it can answer, or it spins for too long between"
+                " their requests (backoff_spin_us)",
+                self.core,
+            )
+        self._yielding = self._yields > before
+
     def status(self) -> LaneStatus:
         """What it does, and has done."""
         native = self.native
@@ -268,6 +305,9 @@ class RunningLane:
             rounds=native.round,
             asleep=native.asleep,
             stalls=self.stalls,
+            priority=self._priority,
+            realtime=native.realtime,
+            yields=native.yields,
         )
 
 
@@ -279,7 +319,7 @@ def _demand_built(cores: Sequence[int]) -> None:
         )
 
 
-def try_lanes(cores: Sequence[int], spin_ns: int | None) -> None:
+def try_lanes(cores: Sequence[int], spin_ns: int | None, realtime: LaneRealtime | None) -> None:
     """Start each lane, and end it.
 
     Raises:
@@ -287,7 +327,7 @@ def try_lanes(cores: Sequence[int], spin_ns: int | None) -> None:
     """
     _demand_built(cores)
     for core in cores:
-        lane = RunningLane(core, spin_ns, lambda: None)
+        lane = RunningLane(core, spin_ns, lambda: None, realtime)
         lane.start()
         lane.native.stop()
 
@@ -319,10 +359,17 @@ class Lanes:
         stalled: what is wrong with one, as a sentence; "" where all make their rounds.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, cores: Sequence[int], spin_ns: int | None) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        cores: Sequence[int],
+        spin_ns: int | None,
+        realtime: LaneRealtime | None = None,
+    ) -> None:
         """
         Args:
             spin_ns: how long a lane spins after its last answer before it sleeps; None never sleeps.
+            realtime: priority of lanes; None for an ordinary one.
 
         Raises:
             UsageError, MissingDependency: there can be none.
@@ -330,7 +377,7 @@ class Lanes:
         _demand_built(cores)
         self.stalled = ""
         self._loop = loop
-        self._lanes = [RunningLane(core, spin_ns, self.reclaim) for core in cores]
+        self._lanes = [RunningLane(core, spin_ns, self.reclaim, realtime) for core in cores]
         self._reclaiming: asyncio.TimerHandle | None = None
         self._watching: asyncio.TimerHandle | None = None
 
@@ -338,7 +385,7 @@ class Lanes:
         return iter(self._lanes)
 
     def start(self) -> None:
-        """Raises UsageError where this process may not run on a core."""
+        """Raises what the `start` of a lane does."""
         for lane in self._lanes:
             lane.start()
             self._loop.add_reader(lane.native.handed, lane.handed)
@@ -392,4 +439,6 @@ class Lanes:
         if now and not self.stalled:
             log.error("%s: something else takes that core", now)
         self.stalled = now
+        for lane in self._lanes:
+            lane.say_yields()
         self._watching = self._loop.call_later(WATCH_S, self._watch)

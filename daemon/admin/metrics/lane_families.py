@@ -41,7 +41,7 @@ LANE_FAMILIES: Final = (
         "sigd_lane_sessions",
         Kind.GAUGE,
         "Sessions of a lane, by what has them just now: the lane, or Python for an unusual request; this and"
-        " the next six are absent where there is no lane.",
+        " the next eight are absent where there is no lane.",
         _sessions,
         ("core", "owner"),
     ),
@@ -85,6 +85,20 @@ LANE_FAMILIES: Final = (
         Kind.COUNTER,
         "Seconds without a round, looked at once a second.",
         _of_lanes(lambda lane: lane.stalls),
+        _CORE,
+    ),
+    Family(
+        "sigd_lane_realtime",
+        Kind.GAUGE,
+        "1 while the lane has the real-time priority that lane_priority gives it.",
+        _of_lanes(lambda lane: lane.realtime * 1),
+        _CORE,
+    ),
+    Family(
+        "sigd_lane_yields",
+        Kind.COUNTER,
+        "How often the lane was busy for longer than lane_busy_ms_max, and went on at ordinary priority.",
+        _of_lanes(lambda lane: lane.yields),
         _CORE,
     ),
 )

@@ -14,6 +14,7 @@ from sigd.daemon.config import config as config_module
 from sigd.daemon.config.choices import IdleStrategy
 from sigd.daemon.config.config import (
     Config,
+    LaneRealtime,
     admin_path_of,
     default_socket_path,
     load_config,
@@ -254,6 +255,13 @@ def test_where_one_may_not_look_one_is_told_so(monkeypatch: pytest.MonkeyPatch) 
         ({"lane_cpu": [3], "shared_memory": False}, "which shared_memory = false does not offer"),
         ({"lane_cpu": [3], "cpu": 3, "idle": "spin"}, "lane_cpu 3 is cpu too"),
         ({"lane_cpu": [3], "cpu": 3, "idle": "block", "lane_idle": "spin"}, "lane_cpu 3 is cpu too"),
+        ({"lane_priority": 1}, "lane_priority is for lanes, and lane_cpu names none"),
+        ({"lane_cpu": [3], "idle": "spin", "lane_priority": 1}, "lane_priority is for lanes that sleep"),
+        ({"lane_cpu": [3], "lane_priority": 50}, "<= 49"),
+        (
+            {"lane_cpu": [3], "lane_priority": 1, "backoff_spin_us": 2000, "lane_busy_ms_max": 2},
+            "backoff_spin_us = 2000 is no less than lane_busy_ms_max = 2 ms",
+        ),
     ],
 )
 def test_lanes_that_cannot_be_are_refused(flags: dict[str, Any], words: str) -> None:
@@ -270,3 +278,9 @@ def test_lanes_idle_as_the_loop_does_unless_they_are_told() -> None:
     }
     assert spins == {"spin": None, "backoff": 7000, "block": 0}
     assert load_config(None, {"idle": "block", "lane_idle": "spin"}).lane_spin_ns() is None
+
+
+def test_lanes_are_ordinary_unless_they_are_given_a_priority() -> None:
+    assert load_config(None, {"lane_cpu": [3]}).lane_realtime() is None
+    given = {"lane_cpu": [3], "lane_priority": 7, "lane_busy_ms_max": 4}
+    assert load_config(None, given).lane_realtime() == LaneRealtime(7, 4_000_000)

@@ -203,7 +203,7 @@ int main(int count, char **arguments) {
     int core = 0;
     if (sched_getaffinity(0, sizeof cores, &cores)) fail("which cores are there?");
     while (!CPU_ISSET(core, &cores)) core++;
-    if (lane_open(&lane, core, (uint64_t)strtoll(arguments[2], NULL, 10)) || lane_start(&lane)) fail("the lane does not start");
+    if (lane_open(&lane, core, (uint64_t)strtoll(arguments[2], NULL, 10), 0, 0) || lane_start(&lane)) fail("the lane does not start");
     for (uint32_t i = 0; i < SESSIONS; i++) {
         members[i] = make_member(memories[i], bells[i], bells[i]);
         if (lane_join(&lane, members[i])) fail("there is no place in the lane");

@@ -6,10 +6,13 @@ from __future__ import annotations
 import math
 import os
 import select
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from time import monotonic_ns
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -21,7 +24,8 @@ from tests.daemon.conftest import FEATURES, Answer, FakeClient, Rig
 from tests.daemon.transport.test_rings import Loop, RingClient, RingRig
 
 from sigd.daemon.admin.metrics.lane_families import LANE_FAMILIES
-from sigd.daemon.errors import UsageError
+from sigd.daemon.config.config import LaneRealtime
+from sigd.daemon.errors import MissingDependency, UsageError
 from sigd.daemon.serving import native_lane
 from sigd.daemon.serving.batcher import Batcher
 from sigd.daemon.serving.counters import ModelCounters
@@ -33,8 +37,6 @@ from sigd.wire.ring import why_not_here
 from sigd.wire.status import GoodbyeCode, HelloFlag, RejectCode, Status
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.conftest import ModelMaker
 
     from sigd.models.backend import Backend
@@ -45,6 +47,7 @@ pytestmark = [
 ]
 
 PATIENCE_S = 60.0
+PRIORITY = 3
 PLACES = 64
 SLEEPS_AT_ONCE = 0
 
@@ -52,13 +55,16 @@ SLEEPS_AT_ONCE = 0
 class LaneRig(RingRig):
     """A native engine whose clients get rings and a lane."""
 
-    def __init__(self, model: Path, spin_ns: int | None = None, **batcher: Any) -> None:
+    def __init__(
+        self, model: Path, spin_ns: int | None = None, realtime: LaneRealtime | None = None, **batcher: Any
+    ) -> None:
         rig: Any = Rig()
         rig.clock = monotonic_ns
         rig.backend = open_backend(model, "native", batch_rows_max=64)
         rig.counters = ModelCounters(64)
         self.lane_loop = Loop()
-        self.lanes = Lanes(self.lane_loop, [min(os.sched_getaffinity(0))], spin_ns)  # type: ignore[arg-type]
+        loop: Any = self.lane_loop
+        self.lanes = Lanes(loop, [min(os.sched_getaffinity(0))], spin_ns, realtime)
         rig.batcher = Batcher(
             rig.backend,
             rig.counters,
@@ -184,8 +190,8 @@ def model(models: ModelMaker) -> Path:
 def open_rig(model: Path) -> Iterator[Callable[..., LaneRig]]:
     rigs: list[LaneRig] = []
 
-    def opened(spin_ns: int | None = None, **batcher: Any) -> LaneRig:
-        rigs.append(LaneRig(model, spin_ns, **batcher))
+    def opened(spin_ns: int | None = None, **others: Any) -> LaneRig:
+        rigs.append(LaneRig(model, spin_ns, **others))
         return rigs[-1]
 
     yield opened
@@ -495,6 +501,112 @@ def test_lane_s_status_and_series(
     status = rigged.lane.status()
     assert (status.sessions, status.lent, status.requests) == (2, 2, 9)
     assert status.handed_over == {"features": 1}
+
+
+def why_not_realtime() -> str:
+    """Why this process may not have real-time priority; "" where it may."""
+    before = os.sched_getscheduler(0)
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(PRIORITY))
+    except OSError as error:
+        return f"real-time priority is not allowed here: {error.strerror}"
+    os.sched_setscheduler(0, before, os.sched_param(0))
+    return ""
+
+
+needs_realtime = pytest.mark.skipif(bool(why_not_realtime()), reason=why_not_realtime())
+
+
+def policies() -> list[tuple[int, int]]:
+    """Scheduling policy and real-time priority of each lane's thread, as the kernel tells them."""
+    found = []
+    for thread in os.listdir("/proc/self/task"):
+        try:
+            name, _, fields = Path(f"/proc/self/task/{thread}/stat").read_text().partition(") ")
+        except OSError:  # it has ended
+            continue
+        if name.endswith("(sigd-lane"):
+            fields_from_3 = fields.split()
+            found.append((int(fields_from_3[41 - 3]), int(fields_from_3[40 - 3])))
+    return found
+
+
+@needs_realtime
+def test_lane_that_is_busy_for_too_long_is_ordinary_until_it_has_slept(
+    open_rig: Callable[..., LaneRig], caplog: pytest.LogCaptureFixture
+) -> None:
+    rigged = open_rig(500_000, realtime=LaneRealtime(PRIORITY, 1_000_000))
+    client = rigged.lent()
+    rigged.until(lambda: rigged.lane.native.asleep)
+    assert policies() == [(os.SCHED_FIFO, PRIORITY)]
+    assert rigged.lane.status().realtime
+    rows = some_rows(8)
+    expected_rows = expected(rigged.rig.backend, rows)
+    answered: list[Answer] = []
+    seen: set[tuple[int, int]] = set()
+    deadline_s = time.monotonic() + PATIENCE_S
+    # It spins from one request to the next, and is awake all the time.
+    while rigged.lane.native.yields < 3 or len(seen) < 2:
+        client.send(frames(rows, len(answered)))
+        answered += without_the_loop(client, len(rows))
+        seen.add(policies()[0])
+        assert time.monotonic() < deadline_s
+    assert [answer.outputs for answer in answered[-8:]] == expected_rows
+    assert [answer.sequence for answer in answered] == list(range(len(answered)))
+    assert seen == {(os.SCHED_FIFO, PRIORITY), (os.SCHED_OTHER, 0)}
+    rigged.lane.say_yields()
+    rigged.lane.say_yields()
+    (said,) = (record.message for record in caplog.records if "lane_busy_ms_max" in record.message)
+    assert said.startswith(f"the lane on core {rigged.lane.core} was busy for longer than lane_busy_ms_max")
+    rigged.until(lambda: rigged.lane.status().realtime and rigged.lane.native.asleep)
+    assert policies() == [(os.SCHED_FIFO, PRIORITY)]
+    status = rigged.lane.status()
+    assert (status.priority, status.yields >= 3) == (PRIORITY, True)
+    rigged.lane.native.stop()
+    assert not rigged.lane.status().realtime
+
+
+@needs_realtime
+def test_lane_that_sleeps_between_its_requests_keeps_its_priority(open_rig: Callable[..., LaneRig]) -> None:
+    rigged = open_rig(SLEEPS_AT_ONCE, realtime=LaneRealtime(PRIORITY, 500_000_000))
+    client = rigged.lent()
+    for first in range(20):
+        rigged.until(lambda: rigged.lane.native.asleep)
+        client.send(frames(some_rows(3), 3 * first))
+        assert len(without_the_loop(client, 3)) == 3
+    assert policies() == [(os.SCHED_FIFO, PRIORITY)]
+    assert rigged.lane.status().yields == 0
+
+
+def test_lane_that_never_sleeps_gets_no_priority() -> None:
+    with pytest.raises(OSError, match="Invalid argument"):
+        native_lane.open_lane(0, None, LaneRealtime(PRIORITY, 1_000_000))
+
+
+MAY_NOT = f"""
+import os, resource
+from sigd.daemon.config.config import LaneRealtime
+from sigd.daemon.errors import MissingDependency
+from sigd.daemon.transport.lanes import try_lanes
+core = min(os.sched_getaffinity(0))
+resource.setrlimit(resource.RLIMIT_RTPRIO, (0, 0))
+if os.geteuid() == 0:
+    os.setresuid(65534, 65534, 65534)
+try_lanes([core], 0, None)
+try:
+    try_lanes([core], 0, LaneRealtime({PRIORITY}, 1_000_000))
+except MissingDependency as refused:
+    print(refused)
+"""
+
+
+def test_priority_that_is_not_allowed_is_refused_with_what_allows_it() -> None:
+    command = [sys.executable, "-P", "-c", MAY_NOT]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert "lane_priority 3 is not allowed to this process" in done.stdout
+    assert "its limit of real-time priority is 0" in done.stdout
+    assert "LimitRTPRIO=3 and RestrictRealtime=no" in done.stdout
+    assert MissingDependency.exit_code == 3
 
 
 def test_core_that_is_not_there_is_refused() -> None:
