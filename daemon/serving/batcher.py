@@ -26,6 +26,7 @@ from sigd.daemon.serving.fast_path import (
     NATIVE_ROWS_MAX,
     ONE_BY_ONE_ROWS_MAX,
     QUICK_RUN_NS_MAX,
+    STEP_ROWS_MAX,
     WAIT_NS_MAX,
 )
 from sigd.daemon.serving.rerun import Rerun, culprits
@@ -442,7 +443,8 @@ class Batcher:
             steps = bool(self._sessions) and all(one.answers_steps for one in self._sessions)
             quick = (steps or run_ns <= QUICK_RUN_NS_MAX) and self.backend.synchronous
             self.fast_path_open = quick
-            self.one_by_one_rows_max = self._quick_rows_max if quick else 1
+            several = STEP_ROWS_MAX if steps else self._quick_rows_max
+            self.one_by_one_rows_max = several if quick else 1
             if (
                 len(segments) == 1
                 and (infer_ns <= WAIT_NS_MAX or self.backend.synchronous)

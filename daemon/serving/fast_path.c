@@ -277,19 +277,19 @@ static int64_t run_one_by_one(Path *self, uint64_t count_bytes, uint64_t now_ns)
         get_u64(self->inbox, str_frame_bytes, &frame_bytes) < 0)
         return -1;
     if (most > in_flight_max) most = in_flight_max;
-    if (count_bytes % frame_bytes || count_bytes / frame_bytes > most) return (int64_t)count_bytes;
+    if (count_bytes / frame_bytes > most) return (int64_t)count_bytes;
     uint8_t *storage = self->storage.buf;
-    while (count_bytes && self->descriptor >= 0) {
+    uint64_t done_bytes = 0, tail = 0; /* tail: of one that is under way */
+    while (count_bytes - done_bytes >= frame_bytes && self->descriptor >= 0 && !tail) {
+        if (done_bytes) memcpy(storage, storage + done_bytes, frame_bytes);
         int answered = answer_stream(self, frame_bytes, now_ns);
         if (answered < 0) return -1;
         if (!answered) break;
-        count_bytes -= frame_bytes;
-        uint64_t tail; /* of one that is under way */
+        done_bytes += frame_bytes;
         if (get_u64(self->inbox, str_tail, &tail) < 0) return -1;
-        if (tail) break;
-        memmove(storage, storage + frame_bytes, count_bytes);
     }
-    return (int64_t)count_bytes;
+    memmove(storage + tail, storage + done_bytes, count_bytes - done_bytes);
+    return (int64_t)(count_bytes - done_bytes);
 }
 
 /* One poll of the descriptor. */

@@ -54,6 +54,8 @@ SUMMED_OUTPUTS_MAX: Final = 96
 """Up to so many outputs are added up sooner than NumPy, whose price is fixed, looks at them."""
 NATIVE_ROWS_MAX: Final = 32
 """As below, of a native engine from C: it runs a row of a batch in no less time than a row alone."""
+STEP_ROWS_MAX: Final = 1024
+"""As below, of steps of a kept history: their whole windows, which a batch runs, would take longer."""
 ONE_BY_ONE_ROWS_MAX: Final = 3
 QUICK_RUN_NS_MAX: Final = 15_000
 """Up to so many rows that arrive together run one by one, where a run takes no longer than that: a batch
@@ -216,17 +218,23 @@ def run_one_by_one(session: Session, count_bytes: int, now_ns: int) -> int:
     batcher, inbox = session.batcher, session.inbox
     frame_bytes = inbox.frame_bytes
     rows_max = min(batcher.one_by_one_rows_max, session.in_flight_max)
+    # A part of the first one may have come before, behind what is answered by now.
+    begin, end = inbox.head, inbox.tail + count_bytes
     if (
-        not frame_bytes < count_bytes <= rows_max * frame_bytes
-        or count_bytes % frame_bytes
-        or inbox.tail
+        not frame_bytes <= end - begin < (rows_max + 1) * frame_bytes
+        or end == frame_bytes == count_bytes
+        or inbox.rows
         or not batcher.may_run_at_once(session)
     ):
         return count_bytes
     storage, fast_path = inbox.storage, session.fast_path
-    while count_bytes and not session.closed and fast_path(frame_bytes, now_ns):
-        count_bytes -= frame_bytes
-        if inbox.rows:
+    inbox.head = inbox.tail = 0
+    while end - begin >= frame_bytes and not (session.closed or inbox.rows):
+        if begin:
+            storage[:frame_bytes] = storage[begin : begin + frame_bytes]
+        if not fast_path(frame_bytes, now_ns):
             break
-        storage[:count_bytes] = storage[frame_bytes : frame_bytes + count_bytes]
-    return count_bytes
+        begin += frame_bytes
+    start, left_bytes = inbox.tail, end - begin
+    storage[start : start + left_bytes] = storage[begin:end]
+    return left_bytes

@@ -21,6 +21,8 @@ from sigd.models.registry import open_backend
 from sigd.wire.status import Status
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.conftest import ModelMaker
 
     from sigd.daemon.serving.ports import Record, RecordInRing
@@ -98,7 +100,7 @@ class LaneClient(ServedClient):
 )
 def client(
     request: pytest.FixtureRequest, models: ModelMaker, monkeypatch: pytest.MonkeyPatch
-) -> ServedClient:
+) -> Iterator[ServedClient]:
     outputs, who = request.param
     if who == "python":
         monkeypatch.setattr(native_fast_path, "Path", None)
@@ -106,7 +108,10 @@ def client(
         pytest.skip("the fast path in C is not built: python hatch_build.py")
     backend = open_backend(models.mlp(8, (16,), outputs), "native", batch_rows_max=64)
     loop = uvloop.new_event_loop()
-    return LaneClient(loop, backend) if who == "lane" else ServedClient(loop, backend, taps=Taps())
+    client = LaneClient(loop, backend) if who == "lane" else ServedClient(loop, backend, taps=Taps())
+    yield client
+    client.close()
+    loop.close()
 
 
 def outputs_of(client: ServedClient) -> slice:
@@ -131,7 +136,6 @@ def test_native_engine_gives_the_bits_of_the_batch_path(client: ServedClient) ->
         assert (got[:, 52] == Status.OK).all()
         assert got[:, 8].tolist() == list(range(ROWS))
         assert got[:, outputs_of(client)].tobytes() == expected
-    client.close()
 
 
 def test_native_engine_runs_many_requests_in_small_batches(client: ServedClient) -> None:
@@ -148,7 +152,6 @@ def test_native_engine_runs_many_requests_in_small_batches(client: ServedClient)
     assert counters.by_status[Status.OK] == ROWS * 2
     assert counters.total.count() == counters.queue.count() == ROWS * 2
     assert sum(rows * count for rows, count in enumerate(counters.batches_by_rows)) == ROWS * 2
-    client.close()
 
 
 SPOILT: dict[str, tuple[int, bytes, Status]] = {
@@ -179,7 +182,6 @@ def test_unusual_request_among_many_changes_no_other_answer(
     assert (got[others, 52] == Status.OK).all()
     assert (got[others, outputs_of(client)] == expected[others, outputs_of(client)]).all()
     assert sum(client.batcher.counters.by_status) == 2 * ROWS
-    client.close()
 
 
 def test_requests_that_run_together_are_recorded_one_by_one(client: ServedClient) -> None:
@@ -196,4 +198,3 @@ def test_requests_that_run_together_are_recorded_one_by_one(client: ServedClient
     for sequence, request, outputs in taps.recorded:
         assert request == client.frames[sequence * frame_bytes :][: len(request)]
         assert outputs == got[sequence, outputs_of(client)].tobytes()
-    client.close()

@@ -74,16 +74,16 @@ def refuse_batch_path(patch: pytest.MonkeyPatch) -> None:
 
 
 @BOTH
-@pytest.mark.parametrize("together", [1, 5])
+@pytest.mark.parametrize("together", [1, 5, 60])
 def test_steps_of_warm_instruments_take_the_fast_path(
     served: Models, rings: bool, together: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client = Client(served, rings)
+    client = Client(served, rings, in_flight_max=64, ring_slots=64)
     told = {instrument: rows(STEPS, instrument) for instrument in (1, 2)}
     for instrument, steps in told.items():
         fill(client, instrument, steps)
     refuse_batch_path(monkeypatch)
-    for start in range(0, 20, together):
+    for start in range(0, max(20, together), together):
         burst = []
         for number in range(start, start + together):
             instrument = 1 + number % 2

@@ -99,8 +99,10 @@ def served(request: pytest.FixtureRequest, models: ModelMaker) -> Iterator[Model
 class Client:
     """A client of a rig that serves a window, over a stream or through rings."""
 
-    def __init__(self, served: Models, rings: bool, **asked: Any) -> None:
-        self.rig = Rig(limits=Limits(in_flight_max=IN_FLIGHT_MAX, history_instruments_max=INSTRUMENTS_MAX))
+    def __init__(
+        self, served: Models, rings: bool, *, in_flight_max: int = IN_FLIGHT_MAX, **asked: Any
+    ) -> None:
+        self.rig = Rig(limits=Limits(in_flight_max=in_flight_max, history_instruments_max=INSTRUMENTS_MAX))
         rig = self.rig
         rig.batcher = Batcher(
             served.open(0),
@@ -153,8 +155,9 @@ class Client:
 def taken(client: RingClient) -> list[Answer]:
     """All answers in its ring."""
     frame_bytes = response_frame_bytes(2)
-    buffer = bytearray(16 * frame_bytes)
-    count = client.responses.take(memoryview(buffer), 16)
+    slots = client.welcome.ring_slots
+    buffer = bytearray(slots * frame_bytes)
+    count = client.responses.take(memoryview(buffer), slots)
     return [
         answer_of(bytes(buffer[at : at + frame_bytes])) for at in range(0, count * frame_bytes, frame_bytes)
     ]
