@@ -14,6 +14,9 @@ install = { $(BIN)/python -m pip --disable-pip-version-check --no-color install 
 	/^Collecting / {print "  " $$2; fflush()} /^Installing collected/ {print "  unpacking them"; fflush()} \
 	END {if (code) printf "%s", said; exit code}'
 
+# Without its compiled modules each start of sigd compiles 150 files once more, and the tests start hundreds.
+unexport PYTHONDONTWRITEBYTECODE
+
 COMPARED := lob-mlp mlp_295k gbt_a
 MICRO := tests/wire/test_codec_benchmark.py tests/models/features/test_features_speed.py tests/models/test_onnxrt_speed.py
 MICRO_BASELINES := $(CURDIR)/.benchmarks
