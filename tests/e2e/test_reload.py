@@ -528,16 +528,16 @@ def test_no_daemon_to_ask(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_memory_after_a_hundred_reloads_is_what_it_was_after_a_few(
+def test_memory_after_forty_reloads_is_what_it_was_after_a_few(
     start_daemon: StartDaemon, models: ModelMaker
 ) -> None:
-    """2 MB of weights each: a model that were kept would show."""
+    """2 MB of weights each: were every second model kept, there would be 20 MB more."""
     files = [models.mlp(4, (512, 1024), 4, seed=seed) for seed in (1, 2)]
     daemon = start_daemon("--model", str(files[0]), "--batch-rows-max", "1")
     with daemon.connect() as client, daemon.connect():
         resident, of_worker = [], []
         (validator,) = children(daemon)
-        for number in range(100):
+        for number in range(40):
             assert ask_reload(daemon, files[(number + 1) % 2]) == ""
             client.request(ROW)
             resident.append(daemon.status().resident_bytes)
@@ -546,7 +546,7 @@ def test_memory_after_a_hundred_reloads_is_what_it_was_after_a_few(
             of_worker.append(pages * os.sysconf("SC_PAGE_SIZE"))
     assert max(of_worker[-10:]) - max(of_worker[10:20]) < 4 << 20, [value >> 10 for value in of_worker]
     assert len(os.listdir(f"/proc/{worker}/fd")) < 10
-    assert daemon.status().models[0].generation == 101
+    assert daemon.status().models[0].generation == 41
     assert max(resident[-10:]) - max(resident[10:20]) < 4 << 20, [value >> 10 for value in resident]
     assert daemon.descriptors() < 30
 

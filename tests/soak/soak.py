@@ -69,8 +69,10 @@ def start_clients(program: Path, path: str, requests: int) -> dict[str, subproce
     }
 
 
-def run(requests: int, kill_every_s: float, backend: str) -> tuple[int, dict[str, dict[str, Any]]]:
-    """How often the daemon was ended, and what each client has to say."""
+def run(
+    requests: int, kill_every_s: float, backend: str, *, ends_max: int | None = None
+) -> tuple[int, dict[str, dict[str, Any]]]:
+    """How often the daemon was ended, at most `ends_max` times, and what each client has to say."""
     with tempfile.TemporaryDirectory(prefix="sigd-soak-") as name:
         folder = Path(name)
         path, log = str(folder / "sigd.sock"), folder / "log"
@@ -81,7 +83,7 @@ def run(requests: int, kill_every_s: float, backend: str) -> tuple[int, dict[str
         try:
             while any(client.poll() is None for client in clients.values()):
                 time.sleep(0.2)
-                if time.monotonic() - begun_s > kill_every_s:
+                if ends != ends_max and time.monotonic() - begun_s > kill_every_s:
                     daemon.send_signal(signal.SIGTERM if ends % 2 else signal.SIGKILL)
                     daemon.wait(30)
                     ends += 1
