@@ -16,6 +16,8 @@ install = { $(BIN)/python -m pip --disable-pip-version-check --no-color install 
 
 # Without its compiled modules each start of sigd compiles 150 files once more, and the tests start hundreds.
 unexport PYTHONDONTWRITEBYTECODE
+# The extensions are built once for the checkout, the wheel and the machine of test-systemd.
+export SIGD_OBJECTS := $(CURDIR)/build/objects
 
 COMPARED := lob-mlp mlp_295k gbt_a
 MICRO := tests/wire/test_codec_benchmark.py tests/models/features/test_features_speed.py tests/models/test_onnxrt_speed.py

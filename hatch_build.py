@@ -1,11 +1,13 @@
 """Builds the C extensions into the wheel, where there is a C compiler; without one the wheel is pure Python.
 
 SIGD_NATIVE says what is wanted: "auto" (the default), "off", or "required", which makes a failed build an
-error. `python hatch_build.py` builds them in place, for a checkout.
+error. `python hatch_build.py` builds them in place, for a checkout. SIGD_OBJECTS names a folder in which what
+is compiled is kept for the next build of the same sources; without it nothing is.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shlex
@@ -14,7 +16,9 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,18 +103,49 @@ def build(extension: Extension, command: list[str], target: Path, objects: Path)
         path = ROOT / extension.folder / name
         to = objects / f"{extension.folder.replace('/', '.')}.{name}.o"
         if not to.exists():
-            _run([*command, *FLAGS, *flags, *include, "-c", str(path), "-o", str(to)])
+            # Renamed when it is whole: another build may use the same folder.
+            with tempfile.TemporaryDirectory(dir=objects) as aside:
+                part = Path(aside, to.name)
+                _run([*command, *FLAGS, *flags, *include, "-c", str(path), "-o", str(part)])
+                part.replace(to)
         return str(to)
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         linked = list(pool.map(compiled, extension.sources.items()))
-    whole = str(objects / target.name)
     soname = [] if extension.for_python else [f"-Wl,-soname,{target.name}"]
-    _run([*command, "-shared", *soname, *linked, "-lm", "-o", whole])
     # A process may have the old one mapped: it keeps that.
     beside = target.with_name(f".{target.name}.new")
-    shutil.copyfile(whole, beside)
+    with tempfile.TemporaryDirectory(dir=objects) as aside:
+        whole = Path(aside, target.name)
+        _run([*command, "-shared", *soname, *linked, "-lm", "-o", str(whole)])
+        shutil.copyfile(whole, beside)
     beside.replace(target)
+
+
+@contextmanager
+def folder_of_objects(command: list[str]) -> Iterator[Path]:
+    """Where compiled sources go: a folder in SIGD_OBJECTS for these sources and this compiler, or one for
+    this build alone.
+
+    Raises:
+        OSError: the compiler cannot be started, or the folder cannot be made.
+    """
+    kept = os.environ.get("SIGD_OBJECTS")
+    if not kept:
+        with tempfile.TemporaryDirectory() as objects:
+            yield Path(objects)
+        return
+    version = subprocess.run([*command, "--version"], check=False, capture_output=True, text=True).stdout
+    # The paths as well: assertions and debuggers name them.
+    seen = hashlib.sha256("\0".join((*command, version, *FLAGS, sysconfig.get_path("include"))).encode())
+    for extension in extensions():
+        seen.update(repr(extension).encode())
+        for folder in (extension.folder, *extension.include):
+            for source in sorted((ROOT / folder).glob("*.[ch]")):
+                seen.update(f"{source}\0".encode() + source.read_bytes())
+    objects = Path(kept, seen.hexdigest()[:24])
+    objects.mkdir(parents=True, exist_ok=True)
+    yield objects
 
 
 def _run(words: list[str]) -> None:
@@ -136,20 +171,17 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
         if command is None:
             self._absent(wanted, "there is no C compiler (apt-get install gcc, or set CC)")
             return
-        with tempfile.TemporaryDirectory() as objects:
-            for extension in extensions():
-                target = ROOT / extension.file
-                try:
-                    build(extension, command, target, Path(objects))
-                except subprocess.CalledProcessError as error:
-                    self._absent(wanted, f"{shlex.join(command)} refused it:\n{error.stderr}")
-                    return
-                except OSError as error:
-                    self._absent(wanted, str(error))
-                    return
-                if version != "editable":
-                    build_data["force_include"][str(target)] = f"sigd/{extension.file}"
+        try:
+            _build_all(command)
+        except subprocess.CalledProcessError as error:
+            self._absent(wanted, f"{shlex.join(command)} refused it:\n{error.stderr}")
+            return
+        except OSError as error:
+            self._absent(wanted, str(error))
+            return
         if version != "editable":
+            for extension in extensions():
+                build_data["force_include"][str(ROOT / extension.file)] = f"sigd/{extension.file}"
             build_data["pure_python"] = False
             build_data["tag"] = f"cp311-abi3-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
 
@@ -159,20 +191,26 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
         self.app.display_warning(f"the C extensions were not built, sigd will run without them: {why}")
 
 
+def _build_all(command: list[str]) -> None:
+    """Build all of them in place. Raises as `build` does."""
+    with folder_of_objects(command) as objects:
+        for extension in extensions():
+            build(extension, command, ROOT / extension.file, objects)
+
+
 def main() -> int:
     """Build all of them in place."""
     command = compiler()
     if command is None:
         print("sigd: there is no C compiler: apt-get install gcc, or set CC", file=sys.stderr)
         return 3
-    with tempfile.TemporaryDirectory() as objects:
-        for extension in extensions():
-            try:
-                build(extension, command, ROOT / extension.file, Path(objects))
-            except subprocess.CalledProcessError as error:
-                print(error.stderr, file=sys.stderr)
-                return 1
-            print(f"built {extension.file}")
+    try:
+        _build_all(command)
+    except subprocess.CalledProcessError as error:
+        print(error.stderr, file=sys.stderr)
+        return 1
+    for extension in extensions():
+        print(f"built {extension.file}")
     return 0
 
 
