@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 from tests.bench.unix_server import UnixServer
+from tests.workers import folder_of_all_workers, locked
 
 from sigd.bench.native.build import NativePrograms, build
 from sigd.wire.status import Status
@@ -279,6 +280,8 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> NativePrograms:
     from sigd.bench.errors import MissingDependency
 
     try:
-        return build()
+        # The second worker finds what the first has built.
+        with locked(folder_of_all_workers(tmp_path_factory) / "native-programs.lock"):
+            return build()
     except MissingDependency as error:
         pytest.skip(f"no native load generator: {error}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import socket
@@ -14,6 +15,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 import pytest
+from tests.workers import folder_of_all_workers, locked
 
 from sigd.wire import fields
 from sigd.wire.layout import frame_dtype, request_frame_bytes
@@ -108,14 +110,19 @@ def request_frame() -> Callable[..., bytes]:
 
 
 class CppBuilder:
-    """Compiles C++ against the shipped headers, each program once a session; skips where there is no
-    compiler."""
+    """Compiles C++ against the shipped headers, each program once for all workers of a session; skips where
+    there is no compiler.
+
+    Args:
+        folder: of this worker.
+        built: where programs lie, of all workers.
+    """
 
     warnings = ("-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wshadow", "-Werror")
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, built: Path) -> None:
         self._folder = folder
-        self._built: dict[tuple[str, ...], Path] = {}
+        self._built = built
 
     @staticmethod
     def need(compiler: str) -> str:
@@ -151,21 +158,25 @@ class CppBuilder:
 
     def build(self, source: Path, *flags: str, compiler: str = "g++", standard: str = "c++20") -> Path:
         """The executable of a source file; fails with the compiler's words."""
-        key = (compiler, standard, str(source), *flags)
-        if key not in self._built:
-            program = self._folder / f"{source.stem}-{len(self._built)}"
-            command = [self.need(compiler), f"-std={standard}", *self.warnings, "-I", str(include_dir())]
-            command += ["-pthread", "-o", str(program), str(source), *flags]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-            assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
-            self._built[key] = program
-        return self._built[key]
+        command = [self.need(compiler), f"-std={standard}", *self.warnings, "-I", str(include_dir())]
+        asked = "\0".join((*command, str(source), source.read_text("utf-8"), *flags))
+        program = self._built / f"{source.stem}-{hashlib.sha256(asked.encode()).hexdigest()[:16]}"
+        with locked(program.with_suffix(".lock")):
+            if not program.exists():
+                aside = program.with_suffix(".new")
+                command += ["-pthread", "-o", str(aside), str(source), *flags]
+                done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+                assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
+                aside.rename(program)
+        return program
 
 
 @pytest.fixture(scope="session")
 def cpp(tmp_path_factory: pytest.TempPathFactory) -> CppBuilder:
     """A compiler of C++ programs."""
-    return CppBuilder(tmp_path_factory.mktemp("cpp"))
+    built = folder_of_all_workers(tmp_path_factory) / "cpp-built"
+    built.mkdir(exist_ok=True)
+    return CppBuilder(tmp_path_factory.mktemp("cpp"), built)
 
 
 Scene = Callable[[socket.socket], None]
