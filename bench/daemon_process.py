@@ -30,7 +30,11 @@ _HELLO = Hello(client_name="sigd bench")
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """What `sigd serve` is started with; None leaves it the daemon's own default."""
+    """What `sigd serve` is started with; None leaves it the daemon's own default.
+
+    Attributes:
+        lane_cpus: cores of lanes, whose idle strategy is `lane_idle`.
+    """
 
     model: str | None = None
     backend: str | None = None
@@ -38,6 +42,8 @@ class ServeOptions:
     cpu: int | None = None
     record: str | None = None
     history_instruments: int | None = None
+    lane_cpus: tuple[int, ...] = ()
+    lane_idle: str | None = None
     dims: Mapping[str, int] = field(default_factory=dict)
 
     def arguments(self, socket_path: str) -> list[str]:
@@ -50,6 +56,8 @@ class ServeOptions:
             ("--cpu", self.cpu),
             ("--record", self.record),
             ("--history-instruments", self.history_instruments),
+            *(("--lane-cpu", cpu) for cpu in self.lane_cpus),
+            ("--lane-idle", self.lane_idle),
         ):
             if value is not None:
                 command += [flag, str(value)]
@@ -126,7 +134,7 @@ class OwnDaemon:
         except subprocess.TimeoutExpired:
             raise PeerFailed(f"the daemon did not end within {_STOP_TIMEOUT_S:.0f} s of SIGTERM") from None
         if code != 0:
-            raise PeerFailed(f"the daemon ended with {code} after SIGTERM, expected 0:\n{self._tail()}")
+            raise PeerFailed(f"the daemon ended with {code} after SIGTERM, expected 0:\n{self.said()}")
 
     def _wait_until_ready(self, hello: Hello) -> None:
         deadline_s = time.monotonic() + _START_TIMEOUT_S
@@ -139,15 +147,16 @@ class OwnDaemon:
                 return
             except ConnectFailed:
                 time.sleep(0.02)
-        raise PeerFailed(f"the daemon was not ready within {_START_TIMEOUT_S:.0f} s:\n{self._tail()}")
+        raise PeerFailed(f"the daemon was not ready within {_START_TIMEOUT_S:.0f} s:\n{self.said()}")
 
     def _ended(self, code: int) -> BenchError:
         kinds: dict[int, type[BenchError]] = {2: BadRequest, 3: MissingDependency}
         return kinds.get(code, PeerFailed)(
-            f"the daemon ended with {code} before it was ready:\n{self._tail()}"
+            f"the daemon ended with {code} before it was ready:\n{self.said()}"
         )
 
-    def _tail(self) -> str:
+    def said(self) -> str:
+        """The end of what it has said."""
         return self._said.read_text(errors="replace")[-2000:].strip() or "it said nothing"
 
     def _kill(self) -> None:

@@ -186,7 +186,7 @@ class FloorFacts(msgspec.Struct, frozen=True, kw_only=True):
 class Model(msgspec.Struct, frozen=True, kw_only=True):
     """What was served, and the daemon's cores; `idle` and `backend` are "default" where nothing was asked
     for. `features` are of one request, `history_steps` those that the model looks at where each carries one
-    step."""
+    step. With `lane_cpus` these answer, `idle` is theirs, and `daemon_cpu` is the loop's."""
 
     name: str
     sha256: str
@@ -200,6 +200,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     daemon_cpu: int | None
     client_cpu: int | None
     history_steps: int = 0
+    lane_cpus: list[int] = []
 
 
 class CaptureFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -500,8 +501,9 @@ def _model(outcome: Outcome) -> Model:
         generation_first=outcome.measurement.generation_first,
         generation_last=outcome.measurement.generation_last,
         backend=serve.backend or "default",
-        idle=serve.idle or "default",
+        idle=(serve.lane_idle if serve.lane_cpus else serve.idle) or "default",
         daemon_cpu=outcome.cpus[0],
         client_cpu=outcome.cpus[1],
         history_steps=welcome.history_steps,
+        lane_cpus=list(serve.lane_cpus),
     )

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sigd.bench.document import Document, HiccupFacts, Percentiles
+from sigd.bench.document import Document, HiccupFacts, Model, Percentiles
 from sigd.models.market.faults import fault_lines
 
 _BAR_CELLS = 34
@@ -56,8 +56,15 @@ def _environment(document: Document, console: Console) -> None:
     console.print(f"software Python {env.python}, {packages}; {env.compiler}")
     console.print(
         f"model    {model.name} ({model.features} -> {model.outputs}), sha256 {model.sha256[:16]}, "
-        f"backend {model.backend}, idle {model.idle}, daemon on {_core(model.daemon_cpu)}"
+        f"backend {model.backend}, idle {model.idle}, {_daemon_cores(model)}"
     )
+
+
+def _daemon_cores(model: Model) -> str:
+    if not model.lane_cpus:
+        return f"daemon on {_core(model.daemon_cpu)}"
+    lanes = ", ".join(map(str, model.lane_cpus))
+    return f"lane on core {lanes}, the loop sleeps on {_core(model.daemon_cpu)}"
 
 
 def _core(cpu: int | None) -> str:

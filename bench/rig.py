@@ -30,6 +30,8 @@ from sigd.bench.native import build as native
 from sigd.bench.native.build import NativePrograms
 from sigd.bench.pinning import allowed_cpus, choose_cores
 from sigd.bench.stolen import Stolen, StolenWatch
+from sigd.daemon.admin.client import ask_status
+from sigd.daemon.config.config import admin_path_of
 from sigd.daemon.runtime.process import resident_bytes
 from sigd.models.market.capture import CaptureReader
 from sigd.wire.errors import ConnectFailed
@@ -112,7 +114,7 @@ class Outcome:
     Attributes:
         client_note: why the generator is not the native one; "" where it is.
         in_flight: most unanswered on a connection, as used.
-        cpus: the cores of the daemon and of the client; None = not pinned by us.
+        cpus: the cores of the daemon's loop and of the client; None = not pinned by us.
         memory: None where the daemon's memory cannot be read from here.
         rounds: of the floor; empty without it.
         stolen: what the machine took away while it was measured.
@@ -155,10 +157,9 @@ def run(settings: Settings, say: Say) -> Outcome:
         PeerFailed: a process that the measurement needs failed.
     """
     generator, programs, note = choose_client(settings)
-    daemon_cpu, client_cpu = choose_cores(allowed_cpus())
-    if settings.socket_path is not None:
-        daemon_cpu = None
-    watched = sorted({daemon_cpu, client_cpu} - {None}, key=lambda cpu: cpu or 0) or [None]
+    daemon_cpu, client_cpu = cores_of(settings)
+    answering = settings.serve.lane_cpus or (daemon_cpu,)
+    watched = sorted({*answering, client_cpu} - {None}, key=lambda cpu: cpu or 0) or [None]
     say(f"watching the machine itself for {HICCUP_SECONDS:g} s")
     before = hiccup.measure(watched, HICCUP_SECONDS, programs)
     facts = environment.read(watched, before[0].clock_cost_ns, programs.compiler if programs else None)
@@ -168,6 +169,7 @@ def run(settings: Settings, say: Say) -> Outcome:
         taken = StolenWatch(
             target.welcome.daemon_pid if _is_sigd(target.welcome.daemon_pid) else None,
             [cpu for cpu in watched if cpu is not None],
+            lanes=bool(settings.serve.lane_cpus),
         )
 
         def warmed_up() -> None:
@@ -177,15 +179,14 @@ def run(settings: Settings, say: Say) -> Outcome:
         rounds: list[FloorRound] = []
         if settings.floor:
             assert programs is not None
-            rounds = _rounds(settings, target, plans, generator, programs, daemon_cpu, warmed_up, say)
+            rounds = _rounds(settings, target, plans, generator, programs, answering[0], warmed_up, say)
             measurement = pool(rounds).sigd
         else:
             say(_measuring_line(settings, plans[0]))
             measurement = generator.run(plans[0], warmed_up)
         found = memory.found()
         stolen = taken.found(measurement.elapsed_ns, measurement.hiccup_sum_ns)
-        if target.own is not None:
-            target.own.stop()
+        end(settings, target)
     return Outcome(
         settings=settings,
         welcome=target.welcome,
@@ -212,6 +213,41 @@ def run(settings: Settings, say: Say) -> Outcome:
             capture_faults="" if capture is None or settings.salvage else str(capture.faults),
         ),
     )
+
+
+def cores_of(settings: Settings) -> tuple[int | None, int | None]:
+    """The cores of the daemon's loop and of the client; None is not pinned by us.
+
+    Raises:
+        BadRequest: a lane cannot have the core that was asked for.
+    """
+    lanes, allowed = settings.serve.lane_cpus, allowed_cpus()
+    for cpu in set(lanes) - set(allowed):
+        raise BadRequest(
+            f"--lane-cpu {cpu} is not one that this process may run on; it may use:"
+            f" {', '.join(map(str, allowed))}"
+        )
+    daemon_cpu, client_cpu = choose_cores(allowed, lanes=lanes)
+    return (None if settings.socket_path is not None else daemon_cpu), client_cpu
+
+
+def end(settings: Settings, target: Target) -> None:
+    """Stop the daemon if it is ours.
+
+    Raises:
+        BadRequest: lanes were asked for and the loop answered, so the figures are not a lane's.
+        PeerFailed: it did not end as it should.
+    """
+    daemon = target.own
+    if daemon is None:
+        return
+    if settings.serve.lane_cpus:
+        status = ask_status(admin_path_of(Path(daemon.socket_path)))
+        if not any(lane.requests for lane in status.lanes):
+            raise BadRequest(
+                f"--lane-cpu: the loop answered, and no lane did. The daemon said:\n{daemon.said()}"
+            )
+    daemon.stop()
 
 
 def choose_client(settings: Settings) -> tuple[LoadGenerator, NativePrograms | None, str]:
@@ -409,7 +445,7 @@ def _rounds(
     plans: list[LoadPlan],
     generator: LoadGenerator,
     programs: NativePrograms,
-    daemon_cpu: int | None,
+    answering_cpu: int | None,
     warmed_up: Callable[[], None],
     say: Say,
 ) -> list[FloorRound]:
@@ -423,7 +459,7 @@ def _rounds(
     with ExitStack() as stack:
         own.pause()
         stack.callback(own.resume)
-        bare = stack.enter_context(BareBackend(model, backend, _BATCH_ROWS_MAX, daemon_cpu))
+        bare = stack.enter_context(BareBackend(model, backend, _BATCH_ROWS_MAX, answering_cpu))
         for number, plan in enumerate(plans):
             say(f"round {number + 1} of {len(plans)}: echo, bare backend, sigd")
 
@@ -434,7 +470,7 @@ def _rounds(
                 finally:
                     own.pause()
 
-            rounds.append(run_round(plan, generator, programs, bare, daemon_cpu, bare_seconds, run_sigd))
+            rounds.append(run_round(plan, generator, programs, bare, answering_cpu, bare_seconds, run_sigd))
     return rounds
 
 

@@ -15,6 +15,8 @@ from typing import Final
 SHARE_MAX: Final = 0.01
 """Above this share a run that is over its budget, or misses its rate, says nothing: a hundredth is what a
 99th percentile leaves out."""
+LANE_THREAD: Final = "sigd-lane"
+"""What the daemon calls the thread of a lane."""
 _STEAL_FIELD: Final = 8
 _STEAL_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 
@@ -24,7 +26,8 @@ class Stolen:
     """Shares of the run's time.
 
     Attributes:
-        daemon_waited: the daemon's loop was ready to run, and another thread had its core.
+        daemon_waited: the daemon's loop, or the lane that waited most, was ready to run, and another thread
+            had its core.
         hypervisor: taken from one of the run's cores by the hypervisor; the larger share of its cores.
         client: gaps that the spinning client saw, whatever they came from.
     """
@@ -46,13 +49,22 @@ class StolenWatch:
         daemon_pid: whose main thread is the loop; None where it is not on this machine.
         cpus: of the run; empty watches all.
         proc: where the kernel's counts are.
+        lanes: the daemon's lanes answer, and not its loop.
     """
 
-    def __init__(self, daemon_pid: int | None, cpus: Sequence[int], proc: Path = Path("/proc")) -> None:
+    def __init__(
+        self,
+        daemon_pid: int | None,
+        cpus: Sequence[int],
+        proc: Path = Path("/proc"),
+        *,
+        lanes: bool = False,
+    ) -> None:
         self._pid = daemon_pid
+        self._lanes = lanes
         self._cpus = cpus
         self._proc = proc
-        self._begun: tuple[int | None, dict[int, int]] | None = None
+        self._begun: tuple[dict[str, int], dict[int, int]] | None = None
 
     def warmed_up(self) -> None:
         """The warm-up has ended; only the first call counts."""
@@ -66,7 +78,7 @@ class StolenWatch:
             return Stolen()
         waited_before, ticks_before = self._begun
         waited, ticks = self._waited_ns(), self._stolen_ticks()
-        waited_ns = 0 if waited is None or waited_before is None else waited - waited_before
+        waited_ns = max((ns - waited_before.get(thread, ns) for thread, ns in waited.items()), default=0)
         stolen = max((ticks[cpu] - ticks_before.get(cpu, ticks[cpu]) for cpu in ticks), default=0)
         return Stolen(
             daemon_waited=waited_ns / elapsed_ns,
@@ -74,16 +86,24 @@ class StolenWatch:
             client=client_gaps_ns / elapsed_ns,
         )
 
-    def _waited_ns(self) -> int | None:
-        """Time that the daemon's main thread has waited for a core."""
+    def _waited_ns(self) -> dict[str, int]:
+        """Time that each of the daemon's threads that answer has waited for a core."""
         if self._pid is None:
-            return None
+            return {}
+        threads = self._proc / str(self._pid) / "task"
+        waited = {}
         try:
-            return int(
-                (self._proc / str(self._pid) / "task" / str(self._pid) / "schedstat").read_text().split()[1]
-            )
+            for thread in self._lane_threads(threads) if self._lanes else [threads / str(self._pid)]:
+                waited[thread.name] = int((thread / "schedstat").read_text().split()[1])
         except (OSError, IndexError, ValueError):
-            return None
+            return {}
+        return waited
+
+    @staticmethod
+    def _lane_threads(threads: Path) -> list[Path]:
+        return [
+            thread for thread in threads.iterdir() if (thread / "comm").read_text().strip() == LANE_THREAD
+        ]
 
     def _stolen_ticks(self) -> dict[int, int]:
         try:

@@ -26,6 +26,7 @@ from sigd.daemon.lazy_group import LazyGroup
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from sigd.bench.daemon_process import ServeOptions
     from sigd.bench.rig import Settings
 
 _TABLE_COLUMNS = 110
@@ -59,6 +60,7 @@ Examples:
   sigd bench --p99 --socket /run/sigd/sigd.sock --rate 2000 --json p99.json --hgrm p99.hgrm
   sigd bench --no-p99 --closed-loop --connections 4 --in-flight 64 --floor --idle spin     throughput
   sigd bench --p99 --closed-loop --floor --idle spin --transport shm        through shared memory
+  sigd bench --p99 --closed-loop --idle spin --transport shm --lane-cpu 3   the same, in a lane
   sigd bench --no-p99 --closed-loop --in-flight 64 --idle spin --transport shm --backend echo    no model
   sigd bench --closed-loop --model lstm.onnx --history --instruments 1000    one step in each request
   sigd bench --neighbour "python -m sigd.bench.neighbour.hogs memory"       what another tenant does
@@ -89,6 +91,14 @@ the environment lacks something.""",
     " auto]",
 )
 @idle_option("Idle strategy of the daemon that is started.  [default: the daemon's own]", None)
+@click.option(
+    "--lane-cpu",
+    "lane_cpus",
+    type=WholeRange(min=0),
+    multiple=True,
+    help="Let a lane of the daemon that is started answer on this core: needs --transport shm; --idle is"
+    " the lane's, and the loop sleeps.  Repeatable.",
+)
 @transport_option("How requests travel: stream, also called uds, is the Unix socket; shm is shared memory.")
 @click.option("--rate", type=FiniteRange(0.001), help="Open loop, requests/s.  [default: 10000]")
 @click.option(
@@ -282,6 +292,7 @@ def settings_of(
     model: str | None,
     backend: str | None,
     idle: str | None,
+    lane_cpus: tuple[int, ...],
     transport: str,
     rate: float | None,
     arrivals: str | None,
@@ -306,21 +317,20 @@ def settings_of(
     Raises:
         BadRequest: they contradict each other.
     """
-    from sigd.bench.daemon_process import ServeOptions
     from sigd.bench.rig import Mode, Settings
 
     _refuse_two_loads(rate=rate is not None, capture=capture is not None, closed_loop=closed_loop)
     _refuse("--socket measures a running daemon", socket, model=model, backend=backend, idle=idle)
+    _refuse_unfit_for_lanes(lane_cpus, socket, history, transport)
     _refuse("--closed-loop has no schedule", closed_loop or None, arrivals=arrivals, speed=speed)
-    _refuse("--capture brings its own arrivals", capture, arrivals=arrivals)
-    _refuse_special_loads(capture, floor, neighbour, history)
+    _refuse_special_loads(capture, arrivals, floor, neighbour, history)
     if capture is None:
         _refuse_without_capture(speed, salvage, requests, duration)
     kept = _instruments(history, instruments)
     return Settings(
         mode=Mode.CAPTURE if capture is not None else Mode.CLOSED_LOOP if closed_loop else Mode.RATE,
         socket_path=socket,
-        serve=ServeOptions(model=model, backend=backend, idle=idle, history_instruments=kept),
+        serve=_serve_options(model, backend, idle, lane_cpus, kept),
         transport=transport_of(transport),
         rate_hz=rate or _DEFAULT_RATE_HZ,
         arrivals=arrivals or "poisson",
@@ -340,8 +350,45 @@ def settings_of(
     )
 
 
-def _refuse_special_loads(capture: Path | None, floor: bool, neighbour: str | None, history: bool) -> None:
+def _refuse_unfit_for_lanes(
+    lane_cpus: tuple[int, ...], socket: str | None, history: bool, transport: str
+) -> None:
+    from sigd.wire.status import Transport
+
+    if not lane_cpus:
+        return
+    _refuse("--socket measures a running daemon, which has its lanes", socket, lane_cpu=True)
+    _refuse("--history is the loop's", history or None, lane_cpu=True)
+    if transport_of(transport) is not Transport.SHARED_MEMORY:
+        raise BadRequest("--lane-cpu answers clients of shared memory: add --transport shm")
+
+
+def _serve_options(
+    model: str | None,
+    backend: str | None,
+    idle: str | None,
+    lane_cpus: tuple[int, ...],
+    history_instruments: int | None,
+) -> ServeOptions:
+    """Of the daemon that is started. What `idle` is of is what answers: the loop, or its lanes."""
+    from sigd.bench.daemon_process import ServeOptions
+
+    lane_idle = (idle or "backoff") if lane_cpus else None
+    return ServeOptions(
+        model=model,
+        backend=backend,
+        idle="block" if lane_cpus else idle,
+        history_instruments=history_instruments,
+        lane_cpus=lane_cpus,
+        lane_idle=lane_idle,
+    )
+
+
+def _refuse_special_loads(
+    capture: Path | None, arrivals: str | None, floor: bool, neighbour: str | None, history: bool
+) -> None:
     """A capture, the floor, a neighbour and steps bring what to send, and when."""
+    _refuse("--capture brings its own arrivals", capture, arrivals=arrivals)
     _refuse("--floor is measured with --closed-loop or --rate", floor or None, capture=capture)
     _refuse("--neighbour compares equal blocks", neighbour, floor=floor or None, capture=capture)
     _refuse("--history sends steps of its own", history or None, capture=capture, floor=floor or None)

@@ -13,7 +13,6 @@ from sigd.bench.load.contract import LoadGenerator, LoadPlan, Measurement
 from sigd.bench.neighbour import judge
 from sigd.bench.neighbour.judge import Block, Effect, Pair
 from sigd.bench.neighbour.process import running
-from sigd.bench.pinning import allowed_cpus, choose_cores
 from sigd.bench.rig import Settings
 
 ROUNDS = 12
@@ -85,7 +84,7 @@ def measure(asked: Asked, say: Say) -> Result:
         warmup_s=min(asked.settings.warmup_s, BLOCK_WARMUP_S),
     )
     generator, _, note = rig.choose_client(settings)
-    daemon_cpu, client_cpu = choose_cores(allowed_cpus())
+    daemon_cpu, client_cpu = rig.cores_of(settings)
     pairs, measurements = [], []
     with rig.target_of(settings, daemon_cpu, say) as target:
         (plan,), _ = rig.plans_of(settings, target, client_cpu, say)
@@ -94,8 +93,7 @@ def measure(asked: Asked, say: Say) -> Result:
             without, beside = _round(asked, generator, plan, beside_first=bool(number % 2))
             pairs.append(Pair(_block(without), _block(beside)))
             measurements += [without, beside]
-        if target.own is not None:
-            target.own.stop()
+        rig.end(settings, target)
     return result_of(asked, settings, pairs, measurements, note)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,14 @@ from sigd.bench.floor.floor import ROUNDS
 from sigd.bench.load import steps
 from sigd.bench.native import build as native
 from sigd.bench.rig import Mode
+from sigd.daemon.serving import native_lane
+from sigd.wire.ring import why_not_here
 from sigd.wire.status import Transport
 
+needs_lanes = pytest.mark.skipif(
+    bool(why_not_here()) or not native_lane.is_built(),
+    reason=why_not_here() or "lanes are not built: python hatch_build.py",
+)
 StartPeer = Callable[..., Any]
 
 
@@ -215,6 +222,10 @@ def test_json_to_standard_output_is_json_alone(start_peer: StartPeer) -> None:
         (["--requests", "5", "--duration", "1"], "leave out --duration"),
         (["--socket", "s", "--model", "m"], "leave out --model"),
         (["--socket", "s", "--idle", "spin"], "leave out --idle"),
+        (["--socket", "s", "--lane-cpu", "1", "--transport", "shm"], "leave out --lane-cpu"),
+        (["--lane-cpu", "1"], "add --transport shm"),
+        (["--lane-cpu", "1", "--history", "--transport", "shm"], "leave out --lane-cpu"),
+        (["--lane-cpu", "65000", "--transport", "shm"], "it may use: "),
         (["--floor", "--client", "python", "--closed-loop"], "leave out --client python"),
         (["--json", "/nonexistent/run.json"], "does not exist"),
     ],
@@ -277,8 +288,14 @@ def options(**changes: Any) -> dict[str, Any]:
     defaults: dict[str, Any] = {parameter.name: None for parameter in bench.params if parameter.name}
     for name in ("json_file", "hgrm_file", "html_file"):
         del defaults[name]
-    given = {"p99": True, "budget_us": 100.0, "closed_loop": False, "connections": 1, "warmup": 1.0}
-    given |= {"history": False}
+    given: dict[str, Any] = {
+        "p99": True,
+        "budget_us": 100.0,
+        "closed_loop": False,
+        "connections": 1,
+        "warmup": 1.0,
+    }
+    given = given | {"history": False, "lane_cpus": ()}
     return defaults | given | {"transport": "stream", "floor": False, "client": "auto", "seed": 1} | changes
 
 
@@ -287,6 +304,16 @@ def test_without_a_mode_it_is_an_open_loop_of_ten_thousand_a_second() -> None:
     assert settings.mode is Mode.RATE
     assert (settings.rate_hz, settings.arrivals) == (10_000.0, "poisson")
     assert settings.budget_ns == 100_000
+
+
+def test_idle_is_the_lane_s_where_a_lane_answers() -> None:
+    lane = {"lane_cpus": (3,), "transport": "shm"}
+    spins = settings_of(**options(idle="spin", **lane)).serve.arguments("S")
+    assert spins == [
+        *("serve", "--socket", "S", "--idle", "block", "--lane-cpu", "3", "--lane-idle", "spin"),
+    ]
+    assert settings_of(**options(**lane)).serve.lane_idle == "backoff"
+    assert settings_of(**options(idle="spin")).serve.arguments("S")[-2:] == ["--idle", "spin"]
 
 
 def test_uds_is_another_name_for_the_stream() -> None:
@@ -417,6 +444,24 @@ def test_the_daemon_alone_over_shared_memory(
     refused = run(*options, "--closed-loop", "--in-flight", "100000")
     assert refused.exit_code == 2
     assert "its ring has no more slots" in refused.stderr
+
+
+@needs_lanes
+def test_lane_of_a_daemon_of_our_own_is_measured(models: Any, tmp_path: Path) -> None:
+    core = min(os.sched_getaffinity(0))
+    json_file = tmp_path / "lane.json"
+    lane = ("--no-p99", "--client", "python", "--transport", "shm", "--lane-cpu", core, "--closed-loop")
+    requests = ("--requests", "50", "--model", models.mlp(features=8))
+    result = run(*lane, *requests, "--backend", "native", "--json", json_file)
+    assert result.exit_code == 0, result.output
+    document = msgspec.json.decode(json_file.read_bytes(), type=Document)
+    assert document.model.lane_cpus == [core]
+    assert document.model.idle == "backoff"
+    assert f"idle backoff, lane on core {core}, the loop sleeps on" in result.output
+    of_the_loop = run(*lane, *requests, "--backend", "onnxruntime")
+    assert of_the_loop.exit_code == 2
+    assert "the loop answered, and no lane did" in of_the_loop.stderr
+    assert "a lane runs native engines alone" in of_the_loop.stderr
 
 
 def test_no_figure_is_cut_off_in_a_narrow_terminal(

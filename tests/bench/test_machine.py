@@ -58,6 +58,15 @@ def test_daemon_and_client_share_no_physical_core() -> None:
     assert choose_cores([4], {4: 4}) == (None, None)
 
 
+def test_client_keeps_off_the_lanes_and_the_loop_takes_what_is_left() -> None:
+    pairs = {0: 0, 1: 1, 2: 2, 3: 3, 4: 0, 5: 1, 6: 2, 7: 3}
+    assert choose_cores(range(8), pairs, lanes=[7]) == (5, 6)
+    assert choose_cores(range(8), pairs, lanes=[7, 6]) == (4, 5)
+    assert choose_cores([0, 1, 2], {0: 0, 1: 1, 2: 2}, lanes=[2]) == (0, 1)
+    assert choose_cores([0, 1], {0: 0, 1: 1}, lanes=[0]) == (1, 1), "the loop sleeps beside the client"
+    assert choose_cores([0, 1], {0: 0, 1: 1}, lanes=[0, 1]) == (None, None)
+
+
 def test_pinning_is_undone() -> None:
     before = os.sched_getaffinity(0)
     cpu = min(before)

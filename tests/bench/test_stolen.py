@@ -39,3 +39,17 @@ def test_what_cannot_be_read_was_not_taken(tmp_path: Path) -> None:
     watch = StolenWatch(None, [0], tmp_path)
     watch.warmed_up()
     assert watch.found(SECOND_NS, 0) == Stolen()
+
+
+def test_of_lanes_the_one_that_waited_most_counts_and_the_loop_does_not(proc: Path) -> None:
+    kernel_says(proc, waited_ns=5, stolen=(0, 0))
+    for thread, name, waited_ns in ((7, "python", 0), (8, "sigd-lane", 100), (9, "sigd-lane", 100)):
+        folder = proc / "7" / "task" / str(thread)
+        folder.mkdir(exist_ok=True)
+        (folder / "comm").write_text(f"{name}\n")
+        (folder / "schedstat").write_text(f"1 {waited_ns} 1\n")
+    watch = StolenWatch(7, [], proc, lanes=True)
+    watch.warmed_up()
+    for thread, waited_ns in ((7, SECOND_NS), (8, 100 + SECOND_NS // 8), (9, 100 + SECOND_NS // 2)):
+        (proc / "7" / "task" / str(thread) / "schedstat").write_text(f"1 {waited_ns} 1\n")
+    assert watch.found(SECOND_NS, 0).daemon_waited == 0.5
