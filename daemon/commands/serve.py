@@ -282,6 +282,7 @@ def _placed_by(config: Config, view: ServiceView) -> Config:
             view.refuse_hidden("model", model.path)
         if model.shadow is not None:
             view.refuse_hidden("model", Path(model.shadow.path))
+    view.refuse_priority(config.lane_priority)
     if config.recorder.directory:
         view.refuse_read_only(Path(config.recorder.directory))
     return config
@@ -301,7 +302,8 @@ def _say_good(
     if config.recorder.directory:
         memory = memory_in(os.environ) if view is None or view.memory is None else view.memory
         check_recorder(config.recorder, memory, () if view is None else view.writable or ())
-    try_lanes(config.lane_cpu, config.lane_spin_ns(), config.lane_realtime())
+    # What the service may do was read from its unit, and this process has other limits.
+    try_lanes(config.lane_cpu, config.lane_spin_ns(), config.lane_realtime() if view is None else None)
     why_not = {}
     for model, backend in zip(config.models(), backends, strict=True):
         spec, shadow = backend.spec, shadows.status(backend.spec.name)

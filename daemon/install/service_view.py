@@ -14,6 +14,8 @@ from sigd.daemon.errors import MissingDependency, UsageError
 from sigd.daemon.install.units import CONFIGURATION, UNITS
 
 _HOMES: Final = (Path("/home"), Path("/root"), Path("/run/user"))
+_YES: Final = ("yes", "true", "on", "1")
+PRIORITY_MAX: Final = 99
 _TEMPORARY: Final = (Path("/tmp"), Path("/var/tmp"))
 
 
@@ -28,6 +30,7 @@ class ServiceView:
         hides_homes: ProtectHome=.
         hides_tmp: PrivateTmp=.
         writable: where it may write; None where it may write everywhere.
+        priority_max: the highest real-time priority that it may give a thread; 0 for none.
         memory: the directory for what is recorded and not on the disk yet; it may not be there now.
         socket, admin_socket: where systemd listens for it, "" where that cannot be told.
     """
@@ -38,6 +41,7 @@ class ServiceView:
     hides_homes: bool
     hides_tmp: bool
     writable: tuple[Path, ...] | None
+    priority_max: int
     memory: Path | None
     socket: str
     admin_socket: str
@@ -71,6 +75,18 @@ class ServiceView:
             " with"
             f" `systemctl edit {self.unit}` and the lines [Service] and ReadWritePaths={directory}"
         )
+
+    def refuse_priority(self, priority: int) -> None:
+        """
+        Raises:
+            MissingDependency: a lane may not have this real-time priority.
+        """
+        if priority > self.priority_max:
+            raise MissingDependency(
+                f"lane_priority {priority}: {self.unit} may use real-time priorities up to"
+                f" {self.priority_max}; allow it with `systemctl edit {self.unit}` and the lines [Service],"
+                f" LimitRTPRIO={priority} and RestrictRealtime=no, or leave lane_priority out"
+            )
 
     def become_user(self) -> None:
         """Give up root for the daemon's user, for good.
@@ -123,10 +139,17 @@ def view_of(config_file: Path, root: Path = Path("/")) -> ServiceView | None:
         hides_homes=last("ProtectHome", "no") not in ("no", "false", "read-only"),
         hides_tmp=last("PrivateTmp", "no") not in ("no", "false"),
         writable=tuple(writable) if strict else None,
+        priority_max=0 if last("RestrictRealtime", "no") in _YES else _limit(last("LimitRTPRIO", "0")),
         memory=Path("/run", memory) if memory else None,
         socket=listens("sigd"),
         admin_socket=listens("sigd-admin"),
     )
+
+
+def _limit(text: str) -> int:
+    """The soft one of a unit's limit, such as 5, 5:10 or infinity; 0 for anything else."""
+    soft = text.partition(":")[0]
+    return PRIORITY_MAX if soft == "infinity" else int(soft) if soft.isdecimal() else 0
 
 
 def _settings(root: Path, name: str, kind: str, instance: str) -> dict[str, list[str]] | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sigd.daemon.errors import UsageError
+from sigd.daemon.errors import MissingDependency, UsageError
 from sigd.daemon.install.install import install
 from sigd.daemon.install.service_view import ServiceView, view_of
 from sigd.daemon.install.units import Target, files
@@ -32,6 +32,7 @@ def test_unit_as_it_is_installed(tmp_path: Path) -> None:
         hides_homes=True,
         hides_tmp=True,
         writable=(Path("/var/lib/sigd"), Path("/run/sigd-memory")),
+        priority_max=0,
         memory=Path("/run/sigd-memory"),
         socket="/run/sigd/sigd.sock",
         admin_socket="/run/sigd/sigd.sock.admin",
@@ -68,6 +69,32 @@ def test_drop_ins_count_in_their_order_and_an_empty_line_takes_back(tmp_path: Pa
     assert Path("/srv/a") not in view.writable
     assert (view.user, view.hides_homes, view.hides_tmp) == ("sigd", False, True)
     view.refuse_hidden("model", Path("/home/me/m.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("lines", "priority_max"),
+    [
+        ("", 0),
+        ("LimitRTPRIO=5", 0),
+        ("RestrictRealtime=no", 0),
+        ("LimitRTPRIO=5\nRestrictRealtime=no", 5),
+        ("LimitRTPRIO=7:9\nRestrictRealtime=false", 7),
+        ("LimitRTPRIO=infinity\nRestrictRealtime=no", 99),
+    ],
+)
+def test_real_time_priority_is_what_the_unit_allows(lines: str, priority_max: int, tmp_path: Path) -> None:
+    installed(tmp_path, Target())
+    folder = tmp_path / "etc/systemd/system/sigd.service.d"
+    folder.mkdir()
+    (folder / "lane.conf").write_text(f"[Service]\n{lines}\n")
+    view = view_of(Path("/etc/sigd/sigd.toml"), tmp_path)
+    assert view is not None
+    assert view.priority_max == priority_max
+    view.refuse_priority(priority_max)
+    with pytest.raises(
+        MissingDependency, match=r"sigd\.service may use real-time priorities up to \d+; allow"
+    ):
+        view.refuse_priority(priority_max + 1)
 
 
 @pytest.mark.parametrize("path", ["/home/me/m.onnx", "/root/m.onnx", "/run/user/7/m.onnx", "/tmp/m.onnx"])
@@ -130,6 +157,10 @@ def test_check_refuses_what_the_service_could_not_open(tmp_path: Path) -> None:
     done = check(tmp_path, "sigd.toml", "--allow-insecure-files")
     assert done.returncode == 2
     assert "ReadWritePaths=/srv/recordings" in done.stderr
+    configuration.write_text("lane_cpu = [0]\nlane_priority = 2\n")
+    done = check(tmp_path, "sigd.toml", "--allow-insecure-files")
+    assert done.returncode == 3
+    assert "LimitRTPRIO=2 and RestrictRealtime=no" in done.stderr
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become the service's user")
