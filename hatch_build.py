@@ -64,7 +64,7 @@ def extensions() -> list[Extension]:
     if platform.machine() == "x86_64":
         kernels |= {"isa_avx2.c": AVX2, "isa_avx512.c": AVX512}
     native_module: dict[str, tuple[str, ...]] = dict.fromkeys(
-        ("module.c", "sliding_module.c", "sliding.c", "step_view.c"), ()
+        ("module.c", "sliding_module.c", "sliding.c", "step_view.c", "columns.c", "column_view.c"), ()
     )
     return [
         Extension("_kernels", "models/native", native_module | kernels),

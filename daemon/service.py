@@ -44,8 +44,9 @@ from sigd.daemon.transport.lanes import TAPPED, Lanes, lane_warnings
 from sigd.daemon.transport.listener import BACKLOG, Listener
 from sigd.daemon.transport.rings import RingHost
 from sigd.daemon.transport.socket_activation import ADMIN, CLIENTS, PassedListener
-from sigd.models.backend import AnswersSteps, Backend
+from sigd.models.backend import Backend
 from sigd.models.errors import BackendFailed
+from sigd.models.notes import how_steps_run
 
 log = logging.getLogger(__name__)
 
@@ -329,7 +330,7 @@ class Service:
                 batcher.name,
                 instruments,
                 kept.memory_bytes(instruments) / (1 << 20),
-                "" if batcher.spec.window is None else _how_steps_run(batcher.backend, instruments),
+                "" if batcher.spec.window is None else f"; {how_steps_run(batcher.backend, instruments)}",
             )
             if self._shadows.status(batcher.name) is not None:
                 log.warning(
@@ -362,16 +363,6 @@ class Service:
             self._remembered,
             self._lanes,
         )
-
-
-def _how_steps_run(backend: Backend, instruments: int) -> str:
-    """Whether a step costs a step or its whole window, and what it takes or why."""
-    if not isinstance(backend, AnswersSteps):
-        return f"; {backend.name} runs the whole window of each step"
-    if why := backend.why_whole_windows(instruments):
-        return f"; {backend.name} runs the whole window of each step: {why}"
-    mib = backend.state_bytes(instruments) / (1 << 20)
-    return f"; {backend.name} runs each step from the states of its windows, which take {mib:.1f} MiB more"
 
 
 def _said_of(batcher: Batcher) -> str:

@@ -117,6 +117,9 @@ class AnswersSteps(Protocol):
     def state_bytes(self, instruments: int) -> int:
         """What it keeps for the windows of so many instruments; 0 where the model does not allow it."""
 
+    def kept_of_steps(self) -> str:
+        """From what it answers steps, in words: "the states of its windows"."""
+
     def why_whole_windows(self, instruments: int) -> str:
         """Why it runs whole windows for a client with so many instruments; "" where it answers steps."""
 

@@ -4,11 +4,15 @@ what it costs."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
+from sigd.models.backend import AnswersSteps, Backend
 from sigd.models.carried_state import CarriedState
 from sigd.models.onnx.columns import WHOLE_CALL
 from sigd.models.onnx.trees import Trees
 from sigd.models.spec import ModelSpec
+
+_MIB: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,22 @@ class Note:
 
     text: str
     is_warning: bool = False
+
+
+def how_steps_run(backend: Backend, instruments: int) -> str:
+    """Whether a step of a model with a window costs a step or its whole window, and what it takes or why.
+
+    Args:
+        backend: open, or loaded.
+        instruments: of each client.
+    """
+    if not isinstance(backend, AnswersSteps):
+        return f"{backend.name} runs the whole window of each step"
+    if why := backend.why_whole_windows(instruments):
+        return f"{backend.name} runs the whole window of each step: {why}"
+    size = backend.state_bytes(instruments)
+    told = f"{size / _MIB:.1f} MiB" if size >= _MIB else f"{size:,} bytes"
+    return f"{backend.name} runs each step from {backend.kept_of_steps()}, which take {told} more"
 
 
 def notes(spec: ModelSpec) -> tuple[Note, ...]:

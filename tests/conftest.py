@@ -131,6 +131,44 @@ class ModelMaker:
         ]
         return self.graph(nodes, ["N", steps, features], ["N", outputs], weights)
 
+    def tcn(
+        self,
+        steps: int = 5,
+        features: int = 4,
+        channels: int = 8,
+        dilations: Sequence[int] = (1, 1),
+        outputs: int = 2,
+        seed: int = 0,
+    ) -> Path:
+        """Causal convolutions of two steps, each but the first with what it read added, and a dense layer on
+        the newest step: [N, steps, features] -> [N, outputs]."""
+        draw = np.random.default_rng(seed)
+        nodes = [helper.make_node("Transpose", ["features"], ["x"], perm=[0, 2, 1])]
+        weights, before, size = [], "x", features
+        for layer, dilation in enumerate(dilations):
+            kernel = draw.uniform(-0.5, 0.5, (channels, size, 2)).astype(np.float32)
+            weights += [
+                numpy_helper.from_array(kernel, f"k{layer}"),
+                _weights(f"kb{layer}", draw, channels),
+            ]
+            names = [before, f"k{layer}", f"kb{layer}"]
+            pads = [dilation, 0]
+            nodes.append(helper.make_node("Conv", names, [f"c{layer}"], dilations=[dilation], pads=pads))
+            nodes.append(helper.make_node("Relu", [f"c{layer}"], [f"r{layer}"]))
+            if layer:
+                nodes.append(helper.make_node("Add", [f"r{layer}", before], [f"s{layer}"]))
+            before, size = f"s{layer}" if layer else f"r{layer}", channels
+        nodes += [
+            helper.make_node("Gather", [before, "newest"], ["last"], axis=2),
+            helper.make_node("Gemm", ["last", "dense", "bias"], ["logits"]),
+        ]
+        weights += [
+            numpy_helper.from_array(np.array(steps - 1, np.int64), "newest"),
+            _weights("dense", draw, channels, outputs),
+            _weights("bias", draw, outputs),
+        ]
+        return self.graph(nodes, ["N", steps, features], ["N", outputs], weights)
+
     def carried(self, features: int = 4, outputs: int = 2, seed: int = 0, hidden: int = 6) -> Path:
         """A recurrent step with two states: h [N, hidden] and c [N, 2, hidden / 2] beside the features. Huge
         features make the answer infinite."""

@@ -35,6 +35,10 @@ class KeptHistory(msgspec.Struct, frozen=True, kw_only=True):
         states: inputs that are a state, and the outputs which are their next values.
         instrument_bytes: what each instrument of a client takes.
         only: whether a request cannot carry a whole row, so that the model is served with history only.
+        native_answers_steps: whether the native backend answers a step without running its whole window;
+            None where it does not serve the model, or the model carries a state.
+        native_bytes: what it keeps of each instrument for that.
+        native_told: the same in words, and why where it does not.
     """
 
     features: int
@@ -44,6 +48,9 @@ class KeptHistory(msgspec.Struct, frozen=True, kw_only=True):
     states: dict[str, str] = {}
     instrument_bytes: int
     only: bool = False
+    native_answers_steps: bool | None = None
+    native_bytes: int = 0
+    native_told: str = ""
 
     def told(self) -> str:
         """One line for people."""
@@ -187,6 +194,7 @@ def _history(spec: ModelSpec, *, only: bool) -> KeptHistory | None:
             only=only,
         )
     assert window is not None
+    answers, size, told = _on_native(spec)
     return KeptHistory(
         features=window.features,
         outputs=spec.outputs,
@@ -194,13 +202,35 @@ def _history(spec: ModelSpec, *, only: bool) -> KeptHistory | None:
         time_axis=window.time_axis,
         instrument_bytes=window.memory_bytes(1),
         only=only,
+        native_answers_steps=answers,
+        native_bytes=size,
+        native_told=told,
     )
+
+
+def _on_native(spec: ModelSpec) -> tuple[bool | None, int, str]:
+    """Whether the native backend answers steps of a model with a window, what it keeps of an instrument, and
+    both in words."""
+    from sigd.models.errors import BackendUnavailable, ModelRefused
+    from sigd.models.native.backend import NativeBackend
+    from sigd.models.notes import how_steps_run
+    from sigd.models.onnx.parts import OnnxParts
+
+    backend = NativeBackend(spec, 1)
+    try:
+        backend.load(OnnxParts(backend.plan(), b""))
+    except (ModelRefused, BackendUnavailable) as error:
+        return None, 0, f"native does not serve it: {error}"
+    told = how_steps_run(backend, 1)
+    answers, size = not backend.why_whole_windows(1), backend.state_bytes(1)
+    backend.close()
+    return answers, size, told
 
 
 def _engine(path: Path) -> Inspection:
     import hashlib
 
-    from sigd.models.engine import read_manifest
+    from sigd.models.engine import read_manifest, spec_of_manifest
     from sigd.models.errors import BackendUnavailable, ModelRefused
 
     manifest = read_manifest(path)
@@ -225,6 +255,8 @@ def _engine(path: Path) -> Inspection:
     if not found.intact:
         found.no_layers_because = "this is not the engine that the manifest describes"
         return found
+    if manifest.runtime == "native":
+        found.history = _history(spec_of_manifest(path, manifest), only=False)
     try:
         found.layers = _engine_layers(path, content, manifest)
     except BackendUnavailable as error:
@@ -276,6 +308,8 @@ def _facts(found: Inspection) -> list[tuple[str, str]]:
         facts.append(("NaN", f"a missing value ({found.reads_missing})" if found.takes_nan else "BAD_INPUT"))
     if found.history is not None:
         facts.append(("history", found.history.told()))
+        if found.history.native_told:
+            facts.append(("steps", found.history.native_told))
     if found.trees is not None and found.trees.trees:
         facts.append(("trees", _trees(found.trees)))
     if found.parameters is not None:

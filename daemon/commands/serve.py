@@ -297,7 +297,7 @@ def _say_good(
     from sigd.daemon.serving.row_check import RowCheck
     from sigd.daemon.transport.lanes import TAPPED, lane_warnings, try_lanes
     from sigd.models.history_check import check_steps
-    from sigd.models.notes import notes
+    from sigd.models.notes import how_steps_run, notes
 
     if config.recorder.directory:
         memory = memory_in(os.environ) if view is None or view.memory is None else view.memory
@@ -311,6 +311,10 @@ def _say_good(
         why_not[spec.name] = why_not_run(backend, RowCheck(spec), lingers=bool(model.linger_us)) or tapped
         if spec.window is not None or spec.state is not None:
             check_steps(backend)
+        steps = None
+        if spec.window is not None and model.history is not None:
+            steps = f"for {model.history.instruments_max} instruments of each client "
+            steps += how_steps_run(backend, model.history.instruments_max)
         compared = "" if shadow is None else f", compared with {shadow.path} on {shadow.backend}"
         backend.close()
         click.echo(
@@ -318,8 +322,8 @@ def _say_good(
             " would serve at"
             f" {config.socket_path}"
         )
-        for note in notes(spec):
-            click.echo(f"  {spec.name} {note.text}")
+        for text in (*(note.text for note in notes(spec)), *([steps] if steps else [])):
+            click.echo(f"  {spec.name} {text}")
     for warning in lane_warnings(config.lane_cpu, why_not):
         click.echo(f"warning: {warning}")
     shadows.close()

@@ -30,11 +30,16 @@ class Engine:
             ValueError: they are of another shape or type.
         """
 
-    def sliding(self, steps: int, /) -> Sliding:
-        """What answers the newest of so many steps from the states that it kept.
+    def sliding(self, steps: int, time_axis: int = 1) -> Sliding:
+        """What answers the newest of so many steps from the states or the columns that it kept.
+
+        Args:
+            steps: of a window.
+            time_axis: 1 where a row holds step after step, 2 where it holds feature after feature.
 
         Raises:
-            ValueError: the model looks at its steps otherwise; the message says which of its operations does.
+            ValueError: the model looks at its steps otherwise, or would do most of a window anew; the message
+                says which of its operations does.
         """
 
 @final
@@ -60,8 +65,12 @@ class Sliding:
 
     @property
     def place_floats(self) -> int:
-        """Floats that the windows under way of one instrument take: a state for each step, and the gates of
-        the next answer."""
+        """Floats that are kept of one instrument: a state for each step of a window and the gates of the next
+        answer, or rings of columns."""
+
+    @property
+    def keeps_columns(self) -> bool:
+        """Whether columns are kept, else states."""
 
     def advance(self) -> bool:
         """Advance some windows that are behind by one step, or prepare the next answer; whether anything was

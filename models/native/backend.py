@@ -111,15 +111,12 @@ class NativeBackend:
         self._slide(engine)
 
     def _slide(self, engine: Any) -> None:
-        """Have steps answered from states, where the model allows it."""
+        """Have steps answered from states or columns, where the model allows it."""
         window = self.spec.window
         if window is None:
             return
-        if window.time_axis != 1:
-            self._why_not_sliding = "its input is [batch, features, steps]"
-            return
         try:
-            self._sliding = engine.sliding(window.steps)
+            self._sliding = engine.sliding(window.steps, window.time_axis)
         except ValueError as error:
             self._why_not_sliding = str(error)
 
@@ -175,11 +172,14 @@ class NativeBackend:
         return self._runner.engine.runner(inputs, outputs)
 
     def state_bytes(self, instruments: int) -> int:
-        """What the windows under way of so many instruments take: a state for each step of a window, and the
-        gates of the next answer."""
-        if self._sliding is None:
-            return 0
-        return int(self._sliding.place_floats) * 4 * instruments
+        """What is kept of so many instruments: a state for each step of a window and the gates of the next
+        answer, or columns."""
+        return 0 if self._sliding is None else int(self._sliding.place_floats) * 4 * instruments
+
+    def kept_of_steps(self) -> str:
+        """See `AnswersSteps`."""
+        columns = self._sliding is not None and self._sliding.keeps_columns
+        return "the columns of its layers" if columns else "the states of its windows"
 
     def why_whole_windows(self, instruments: int) -> str:
         """See `AnswersSteps`: the model does not allow it, or the states take more than STATES_BYTES_MAX."""
@@ -203,8 +203,8 @@ class NativeBackend:
         return made
 
     def advance(self) -> bool:
-        """See `AnswersSteps`: at most six windows of one instrument take one step, or its next answer is
-        prepared."""
+        """See `AnswersSteps`: at most six windows of one instrument take one step, or its layers one column,
+        or its next answer is prepared."""
         return self._sliding is not None and bool(self._sliding.advance())
 
     def close(self) -> None:

@@ -105,6 +105,33 @@ struct step_view {
     uint8_t *last;       /* [ops]: 1 where it belongs to the last step alone */
 };
 
+/* Floats of one step that are copied to where an operation reads them, at a distance of their own on both sides. */
+struct piece_of_column {
+    uint32_t source; /* the buffer in which the step's values were written */
+    uint32_t back;   /* how many steps ago: of another step than the newest they stand in a ring */
+    uint32_t from, from_stride, into, to, to_stride, count;
+};
+
+/* A model of a window of steps, as what it does anew for the newest one: see columns.h. */
+struct column_view {
+    struct engine engine; /* operations on the values of the newest step alone, with the engine's weights */
+    uint32_t steps, time_axis;
+    struct piece_of_column *pieces;
+    uint32_t *pieces_end; /* [ops + 1]: of the input of each operation, and of the answer */
+    uint8_t *answer_only; /* [ops]: 1 where no later step reads of it */
+    uint32_t *slots;      /* [buffers]: steps in its ring; 0: it has none */
+    size_t *ring_at;      /* [buffers]: where it begins */
+    size_t kept_floats;   /* of the rings of one instrument */
+    uint64_t work, whole_work; /* operations of one step and of a whole window, roughly */
+};
+
+/* Where the steps of one instrument are kept. */
+struct kept_columns {
+    const float *rows; /* of the window: [steps] of them */
+    float *rings;
+    uint64_t step; /* the newest */
+};
+
 /* The scratch memory of one runner. */
 struct scratch {
     uint32_t block_rows;
@@ -125,6 +152,8 @@ struct isa {
                  uint32_t n, float *out);
     /* What a window's state adds to the gates of its next step, whatever that is: half of what the step costs. */
     void (*prepare)(const struct step_view *, const struct scratch *, const float *state, float *gates);
+    /* The newest step, `row`; what later ones read of it is kept. With `out`, which takes the answer. */
+    void (*column)(const struct column_view *, const struct scratch *, const float *row, struct kept_columns, float *out);
 };
 
 /* For each mask of 8 lanes the lanes that it holds, lowest first, a byte each. */
@@ -142,4 +171,7 @@ const struct isa *isa_find(const char *name);
 struct engine *engine_load(const uint8_t *plan, size_t size, const struct isa *, char *error, size_t error_size);
 void engine_free(struct engine *);
 void engine_release(struct engine *); /* what it allocated, but not itself */
+const char *engine_op_name(const struct op *); /* for messages: "an LSTM" */
+/* The scratch memory that an operation of one row needs. */
+void engine_keep_scratch(struct engine *, const struct op *);
 void *engine_allocate(struct engine *, size_t bytes); /* zeros, aligned to 64; NULL without memory */

@@ -161,13 +161,16 @@ static PyObject *runner_capsule(PyObject *self, void *unused) {
     return capsule_in(self, &((Runner *)self)->runner->facts, SIGD_RUNNER_CAPSULE);
 }
 
-static PyObject *engine_sliding(PyObject *self, PyObject *steps) { return make_sliding(self, ((Engine *)self)->engine, steps); }
+static PyObject *engine_sliding(PyObject *self, PyObject *args, PyObject *keywords) {
+    return make_sliding(self, ((Engine *)self)->engine, args, keywords);
+}
 
 static PyMethodDef engine_methods[] = {
     {"runner", (PyCFunction)(void (*)(void))make_runner, METH_VARARGS | METH_KEYWORDS,
      "runner(inputs, outputs): runs batches between two float32 arrays, (rows, features) and (rows, outputs)"},
-    {"sliding", engine_sliding, METH_O,
-     "sliding(steps): answers the newest of so many steps from what it kept. Raises ValueError where the model does not allow it."},
+    {"sliding", (PyCFunction)(void (*)(void))engine_sliding, METH_VARARGS | METH_KEYWORDS,
+     "sliding(steps, time_axis=1): answers the newest of so many steps from what it kept. Raises ValueError where the model does"
+     " not allow it."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -13,6 +13,6 @@
 void free_object(PyObject *self);
 /* A PyCapsule of what lies in `owner`, which it keeps. */
 PyObject *capsule_in(PyObject *owner, void *what, const char *name);
-/* sliding(steps), of the engine that `owner` holds. */
-PyObject *make_sliding(PyObject *owner, const struct engine *, PyObject *argument);
+/* sliding(steps, time_axis), of the engine that `owner` holds. */
+PyObject *make_sliding(PyObject *owner, const struct engine *, PyObject *args, PyObject *keywords);
 int add_sliding_types(PyObject *module);

@@ -262,4 +262,6 @@ static void prepare(const struct step_view *v, const struct scratch *s, const fl
             dense_rows(&v->engine.op[i].recurrent, s, state + v->state_at[i], 0, 1, gates + v->gates_at[i], 0);
 }
 
-const struct isa CAT(isa_, ISA) = {ISA_NAME, VL, PANEL_MAX, SPLIT_MAX, run, step, prepare};
+#include "column_kernels.h"
+
+const struct isa CAT(isa_, ISA) = {ISA_NAME, VL, PANEL_MAX, SPLIT_MAX, run, step, prepare, column};

@@ -109,6 +109,12 @@ void runner_prepare(const struct runner *r, const struct step_view *v, const flo
     settings_leave(before);
 }
 
+void runner_column(const struct runner *r, const struct column_view *v, const float *row, struct kept_columns kept, float *out) {
+    __typeof__(settings_enter()) before = settings_enter();
+    v->engine.isa->column(v, &r->scratch, row, kept, out);
+    settings_leave(before);
+}
+
 /* Asked here, not where the kernels are: those are compiled for what is asked about. */
 static int any_processor(void) { return 1; }
 

@@ -15,3 +15,5 @@ void runner_free(struct runner *);
 void runner_step(const struct runner *, const struct step_view *, const float *row, float *states, const float *gates,
                  uint32_t n, float *out);
 void runner_prepare(const struct runner *, const struct step_view *, const float *state, float *gates);
+/* As `column` of struct isa, of a runner of the view's engine for one row. */
+void runner_column(const struct runner *, const struct column_view *, const float *row, struct kept_columns, float *out);

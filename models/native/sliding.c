@@ -1,5 +1,5 @@
 /* Windows under way, as states: see sliding.h. */
-#include "sliding.h"
+#include "columns.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -7,6 +7,10 @@
 int sliding_begin(struct sliding *s, struct step_view *view) {
     memset(s, 0, sizeof *s);
     s->view = view;
+    s->steps = view->steps;
+    s->features = view->engine.features;
+    s->outputs = view->engine.outputs;
+    s->place_floats = step_view_place_floats(view);
     s->runner = runner_new(&view->engine, STEP_ROWS);
     s->state = aligned_alloc(64, view->state_floats * sizeof *s->state);
     s->unread = malloc(view->engine.outputs * sizeof *s->unread);
@@ -17,14 +21,18 @@ int sliding_begin(struct sliding *s, struct step_view *view) {
 
 void sliding_end(struct sliding *s) {
     runner_free(s->runner);
+    runner_free(s->whole);
     free(s->state);
     free(s->unread);
+    free(s->window);
+    free(s->answered.row);
     step_view_free(s->view);
+    column_view_free(s->columns);
     memset(s, 0, sizeof *s);
 }
 
-static const float *row_at(const struct windows *w, uint32_t place, uint64_t step) {
-    const size_t steps = w->sliding->view->steps, features = w->facts.features;
+const float *windows_row(const struct windows *w, uint32_t place, uint64_t step) {
+    const size_t steps = w->sliding->steps, features = w->sliding->features;
     return w->rows + ((size_t)place * 2 * steps + step % steps) * features;
 }
 
@@ -90,6 +98,7 @@ static uint64_t furthest_behind(const struct windows *w, uint32_t place, uint64_
 /* Advance at most STEP_ROWS of those windows, one step; how many. */
 static uint32_t advance_place(struct windows *w, uint32_t place) {
     const struct sliding *s = w->sliding;
+    if (s->columns) return columns_advance(w, place);
     const uint32_t steps = s->view->steps;
     uint64_t first = 0;
     const uint64_t step = furthest_behind(w, place, &first);
@@ -103,7 +112,7 @@ static uint32_t advance_place(struct windows *w, uint32_t place) {
             memset(states + count * s->view->state_floats, 0, s->view->state_floats * sizeof *states);
         next[count++] = step + 1;
     }
-    runner_step(s->runner, s->view, row_at(w, place, step), states, NULL, count, NULL);
+    runner_step(s->runner, s->view, windows_row(w, place, step), states, NULL, count, NULL);
     return count;
 }
 
@@ -125,7 +134,7 @@ static int rehearse(const struct windows *w, uint32_t place) {
     const uint64_t newest = w->stored[place];
     if (w->tracks[place].prepared != newest) return 0;
     memset(s->state, 0, s->view->state_floats * sizeof *s->state);
-    runner_step(s->runner, s->view, row_at(w, place, newest - 1), s->state, gates_at(w, place), 1, s->unread);
+    runner_step(s->runner, s->view, windows_row(w, place, newest - 1), s->state, gates_at(w, place), 1, s->unread);
     return 1;
 }
 
@@ -134,9 +143,9 @@ int sliding_advance(struct sliding *s) {
         struct track *t = s->first;
         struct windows *w = t->windows;
         const uint32_t place = (uint32_t)(t - w->tracks);
-        if (prepare_place(w, place) || advance_place(w, place)) return 1;
+        if ((!s->columns && prepare_place(w, place)) || advance_place(w, place)) return 1;
         leave_queue(t);
-        if (!s->first && rehearse(w, place)) return 1;
+        if (!s->columns && !s->first && rehearse(w, place)) return 1;
     }
     return 0;
 }
@@ -152,20 +161,24 @@ static int answer(void *steps, uint32_t place, const float *row, float *out) {
     uint64_t step = next_of(w, place, begin);
     if (step == begin) memset(s->state, 0, v->state_floats * sizeof *s->state);
     else memcpy(s->state, state_at(w, place, begin % v->steps), v->state_floats * sizeof *s->state);
-    for (; step < newest; step++) runner_step(s->runner, v, row_at(w, place, step), s->state, NULL, 1, NULL);
+    for (; step < newest; step++) runner_step(s->runner, v, windows_row(w, place, step), s->state, NULL, 1, NULL);
     const float *gates = w->tracks[place].prepared == newest ? gates_at(w, place) : NULL;
-    runner_step(s->runner, v, row ? row : row_at(w, place, newest), s->state, gates, 1, out);
+    runner_step(s->runner, v, row ? row : windows_row(w, place, newest), s->state, gates, 1, out);
     return 0;
+}
+
+void windows_store(struct windows *w, uint32_t place, const float *row) {
+    const size_t floats = w->sliding->features;
+    float *at = (float *)windows_row(w, place, w->stored[place]);
+    memcpy(at, row, floats * sizeof *row);
+    memcpy(at + floats * w->sliding->steps, row, floats * sizeof *row);
+    w->stored[place]++;
 }
 
 static void store(void *steps, uint32_t place, const float *row) {
     struct windows *w = steps;
     if (place >= w->places) return;
-    const size_t floats = w->facts.features;
-    float *at = (float *)row_at(w, place, w->stored[place]);
-    memcpy(at, row, floats * sizeof *row);
-    memcpy(at + floats * w->sliding->view->steps, row, floats * sizeof *row);
-    w->stored[place]++;
+    windows_store(w, place, row);
     windows_behind(w, place);
 }
 
@@ -181,12 +194,13 @@ static void catch_up(void *steps, uint32_t place) {
 }
 
 int windows_begin(struct windows *w) {
-    const struct step_view *v = w->sliding->view;
+    const struct sliding *s = w->sliding;
     w->facts = (struct sigd_steps){
-        .version = SIGD_STEPS_VERSION, .features = v->engine.features, .outputs = v->engine.outputs, .places = w->places,
-        .steps = w, .answer = answer, .store = store, .catch_up = catch_up,
+        .version = SIGD_STEPS_VERSION, .features = s->features, .outputs = s->outputs, .places = w->places, .steps = w,
+        .answer = s->columns ? columns_answer : answer, .store = s->columns ? columns_store : store,
+        .catch_up = s->columns ? columns_catch_up : catch_up,
     };
-    w->next = calloc((size_t)w->places * v->steps, sizeof *w->next);
+    w->next = calloc((size_t)w->places * (s->columns ? 1 : s->steps), sizeof *w->next);
     w->tracks = calloc(w->places, sizeof *w->tracks);
     if (!w->next || !w->tracks) {
         windows_end(w);
@@ -198,6 +212,7 @@ int windows_begin(struct windows *w) {
 
 void windows_end(struct windows *w) {
     for (uint32_t i = 0; w->tracks && i < w->places; i++) leave_queue(&w->tracks[i]);
+    if (w->sliding && w->sliding->answered.windows == w) w->sliding->answered.windows = NULL;
     free(w->next);
     free(w->tracks);
     w->next = NULL;

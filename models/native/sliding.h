@@ -26,13 +26,24 @@ size_t step_view_place_floats(const struct step_view *);
 
 struct windows;
 
-/* The places of one model whose windows are behind. */
+/* The places of one model whose windows are behind. It has a view of steps, or of columns (columns.h). */
 struct sliding {
+    uint32_t steps, features, outputs; /* of a window, a step and an answer */
+    size_t place_floats;               /* that are kept of one instrument */
     struct step_view *view;
+    struct column_view *columns;
     struct runner *runner;
-    float *state;  /* of the window that is answered */
-    float *unread; /* the answer to a rehearsal */
     struct track *first, *last;
+    float *state;         /* of the window that is answered */
+    float *unread;        /* the answer to a rehearsal; of columns: */
+    struct runner *whole; /* of the engine, for a window whose columns are far behind */
+    float *window;
+    struct answered { /* the newest answer to a step that was not stored */
+        const struct windows *windows;
+        uint32_t place;
+        uint64_t step;
+        float *row;
+    } answered;
 };
 
 /* An instrument's part in the queue of those that are behind. */
@@ -51,8 +62,9 @@ struct windows {
     float *rows;            /* [places][2 * steps][features]: step i stands at i % steps, and `steps` further */
     uint64_t *stored;       /* [places]: how many steps were ever stored */
     const uint64_t *begin;  /* [places]: how many of them are forgotten */
-    float *states;          /* [places][place_floats]: [steps][state_floats], and the gates of the window that comes next */
-    uint64_t *next;         /* [places][steps]: the step that the window there takes next */
+    float *states;          /* [places][place_floats]: [steps][state_floats] and the gates of the window that comes next, or
+                             * rings of columns */
+    uint64_t *next;         /* [places][steps]: the step that the window there takes next; of columns [places] */
     struct track *tracks;
 };
 
@@ -69,3 +81,7 @@ int windows_begin(struct windows *);
 void windows_end(struct windows *);
 /* The newest step of that place was stored by the caller: its windows are behind. */
 void windows_behind(struct windows *, uint32_t place);
+/* Where that step of the place lies, whose steps of later windows may have taken its room. */
+const float *windows_row(const struct windows *, uint32_t place, uint64_t step);
+/* Store the newest step's row. */
+void windows_store(struct windows *, uint32_t place, const float *row);

@@ -1,4 +1,5 @@
 /* Sliding windows for Python: see sliding.h. */
+#include "columns.h"
 #include "module.h"
 
 typedef struct {
@@ -18,21 +19,49 @@ typedef struct {
 
 static PyTypeObject *sliding_type, *windows_type;
 
-PyObject *make_sliding(PyObject *owner, const struct engine *engine, PyObject *argument) {
+static int is_recurrent(const struct engine *e) {
+    for (uint32_t i = 0; i < e->ops; i++)
+        if (e->op[i].plan.kind == PLAN_LSTM || e->op[i].plan.kind == PLAN_GRU) return 1;
+    return 0;
+}
+
+/* The view of steps, or of columns; -1 with the reason in `error`. Without Python's lock, for it looks at every value of
+ * the window. */
+static int make_views(const struct engine *engine, uint32_t steps, uint32_t axis, struct sliding *into, char *error) {
+    struct step_view *view = NULL;
+    struct column_view *columns = NULL;
+    int failed = -1;
+    char why_no_columns[ERROR_BYTES] = "";
+    PyThreadState *python = PyEval_SaveThread();
+    if (axis == 1) view = step_view_new(engine, steps, error, ERROR_BYTES);
+    if (view) failed = sliding_begin(into, view);
+    else columns = column_view_new(engine, steps, axis, why_no_columns, sizeof why_no_columns);
+    if (columns) failed = columns_begin(into, columns, engine);
+    PyEval_RestoreThread(python);
+    if (view || columns) return failed ? (PyErr_NoMemory(), -1) : 0;
+    const char *why = axis == 1 && is_recurrent(engine) ? error : why_no_columns;
+    PyErr_Format(PyExc_ValueError, "%s", why);
+    return -1;
+}
+
+PyObject *make_sliding(PyObject *owner, const struct engine *engine, PyObject *args, PyObject *keywords) {
+    static char *names[] = {"steps", "time_axis", NULL};
     char error[ERROR_BYTES] = "";
-    const unsigned long steps = PyLong_AsUnsignedLong(argument);
-    if (steps == (unsigned long)-1 && PyErr_Occurred()) return NULL;
-    struct step_view *view = steps > UINT32_MAX ? NULL : step_view_new(engine, (uint32_t)steps, error, sizeof error);
-    if (!view) return PyErr_Format(PyExc_ValueError, "%s", error);
+    unsigned long long steps;
+    unsigned int axis = 1;
+    PyObject *given;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O|I", names, &given, &axis)) return NULL;
+    steps = PyLong_AsUnsignedLongLong(given);
+    if (steps == (unsigned long long)-1 && PyErr_Occurred()) return NULL;
+    if (steps > UINT32_MAX || axis < 1 || axis > 2)
+        return PyErr_Format(PyExc_ValueError, "a window of %llu steps along axis %u", steps, axis);
     Sliding *made = PyObject_New(Sliding, sliding_type);
-    if (!made) {
-        step_view_free(view);
-        return NULL;
-    }
+    if (!made) return NULL;
     made->owner = Py_NewRef(owner);
-    if (!sliding_begin(&made->sliding, view)) return (PyObject *)made;
+    memset(&made->sliding, 0, sizeof made->sliding);
+    if (!make_views(engine, (uint32_t)steps, axis, &made->sliding, error)) return (PyObject *)made;
     Py_DECREF(made);
-    return PyErr_NoMemory();
+    return NULL;
 }
 
 static void sliding_dealloc(PyObject *self) {
@@ -48,7 +77,12 @@ static PyObject *advance(PyObject *self, PyObject *nothing) {
 
 static PyObject *place_floats(PyObject *self, void *unused) {
     (void)unused;
-    return PyLong_FromSize_t(step_view_place_floats(((Sliding *)self)->sliding.view));
+    return PyLong_FromSize_t(((Sliding *)self)->sliding.place_floats);
+}
+
+static PyObject *keeps_columns(PyObject *self, void *unused) {
+    (void)unused;
+    return PyBool_FromLong(((Sliding *)self)->sliding.columns != NULL);
 }
 
 /* Take an array of `count` elements of that format. */
@@ -65,7 +99,6 @@ static int bind(PyObject *given, Py_buffer *view, const char *name, const char *
 static PyObject *make_windows(PyObject *self, PyObject *args, PyObject *keywords) {
     static char *names[] = {"rows", "stored", "begin", "states", NULL};
     struct sliding *sliding = &((Sliding *)self)->sliding;
-    const struct step_view *view = sliding->view;
     PyObject *rows, *stored, *begin, *states;
     if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOO", names, &rows, &stored, &begin, &states)) return NULL;
     const Py_ssize_t places = PyObject_Size(stored);
@@ -76,10 +109,10 @@ static PyObject *make_windows(PyObject *self, PyObject *args, PyObject *keywords
     made->owner = Py_NewRef(self);
     memset(&made->windows, 0, sizeof made->windows);
     memset(made->views, 0, sizeof made->views);
-    const size_t count = (size_t)places, steps = view->steps;
-    if (bind(rows, &made->views[ROWS], "rows", "f", count * 2 * steps * view->engine.features) ||
+    const size_t count = (size_t)places;
+    if (bind(rows, &made->views[ROWS], "rows", "f", count * 2 * sliding->steps * sliding->features) ||
         bind(stored, &made->views[STORED], "stored", "L", count) || bind(begin, &made->views[BEGIN], "begin", "L", count) ||
-        bind(states, &made->views[STATES], "states", "f", count * step_view_place_floats(view)))
+        bind(states, &made->views[STATES], "states", "f", count * sliding->place_floats))
         goto failed;
     struct windows *w = &made->windows;
     w->sliding = sliding;
@@ -149,7 +182,8 @@ static PyMethodDef sliding_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 static PyGetSetDef sliding_members[] = {
-    {"place_floats", place_floats, NULL, "floats that the windows under way of one instrument take", NULL},
+    {"place_floats", place_floats, NULL, "floats that are kept of one instrument", NULL},
+    {"keeps_columns", keeps_columns, NULL, "whether columns are kept, else states", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 static PyMethodDef windows_methods[] = {

@@ -32,7 +32,7 @@ static int refused(struct narrowing *n, const char *format, ...) {
 #define REFUSE_IF(condition, ...) \
     do { if (condition) return refused(n, __VA_ARGS__); } while (0)
 
-static const char *name_of(const struct op *o) {
+const char *engine_op_name(const struct op *o) {
     static const char *const names[] = {
         "", "a layer", "a function", "a scaling", "an operation on two values", "an operation with a constant", "a copy",
         "a rearrangement", "a softmax", "a layer norm", "a normalization", "a reduction", "an ensemble of trees",
@@ -61,7 +61,7 @@ static int narrow_index(struct narrowing *n, struct op *o, uint32_t width) {
         const uint32_t first = from[i % each], step = i / each;
         is_each = first == PLAN_NONE ? from[i] == PLAN_NONE : first < width && from[i] == first + step * width;
     }
-    REFUSE_IF(!is_newest && !is_each, "%s mixes the steps", name_of(o));
+    REFUSE_IF(!is_newest && !is_each, "%s mixes the steps", engine_op_name(o));
     uint32_t *to = engine_allocate(&n->view->engine, (size_t)count * sizeof *to);
     REFUSE_IF(!to, "out of memory");
     for (uint32_t i = 0; i < count; i++) to[i] = is_each || from[i] == PLAN_NONE ? from[i] : from[i] - newest;
@@ -75,8 +75,8 @@ static int narrow_index(struct narrowing *n, struct op *o, uint32_t width) {
 static int narrow_recurrent(struct narrowing *n, struct op *o, uint32_t width) {
     const uint32_t *param = o->plan.param;
     struct step_view *v = n->view;
-    REFUSE_IF(param[4], "%s runs backwards", name_of(o));
-    REFUSE_IF(param[0] != v->steps || param[1] != width, "%s takes %u steps of %u values, expected %u of %u", name_of(o),
+    REFUSE_IF(param[4], "%s runs backwards", engine_op_name(o));
+    REFUSE_IF(param[0] != v->steps || param[1] != width, "%s takes %u steps of %u values, expected %u of %u", engine_op_name(o),
               param[0], param[1], v->steps, width);
     v->state_at[n->current] = v->state_floats;
     v->state_floats += STRIDE(param[2]) * (o->plan.kind == PLAN_LSTM ? 2 : 1);
@@ -95,24 +95,24 @@ static int narrow_series(struct narrowing *n, struct op *o, uint32_t width) {
     case PLAN_LSTM: case PLAN_GRU: return narrow_recurrent(n, o, width);
     case PLAN_INDEX: return narrow_index(n, o, width);
     case PLAN_COPY:
-        REFUSE_IF(param[0] < (n->view->steps - 1) * width, "%s takes more than the newest step", name_of(o));
+        REFUSE_IF(param[0] < (n->view->steps - 1) * width, "%s takes more than the newest step", engine_op_name(o));
         param[0] -= (n->view->steps - 1) * width;
         return NEWEST;
     case PLAN_DENSE:
-        REFUSE_IF(width % param[0], "%s takes %u values, and a step has %u", name_of(o), param[0], width);
+        REFUSE_IF(width % param[0], "%s takes %u values, and a step has %u", engine_op_name(o), param[0], width);
         *to = width / param[0] * param[1];
         return SERIES;
     case PLAN_MAP: case PLAN_BINARY: *to = width; return SERIES;
     case PLAN_AFFINE: case PLAN_CONSTANT: case PLAN_IMPUTE:
         REFUSE_IF(!repeats(n, o->tensor[0], width) || (o->plan.kind == PLAN_AFFINE && !repeats(n, o->tensor[1], width)),
-                  "%s differs between the steps", name_of(o));
+                  "%s differs between the steps", engine_op_name(o));
         *to = width;
         return SERIES;
     case PLAN_SOFTMAX: case PLAN_LAYERNORM: case PLAN_NORMALIZE: case PLAN_REDUCE:
-        REFUSE_IF(width % param[0], "%s goes over %u values, and a step has %u", name_of(o), param[0], width);
+        REFUSE_IF(width % param[0], "%s goes over %u values, and a step has %u", engine_op_name(o), param[0], width);
         *to = o->plan.kind == PLAN_REDUCE ? width / param[0] : width;
         return SERIES;
-    default: return refused(n, "%s looks at all steps together", name_of(o));
+    default: return refused(n, "%s looks at all steps together", engine_op_name(o));
     }
 }
 
@@ -127,7 +127,7 @@ static int narrow_op(struct narrowing *n) {
         others += n->span[in[i]] != SERIES;
         shared &= n->shared[in[i]];
     }
-    REFUSE_IF(series && others, "%s mixes steps with what comes after the last one", name_of(o));
+    REFUSE_IF(series && others, "%s mixes steps with what comes after the last one", engine_op_name(o));
     v->state_at[n->current] = STATELESS;
     int span = NEWEST;
     if (series) span = narrow_series(n, o, narrow_width(n, in[0]));
@@ -142,7 +142,7 @@ static int narrow_op(struct narrowing *n) {
 }
 
 /* Scratch memory for what runs as it did: the layers of several rows, and recurrent layers behind the last step. */
-static void keep_scratch(struct engine *e, const struct op *o) {
+void engine_keep_scratch(struct engine *e, const struct op *o) {
     const uint32_t *param = o->plan.param;
     if (o->plan.kind == PLAN_DENSE) {
         const size_t floats = (size_t)(o->in_width / param[0]) * o->dense.n_padded;
@@ -171,7 +171,7 @@ static int narrow(struct narrowing *n) {
         e->row_floats += STRIDE(e->widths[i]);
     }
     for (uint32_t i = 0; i < e->ops; i++)
-        if (v->state_at[i] == STATELESS) keep_scratch(e, &e->op[i]);
+        if (v->state_at[i] == STATELESS) engine_keep_scratch(e, &e->op[i]);
     return 0;
 }
 

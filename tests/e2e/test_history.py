@@ -93,9 +93,11 @@ def test_steps_answer_as_whole_windows_do(
 
 @NEEDS_KERNELS
 @pytest.mark.parametrize("shared_memory", [False, True], ids=["stream", "rings"])
-def test_native_steps_run_from_states_and_answer_as_whole_windows_do(
-    start_daemon: StartDaemon, model: Path, shared_memory: bool
+@pytest.mark.parametrize("kept", ["states of its windows", "columns of its layers"])
+def test_native_steps_run_from_what_was_kept_and_answer_as_whole_windows_do(
+    start_daemon: StartDaemon, models: ModelMaker, model: Path, kept: str, shared_memory: bool
 ) -> None:
+    model = model if kept.startswith("states") else models.tcn(STEPS, FEATURES)
     daemon = start_daemon("--model", str(model), "--backend", "native", "--history-instruments", "3")
     steps = rows(60)
     with (
@@ -112,7 +114,7 @@ def test_native_steps_run_from_states_and_answer_as_whole_windows_do(
                 assert answer.outputs.tolist() == other.request(window).outputs.tolist()
             if number == 40:
                 assert reload(daemon, "--model", model).returncode == 0
-    assert "native runs each step from the states of its windows" in daemon.said()
+    assert f"native runs each step from the {kept}" in daemon.said()
 
 
 def test_engine_fills_its_windows_again_after_a_kill(

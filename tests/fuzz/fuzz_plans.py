@@ -19,10 +19,13 @@ from typing import Final
 
 import numpy as np
 
-from sigd.models.native.plan import LEAF, Binary, Function, Kind, Norm, Plan, Reduce
+from sigd.models.native.plan import LEAF, NONE, Binary, Function, Kind, Norm, Plan, Reduce
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-SOURCES: Final = ("runner.c", "plan.c", "pack.c", "trees.c", "sliding.c", "step_view.c", "isa_plain.c")
+SOURCES: Final = (
+    *("runner.c", "plan.c", "pack.c", "trees.c", "sliding.c", "step_view.c", "columns.c", "column_view.c"),
+    "isa_plain.c",
+)
 VECTORS: Final = {
     "isa_avx2.c": ("-mavx2", "-mfma", "-mf16c"),
     "isa_avx512.c": ("-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
@@ -91,6 +94,23 @@ def seeds() -> Iterator[bytes]:
     steps_of.add(Kind.DENSE, (value,), 2, (floats(5, 2), floats(2)), (5, 2, 0, 0))
     steps_of.ops[-1].out = 1
     yield steps_of.encode()
+
+    convolved = Plan([24, 2])  # 8 steps of 3 features, each of two convolutions over 3 steps
+    value, places = 0, np.arange(24, dtype=np.uint32).reshape(8, 3)
+    for size, reach in ((3, 1), (4, 2)):
+        laid = np.full((8, 3, size), NONE, np.uint32)
+        for back in range(3):
+            laid[back * reach :, back] = places[: 8 - back * reach]
+        value = convolved.add(Kind.INDEX, (value,), laid.size, (laid.reshape(-1),), (0, laid.size, 0))
+        layer = (floats(3 * size, 4), floats(4))
+        value = convolved.add(Kind.DENSE, (value,), 32, layer, (3 * size, 4, Function.RELU, 0))
+        places = np.arange(32, dtype=np.uint32).reshape(8, 4)
+    added = convolved.add(Kind.CONSTANT, (value,), 32, (np.tile(floats(4), 8),), (Binary.ADD, 0))
+    value = convolved.add(Kind.BINARY, (value, added), 32, params=(Binary.MUL,))
+    value = convolved.add(Kind.COPY, (value,), 4, params=(28, 4, 0))
+    convolved.add(Kind.DENSE, (value,), 2, (floats(4, 2), floats(2)), (4, 2, 0, 0))
+    convolved.ops[-1].out = 1
+    yield convolved.encode()
 
     trees = Plan([12, 2])
     features = np.array([3, LEAF, 7, LEAF, LEAF, LEAF], np.uint32)

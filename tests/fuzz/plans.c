@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "sliding.h"
+#include "columns.h"
 
 static uint64_t state;
 
@@ -51,12 +51,15 @@ static int slide(const struct engine *e, const float *rows, float *out) {
     char error[200];
     struct sliding s;
     uint64_t stored[PLACES] = {0}, begin[PLACES] = {0};
-    const uint32_t steps = draw(4) ? 4 : draw(12);
-    struct step_view *view = step_view_new(e, steps, error, sizeof error);
-    if (!view || sliding_begin(&s, view)) return 0;
+    const uint32_t steps = draw(4) ? 4 + 4 * draw(2) : draw(12);
+    struct step_view *view = NULL;
+    struct column_view *columns = NULL;
+    if (draw(2)) view = step_view_new(e, steps, error, sizeof error);
+    else columns = column_view_new(e, steps, 1 + draw(2), error, sizeof error);
+    if (view ? sliding_begin(&s, view) : !columns || columns_begin(&s, columns, e)) return 0;
     struct windows w = {.sliding = &s, .places = PLACES, .stored = stored, .begin = begin};
-    w.rows = malloc(PLACES * 2 * steps * view->engine.features * sizeof *w.rows);
-    w.states = malloc(PLACES * step_view_place_floats(view) * sizeof *w.states);
+    w.rows = malloc(PLACES * 2 * steps * s.features * sizeof *w.rows);
+    w.states = malloc(PLACES * s.place_floats * sizeof *w.states);
     if (w.rows && w.states && !windows_begin(&w)) {
         for (uint32_t i = 0; i < 3 * steps; i++) {
             const uint32_t place = draw(PLACES);

@@ -66,6 +66,23 @@ def test_a_model_that_cannot_be_served_is_shown_with_the_reason(run_command: Run
     assert run_command("inspect", path, "--dim", "T=5").code == 0
 
 
+@pytest.mark.parametrize("kind", ["tcn", "lstm", "conv"])
+def test_it_is_said_whether_native_answers_steps(run_command: Run, models: ModelMaker, kind: str) -> None:
+    pytest.importorskip("sigd.models.native._kernels")
+    path = {"tcn": models.tcn(20), "lstm": models.lstm(), "conv": models.conv(2, 4)}[kind]
+    told = {
+        "tcn": "steps         native runs each step from the columns of its layers, which take 64 bytes",
+        "lstm": "steps         native runs each step from the states of its windows, which take ",
+        "conv": "steps         native runs the whole window of each step: a step would repeat ",
+    }
+    ran = run_command("inspect", path)
+    assert told[kind] in ran.out
+    history = json.loads(run_command("inspect", path, "--json").out)["history"]
+    assert history["native_answers_steps"] is (kind != "conv")
+    assert (history["native_bytes"] > 0) is (kind != "conv")
+    assert history["native_told"] in ran.out
+
+
 def test_layers_are_listed_on_demand(run_command: Run, models: ModelMaker) -> None:
     assert "dense0" not in run_command("inspect", models.mlp()).out
     assert "dense0" in run_command("inspect", models.mlp(), "--layers").out

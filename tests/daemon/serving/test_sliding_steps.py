@@ -48,10 +48,10 @@ Row = npt.NDArray[np.float32]
 NONE = RequestFlag.NONE
 
 
-@pytest.fixture(scope="module")
-def served(models: ModelMaker) -> Iterator[Models]:
+@pytest.fixture(scope="module", params=["lstm", "tcn"])
+def served(request: pytest.FixtureRequest, models: ModelMaker) -> Iterator[Models]:
     with float_environment_kept():
-        made = Models(models, "native")
+        made = Models(models, "native", request.param)
     yield made
     for backend in made.whole:
         backend.close()
@@ -136,6 +136,7 @@ def test_answer_does_not_depend_on_what_was_advanced(
 
 
 @BOTH
+@pytest.mark.parametrize("served", ["lstm"], indirect=True)
 def test_work_that_an_answer_left_is_done_while_nothing_waits(
     served: Models, rings: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

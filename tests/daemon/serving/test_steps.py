@@ -69,9 +69,10 @@ BURSTS = st.lists(st.lists(STEP, max_size=IN_FLIGHT_MAX + 3) | st.just("reload")
 class Models:
     """Two models of one shape on a backend: each to serve, and once more to ask for whole windows."""
 
-    def __init__(self, maker: ModelMaker, name: str) -> None:
+    def __init__(self, maker: ModelMaker, name: str, kind: str = "lstm") -> None:
         self.name = name
-        self.paths = [maker.lstm(STEPS, FEATURES, outputs=2, seed=seed) for seed in (1, 2)]
+        make = maker.tcn if kind == "tcn" else maker.lstm
+        self.paths = [make(STEPS, FEATURES, outputs=2, seed=seed) for seed in (1, 2)]
         self.whole = [self.open(number) for number in (0, 1)]
 
     def open(self, number: int) -> Backend:
@@ -84,13 +85,14 @@ class Models:
         return tuple(backend.outputs[0].tolist())
 
 
-@pytest.fixture(scope="module", params=["onnxruntime", "native"])
+@pytest.fixture(scope="module", params=["onnxruntime", "native", "native tcn"])
 def served(request: pytest.FixtureRequest, models: ModelMaker) -> Iterator[Models]:
-    if request.param == "native" and not kernels_are_built():
+    name, _, kind = request.param.partition(" ")
+    if name == "native" and not kernels_are_built():
         pytest.skip("the native kernels are not built")
     # Other modules' tests must not inherit that denormals are flushed.
     with float_environment_kept():
-        made = Models(models, request.param)
+        made = Models(models, name, kind)
     yield made
     for backend in made.whole:
         backend.close()

@@ -146,7 +146,7 @@ class Followed:
     """Windows of a plan as a client's are kept, beside all steps in lists."""
 
     def __init__(self, engine: Engine, window: Window) -> None:
-        self.sliding = engine.sliding(window.steps)
+        self.sliding = engine.sliding(window.steps, window.time_axis)
         self.windows = StepWindows(window, INSTRUMENTS)
         self.told: dict[int, list[Array]] = {}
         self.outputs = engine.outputs
@@ -160,10 +160,14 @@ class Followed:
         windows.follow_by(made)
         return made
 
+    def store(self, instrument: int, row: Array, reset: bool) -> int:
+        """Its place."""
+        self.told[instrument] = [*([] if reset else self.told.get(instrument, [])), row]
+        return self.windows.store(instrument, row, reset=reset)
+
     def step(self, instrument: int, row: Array, reset: bool) -> Array | None:
         """The answer; None while its window is not whole."""
-        place = self.windows.store(instrument, row, reset=reset)
-        self.told[instrument] = [*([] if reset else self.told.get(instrument, [])), row]
+        place = self.store(instrument, row, reset)
         answer = np.full(self.outputs, np.nan, np.float32)
         assert self.windows.stepped is not None
         whole = self.windows.stepped.answer(place, answer)
@@ -307,6 +311,7 @@ def pooled(builder: Builder) -> None:
 
 
 def flattened(builder: Builder) -> None:
+    builder.recurrent(Kind.LSTM, 3)
     tensors = (builder.floats(12, 12), builder.floats(12))
     builder.add(Kind.DENSE, 3, tensors, (12, 12, Function.IDENTITY, 0))
 
@@ -317,10 +322,12 @@ def older(builder: Builder) -> None:
 
 
 def by_position(builder: Builder) -> None:
+    builder.recurrent(Kind.LSTM, 3)
     builder.add(Kind.CONSTANT, 3, (builder.floats(12),), (Binary.ADD, 0))
 
 
 def normed_over_time(builder: Builder) -> None:
+    builder.recurrent(Kind.LSTM, 3)
     builder.add(Kind.LAYERNORM, 3, (builder.floats(12), builder.floats(12)), (12, 0))
 
 
@@ -333,7 +340,6 @@ def normed_over_time(builder: Builder) -> None:
         (older, "a copy takes more than the newest step"),
         (by_position, "an operation with a constant differs between the steps"),
         (normed_over_time, "a layer norm goes over 12 values, and a step has 3"),
-        (lambda builder: None, "it answers for every step"),
         (lambda builder: builder.recurrent(Kind.LSTM, 3), "it answers for every step"),
     ],
 )
@@ -353,13 +359,6 @@ def test_model_that_looks_at_its_steps_otherwise_is_refused(
 def test_window_of_another_length_is_refused(steps: int) -> None:
     with pytest.raises(ValueError):
         kernels().load(Builder(4, 3, 0).head(1, "state")).sliding(steps)
-
-
-def test_model_without_a_state_is_refused() -> None:
-    plan = Plan([12, 3])
-    plan.append(Kind.COPY, 0, 1, (9, 3, 0))
-    with pytest.raises(ValueError, match="no recurrent layer"):
-        kernels().load(plan.encode()).sliding(4)
 
 
 def test_arrays_that_do_not_fit_are_refused() -> None:
