@@ -71,6 +71,7 @@ struct op {
     uint32_t in_width, out_width;
     const float *tensor[PLAN_OP_TENSORS];
     struct dense dense, recurrent;
+    struct dense fresh; /* of a GRU that resets first: its gate h of the state; `recurrent` has the other two */
     struct trees trees;
 };
 

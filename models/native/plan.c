@@ -174,9 +174,9 @@ static int check_out(struct reader *r, const struct op *o, uint64_t width) {
     return 0;
 }
 
-/* A layer whose weights, bias and scale are those tensors. */
-static int read_layer(struct reader *r, struct op *o, struct dense *d, int weights, int bias, int scale, int recurrent) {
-    const uint32_t k = d->k, n = d->n;
+/* That those tensors are the weights, the bias and the scale of a layer of k by n; the type of its weights. */
+static int check_layer(struct reader *r, struct op *o, uint32_t k, uint32_t n, int weights, int bias, int scale, int recurrent,
+                       uint32_t *type) {
     REFUSE_IF(!k || !n || k > PLAN_WIDTH_MAX || n > PLAN_WIDTH_MAX, "operation %u: a layer of %u by %u", r->current, k, n);
     const struct plan_tensor *t = tensor_of(r, &o->plan, weights);
     const uint32_t dtype = t && t->dtype != PLAN_U32 ? t->dtype : PLAN_F32;
@@ -184,10 +184,35 @@ static int read_layer(struct reader *r, struct op *o, struct dense *d, int weigh
     if (check_tensor(r, &o->plan, bias, PLAN_F32, n)) return -1;
     REFUSE_IF(dtype == PLAN_I8 && !recurrent && n <= DOT_OUTPUTS_MAX, "operation %u: 8-bit weights for %u outputs", r->current, n);
     if (dtype == PLAN_I8 && check_tensor(r, &o->plan, scale, PLAN_F32, n)) return -1;
+    if (k > r->engine->k_max) r->engine->k_max = k;
+    *type = dtype;
+    return 0;
+}
+
+/* A layer whose weights, bias and scale are those tensors. */
+static int read_layer(struct reader *r, struct op *o, struct dense *d, int weights, int bias, int scale, int recurrent) {
+    uint32_t dtype;
+    if (check_layer(r, o, d->k, d->n, weights, bias, scale, recurrent, &dtype)) return -1;
     REFUSE_IF(pack_layer(r->engine, d, data_of(r, &o->plan, weights), dtype, data_of(r, &o->plan, bias),
                          dtype == PLAN_I8 ? data_of(r, &o->plan, scale) : NULL, recurrent),
               "out of memory");
-    if (k > r->engine->k_max) r->engine->k_max = k;
+    return 0;
+}
+
+/* A layer that is the outputs of another one, `all` wide, from `first` on. */
+static int read_outputs(struct reader *r, struct op *o, struct dense *d, uint32_t all, uint32_t first, int weights, int bias,
+                        int scale) {
+    uint32_t dtype;
+    if (check_layer(r, o, d->k, all, weights, bias, scale, 1, &dtype)) return -1;
+    const size_t size = element_size(dtype), row = d->n * size;
+    char *copy = malloc(d->k * row);
+    for (size_t k = 0; copy && k < d->k; k++)
+        memcpy(copy + k * row, (const char *)data_of(r, &o->plan, weights) + (k * all + first) * size, row);
+    const float *scales = dtype == PLAN_I8 ? (const float *)data_of(r, &o->plan, scale) + first : NULL;
+    const int failed = !copy || pack_layer(r->engine, d, copy, dtype, (const float *)data_of(r, &o->plan, bias) + first,
+                                           scales, 1);
+    free(copy);
+    REFUSE_IF(failed, "out of memory");
     return 0;
 }
 
@@ -216,13 +241,23 @@ static int read_recurrent(struct reader *r, struct op *o) {
     struct engine *e = r->engine;
     REFUSE_IF(!steps || steps > PLAN_STEPS_MAX || !h || h > PLAN_WIDTH_MAX / gates || steps * k != o->in_width,
               "operation %u: %u steps of %u floats, of an input of %u", r->current, param[0], param[1], o->in_width);
-    REFUSE_IF(param[3] > 1 || param[4] > 1, "operation %u: an unknown flag", r->current);
+    REFUSE_IF(param[3] > 1 || param[4] > 1 || param[5] > 1 || (param[5] && o->plan.kind != PLAN_GRU),
+              "operation %u: an unknown flag", r->current);
     if (check_out(r, o, (param[3] ? steps : 1) * h)) return -1;
     o->dense.k = (uint32_t)k;
     o->recurrent.k = (uint32_t)h;
     o->dense.n = o->recurrent.n = (uint32_t)(gates * h);
-    if (read_layer(r, o, &o->dense, 0, 2, 4, 1) || read_layer(r, o, &o->recurrent, 1, 3, 5, 1)) return -1;
-    const uint64_t floats = (steps + 1) * o->dense.n_padded + 2 * STRIDE(h);
+    if (read_layer(r, o, &o->dense, 0, 2, 4, 1)) return -1;
+    if (param[5]) {
+        o->recurrent.n = (uint32_t)(2 * h);
+        o->fresh.k = o->fresh.n = (uint32_t)h;
+        if (read_outputs(r, o, &o->recurrent, o->dense.n, 0, 1, 3, 5) ||
+            read_outputs(r, o, &o->fresh, o->dense.n, o->recurrent.n, 1, 3, 5))
+            return -1;
+    } else if (read_layer(r, o, &o->recurrent, 1, 3, 5, 1)) {
+        return -1;
+    }
+    const uint64_t floats = (steps + 1) * o->dense.n_padded + 4 * STRIDE(h);
     REFUSE_IF(floats > PLAN_ROW_FLOATS_MAX, "operation %u: needs more than %u floats a row", r->current, PLAN_ROW_FLOATS_MAX);
     if (floats > e->temporary_row_floats) e->temporary_row_floats = floats;
     e->macs += steps * (k + h) * gates * h;

@@ -90,10 +90,11 @@ enum plan_kind {
     PLAN_TREES = 12,
     /* NaN, or a value equal to scalar 0, becomes fill; params: NAN: only NaN; tensors: fill [width] */
     PLAN_IMPUTE = 13,
-    /* in: [STEPS, K], out: [STEPS, H] (EACH) or [H], from a state of zeros; params: STEPS, K, H, EACH, REVERSE; tensors:
+    /* in: [STEPS, K], out: [STEPS, H] (EACH) or [H], from a state of zeros; params: STEPS, K, H, EACH, REVERSE,
+     * RESET_FIRST; tensors:
      * W [K, gates * H], R [H, gates * H], bias of W, bias of R [gates * H], of 8-bit weights the scales of W and R; gates
      * in ONNX's order: i o f c, and z r h. What W and R add are two sums, each from its bias, which are added once.
-     * The GRU applies its reset behind R (linear_before_reset). */
+     * A GRU applies its reset behind R (linear_before_reset), or with RESET_FIRST to the state that R's gate h is given. */
     PLAN_LSTM = 14,
     PLAN_GRU = 15,
 };

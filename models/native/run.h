@@ -117,14 +117,51 @@ static __attribute__((noinline)) void gru_cell(size_t h, const float *restrict g
     }
 }
 
+/* What remains of that where the reset comes first: which state the gate h is given, */
+static __attribute__((noinline)) void gru_reset(size_t h, const float *restrict gates, const float *restrict recurrent,
+                                                const float *restrict state, float *restrict kept) {
+    for (size_t u = 0; u < h; u++) kept[u] = f_sigmoid(gates[h + u] + recurrent[h + u]) * state[u];
+}
+
+/* and the next state, from what it makes of that. */
+static __attribute__((noinline)) void gru_fresh(size_t h, const float *restrict gates, const float *restrict recurrent,
+                                                const float *restrict from_kept, float *restrict state) {
+    for (size_t u = 0; u < h; u++) {
+        const float update = f_sigmoid(gates[u] + recurrent[u]), fresh = f_tanh(gates[2 * h + u] + from_kept[u]);
+        state[u] = fmaf(update, state[u] - fresh, fresh);
+    }
+}
+
+/* The next states of `rows` rows, from what their inputs and their states add to the gates. `spare` has room for two
+ * states a row. */
+static void next_states(const struct op *o, const struct scratch *s, uint32_t rows, const float *now, size_t ldn,
+                        const float *step, size_t ldg, float *state, size_t lds, float *cell, size_t ldc, float *spare) {
+    const uint32_t h = o->plan.param[2];
+    const size_t padded = STRIDE(h);
+    float *kept = spare, *from_kept = spare + rows * padded;
+    if (o->fresh.k) {
+        for (uint32_t r = 0; r < rows; r++) gru_reset(h, now + r * ldn, step + r * ldg, state + r * lds, kept + r * padded);
+        dense_rows(&o->fresh, s, kept, padded, rows, from_kept, padded);
+        for (uint32_t r = 0; r < rows; r++)
+            gru_fresh(h, now + r * ldn, step + r * ldg, from_kept + r * padded, state + r * lds);
+        return;
+    }
+    const int lstm = o->plan.kind == PLAN_LSTM;
+    for (uint32_t r = 0; r < rows; r++) {
+        if (lstm) lstm_cell(h, now + r * ldn, step + r * ldg, cell + r * ldc, state + r * lds);
+        else gru_cell(h, now + r * ldn, step + r * ldg, state + r * lds);
+    }
+}
+
 /* All steps of each row's window. What the inputs add to the gates is computed for all steps at once. */
 static void recurrent(const struct op *o, const struct scratch *s, const float *x, size_t ldx, uint32_t rows, float *y,
                       size_t ldy) {
     const uint32_t steps = o->plan.param[0], h = o->plan.param[2];
-    const int each = (int)o->plan.param[3], reverse = (int)o->plan.param[4], lstm = o->plan.kind == PLAN_LSTM;
+    const int each = (int)o->plan.param[3], reverse = (int)o->plan.param[4];
     const size_t gates = o->dense.n_padded, padded = STRIDE(h);
     float *all = s->temporary, *step = all + (size_t)s->block_rows * steps * gates;
     float *state = step + (size_t)s->block_rows * gates, *cell = state + (size_t)s->block_rows * padded;
+    float *spare = cell + (size_t)s->block_rows * padded;
     for (uint32_t r = 0; r < rows; r++)
         dense_rows(&o->dense, s, x + r * ldx, o->dense.k, steps, all + (size_t)r * steps * gates, gates);
     memset(state, 0, sizeof *state * rows * padded);
@@ -132,13 +169,9 @@ static void recurrent(const struct op *o, const struct scratch *s, const float *
     for (uint32_t i = 0; i < steps; i++) {
         const uint32_t t = reverse ? steps - 1 - i : i;
         dense_rows(&o->recurrent, s, state, padded, rows, step, gates);
-        for (uint32_t r = 0; r < rows; r++) {
-            const float *now = all + (r * steps + t) * gates;
-            float *hidden = state + r * padded;
-            if (lstm) lstm_cell(h, now, step + r * gates, cell + r * padded, hidden);
-            else gru_cell(h, now, step + r * gates, hidden);
-            if (each) memcpy(y + r * ldy + (size_t)t * h, hidden, h * sizeof *y);
-        }
+        next_states(o, s, rows, all + t * gates, steps * gates, step, gates, state, padded, cell, padded, spare);
+        for (uint32_t r = 0; each && r < rows; r++)
+            memcpy(y + r * ldy + (size_t)t * h, state + r * padded, h * sizeof *y);
     }
     for (uint32_t r = 0; !each && r < rows; r++) memcpy(y + r * ldy, state + r * padded, h * sizeof *y);
 }
@@ -148,18 +181,13 @@ static void recurrent(const struct op *o, const struct scratch *s, const float *
 static void recurrent_step(const struct op *o, const struct scratch *s, const float *x, size_t ldx, uint32_t rows,
                            float *states, size_t lds, const float *prepared, float *y, size_t ldy) {
     const uint32_t h = o->plan.param[2];
-    const int lstm = o->plan.kind == PLAN_LSTM;
-    const size_t gates = o->dense.n_padded, padded = STRIDE(h), from_input = ldx ? gates : 0;
-    float *now = s->temporary, *computed = now + (size_t)s->block_rows * gates;
+    const size_t gates = o->dense.n_padded, block = s->block_rows;
+    float *now = s->temporary, *computed = now + block * gates, *spare = computed + block * gates;
     dense_rows(&o->dense, s, x, ldx, ldx ? rows : 1, now, gates);
     if (!prepared) dense_rows(&o->recurrent, s, states, lds, rows, computed, gates);
     const float *step = prepared ? prepared : computed;
-    for (uint32_t r = 0; r < rows; r++) {
-        float *hidden = states + r * lds;
-        if (lstm) lstm_cell(h, now + r * from_input, step + r * gates, hidden + padded, hidden);
-        else gru_cell(h, now + r * from_input, step + r * gates, hidden);
-        memcpy(y + r * ldy, hidden, h * sizeof *y);
-    }
+    next_states(o, s, rows, now, ldx ? gates : 0, step, gates, states, lds, states + STRIDE(h), lds, spare);
+    for (uint32_t r = 0; r < rows; r++) memcpy(y + r * ldy, states + r * lds, h * sizeof *y);
 }
 
 static void run_row(const struct op *o, const float *const in[PLAN_INPUTS], float *y) {

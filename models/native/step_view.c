@@ -82,7 +82,7 @@ static int narrow_recurrent(struct narrowing *n, struct op *o, uint32_t width) {
     v->state_floats += STRIDE(param[2]) * (o->plan.kind == PLAN_LSTM ? 2 : 1);
     v->gates_at[n->current] = v->gate_floats;
     v->gate_floats += o->recurrent.n_padded;
-    const size_t floats = 2 * (size_t)o->dense.n_padded;
+    const size_t floats = 2 * (size_t)o->dense.n_padded + 2 * STRIDE(param[2]);
     if (floats > v->engine.temporary_row_floats) v->engine.temporary_row_floats = floats;
     v->engine.widths[o->plan.out] = param[2];
     return param[3] ? SERIES : NEWEST;
@@ -148,7 +148,7 @@ void engine_keep_scratch(struct engine *e, const struct op *o) {
         const size_t floats = (size_t)(o->in_width / param[0]) * o->dense.n_padded;
         if (floats > e->temporary_floats) e->temporary_floats = floats;
     } else if (o->plan.kind == PLAN_LSTM || o->plan.kind == PLAN_GRU) {
-        const size_t floats = ((size_t)param[0] + 1) * o->dense.n_padded + 2 * STRIDE(param[2]);
+        const size_t floats = ((size_t)param[0] + 1) * o->dense.n_padded + 4 * STRIDE(param[2]);
         if (floats > e->temporary_row_floats) e->temporary_row_floats = floats;
     }
 }

@@ -75,10 +75,10 @@ def seeds() -> Iterator[bytes]:
     simple.append(Kind.COPY, 0, 1, (2, 8, 4))
     yield simple.encode()
 
-    for kind, gates in ((Kind.LSTM, 4), (Kind.GRU, 3)):
+    for kind, gates, resets_first in ((Kind.LSTM, 4, 0), (Kind.GRU, 3, 0), (Kind.GRU, 3, 1)):
         recurrent = Plan([12, 5])
         weights = (floats(3, gates * 5), floats(5, gates * 5), floats(gates * 5), floats(gates * 5))
-        recurrent.add(kind, (0,), 5, weights, (4, 3, 5, 0, 1))
+        recurrent.add(kind, (0,), 5, weights, (4, 3, 5, 0, 1, resets_first))
         recurrent.ops[-1].out = 1
         yield recurrent.encode()
 
@@ -88,7 +88,8 @@ def seeds() -> Iterator[bytes]:
     value = steps_of.add(Kind.LSTM, (value,), 20, lstm, (4, 3, 5, 1, 0))
     value = steps_of.add(Kind.SOFTMAX, (value,), 20, params=(5, 0))
     gru = (floats(5, 15), floats(5, 15), floats(15), floats(15))
-    steady = steps_of.add(Kind.GRU, (value,), 20, gru, (4, 5, 5, 1, 0))
+    steady = steps_of.add(Kind.GRU, (value,), 20, gru, (4, 5, 5, 1, 0, 1))
+    steady = steps_of.add(Kind.GRU, (steady,), 20, gru, (4, 5, 5, 1, 0, 0))
     value = steps_of.add(Kind.BINARY, (value, steady), 20, params=(Binary.ADD,))
     value = steps_of.add(Kind.COPY, (value,), 5, params=(15, 5, 0))
     steps_of.add(Kind.DENSE, (value,), 2, (floats(5, 2), floats(2)), (5, 2, 0, 0))

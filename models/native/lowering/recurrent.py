@@ -61,8 +61,6 @@ def _check(node: Node, value: Value, layout: int) -> None:
         len(functions) // len(usual)
     ):
         raise node.refuse(f"with the functions {functions}")
-    if node.operation == "GRU" and not node.get("linear_before_reset", 0):
-        raise node.refuse("with its reset before the weights (linear_before_reset=0): export it with 1")
 
 
 def _direction(ctx: Lowering, node: Node, value: Value, number: int, back: bool, each: bool) -> Value:
@@ -75,8 +73,9 @@ def _direction(ctx: Lowering, node: Node, value: Value, number: int, back: bool,
         np.ascontiguousarray(states.T),
         *_biases(node, number, hidden),
     )
-    params = (steps, inputs, hidden, int(each), int(back))
     kind = Kind.LSTM if node.operation == "LSTM" else Kind.GRU
+    resets_first = kind is Kind.GRU and not node.get("linear_before_reset", 0)
+    params = (steps, inputs, hidden, int(each), int(back), int(resets_first))
     return ctx.add(kind, [value], (steps, hidden) if each else (hidden,), tensors, params)
 
 

@@ -231,6 +231,11 @@ TAKEN: Final[dict[str, Model | tuple[Model, Callable[[Array], Array]]]] = {
         for answer in ("Y", "Y_h")
         for direction in ("forward", "reverse", "bidirectional")
     },
+    **{
+        f"GRU, reset first, {answer}, {direction}": recurrent("GRU", answer, direction, linear_before_reset=0)
+        for answer in ("Y", "Y_h")
+        for direction in ("forward", "reverse", "bidirectional")
+    },
     "LSTM without bias": recurrent("LSTM", "Y_h", "forward", bias=False),
     "GRU without bias": recurrent("GRU", "Y_h", "forward", bias=False),
     "LSTM, a state of zeros": recurrent("LSTM", "Y_h", "forward", initial_h=ZEROS),
@@ -288,9 +293,6 @@ def test_trees_of_one_target_obey_logistic_as_the_standard_says(same_bits: Run) 
 
 REFUSED: Final[dict[str, tuple[Model, str, str]]] = {
     "unknown operation": (one("Cos", [6], [6]), "Cos", "do not have it"),
-    "reset before the weights": (
-        recurrent("GRU", "Y", "forward", linear_before_reset=0), "GRU", "linear_before_reset"
-    ),
     "peepholes": (recurrent("LSTM", "Y", "forward", peepholes=floats(1, 12)), "LSTM", "peepholes"),
     "sequence_lens": (
         recurrent("LSTM", "Y", "forward", sequence_lens=np.array([3], np.int32)), "LSTM", "different lengths"

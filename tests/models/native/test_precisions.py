@@ -37,11 +37,13 @@ def test_narrow_layers_give_the_same_bits_and_stay_near(
 
 
 @pytest.mark.parametrize("precision", sorted(ERRORS))
-@pytest.mark.parametrize("operation", ["LSTM", "GRU"])
+@pytest.mark.parametrize(
+    ("operation", "more"), [("LSTM", {}), ("GRU", {}), ("GRU", {"linear_before_reset": 0})]
+)
 def test_narrow_recurrent_layers_give_the_same_bits_and_stay_near(
-    same_bits: Run, operation: str, precision: PrecisionName
+    same_bits: Run, operation: str, more: dict[str, int], precision: PrecisionName
 ) -> None:
-    model = recurrent(operation, "Y", "bidirectional")
+    model = recurrent(operation, "Y", "bidirectional", **more)
     rows = np.random.default_rng(1).standard_normal((9, 5, 3)).astype(np.float32)
     whole, narrow = same_bits(model, rows)["plain"], same_bits(model, rows, precision)["plain"]
     assert 0 < np.abs(whole - narrow).max() <= ERRORS[precision]

@@ -79,7 +79,15 @@ class Builder:
     def repeated(self, width: int) -> Array:
         return np.tile(self.floats(width), self.steps)
 
-    def recurrent(self, kind: Kind, hidden: int, *, each: bool = True, reverse: bool = False) -> None:
+    def recurrent(
+        self,
+        kind: Kind,
+        hidden: int,
+        *,
+        each: bool = True,
+        reverse: bool = False,
+        resets_first: bool = False,
+    ) -> None:
         gates = (4 if kind is Kind.LSTM else 3) * hidden
         tensors: tuple[Array, ...] = (
             self.weights(self.width, gates),
@@ -89,7 +97,7 @@ class Builder:
         )
         if self.precision == "int8":
             tensors += (self.floats(gates) / 60, self.floats(gates) / 60)
-        params = (self.steps, self.width, hidden, int(each), int(reverse))
+        params = (self.steps, self.width, hidden, int(each), int(reverse), int(resets_first))
         width = hidden if each else -(-hidden // self.steps)
         self.add(kind, width, tensors, params)
         self.plan.widths[self.value] = self.steps * hidden if each else hidden
@@ -97,8 +105,9 @@ class Builder:
 
     def layer(self, name: str, size: int) -> None:
         before, width = self.value, self.width
-        if name in ("lstm", "gru"):
-            self.recurrent(Kind.LSTM if name == "lstm" else Kind.GRU, size)
+        if name in ("lstm", "gru", "gru, reset first"):
+            kind = Kind.LSTM if name == "lstm" else Kind.GRU
+            self.recurrent(kind, size, resets_first=name == "gru, reset first")
         elif name == "dense":
             self.add(
                 Kind.DENSE,
@@ -188,7 +197,8 @@ EVENTS = st.lists(
 LAYERS = st.lists(
     st.tuples(
         st.sampled_from(
-            ["lstm", "gru", "dense", "tanh", "affine", "constant", "norm", "softmax", "reversed", "residual"]
+            ["lstm", "gru", "gru, reset first", "dense", "tanh", "affine", "constant", "norm", "softmax"]
+            + ["reversed", "residual"]
         ),
         st.integers(1, 40),
     ),
@@ -258,13 +268,16 @@ def test_windows_that_are_behind_are_advanced_until_none_is() -> None:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("kind", [Kind.LSTM, Kind.GRU])
+@pytest.mark.parametrize(
+    ("kind", "resets_first", "gates_floats"),
+    [(Kind.LSTM, False, 32), (Kind.GRU, False, 16), (Kind.GRU, True, 16)],
+)
 def test_answer_reads_the_gates_that_were_prepared_and_else_none(
-    kind: Kind, precision: PrecisionName
+    kind: Kind, resets_first: bool, gates_floats: int, precision: PrecisionName
 ) -> None:
-    steps, gates_floats = 4, 32  # of 5 values, in whole vectors of 16
+    steps = 4
     builder = Builder(steps, 3, 0, precision)
-    builder.recurrent(kind, 5, each=False)
+    builder.recurrent(kind, 5, each=False, resets_first=resets_first)
     builder.plan.append(Kind.MAP, builder.value, 1, (Function.IDENTITY,))
     builder.plan.widths[1] = 5
     plan = builder.plan.encode()
