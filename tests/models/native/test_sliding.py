@@ -197,8 +197,10 @@ EVENTS = st.lists(
 LAYERS = st.lists(
     st.tuples(
         st.sampled_from(
-            ["lstm", "gru", "gru, reset first", "dense", "tanh", "affine", "constant", "norm", "softmax"]
-            + ["reversed", "residual"]
+            [
+                *("lstm", "gru", "gru, reset first", "dense", "tanh", "affine", "constant", "norm"),
+                *("softmax", "reversed", "residual"),
+            ]
         ),
         st.integers(1, 40),
     ),
