@@ -18,7 +18,7 @@ from typing import Self
 from sigd.bench.errors import BadRequest, BenchError, MissingDependency, PeerFailed
 from sigd.daemon.runtime.process import die_with_parent
 from sigd.wire.client.connect import open_connection, shake_hands
-from sigd.wire.errors import ConnectFailed, SessionError
+from sigd.wire.errors import ConnectFailed, HelloUnanswered, SessionError
 from sigd.wire.messages import Hello, Welcome
 from sigd.wire.status import HelloFlag
 
@@ -170,11 +170,13 @@ def ask_welcome(socket_path: str, hello: Hello) -> Welcome:
     """Connect, say Hello, take the Welcome, and leave.
 
     Raises:
-        ConnectFailed: no daemon listens there (yet).
+        ConnectFailed: no daemon listens there (yet), or it does not answer.
         PeerFailed: a process listens, but gives no Welcome.
     """
     with open_connection(socket_path, _OPEN_TIMEOUT_S) as connection:
         try:
             return shake_hands(connection, hello, time.monotonic() + _OPEN_TIMEOUT_S)[0]
+        except HelloUnanswered as error:
+            raise HelloUnanswered(f"{socket_path}: {error}") from error
         except SessionError as error:
             raise PeerFailed(f"{socket_path}: {error}") from error

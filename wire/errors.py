@@ -8,6 +8,7 @@ WireError
 │   ├── NoSharedMemory       this machine or this connection cannot have it; a stream it can
 │   ├── SessionClosed        the daemon closed the connection; says how many requests were unanswered
 │   ├── ReceiveTimeout       no answer within the time given
+│   │   └── HelloUnanswered  to Hello: also a ConnectFailed, for the session never began
 │   ├── UsedAfterFork        the client belongs to the process that opened it; this is its child
 │   └── ProtocolBroken       the daemon answered something that the contract does not allow
 ├── StepsNotStored           the daemon did not take all steps that were to be the history of an instrument
@@ -79,6 +80,10 @@ class SessionClosed(SessionError):
 
 class ReceiveTimeout(SessionError):
     """No answer came within the time given; the session is still open and the answer may still come."""
+
+
+class HelloUnanswered(ReceiveTimeout, ConnectFailed):
+    """The daemon took the connection in and did not answer Hello within the time given."""
 
 
 class UsedAfterFork(SessionError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 from hdrh.histogram import HdrHistogram
 
-from sigd.bench import rig, verdict
+from sigd.bench import daemon_process, rig, verdict
 from sigd.bench.commands.bench import bench, settings_of
 from sigd.bench.document import Document
 from sigd.bench.errors import BadRequest, MissingDependency
@@ -240,6 +241,16 @@ def test_no_daemon_is_exit_3(tmp_path: Path) -> None:
     result = run("--socket", tmp_path / "absent.sock", "--client", "python")
     assert result.exit_code == 3
     assert "absent.sock" in result.stderr
+
+
+def test_daemon_that_never_answers_hello_is_exit_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daemon_process, "_OPEN_TIMEOUT_S", 0.05)
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(tmp_path / "silent.sock"))
+        silent.listen()
+        result = run("--socket", tmp_path / "silent.sock", "--client", "python")
+    assert result.exit_code == 3
+    assert "silent.sock: the daemon did not answer Hello within the time given" in result.stderr
 
 
 def test_more_in_flight_than_granted_is_exit_2(start_peer: StartPeer) -> None:

@@ -20,7 +20,7 @@ from sigd.daemon.cli import COMMANDS, cli, main
 from sigd.daemon.errors import AlreadyServed, DaemonError, MissingDependency, UsageError
 from sigd.daemon.lazy_group import LazyGroup
 from sigd.models.errors import BackendFailed, BackendUnavailable, ModelRefused
-from sigd.wire.errors import ConnectFailed, Rejected, SessionClosed
+from sigd.wire.errors import ConnectFailed, HelloUnanswered, Rejected, SessionClosed
 
 OPTIONAL = ("torch", "tensorrt", "tensorrt_rtx", "pycuda", "cuda", "pyarrow", "pynvml", "matplotlib")
 
@@ -110,6 +110,7 @@ def test_wrong_usage_ends_with_2(arguments: list[str]) -> None:
         (BackendUnavailable("why"), 3),
         (BackendFailed("why"), 1),
         (ConnectFailed("why"), 3),
+        (HelloUnanswered("why"), 3),
         (SessionClosed("why"), 1),
         (BadRequest("why"), 2),
         (PeerFailed("why"), 1),

@@ -8,6 +8,7 @@ from sigd.wire import errors
 from sigd.wire.errors import (
     ConnectFailed,
     FrameError,
+    HelloUnanswered,
     NoRecording,
     NoSharedMemory,
     ProtocolBroken,
@@ -32,6 +33,7 @@ PARENTS = {
     NoSharedMemory: SessionError,
     SessionClosed: SessionError,
     ReceiveTimeout: SessionError,
+    HelloUnanswered: ReceiveTimeout,
     UsedAfterFork: SessionError,
     ProtocolBroken: SessionError,
     StepsNotStored: WireError,

@@ -81,7 +81,8 @@ def connect(
         ConnectFailed: no daemon listens there, or the socket may not be opened.
         Rejected: the daemon refused: code and reason.
         NoSharedMemory: asked for, and not to be had from here: connect without it.
-        SessionClosed, ReceiveTimeout, ProtocolBroken: the daemon did not answer Hello as the contract says.
+        HelloUnanswered: the daemon did not answer Hello in time.
+        SessionClosed, ProtocolBroken: the daemon did not answer Hello as the contract says.
         ShapeError: a name or number that Hello cannot carry.
     """
     hello = Hello(

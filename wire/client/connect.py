@@ -16,9 +16,9 @@ from sigd.wire.client.handshake import read_welcome
 from sigd.wire.errors import (
     ConnectFailed,
     FrameError,
+    HelloUnanswered,
     NoSharedMemory,
     ProtocolBroken,
-    ReceiveTimeout,
     SessionClosed,
 )
 from sigd.wire.framer import Framer
@@ -126,7 +126,7 @@ def _exchange(
             framer.arrived(count_bytes)
         return read_welcome(frame, hello), framer.rest()
     except TimeoutError:
-        raise ReceiveTimeout(
+        raise HelloUnanswered(
             "the daemon did not answer Hello within the time given: it is stopped, hangs or is busy; sigd"
             " status tells which process it is"
         ) from None

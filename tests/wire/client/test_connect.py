@@ -224,8 +224,9 @@ def test_a_silent_daemon(dial: Dial) -> None:
     def scene(_: Line) -> None:
         done.wait(10)
 
-    with pytest.raises(ReceiveTimeout, match="did not answer Hello"):
+    with pytest.raises(ReceiveTimeout, match="did not answer Hello") as caught:
         dial(scene, timeout_s=0.02)
+    assert isinstance(caught.value, ConnectFailed), "no session began"
     done.set()
 
 
