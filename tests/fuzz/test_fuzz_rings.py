@@ -45,7 +45,7 @@ def test_clients_built_with_sanitizers_notice_nothing(
     if soak is None:
         pytest.skip(capsys.readouterr().out.strip())
     model = models.mlp(features=8, outputs=3)
-    found = run(10 * len(ATTACKS), "backoff", seed=8, model=model, witness=soak)
+    found = run(4 * len(ATTACKS), "backoff", seed=8, model=model, witness=soak)
     assert_harmless(found)
 
 

@@ -3,6 +3,7 @@ client's, which tests/wire/cpp holds against the field tables."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -72,13 +73,13 @@ def test_the_kinds_of_violations_have_the_same_numbers() -> None:
     assert [kind.value for kind in ViolationKind] == list(range(len(names)))
 
 
-def test_the_programs_compile_without_a_warning(programs: NativePrograms, tmp_path: Path) -> None:
+def test_the_programs_compile_without_a_warning(programs: NativePrograms) -> None:
     for source in sorted(SOURCES.glob("*.cpp")):
         done = subprocess.run(
             [
-                *(programs.command, *programs.flags, "-Wpedantic", "-Wshadow", "-Werror"),
-                *("-I", str(INCLUDE)),
-                *("-o", str(tmp_path / source.stem), str(source)),
+                # The product's flags, which its own build has proven, but for the time that -O3 takes.
+                *(programs.command, *programs.flags, "-O1", "-Wpedantic", "-Wshadow", "-Werror"),
+                *("-I", str(INCLUDE), "-c", "-o", os.devnull, str(source)),
             ],
             capture_output=True,
             text=True,
