@@ -233,8 +233,8 @@ def _measure(
     settings = settings_of(**options)
     _check_writable(json_file, hgrm_file, html_file)
     if neighbour is not None:
-        _refuse("--neighbour has no distribution of one run", neighbour, hgrm=hgrm_file, html=html_file)
-        return _measure_neighbour(settings, neighbour, json_file)
+        _refuse("--neighbour has no distribution of one run", neighbour, hgrm=hgrm_file)
+        return _measure_neighbour(settings, neighbour, json_file, html_file)
     json_to_stdout = json_file is not None and str(json_file) == "-"
     console = Console(stderr=json_to_stdout, soft_wrap=True, highlight=False)
     # In a narrow terminal a table's lines are wrapped by it: rich would cut the figures off.
@@ -261,7 +261,9 @@ def _measure(
     return outcome.verdict.exit_code
 
 
-def _measure_neighbour(settings: Settings, command: str, json_file: Path | None) -> int:
+def _measure_neighbour(
+    settings: Settings, command: str, json_file: Path | None, html_file: Path | None
+) -> int:
     import msgspec
     from rich.console import Console
 
@@ -281,6 +283,13 @@ def _measure_neighbour(settings: Settings, command: str, json_file: Path | None)
         click.echo(written.decode())
     elif json_file is not None:
         _write(named_by_verdict(json_file, exit_code), written + b"\n", console)
+    if html_file is not None:
+        from sigd.bench.page.other_pages import neighbour_page
+        from sigd.bench.page.write import write_report
+
+        page = neighbour_page(result, report.reasons(result, settings.budget_ns))
+        for file in write_report(named_by_verdict(html_file, exit_code), page, written + b"\n"):
+            console.print(f"wrote    {file}")
     return exit_code
 
 

@@ -18,6 +18,8 @@ RATIO_MIN: Final = 1.25
 """A smaller ratio is within what a quiet machine does to its own blocks."""
 CHANCE_MAX: Final = 0.001
 """Of a verdict where the neighbour does nothing: below this is a slowdown."""
+PERCENTILES: Final = {"p50": "p50_us", "p99": "p99_us", "p99.9": "p99_9_us"}
+"""Name to the field of a Block."""
 
 
 class Block(msgspec.Struct, frozen=True):
@@ -55,8 +57,7 @@ class Effect(msgspec.Struct, frozen=True):
 
 def effects(pairs: Sequence[Pair]) -> tuple[Effect, ...]:
     """p50, p99 and p99.9 of all pairs."""
-    names = {"p50": "p50_us", "p99": "p99_us", "p99.9": "p99_9_us"}
-    return tuple(_effect(name, field, pairs) for name, field in names.items())
+    return tuple(_effect(name, field, pairs) for name, field in PERCENTILES.items())
 
 
 def slower(found: Sequence[Effect]) -> bool:

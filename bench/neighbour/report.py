@@ -23,14 +23,20 @@ def text(result: Result, budget_ns: int | None) -> str:
         f" {result.client}; chance: of"
         " such pairs where the neighbour does nothing"
     )
-    lines += [f"FAILED: {reason}" for reason in result.reasons]
-    if result.slower:
-        lines.append(
-            "FAILED: the neighbour makes answers slower: give it other cores, another card, or its own hours"
-        )
-    if result.within_budget is False:
-        assert budget_ns is not None
-        lines.append(f"FAILED: p99 beside the neighbour is over the budget of {budget_ns / 1000:g} us")
+    lines += [f"FAILED: {reason}" for reason in reasons(result, budget_ns)]
     if result.passed:
         lines.append(f"passed: no percentile is slower by {RATIO_MIN - 1:.0%} or more beyond chance")
     return "\n".join(lines) + "\n"
+
+
+def reasons(result: Result, budget_ns: int | None) -> list[str]:
+    """Why it did not pass, with what to do; empty where it did."""
+    found = list(result.reasons)
+    if result.slower:
+        found.append(
+            "the neighbour makes answers slower: give it other cores, another card, or its own hours"
+        )
+    if result.within_budget is False:
+        assert budget_ns is not None
+        found.append(f"p99 beside the neighbour is over the budget of {budget_ns / 1000:g} us")
+    return found

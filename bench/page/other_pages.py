@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from sigd.bench import histogram
 from sigd.bench.growth import Growth
+from sigd.bench.neighbour.judge import PERCENTILES
 from sigd.bench.page import figures
 from sigd.bench.page.figures import Curve, Stack, number
 from sigd.bench.page.html import Page, Section, Table
 from sigd.bench.page.latency_page import machine_section
 
 if TYPE_CHECKING:
+    from sigd.bench.neighbour.blocks import Result as Neighbour
     from sigd.bench.observe import Found as Observed
     from sigd.bench.profile.times import Times
     from sigd.bench.reload import Found
@@ -135,6 +137,43 @@ def observe_page(found: Observed, facts: Mapping[str, object]) -> Page:
         ],
         ("PASS", "good") if not found.reasons() else ("FAIL", "bad"),
         found.reasons(),
+    )
+
+
+def neighbour_page(result: Neighbour, reasons: Sequence[str]) -> Page:
+    """The report of `sigd bench --neighbour`: each percentile in each round, beside the neighbour and
+    without."""
+    rounds = [float(number) for number in range(1, len(result.pairs) + 1)]
+    drawn = []
+    for name, field in PERCENTILES.items():
+        curves = [
+            Curve("without", rounds, [getattr(pair.without, field) for pair in result.pairs]),
+            Curve("beside", rounds, [getattr(pair.beside, field) for pair in result.pairs]),
+        ]
+        drawn.append(figures.lines(name, "round", "us", curves))
+    rows = [
+        (
+            effect.percentile,
+            *(number(value) for value in (effect.without_us, effect.beside_us, effect.ratio)),
+            f"{effect.chance:.4f}",
+            "slower" if effect.slower else "",
+        )
+        for effect in result.effects
+    ]
+    head = ("us", "without", "beside", "ratio", "chance", "")
+    return Page(
+        "What a neighbour does to the tail",
+        f"sigd bench --neighbour, beside: {result.neighbour}",
+        [
+            Section(
+                f"{len(result.pairs)} pairs of blocks of {result.block_s:g} s, client: {result.client}",
+                ["Medians over the pairs. Chance: of such pairs where the neighbour does nothing."],
+                drawn,
+                [Table(head, rows)],
+            )
+        ],
+        ("PASS", "good") if result.passed else ("FAIL", "bad"),
+        reasons,
     )
 
 

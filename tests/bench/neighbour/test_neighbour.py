@@ -25,6 +25,7 @@ from sigd.bench.neighbour.blocks import Asked, measure
 from sigd.bench.neighbour.judge import Block, Pair
 from sigd.bench.neighbour.process import running, words_of
 from sigd.bench.rig import Mode, Settings
+from sigd.bench.verdict import named_by_verdict
 from sigd.wire.messages import Hello
 
 if TYPE_CHECKING:
@@ -144,14 +145,19 @@ def test_a_run_of_a_against_a_finds_nothing(daemon: str, run: int, monkeypatch: 
     assert result.valid, result.reasons
 
 
-def test_the_command_writes_its_result(programs: NativePrograms, tmp_path: Path) -> None:
-    file = tmp_path / "beside.json"
+def test_the_command_writes_its_result_and_report(programs: NativePrograms, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the extra report draws")
+    file, page = tmp_path / "beside.json", tmp_path / "page.html"
     words = f"{sys.executable} -c 'import time; time.sleep(600)'"
     options = ["--no-p99", "--closed-loop", "--idle", "block", "--duration", "0.05", "--neighbour", words]
-    result = CliRunner().invoke(bench, [*options, "--json", str(file)])
+    result = CliRunner().invoke(bench, [*options, "--json", str(file), "--html", str(page)])
     assert result.exit_code in (0, 1), result.output
-    written = file if result.exit_code == 0 else file.with_name("beside.FAIL.json")
+    written = named_by_verdict(file, result.exit_code)
     document = json.loads(written.read_text())
+    shown = named_by_verdict(page, result.exit_code)
+    assert shown.read_text().count("<svg") == 3
+    assert ("PASS" if result.exit_code == 0 else "FAIL") in shown.read_text()
+    assert json.loads(shown.with_suffix(".json").read_text()) == document
     assert len(document["pairs"]) == 12
     assert {effect["percentile"] for effect in document["effects"]} == {"p50", "p99", "p99.9"}
 
