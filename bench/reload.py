@@ -24,11 +24,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from sigd.bench import histogram, verdict
+from sigd.bench import histogram, processor_time, verdict
 from sigd.bench.daemon_process import OwnDaemon, ServeOptions, ask_welcome
+from sigd.bench.errors import BadRequest
 from sigd.bench.load import schedule
 from sigd.bench.load.contract import LoadGenerator, LoadPlan, Measurement
 from sigd.bench.load.plan import plan_for
@@ -36,6 +38,8 @@ from sigd.bench.load.schedule import NS_PER_S
 from sigd.daemon.admin.client import ask_reload
 from sigd.daemon.config.config import admin_path_of
 from sigd.daemon.errors import DaemonError
+from sigd.models.engine import ENGINE_SUFFIX
+from sigd.models.manifest import manifest_path
 from sigd.wire.messages import Hello
 from sigd.wire.status import Transport
 
@@ -46,10 +50,13 @@ _WARMUP_S: Final = 0.3
 _PAUSE_S: Final = 0.05
 """Between two reloads."""
 _PATIENCE_S: Final = 60.0
+COST_RELOADS: Final = 20
+"""Before the load, to tell the processor time of one."""
+_COST_IDLE_S: Final = 1.0
+"""How long the idle daemon is looked at, whose processor time is taken off."""
 _COMPUTED_S: Final = 0.018
-"""Processor time of one reload, in the daemon and in the process that validates the file, with the model that
-ships with
-sigd: measured as the difference of their times in /proc over 20 reloads."""
+"""Processor time of one reload with the model that ships with sigd, for the control load where it could not
+be told."""
 _COMPUTE: Final = """
 import os, sys, time
 os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
@@ -101,6 +108,8 @@ class Found:
         requests: how many, in the same order.
         reloads: how many there were.
         reload_ms: p50 and the longest of the reloads themselves.
+        reload_cpu_ms: processor time of one, in the daemon and in the processes that validate, without load;
+            None where the kernel does not count, or a reload failed.
         generations: the first that was seen, and the one that is served in the end.
         in_order: no answer named a lower generation than the one before it.
         failures: reasons of reloads that failed.
@@ -119,6 +128,7 @@ class Found:
     requests: tuple[int, int, int]
     reloads: int
     reload_ms: tuple[float, float]
+    reload_cpu_ms: float | None
     generations: tuple[int, int]
     in_order: bool
     failures: list[str]
@@ -165,6 +175,47 @@ class Found:
         return reasons
 
 
+class Latencies(msgspec.Struct, frozen=True):
+    """Of the requests of one kind of turn; times from when one was due to its answer."""
+
+    requests: int
+    p50_us: float
+    p99_us: float
+    p99_9_us: float = msgspec.field(name="p99.9_us")
+    max_us: float
+
+
+class Document(msgspec.Struct, frozen=True, kw_only=True):
+    """What `--json` writes.
+
+    Attributes:
+        cpus: of the daemon and of the client; null where they are on no core of their own.
+        reload_cpu_ms: processor time of one reload, in the daemon and in the processes that validate, without
+            load; null where it could not be told.
+        generations: the first that was seen, and the one that is served in the end.
+        in_order: no answer named a lower generation than the one before it.
+    """
+
+    reloads: int
+    rate_hz: float
+    transport: str
+    idle: str | None
+    cpus: tuple[int | None, int | None]
+    at_rest: Latencies
+    beside_a_control_load: Latencies
+    during_reloads: Latencies
+    p99_ratio: float
+    p99_floor_ratio: float
+    reload_p50_ms: float
+    reload_max_ms: float
+    reload_cpu_ms: float | None
+    lost: int
+    generations: tuple[int, int]
+    in_order: bool
+    reasons: list[str]
+    passed: bool
+
+
 class _Activity:
     """Something that is done again and again beside the load, in a thread of its own, for the length of a
     turn.
@@ -198,11 +249,13 @@ class _ControlLoad(_Activity):
 
     Args:
         operator: whose reloads its windows are as long as.
+        computed_s: processor time, each time.
     """
 
-    def __init__(self, operator: _Operator) -> None:
+    def __init__(self, operator: _Operator, computed_s: float) -> None:
         super().__init__()
         self._operator = operator
+        self._computed_s = computed_s
         self._process = subprocess.Popen(
             [sys.executable, "-c", _COMPUTE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -211,7 +264,7 @@ class _ControlLoad(_Activity):
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         deadline_s = time.monotonic() + statistics.median(self._operator.took_s)
-        print(_COMPUTED_S, file=self._process.stdin, flush=True)
+        print(self._computed_s, file=self._process.stdin, flush=True)
         self._process.stdout.readline()
         time.sleep(max(0.0, deadline_s - time.monotonic()))
 
@@ -248,17 +301,21 @@ def measure(asked: Asked, generator: LoadGenerator, say: Say) -> Found:
     """Measure. `say` is told what is being done, a line at a time.
 
     Raises:
+        BadRequest: an engine has no manifest beside it.
         PeerFailed: a process that the measurement needs failed.
     """
     with tempfile.TemporaryDirectory(prefix="sigd-reload-") as folder:
-        files = (Path(folder) / "a.onnx", Path(folder) / "b.onnx")
-        for file, source in zip(files, (asked.model, asked.other or asked.model), strict=True):
-            shutil.copyfile(source, file)
+        files = (
+            _copied(asked.model, Path(folder) / "a"),
+            _copied(asked.other or asked.model, Path(folder) / "b"),
+        )
         serve = replace(asked.serve, model=str(files[0]))
         say("starting a daemon: sigd " + " ".join(serve.arguments("SOCKET")))
         with OwnDaemon(serve) as daemon, ExitStack() as stack:
             operator = _Operator(admin_path_of(Path(daemon.socket_path)), files)
-            control_load = stack.enter_context(closing(_ControlLoad(operator)))
+            say(f"{COST_RELOADS} reloads without load, for their processor time")
+            cost_s = _cost_s(daemon.pid, operator)
+            control_load = stack.enter_context(closing(_ControlLoad(operator, cost_s or _COMPUTED_S)))
             resting: list[Measurement] = []
             during: list[Measurement] = []
             beside: list[Measurement] = []
@@ -270,7 +327,47 @@ def measure(asked: Asked, generator: LoadGenerator, say: Say) -> Found:
                 beside.append(_run_beside(control_load, len(operator.windows), plan, generator))
             generation = ask_welcome(daemon.socket_path, Hello(client_name=_CLIENT_NAME)).model_generation
             daemon.stop()
-    return _found(asked, resting, (beside, control_load), (during, operator), generation)
+    found = _found(asked, resting, (beside, control_load), (during, operator), generation)
+    return replace(found, reload_cpu_ms=None if cost_s is None else 1000 * cost_s)
+
+
+def _copied(source: Path, target: Path) -> Path:
+    """A model or an engine with its manifest, under the name of `target`."""
+    engine = source.suffix == ENGINE_SUFFIX
+    copy = target.with_suffix(ENGINE_SUFFIX if engine else ".onnx")
+    shutil.copyfile(source, copy)
+    if engine:
+        try:
+            shutil.copyfile(manifest_path(source), manifest_path(copy))
+        except FileNotFoundError as error:
+            raise BadRequest(
+                f"{manifest_path(source)}: no such file: an engine is served with the manifest that was"
+                " written beside it; copy both files"
+            ) from error
+    return copy
+
+
+def _cost_s(pid: int, operator: _Operator) -> float | None:
+    """Processor time of one reload: of the daemon and its child processes, less what they take idle.
+
+    What the reloads of `operator` were is forgotten but for their failures.
+    """
+    operator.go_on_until(1, time.monotonic_ns() + NS_PER_S)  # the first one sets things up
+    at_ns = [time.monotonic_ns()]
+    used_ns = [processor_time.used_ns(pid)]
+    time.sleep(_COST_IDLE_S)
+    at_ns.append(time.monotonic_ns())
+    used_ns.append(processor_time.used_ns(pid))
+    operator.go_on_until(1 + COST_RELOADS, at_ns[1] + round(_PATIENCE_S * NS_PER_S))
+    done = len(operator.windows) - 1
+    at_ns.append(time.monotonic_ns())
+    used_ns.append(processor_time.used_ns(pid))
+    operator.windows.clear()
+    if None in used_ns or operator.failures or not done:
+        return None
+    before, idle, after = (used or 0 for used in used_ns)
+    idle_share = (idle - before) / (at_ns[1] - at_ns[0])
+    return max(0.0, after - idle - idle_share * (at_ns[2] - at_ns[1])) / done / NS_PER_S
 
 
 def _run_beside(activity: _Activity, times_max: int, plan: LoadPlan, generator: LoadGenerator) -> Measurement:
@@ -326,6 +423,7 @@ def _found(
         requests=(at_rest.size, floor.size, reloading.size),
         reloads=len(operator.windows),
         reload_ms=(statistics.median(took_ms), max(took_ms)),
+        reload_cpu_ms=None,
         generations=(int(resting[0].generation_first), generation),
         in_order=all(bool((np.diff(seen) >= 0).all()) for seen in generations),
         failures=operator.failures,

@@ -12,12 +12,14 @@ import msgspec
 from sigd.bench.alternatives.document import Comparison
 from sigd.bench.document import Document
 from sigd.bench.growth import Growth
+from sigd.bench.reload import Document as Reload
 
 FILE: Final = Path(__file__).with_suffix(".json")
 _COMMANDS: Final = {
     "sigd bench": Document,
     "sigd bench compare": Comparison,
     "sigd bench growth": Growth,
+    "sigd bench reload": Reload,
 }
 
 

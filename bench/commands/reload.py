@@ -13,7 +13,7 @@ from sigd.bench.errors import BenchError
 from sigd.daemon.config.flags import FiniteRange, WholeRange
 
 if TYPE_CHECKING:
-    from sigd.bench.reload import Asked, Found
+    from sigd.bench.reload import Asked, Document, Found
 
 
 @click.command(
@@ -24,6 +24,7 @@ Examples:
   sigd bench reload                    100 reloads of the model that ships with sigd
   sigd bench reload --idle spin --pin  a loop that never sleeps, on a core of its own
   sigd bench reload --model a.onnx --other b.onnx --json > reload.json
+  sigd bench reload --model a.engine --other b.engine
 
 \b
 Exit codes: 0 the bar was kept; 1 not, or the run is not valid; 2 wrong usage or input; 3 the environment
@@ -41,7 +42,8 @@ lacks something, for example a C++ compiler.""",
 @click.option(
     "--model",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="ONNX model to serve and reload.  [default: the one that ships with sigd]",
+    help="ONNX model, or engine with its manifest beside it, to serve and reload.  [default: the model that"
+    " ships with sigd]",
 )
 @click.option(
     "--other",
@@ -94,7 +96,8 @@ def _write_report(file: Path, found: Found) -> None:
     from sigd.bench.page.write import write_report
 
     facts = document(found)
-    for written in write_report(file, reload_page(found, facts), msgspec.json.encode(facts) + b"\n"):
+    page = reload_page(found, msgspec.to_builtins(facts))
+    for written in write_report(file, page, msgspec.json.encode(facts) + b"\n"):
         click.echo(f"wrote    {written}", err=True)
 
 
@@ -126,33 +129,36 @@ def asked_of(
     )
 
 
-def document(found: Found) -> dict[str, object]:
-    """The figures, for programs; times in us, but for the reloads' own."""
+def document(found: Found) -> Document:
+    """The figures, for programs."""
+    from sigd.bench.reload import Document, Latencies
+
     asked = found.asked
-    return {
-        "reloads": found.reloads,
-        "rate_hz": asked.rate_hz,
-        "transport": asked.transport.name.lower(),
-        "idle": asked.serve.idle,
-        "cpus": [asked.serve.cpu, asked.cpu],
-        "at_rest": {"requests": found.requests[0], **_us(found.resting)},
-        "beside_a_control load": {"requests": found.requests[1], **_us(found.beside)},
-        "during_reloads": {"requests": found.requests[2], **_us(found.during)},
-        "p99_ratio": found.p99_ratio,
-        "p99_floor_ratio": found.floor_ratio,
-        "reload_p50_ms": found.reload_ms[0],
-        "reload_max_ms": found.reload_ms[1],
-        "lost": found.lost,
-        "generations": list(found.generations),
-        "in_order": found.in_order,
-        "reasons": found.reasons(),
-        "passed": not found.reasons(),
-    }
-
-
-def _us(percentiles_ns: list[int]) -> dict[str, float]:
-    names = ("p50_us", "p99_us", "p99.9_us", "max_us")
-    return {name: value_ns / 1000 for name, value_ns in zip(names, percentiles_ns, strict=True)}
+    turns = (found.resting, found.beside, found.during)
+    resting, beside, during = (
+        Latencies(count, *(value_ns / 1000 for value_ns in values_ns))
+        for count, values_ns in zip(found.requests, turns, strict=True)
+    )
+    return Document(
+        reloads=found.reloads,
+        rate_hz=asked.rate_hz,
+        transport=asked.transport.name.lower(),
+        idle=asked.serve.idle,
+        cpus=(asked.serve.cpu, asked.cpu),
+        at_rest=resting,
+        beside_a_control_load=beside,
+        during_reloads=during,
+        p99_ratio=found.p99_ratio,
+        p99_floor_ratio=found.floor_ratio,
+        reload_p50_ms=found.reload_ms[0],
+        reload_max_ms=found.reload_ms[1],
+        reload_cpu_ms=found.reload_cpu_ms,
+        lost=found.lost,
+        generations=found.generations,
+        in_order=found.in_order,
+        reasons=found.reasons(),
+        passed=not found.reasons(),
+    )
 
 
 def _show(found: Found) -> None:
@@ -183,6 +189,11 @@ def _show(found: Found) -> None:
         f" process of idle priority that computes as much; a reload takes {found.reload_ms[0]:.0f} ms, at"
         f" most {found.reload_ms[1]:.0f}"
     )
+    if found.reload_cpu_ms is not None:
+        console.print(
+            f"a reload takes {found.reload_cpu_ms:.1f} ms of processor time, in the daemon and in the"
+            " processes that validate"
+        )
     console.print(f"{found.received:,} answers, {found.lost} lost; generations {first} to {last}, {order}")
     console.print("passed" if not found.reasons() else "FAILED")
     for reason in found.reasons():

@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from sigd.bench import reload
 from sigd.bench.commands.reload import asked_of, document, main
+from sigd.bench.errors import BadRequest
 from sigd.bench.load.contract import SAMPLE
 from sigd.bench.load.native import NativeLoad
 from sigd.bench.native.build import NativePrograms
+from sigd.bench.processor_time import used_ns
 from sigd.bench.reload import Asked, Found, measure
+from sigd.models.build.pipeline import build_engine
+from sigd.models.build.request import BuildRequest
+from sigd.models.manifest import manifest_path
+from sigd.models.native.backend import kernels_are_built
 from sigd.wire.ring import why_not_here
 
 if TYPE_CHECKING:
     from tests.conftest import ModelMaker
+
+
+@pytest.fixture(autouse=True)
+def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reload, "TURN_S", 0.2)
+    monkeypatch.setattr(reload, "COST_RELOADS", 2)
+    monkeypatch.setattr(reload, "_COST_IDLE_S", 0.05)
 
 
 def asked(model: Path, other: Path | None = None, transport: str = "stream") -> Asked:
@@ -40,6 +55,7 @@ def found(model: Path = Path("m.onnx")) -> Found:
         requests=(1000, 1000, 1000),
         reloads=2,
         reload_ms=(500.0, 600.0),
+        reload_cpu_ms=18.0,
         generations=(1, 3),
         in_order=True,
         failures=[],
@@ -54,7 +70,7 @@ def test_the_report_shows_latency_in_time_and_by_generation() -> None:
     pytest.importorskip("matplotlib", reason="the extra report draws")
     from sigd.bench.page.other_pages import reload_page
 
-    text = reload_page(found(), document(found())).text()
+    text = reload_page(found(), msgspec.to_builtins(document(found()))).text()
     assert text.count("<svg") == 2
     assert "a reload" in text
     assert "the machine stopped the client" in text
@@ -86,32 +102,54 @@ def test_what_makes_a_run_fail(change: dict[str, object], reason: str) -> None:
 
 @pytest.mark.parametrize("transport", ["stream", "shm"])
 def test_the_whole_of_it_on_a_small_scale(
-    programs: NativePrograms,
-    models: ModelMaker,
-    monkeypatch: pytest.MonkeyPatch,
-    transport: str,
+    programs: NativePrograms, models: ModelMaker, transport: str
 ) -> None:
     if transport == "shm" and why_not_here():
         pytest.skip(why_not_here())
-    monkeypatch.setattr(reload, "TURN_S", 0.2)
     said: list[str] = []
     run = measure(asked(models.copied(4), transport=transport), NativeLoad(programs), said.append)
     # Not what the machine has a say in: its p99, and whether a busy one kept the rate.
-    assert (run.reloads, run.generations, run.lost, run.failures, run.in_order) == (2, (1, 3), 0, [], True)
+    assert (run.reloads, run.generations, run.lost, run.failures, run.in_order) == (2, (4, 6), 0, [], True)
+    assert run.reload_cpu_ms is None or run.reload_cpu_ms > 0
     assert min(run.requests) > 0
     assert run.received == sum(measurement.sent for measurement in run.measurements)
     assert said[0].startswith("starting a daemon: sigd serve ")
-    assert said[1].startswith("0 of 2 reloads")
+    assert said[1] == "2 reloads without load, for their processor time"
+    assert said[2].startswith("0 of 2 reloads")
 
 
-def test_a_file_that_is_refused_fails_the_run(
-    programs: NativePrograms, models: ModelMaker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reload, "TURN_S", 0.2)
+def test_a_file_that_is_refused_fails_the_run(programs: NativePrograms, models: ModelMaker) -> None:
     run = measure(asked(models.copied(4), models.copied(5)), NativeLoad(programs), lambda line: None)
-    assert run.lost == 0
+    assert (run.lost, run.reload_cpu_ms) == (0, None)
     assert any("5 features -> 5 outputs, and clients" in reason for reason in run.reasons())
-    assert any(reason.startswith("generation 1 became 2 after 2 reloads") for reason in run.reasons())
+    assert any(reason.startswith("generation 2 became 3 after 2 reloads") for reason in run.reasons())
+
+
+@pytest.mark.skipif(not kernels_are_built(), reason="the native kernels are not built: python hatch_build.py")
+def test_engines_are_reloaded_with_their_manifests(
+    programs: NativePrograms, models: ModelMaker, tmp_path: Path
+) -> None:
+    engines = [tmp_path / "first.engine", tmp_path / "second.engine"]
+    for seed, engine in enumerate(engines):
+        build_engine(BuildRequest(model=models.mlp(8, (16,), 3, seed=seed), engine=engine, runtime="native"))
+    run = measure(asked(*engines), NativeLoad(programs), lambda line: None)
+    assert (run.reloads, run.failures, run.lost, run.in_order) == (2, [], 0, True)
+    manifest_path(engines[1]).unlink()
+    with pytest.raises(BadRequest, match=r"second\.engine\.json: no such file"):
+        measure(asked(*engines), NativeLoad(programs), lambda line: None)
+
+
+def test_processor_time_is_that_of_all_threads_and_children(tmp_path: Path) -> None:
+    tick_ns = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+    for pid, thread, ran_ns, children, ended in ((1, 1, 5, "2", 3), (1, 4, 7, "", 3), (2, 2, 11, "", 0)):
+        task = tmp_path / str(pid) / "task" / str(thread)
+        task.mkdir(parents=True)
+        (task / "schedstat").write_text(f"{ran_ns} 99 1\n")
+        (task / "children").write_text(children)
+        (tmp_path / str(pid) / "stat").write_text(f"{pid} (a) b) S " + "0 " * 12 + f"{ended} {ended} 0\n")
+    assert used_ns(1, tmp_path) == 5 + 7 + 11 + 6 * tick_ns
+    (tmp_path / "1" / "task" / "4" / "schedstat").unlink()
+    assert used_ns(1, tmp_path) is None
 
 
 @pytest.mark.parametrize(("during_us", "exit_code"), [(119, 0), (130, 1)])
@@ -128,3 +166,5 @@ def test_the_command_shows_the_bar_beside_the_floor_and_ends_by_it(
     assert as_json["passed"] is (exit_code == 0)
     assert (as_json["p99_ratio"], as_json["p99_floor_ratio"]) == (during_us / 100, 1.1)
     assert as_json["generations"] == [1, 3]
+    assert (as_json["reload_cpu_ms"], as_json["at_rest"]["p99.9_us"]) == (18, 200)
+    assert "a reload takes 18.0 ms of processor time" in shown.output
