@@ -129,14 +129,14 @@ def test_a_file_that_is_refused_fails_the_run(programs: NativePrograms, models: 
 def test_engines_are_reloaded_with_their_manifests(
     programs: NativePrograms, models: ModelMaker, tmp_path: Path
 ) -> None:
-    engines = [tmp_path / "first.engine", tmp_path / "second.engine"]
-    for seed, engine in enumerate(engines):
+    first, second = tmp_path / "first.engine", tmp_path / "second.engine"
+    for seed, engine in enumerate((first, second)):
         build_engine(BuildRequest(model=models.mlp(8, (16,), 3, seed=seed), engine=engine, runtime="native"))
-    run = measure(asked(*engines), NativeLoad(programs), lambda line: None)
+    run = measure(asked(first, second), NativeLoad(programs), lambda line: None)
     assert (run.reloads, run.failures, run.lost, run.in_order) == (2, [], 0, True)
-    manifest_path(engines[1]).unlink()
+    manifest_path(second).unlink()
     with pytest.raises(BadRequest, match=r"second\.engine\.json: no such file"):
-        measure(asked(*engines), NativeLoad(programs), lambda line: None)
+        measure(asked(first, second), NativeLoad(programs), lambda line: None)
 
 
 def test_processor_time_is_that_of_all_threads_and_children(tmp_path: Path) -> None:
