@@ -217,6 +217,16 @@ def test_model_without_the_table_keeps_none(start_daemon: StartDaemon, model: Pa
         daemon.connect(history=True)
 
 
+@NEEDS_KERNELS
+def test_check_says_that_native_keeps_columns(models: ModelMaker) -> None:
+    model = models.tcn(20, FEATURES)
+    command = [sys.executable, "-P", "-m", "sigd.daemon", "serve", "--check", "--model", str(model)]
+    command += ["--backend", "native", "--history-instruments", "2"]
+    good = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    told = "for 2 instruments of each client native runs each step from the columns of its layers"
+    assert f"{told}, which take 128 bytes more" in good.stdout
+
+
 def test_check_proves_that_steps_answer_as_windows_do(model: Path, tmp_path: Path) -> None:
     def check(*arguments: Any) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-P", "-m", "sigd.daemon", "serve", "--check", *map(str, arguments)]
@@ -225,6 +235,7 @@ def test_check_proves_that_steps_answer_as_windows_do(model: Path, tmp_path: Pat
     good = check(*serve(model))
     assert good.returncode == 0, good.stderr
     assert "keeps history: 5 steps of 4 features, 160 bytes for each instrument of a client" in good.stdout
+    assert "for 2 instruments of each client onnxruntime runs the whole window of each step" in good.stdout
     (tmp_path / "sigd.toml").write_text(f'model = "{model}"\nhistory = {{steps = 6}}\n')
     seen = subprocess.run(
         [sys.executable, "-P", "-m", "sigd.daemon", "inspect", str(model)],
@@ -234,6 +245,7 @@ def test_check_proves_that_steps_answer_as_windows_do(model: Path, tmp_path: Pat
         check=True,
     )
     assert "history       5 steps of 4 features along axis 1: 160 bytes for each instrument" in seen.stdout
+    assert "steps         native " in seen.stdout
     wrong = check("--config", tmp_path / "sigd.toml")
     assert wrong.returncode == 2
     assert "looks at 5 steps, and the history table says 6" in wrong.stderr
