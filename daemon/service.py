@@ -368,6 +368,6 @@ class Service:
 def _said_of(batcher: Batcher) -> str:
     spec = batcher.spec
     return (
-        f" model={as_utf8(batcher.name)} ({spec.features} -> {spec.outputs})"
+        f" model={as_utf8(batcher.name)} ({spec.request_values} -> {spec.answer_values})"
         f" sha256={spec.sha256.hex()[:16]} backend={batcher.backend.name}"
     )

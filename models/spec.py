@@ -105,6 +105,11 @@ class ModelSpec:
     state: CarriedState | None = None
 
     @property
+    def request_values(self) -> int:
+        """Values of a request by a client: of a step, where a state is kept."""
+        return self.features if self.state is None else self.state.features
+
+    @property
     def answer_values(self) -> int:
         """Values of an answer to a client."""
         return self.outputs if self.state is None else self.state.outputs

@@ -84,8 +84,8 @@ async def _model(batcher: Batcher, shadow: ShadowStatus | None, remembered: Reme
         path=as_utf8(spec.path),
         sha256=spec.sha256.hex(),
         generation=batcher.generation,
-        features=spec.features,
-        outputs=spec.outputs,
+        features=spec.request_values,
+        outputs=spec.answer_values,
         backend=backend.name,
         batch_rows_max=backend.batch_rows_max,
         pending_rows=batcher.pending_rows,
@@ -125,7 +125,7 @@ def _loop(observer: Observer) -> LoopStatus:
 def line(models: Iterable[Batcher], counters: ClientCounters) -> str:
     """What `systemctl status` shows. Said from the loop while it serves, so it adds nothing up."""
     served = "; ".join(
-        f"{as_utf8(batcher.name)} ({batcher.spec.features} -> {batcher.spec.outputs}) on"
+        f"{as_utf8(batcher.name)} ({batcher.spec.request_values} -> {batcher.spec.answer_values}) on"
         f" {batcher.backend.name},"
         f" generation {batcher.generation}"
         for batcher in models

@@ -318,8 +318,8 @@ def _say_good(
         compared = "" if shadow is None else f", compared with {shadow.path} on {shadow.backend}"
         backend.close()
         click.echo(
-            f"good: {spec.path} ({spec.features} -> {spec.outputs}) runs on {backend.name}{compared}; it"
-            " would serve at"
+            f"good: {spec.path} ({spec.request_values} -> {spec.answer_values}) runs on"
+            f" {backend.name}{compared}; it would serve at"
             f" {config.socket_path}"
         )
         for text in (*(note.text for note in notes(spec)), *([steps] if steps else [])):

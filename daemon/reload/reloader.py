@@ -287,11 +287,7 @@ class Reloader:
 
 def _shape(spec: ModelSpec) -> tuple[int, int, Window | None, bool]:
     """What clients were promised. Of a state only that there is one: it begins anew with the model."""
-    return _features(spec), spec.answer_values, spec.window, spec.state is not None
-
-
-def _features(spec: ModelSpec) -> int:
-    return spec.features if spec.state is None else spec.state.features
+    return spec.request_values, spec.answer_values, spec.window, spec.state is not None
 
 
 def _steps(spec: ModelSpec) -> str:
@@ -304,8 +300,8 @@ def _check_shape(path: Path, spec: ModelSpec, batcher: Batcher, allow_new_shape:
     served = batcher.spec
     if _shape(spec) != _shape(served) and not allow_new_shape:
         raise ModelRefused(
-            f"{path}: {_features(spec)} features{_steps(spec)} -> {spec.answer_values} outputs, and clients"
-            f" of {batcher.name!r} were promised {_features(served)}{_steps(served)} ->"
+            f"{path}: {spec.request_values} features{_steps(spec)} -> {spec.answer_values} outputs, and"
+            f" clients of {batcher.name!r} were promised {served.request_values}{_steps(served)} ->"
             f" {served.answer_values}:"
             " serve it under a name of its own, or with --allow-new-shape, which tells them to go"
         )

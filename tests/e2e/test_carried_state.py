@@ -45,6 +45,9 @@ def test_daemon_carries_what_a_client_would(
 ) -> None:
     plain = start_daemon(*serve(model), folder=tmp_path / "plain")
     kept = start_daemon(*serve(model, "--history-instruments", "2"), folder=tmp_path / "kept")
+    assert f"({FEATURES} -> 2)" in kept.ready, "of a step, without the states"
+    (served,) = kept.status().models
+    assert (served.features, served.outputs) == (FEATURES, 2)
     with (
         plain.connect() as own,
         kept.connect(features=FEATURES, outputs=2, history=True, shared_memory=shared_memory) as client,

@@ -87,7 +87,7 @@ def _worst(source: Source) -> Iterator[Series]:
 def _model_info(source: Source) -> Iterator[Series]:
     for batcher in source.models:
         spec, backend = batcher.spec, batcher.backend
-        numbers = (spec.features, spec.outputs, backend.batch_rows_max)
+        numbers = (spec.request_values, spec.answer_values, backend.batch_rows_max)
         yield (as_utf8(batcher.name), spec.sha256.hex(), backend.name, *map(str, numbers)), (1,)
 
 
