@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import uvloop
+from tests.descriptors import open_descriptors
 
 from sigd.daemon.config.choices import LogFormat
 from sigd.daemon.reload import validator as validator_module
@@ -163,11 +164,11 @@ def test_answer_to_a_client_that_gave_up_is_not_the_next_ones(
         given_up.cancel()
         waiting = asyncio.ensure_future(validator.validate(task_for(tmp_path)))
         second = await asked(process)
-        open_files = len(os.listdir("/proc/self/fd"))
+        open_files = len(open_descriptors())
         socket.send_fds(process, [numbered(first, encode(Refused("of another file")))], [process.fileno()])
         process.send(numbered(second, encode(NotHere())))
         assert await waiting is None
-        assert len(os.listdir("/proc/self/fd")) == open_files, "what came along is closed"
+        assert len(open_descriptors()) == open_files, "what came along is closed"
 
     run(validator, work)
 

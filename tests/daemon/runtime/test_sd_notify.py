@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from tests.descriptors import open_descriptors
 
 from sigd.daemon.runtime import sd_notify as notify
 from sigd.daemon.runtime.sd_notify import Notifier
@@ -156,12 +157,7 @@ def test_deaf_service_manager_holds_nothing_up(
 
 
 def test_a_child_does_not_have_the_socket(manager: Manager, close: Closing) -> None:
-    before = _open_descriptors()
+    before = open_descriptors()
     close(Notifier(manager.address))
-    (opened,) = _open_descriptors() - before
+    (opened,) = open_descriptors() - before
     assert not os.get_inheritable(opened)
-
-
-def _open_descriptors() -> set[int]:
-    numbers = {int(name) for name in os.listdir("/proc/self/fd")}
-    return {number for number in numbers if os.path.exists(f"/proc/self/fd/{number}")}

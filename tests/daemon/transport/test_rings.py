@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.descriptors import open_descriptors
 
 from sigd.daemon.serving.counters import LatencyCounts
 from sigd.daemon.serving.fast_path_ring import ANSWERED, EMPTY, HANDED_OVER, Found, make_poll_round
@@ -564,7 +565,7 @@ def test_the_streams_end_is_the_end(rigged: RingRig, end: str) -> None:
 def test_everything_is_given_back(make_rig: type[Rig], end: str) -> None:
     rigged = RingRig(make_rig(synchronous=end != "in a batch"))
     gc.collect()
-    before = len(os.listdir("/proc/self/fd")), regions_mapped()
+    before = len(open_descriptors()), regions_mapped()
     for _ in range(50):
         client = rigged.connect()
         client.send(rigged.rig.requests([1]))
@@ -586,7 +587,7 @@ def test_everything_is_given_back(make_rig: type[Rig], end: str) -> None:
             os.close(descriptor)
         del client
     rigged.host.close()
-    assert (len(os.listdir("/proc/self/fd")), regions_mapped()) == before
+    assert (len(open_descriptors()), regions_mapped()) == before
 
 
 def regions_mapped() -> int:
@@ -674,7 +675,7 @@ def test_what_is_lacking_is_told(rigged: RingRig, monkeypatch: pytest.MonkeyPatc
         raise OSError(28 if lacking == "memory" else 24, "No space" if lacking == "memory" else "Too many")
 
     gc.collect()
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(open_descriptors())
     if lacking == "memory":
         monkeypatch.setattr(os, "ftruncate", refuse)
     elif lacking == "descriptors":
@@ -692,7 +693,7 @@ def test_what_is_lacking_is_told(rigged: RingRig, monkeypatch: pytest.MonkeyPatc
     assert expected.get(lacking, "no asynchronous I/O") in reject.reason
     if lacking in expected and lacking != "the machine":
         rigged.host.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(open_descriptors()) == before
     assert rigged.rig.connect().session.serving, "the stream is still there"
 
 
