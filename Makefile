@@ -35,8 +35,8 @@ demo: $(VENV)/.base  ## start a daemon, feed it a synthetic market, see signals 
 test: $(VENV)/.dev  ## the tests that take seconds
 	$(BIN)/pytest -m "not slow" -n auto --dist worksteal
 
-test-slow: $(VENV)/.dev  ## the others that need no GPU: they start daemons and compilers
-	$(BIN)/pytest -m slow
+test-slow: $(VENV)/.dev  ## the others that need no GPU: they start daemons and compilers (WORKERS=2: by two workers)
+	$(BIN)/pytest -m slow $(if $(WORKERS),-n $(WORKERS) --dist worksteal)
 
 test-all: $(VENV)/.dev  ## both
 	$(BIN)/pytest
