@@ -41,6 +41,13 @@ class Quoted(msgspec.Struct, forbid_unknown_fields=True):
     command: str
 
 
+class Earlier(msgspec.Struct, forbid_unknown_fields=True):
+    """Results of an earlier version or another machine, which still say something."""
+
+    machine: str
+    lines: list[Line]
+
+
 class Figures(msgspec.Struct, forbid_unknown_fields=True):
     """What was measured, where, with what and when."""
 
@@ -50,6 +57,7 @@ class Figures(msgspec.Struct, forbid_unknown_fields=True):
     date: str
     bars: list[Bar]
     lines: list[Line]
+    earlier: Earlier
     elsewhere: list[Quoted]
     gpu: str
 
@@ -74,6 +82,10 @@ def chart(figures: Figures) -> str:
     return "\n".join([head, *lines])
 
 
+def _in_words(lines: list[Line]) -> str:
+    return "\n\n".join(f"    {line.command}\n\n{line.result[0].upper()}{line.result[1:]}." for line in lines)
+
+
 def page(figures: Figures) -> str:
     """docs/benchmarks.md."""
     commands = list(dict.fromkeys(bar.command for bar in figures.bars))
@@ -93,9 +105,9 @@ def page(figures: Figures) -> str:
         ),
         "\n".join(f"    {command}" for command in commands),
         "## What else was measured",
-        "\n\n".join(
-            f"    {line.command}\n\n{line.result[0].upper()}{line.result[1:]}." for line in figures.lines
-        ),
+        _in_words(figures.lines),
+        f"## Earlier, on {figures.earlier.machine}",
+        _in_words(figures.earlier.lines),
         "## On a GPU",
         figures.gpu
         + "\n[How](decisions/0005-gpu-path.md), and [what fails how](gpu-faults.md). `make test-gpu` proves"
