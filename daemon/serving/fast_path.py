@@ -228,8 +228,12 @@ def run_one_by_one(session: Session, count_bytes: int, now_ns: int) -> int:
     ):
         return count_bytes
     storage, fast_path = inbox.storage, session.fast_path
+    if begin:
+        storage[: end - begin] = storage[begin:end]
+        begin, end = 0, end - begin
     inbox.head = inbox.tail = 0
     while end - begin >= frame_bytes and not (session.closed or inbox.rows):
+        # Over one that is answered: what is refused stays as it came.
         if begin:
             storage[:frame_bytes] = storage[begin : begin + frame_bytes]
         if not fast_path(frame_bytes, now_ns):

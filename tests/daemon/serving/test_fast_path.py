@@ -162,6 +162,21 @@ def test_what_comes_behind_a_few_waits_for_its_end(make_rig: type[Rig], count: i
     assert rig.batcher.pending_rows == 0
 
 
+@pytest.mark.parametrize("cut", [1, 8, 60])
+def test_what_is_refused_behind_what_was_heard_is_whole(make_rig: type[Rig], cut: int) -> None:
+    rig = make_rig()
+    client = alone(rig)
+    bad = rig.request(1, np.nan)
+    client.say(Heartbeat(7).encode() + bad[:cut])
+    client.say(bad[cut:] + rig.request(2, 5, 6))
+    rig.run()
+    _, first, second = client.received()
+    assert isinstance(first, Answer)
+    assert isinstance(second, Answer)
+    assert (first.sequence, first.status) == (1, Status.BAD_INPUT)
+    assert (second.sequence, second.outputs) == (2, (5.0, 6.0))
+
+
 def test_requests_of_a_newer_version_take_it_once_they_are_what_comes(make_rig: type[Rig]) -> None:
     rig = make_rig()
     client = alone(rig)
