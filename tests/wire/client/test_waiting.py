@@ -94,17 +94,23 @@ def test_a_daemon_that_closes_while_the_client_waits_for_room(dial: Dial) -> Non
 
 
 def test_a_send_that_was_interrupted_half_way_ends_the_session(dial: Dial) -> None:
-    done = threading.Event()
+    heard, stopped, done = threading.Event(), threading.Event(), threading.Event()
     main_thread = threading.get_ident()
 
     def scene(line: Line) -> None:
         line.greet()
         line.until_the_client_waits()
-        signal.pthread_kill(main_thread, signal.SIGALRM)
+        # One that comes just before the client sleeps does not wake it: Python hears of it afterwards.
+        while not heard.is_set():
+            signal.pthread_kill(main_thread, signal.SIGALRM)
+            heard.wait(0.05)
+        stopped.set()
         assert done.wait(10)
 
     def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
+        if not heard.is_set():
+            heard.set()
+            raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
@@ -113,6 +119,7 @@ def test_a_send_that_was_interrupted_half_way_ends_the_session(dial: Dial) -> No
                 client.send_many(MORE_THAN_ANY_BUFFER)
             with pytest.raises(SessionClosed, match="a send was broken off"):
                 client.send(ROW)
+            assert stopped.wait(10)
     finally:
         signal.signal(signal.SIGALRM, before)
         done.set()
