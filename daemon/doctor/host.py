@@ -63,6 +63,12 @@ class Host:
         """The path of a file of the chosen CPU, for example "topology/core_id"."""
         return f"{CPUS}/cpu{self.cpu}/{path}"
 
+    def control_group(self) -> str | None:
+        """The path of this process's control group below its root, without the first slash; None where there
+        are none of version 2."""
+        found = re.search(r"^0::/(.*)$", self.read("proc/self/cgroup") or "", re.MULTILINE)
+        return None if found is None else found[1]
+
     def online(self) -> frozenset[int]:
         """The CPUs that are switched on."""
         return parse_cpus(self.read(f"{CPUS}/online") or "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
@@ -51,23 +50,16 @@ def place(host: Host) -> Finding:
 
 def _cpuset(host: Host) -> frozenset[int] | None:
     """The CPUs that the session's control group may use; None where none says."""
-    found = re.search(r"^0::/(.*)$", host.read("proc/self/cgroup") or "", re.MULTILINE)
-    if found is None:
+    group = host.control_group()
+    if group is None:
         return None
-    text = host.read(f"sys/fs/cgroup/{found[1]}/cpuset.cpus.effective")
+    text = host.read(f"sys/fs/cgroup/{group}/cpuset.cpus.effective")
     return parse_cpus(text) if text else None
 
 
 LANE_CHECKS: Final[tuple[Callable[[Host], Finding], ...]] = (
     place,
-    processor.governor,
-    processor.sleep_states,
-    processor.isolation,
-    processor.tick,
-    processor.interrupts,
-    processor.sibling,
-    processor.timers,
-    processor.watchdog,
+    *processor.CORE_CHECKS,
     system.realtime,
 )
 

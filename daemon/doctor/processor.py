@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from sigd.daemon.doctor.finding import Finding, boot_parameters, sysctl
 from sigd.daemon.doctor.host import CPUS, Host, format_cpus, parse_cpus
@@ -334,10 +335,10 @@ def timers(host: Host) -> Finding:
 def quota(host: Host) -> Finding:
     """Whether a control group stops the process once it has used its share of CPU time."""
     check = "CPU quota"
-    found = re.search(r"^0::/(.*)$", host.read("proc/self/cgroup") or "", re.MULTILINE)
-    if found is None:
+    own = host.control_group()
+    if own is None:
         return Finding(check, "skip", "no control groups of version 2 here")
-    parts = [part for part in found[1].split("/") if part and part != ".."]
+    parts = [part for part in own.split("/") if part and part != ".."]
     for depth in range(len(parts), -1, -1):
         group = "/".join(parts[:depth])
         limit = host.read(f"sys/fs/cgroup/{group}/cpu.max")
@@ -359,3 +360,16 @@ def quota(host: Host) -> Finding:
             (fix,),
         )
     return Finding(check, "ok", "no control group limits the CPU time")
+
+
+CORE_CHECKS: Final[tuple[Callable[[Host], Finding], ...]] = (
+    governor,
+    sleep_states,
+    isolation,
+    tick,
+    interrupts,
+    sibling,
+    timers,
+    watchdog,
+)
+"""What can hold up a thread on the CPU: the loop's, or a lane's."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,8 @@ import pytest
 from hypothesis import event, given, reject, settings
 from hypothesis import strategies as st
 from onnx import helper
-from tests.models.native.conftest import model_of, plan_of, run_plan
-from tests.models.native.test_sliding import EVENTS, HISTORY, Followed
+from tests.models.native.conftest import model_of, plan_of
+from tests.models.native.test_sliding import EVENTS, HISTORY, Followed, stepped_through
 
 from sigd.models.history import Window
 from sigd.models.history_check import check_steps
@@ -126,39 +126,6 @@ def why_refused(plan: bytes, window: Window) -> str:
     except ValueError as error:
         return str(error)
     return ""
-
-
-def windows_of(told: Sequence[Sequence[Array]], window: Window) -> Array:
-    """Rows of a model, one for each window."""
-    whole = np.stack([np.stack(rows) for rows in told])
-    return np.ascontiguousarray(whole if window.time_axis == 1 else whole.transpose(0, 2, 1))
-
-
-def stepped_through(
-    plan: bytes, window: Window, events: list[tuple[int, str, int]], seed: int, name: str
-) -> None:
-    """Compare steps in the order of `events` with whole windows, on that instruction set."""
-    rows = np.random.default_rng(seed).standard_normal((len(events), window.features)).astype(np.float32)
-    followed = Followed(kernels().load(plan, name), window)
-    stepped, whole = [], []
-    for row, (instrument, what, advances) in zip(rows, events, strict=True):
-        if what == "give up":
-            followed.windows.give_up(instrument)
-            followed.told.pop(instrument, None)
-        elif what == "follow anew":
-            followed.follow()
-        elif what == "store":
-            followed.store(instrument, row, reset=False)
-        else:
-            answer = followed.step(instrument, row, what == "reset")
-            if answer is not None:
-                stepped.append(answer)
-                whole.append(followed.told[instrument][-window.steps :])
-        for _ in range(advances):
-            followed.sliding.advance()
-    if whole:
-        expected = run_plan(plan, windows_of(whole, window), name)
-        assert np.stack(stepped).tobytes() == expected.tobytes(), name
 
 
 LAYER = st.one_of(

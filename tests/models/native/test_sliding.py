@@ -186,6 +186,39 @@ class Followed:
         return answer if whole else None
 
 
+def windows_of(told: Sequence[Sequence[Array]], window: Window) -> Array:
+    """Rows of a model, one for each window."""
+    whole = np.stack([np.stack(rows) for rows in told])
+    return np.ascontiguousarray(whole if window.time_axis == 1 else whole.transpose(0, 2, 1))
+
+
+def stepped_through(
+    plan: bytes, window: Window, events: list[tuple[int, str, int]], seed: int, name: str
+) -> None:
+    """Compare steps in the order of `events` with whole windows, on that instruction set."""
+    rows = np.random.default_rng(seed).standard_normal((len(events), window.features)).astype(np.float32)
+    followed = Followed(kernels().load(plan, name), window)
+    stepped, whole = [], []
+    for row, (instrument, what, advances) in zip(rows, events, strict=True):
+        if what == "give up":
+            followed.windows.give_up(instrument)
+            followed.told.pop(instrument, None)
+        elif what == "follow anew":
+            followed.follow()
+        elif what == "store":
+            followed.store(instrument, row, reset=False)
+        else:
+            answer = followed.step(instrument, row, what == "reset")
+            if answer is not None:
+                stepped.append(answer)
+                whole.append(followed.told[instrument][-window.steps :])
+        for _ in range(advances):
+            followed.sliding.advance()
+    if whole:
+        expected = run_plan(plan, windows_of(whole, window), name)
+        assert np.stack(stepped).tobytes() == expected.tobytes(), name
+
+
 EVENTS = st.lists(
     st.tuples(
         st.integers(0, INSTRUMENTS - 1),
@@ -231,25 +264,8 @@ def test_step_has_the_bits_of_its_whole_window(
     for name, size in layers:
         builder.layer(name, size)
     plan = builder.head(2, last)
-    rows = np.random.default_rng(seed).standard_normal((len(events), features)).astype(np.float32)
     for name in kernels().instruction_sets():
-        followed = Followed(kernels().load(plan, name), Window(steps, features))
-        stepped, whole = [], []
-        for row, (instrument, what, advances) in zip(rows, events, strict=True):
-            if what == "give up":
-                followed.windows.give_up(instrument)
-                followed.told.pop(instrument, None)
-            elif what == "follow anew":
-                followed.follow()
-            else:
-                answer = followed.step(instrument, row, what == "reset")
-                if answer is not None:
-                    stepped.append(answer)
-                    whole.append(np.concatenate(followed.told[instrument][-steps:]))
-            for _ in range(advances):
-                followed.sliding.advance()
-        if whole:
-            assert np.stack(stepped).tobytes() == run_plan(plan, np.stack(whole), name).tobytes(), name
+        stepped_through(plan, Window(steps, features), events, seed, name)
 
 
 def test_windows_that_are_behind_are_advanced_until_none_is() -> None:
